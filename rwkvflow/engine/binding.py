@@ -1,0 +1,304 @@
+"""Python's door to librwkv, or to any library with the C API of rwkv.cpp's rwkv.h.
+
+    with Model("model.bin", library="lib/librwkv.so", threads=2) as model:
+        logits, state = model.eval(token)
+        logits, state = model.eval_sequence(tokens, state)
+
+Calls release the GIL. A model is for one thread at a time; clones share the weights and may run side by side.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rwkvflow.engine.generate import Tokenizer
+    from rwkvflow.engine.sampling import Sampling
+
+    Floats = NDArray[np.float32]
+
+LIBRARY_VARIABLE = "RWKVFLOW_LIBRARY"  # path of the library to use where none is named
+NAMES = {"darwin": "librwkv.dylib", "win32": "librwkv.dll"}
+CHUNK = 32  # tokens a library evaluates together; upstream ones cannot take many more
+
+# What of rwkv.h a message can say: the high byte is where, the low byte what.
+WHERE = {1: "arguments", 2: "file", 3: "model", 4: "model parameters", 5: "graph", 6: "context"}
+WHAT = {
+    1: "no memory",
+    2: "cannot be opened",
+    3: "no information on it",
+    4: "cannot be read",
+    5: "cannot be written",
+    6: "not a model file",
+    7: "unknown file version",
+    8: "unsupported data type",
+    9: "unsupported",
+    10: "wrong shape",
+    11: "wrong size",
+    12: "bad name",
+    13: "bad data",
+    14: "a tensor is missing",
+}
+
+
+class EngineError(Exception):
+    """The library refused something. `flags` are those of rwkv.h, 0 where it gave none."""
+
+    def __init__(self, message: str, flags: int = 0) -> None:
+        super().__init__(message)
+        self.flags = flags
+
+
+def find_library() -> Path:
+    """The library in $RWKVFLOW_LIBRARY, or beside this file. Raises EngineError when there is none."""
+    named = os.environ.get(LIBRARY_VARIABLE)
+    beside = Path(__file__).resolve().parent / "lib" / NAMES.get(sys.platform, "librwkv.so")
+    path = Path(named) if named else beside
+    if not path.is_file():
+        raise EngineError(f"no engine library at {path}; name one, or set {LIBRARY_VARIABLE}")
+    return path
+
+
+class Library:
+    """A loaded library. Loading one twice gives the same."""
+
+    def __init__(self, path: Path | str | None = None) -> None:
+        """Raises EngineError when it cannot be loaded or lacks functions of rwkv.h."""
+        self.path = Path(path) if path is not None else find_library()
+        try:
+            # A path without a slash would be looked up in the system's library folders.
+            self._lib = ctypes.CDLL(str(self.path.resolve()))
+            self._declare()
+        except (OSError, AttributeError) as error:
+            raise EngineError(f"{self.path.name} cannot be used: {error}") from error
+        self.set_print_errors = self._lib.rwkv_set_print_errors
+
+    def _declare(self) -> None:
+        pointer, u32, size, text = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_size_t, ctypes.c_char_p
+        functions: dict[str, tuple[Any, list[Any]]] = {
+            "rwkv_set_print_errors": (None, [pointer, ctypes.c_bool]),
+            "rwkv_get_last_error": (ctypes.c_int, [pointer]),
+            "rwkv_init_from_file": (pointer, [text, u32, u32]),
+            "rwkv_clone_context": (pointer, [pointer, u32]),
+            "rwkv_eval": (ctypes.c_bool, [pointer, u32, pointer, pointer, pointer]),
+            "rwkv_eval_sequence_in_chunks": (ctypes.c_bool, [pointer, pointer, size, size, pointer, pointer, pointer]),
+            "rwkv_get_n_vocab": (size, [pointer]),
+            "rwkv_get_n_embed": (size, [pointer]),
+            "rwkv_get_n_layer": (size, [pointer]),
+            "rwkv_get_state_len": (size, [pointer]),
+            "rwkv_get_logits_len": (size, [pointer]),
+            "rwkv_init_state": (None, [pointer, pointer]),
+            "rwkv_free": (None, [pointer]),
+            "rwkv_quantize_model_file": (ctypes.c_bool, [text, text, text]),
+            "rwkv_get_system_info_string": (text, []),
+        }
+        for name, (result, arguments) in functions.items():
+            function = getattr(self._lib, name)
+            function.restype, function.argtypes = result, arguments
+        self.ours = hasattr(self._lib, "rwkvflow_set_option")
+        if self.ours:
+            self._lib.rwkvflow_set_option.argtypes = [pointer, text, ctypes.c_double]
+            self._lib.rwkvflow_set_option.restype = ctypes.c_bool
+            for name in ("rwkvflow_get_last_message", "rwkvflow_get_version"):
+                getattr(self._lib, name).argtypes = [pointer]
+                getattr(self._lib, name).restype = text
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """One function of the library, by its C name."""
+        return getattr(self._lib, name)(*arguments)
+
+    def error(self, what: str, context: int | None = None) -> EngineError:
+        """The library's last error as an exception to raise."""
+        flags = int(self.call("rwkv_get_last_error", context))
+        message = ""
+        if self.ours:
+            message = self.call("rwkvflow_get_last_message", context).decode("utf-8", "replace")
+        elif flags:
+            parts = (WHERE.get(flags >> 8 & 255), WHAT.get(flags & 255))
+            message = ": ".join(part for part in parts if part) or f"error {flags:#x}"
+        return EngineError(f"{what}: {message}" if message else what, flags)
+
+    def system_info(self) -> str:
+        """What the library says that it runs on."""
+        text: bytes = self.call("rwkv_get_system_info_string")
+        return text.decode("utf-8", "replace")
+
+    def quantize(self, source: Path | str, target: Path | str, kind: str) -> None:
+        """An F32 or F16 file to Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0. Raises EngineError."""
+        self.set_print_errors(None, False)
+        paths = (os.fsencode(Path(path)) for path in (source, target))
+        if not self.call("rwkv_quantize_model_file", *paths, kind.encode()):
+            raise self.error(f"{Path(source).name} cannot be quantized to {kind}")
+
+
+class Model:
+    """A model file opened by a library. Use as a context manager, or call close()."""
+
+    def __init__(
+        self,
+        path: Path | str,
+        library: Library | Path | str | None = None,
+        threads: int = 1,
+        group_norm_eps: float | None = None,
+    ) -> None:
+        """`group_norm_eps`: None for the library's own, and libraries that are not ours have only that one.
+
+        Raises EngineError when the library or the file cannot be used.
+        """
+        self._context: int | None = None
+        self.path = Path(path)
+        self.library = library if isinstance(library, Library) else Library(library)
+        if group_norm_eps is not None and not self.library.ours:
+            raise EngineError(f"{self.library.path.name} cannot be given a group norm epsilon")
+        self.library.set_print_errors(None, False)
+        self._open(
+            self.library.call("rwkv_init_from_file", os.fsencode(Path(path)), max(1, threads), 0),
+            f"{Path(path).name} cannot be opened",
+        )
+        if group_norm_eps is not None:
+            self.set_option("group_norm_eps", group_norm_eps)
+
+    def _open(self, context: int | None, what: str) -> None:
+        if not context:
+            raise self.library.error(what)
+        self._context = context
+        self.library.set_print_errors(context, False)
+        get = self.library.call
+        self.n_vocab = int(get("rwkv_get_n_vocab", context))
+        self.n_embd = int(get("rwkv_get_n_embed", context))
+        self.n_layer = int(get("rwkv_get_n_layer", context))
+        self.state_len = int(get("rwkv_get_state_len", context))
+        self.logits_len = int(get("rwkv_get_logits_len", context))
+
+    def clone(self, threads: int = 1) -> Model:
+        """Another model on the same weights, for another thread. Raises EngineError."""
+        other = Model.__new__(Model)
+        other._context = None
+        other.path, other.library = self.path, self.library
+        other._open(self.library.call("rwkv_clone_context", self._alive(), max(1, threads)), "no clone")
+        return other
+
+    def close(self) -> None:
+        """Frees it; a second call does nothing."""
+        if self._context is not None:
+            self.library.call("rwkv_free", self._context)
+            self._context = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_context", None) is not None:
+            self.close()
+
+    def _alive(self) -> int:
+        if self._context is None:
+            raise EngineError("the model is closed")
+        return self._context
+
+    @property
+    def version(self) -> str | None:
+        """ "4", "5.0", "5.1", "5.2", "6" or "7"; None where the library cannot say."""
+        if not self.library.ours:
+            return None
+        text: bytes = self.library.call("rwkvflow_get_version", self._alive())
+        return text.decode()
+
+    def set_option(self, name: str, value: float) -> None:
+        """See rwkvflow_set_option. Raises EngineError."""
+        if not self.library.ours or not self.library.call(
+            "rwkvflow_set_option", self._alive(), name.encode(), float(value)
+        ):
+            raise self.library.error(f"{name} cannot be set to {value}", self._alive())
+
+    def init_state(self) -> Floats:
+        """A fresh state [state_len], the one that None stands for."""
+        import numpy as np
+
+        state = np.zeros(self.state_len, np.float32)
+        self.library.call("rwkv_init_state", self._alive(), state.ctypes.data)
+        return state
+
+    def eval(self, token: int, state: Floats | None = None, out: Floats | None = None) -> tuple[Floats, Floats]:
+        """One token: (logits [logits_len], state [state_len]) after it. `state` is not changed.
+
+        `out`: an array for the new state, which may be `state` itself; nothing is copied then. Raises EngineError.
+        """
+        import numpy as np
+
+        if not 0 <= int(token) < self.n_vocab:
+            raise EngineError(f"token {token}: the vocabulary has {self.n_vocab}")
+        given, out = self._states(state, out)
+        logits = np.empty(self.logits_len, np.float32)
+        self._check(
+            self.library.call("rwkv_eval", self._alive(), int(token), given, out.ctypes.data, logits.ctypes.data)
+        )
+        return logits, out
+
+    def eval_sequence(
+        self, tokens: Sequence[int] | NDArray[Any], state: Floats | None = None, out: Floats | None = None
+    ) -> tuple[Floats, Floats]:
+        """At least one token: (logits, state) after the last one. Otherwise as `eval`."""
+        import numpy as np
+
+        wide = np.asarray(tokens, np.int64).reshape(-1)
+        if not wide.size:
+            raise EngineError("a sequence of no tokens")
+        if wide.min() < 0 or wide.max() >= self.n_vocab:
+            raise EngineError(f"a token is outside of the vocabulary of {self.n_vocab}")
+        ids = np.ascontiguousarray(wide, np.uint32)
+        given, out = self._states(state, out)
+        logits = np.empty(self.logits_len, np.float32)
+        call = (ids.ctypes.data, ids.size, CHUNK, given, out.ctypes.data, logits.ctypes.data)
+        self._check(self.library.call("rwkv_eval_sequence_in_chunks", self._alive(), *call))
+        return logits, out
+
+    def generate(
+        self,
+        prompt: str,
+        tokenizer: Tokenizer,
+        *,
+        max_tokens: int = 256,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        stops: Sequence[str] = (),
+    ) -> Iterator[str]:
+        """How a text goes on, piece by piece as it comes. The same seed gives the same text.
+
+        rwkvflow.engine.generate.Session does more: it goes on after that, saves states and says why it ended.
+        Raises EngineError, ValueError.
+        """
+        from rwkvflow.engine.generate import Session
+
+        session = Session(self, tokenizer, sampling, seed)
+        session.feed(prompt)
+        return session.generate(max_tokens, stops)
+
+    def _states(self, state: Floats | None, out: Floats | None) -> tuple[int | None, Floats]:
+        import numpy as np
+
+        for array in (state, out):
+            if array is not None and (
+                array.dtype != np.float32 or array.size != self.state_len or not array.flags.c_contiguous
+            ):
+                raise EngineError(f"a state of this model is {self.state_len} contiguous float32")
+        if out is None:
+            out = np.empty(self.state_len, np.float32)
+        elif not out.flags.writeable:
+            raise EngineError("the array for the new state cannot be written")
+        return (None if state is None else int(state.ctypes.data)), out
+
+    def _check(self, fine: bool) -> None:
+        if not fine:
+            raise self.library.error("evaluation failed", self._alive())

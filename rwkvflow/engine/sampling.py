@@ -1,0 +1,174 @@
+"""Choosing the next token: the same logits, settings and seed choose the same tokens on every machine.
+
+Everything is float64 additions, multiplications, divisions and comparisons in a stated order; no exp of a C library, no
+fused multiply-add, no sum whose order is NumPy's to choose. `tools/sampling.h` does the same in C++, bit for bit.
+
+One choice:
+1. a token that was generated before loses `presence` + `frequency` times its count from its logit; counts are
+   multiplied by `decay` at every token (as RWKV's own pipeline does it);
+2. temperature 0: the largest logit, of equal ones the lowest id. That is all then;
+3. tokens in the order of their logits, largest first, of equal ones the lowest id; weights exp((logit - largest) / T);
+4. `top_k`: the first k of them, their sum added up in this order; else all, added up in the order of ids;
+5. `top_p` below 1: the shortest beginning whose weights add up to at least top_p of that sum;
+6. a random number below 1 times the sum of what is left: the first token where the running sum exceeds it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Doubles = NDArray[np.float64]
+MASK = (1 << 64) - 1
+LARGEST_SEED = MASK
+
+INVERSE_LN2 = 1.4426950408889634
+LN2_HIGH = 0.693147180369123816490  # with 21 zero bits at the end: times a whole number up to 1100 is exact
+LN2_LOW = 1.90821492927058770002e-10
+COEFFICIENTS = tuple(1.0 / math.factorial(n) for n in range(13, -1, -1))
+SMALLEST = -700.0  # below, a weight is 0: 1e-304 of the likeliest token's
+PIECE = 8192
+FIRST = 64  # how many tokens are put in order before it is known whether that is enough
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. Raises ValueError for what makes no sense."""
+
+    temperature: float = 1.0  # 0: always the likeliest token
+    top_p: float = 0.7
+    top_k: int = 0  # 0: as many as there are
+    presence: float = 0.0
+    frequency: float = 0.0
+    decay: float = 0.996
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if not math.isfinite(getattr(self, field.name)):
+                raise ValueError(f"{field.name} is no number")
+        if self.temperature < 0:
+            raise ValueError(f"temperature {self.temperature:g}: it is 0 or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top-p {self.top_p:g}: it is above 0 and at most 1")
+        if self.top_k < 0:
+            raise ValueError(f"top-k {self.top_k}: it is 0 (all) or more")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"penalty decay {self.decay:g}: it is from 0 to 1")
+
+
+class Random:
+    """xoshiro256**, seeded by splitmix64 (Blackman and Vigna, public domain algorithms)."""
+
+    def __init__(self, seed: int) -> None:
+        """`seed`: 0 to 2^64 - 1. Raises ValueError."""
+        if not 0 <= seed <= LARGEST_SEED:
+            raise ValueError(f"seed {seed}: it is from 0 to 2^64 - 1")
+        state = []
+        for _ in range(4):
+            seed = (seed + 0x9E3779B97F4A7C15) & MASK
+            z = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+            z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+            state.append(z ^ (z >> 31))
+        self.state = state
+
+    def bits(self) -> int:
+        """The next 64 bits."""
+        s = self.state
+        result = (_rotated((s[1] * 5) & MASK, 7) * 9) & MASK
+        t = (s[1] << 17) & MASK
+        s[2] ^= s[0]
+        s[3] ^= s[1]
+        s[1] ^= s[2]
+        s[0] ^= s[3]
+        s[2] ^= t
+        s[3] = _rotated(s[3], 45)
+        return result
+
+    def below_one(self) -> float:
+        """The next multiple of 2^-53 from 0 to below 1."""
+        return (self.bits() >> 11) * 2.0**-53
+
+
+def _rotated(value: int, by: int) -> int:
+    return ((value << by) | (value >> (64 - by))) & MASK
+
+
+def exp(x: Doubles) -> Doubles:
+    """e to the power of each x <= 0; 0 below -700. Within 2 units in the last place, and the same everywhere.
+
+    x = k ln 2 + r with |r| <= ln 2 / 2 (Cody and Waite's two-part ln 2), Taylor's polynomial of degree 13 in r.
+    """
+    if x.size > PIECE:  # what fits into the fastest cache is done twice as fast
+        return np.concatenate([exp(x[at : at + PIECE]) for at in range(0, x.size, PIECE)])
+    kept = np.maximum(x, SMALLEST)
+    k = np.floor(kept * INVERSE_LN2 + 0.5)
+    r = (kept - k * LN2_HIGH) - k * LN2_LOW
+    out: Doubles = np.full_like(r, COEFFICIENTS[0])
+    for coefficient in COEFFICIENTS[1:]:
+        out *= r
+        out += coefficient
+    out *= ((k.astype(np.int64) + 1023) << 52).view(np.float64)  # 2 to the power of k
+    out[x < SMALLEST] = 0.0
+    return out
+
+
+class Sampler:
+    """Chooses token after token, and remembers what it chose."""
+
+    def __init__(self, settings: Sampling, seed: int) -> None:
+        self.settings = settings
+        self.random = Random(seed)
+        self.counts: dict[int, float] = {}
+
+    def choose(self, logits: NDArray[Any]) -> int:
+        """The next token. logits: [n_vocab], not changed. Raises ValueError where one is not finite."""
+        values = np.asarray(logits, np.float64).reshape(-1).copy()
+        if not np.isfinite(values).all():
+            raise ValueError("the model's logits are not finite")
+        s = self.settings
+        if s.presence or s.frequency:
+            for token, count in self.counts.items():
+                values[token] -= s.presence + s.frequency * count
+        token = int(values.argmax()) if s.temperature == 0 else self._draw(values)
+        self.counts = {old: left for old, count in self.counts.items() if (left := count * s.decay) > 0}
+        self.counts[token] = self.counts.get(token, 0.0) + 1.0
+        return token
+
+    def _draw(self, values: Doubles) -> int:
+        s = self.settings
+        with np.errstate(over="ignore"):  # a tiny temperature: minus infinity, weight 0
+            weights = exp((values - values.max()) / s.temperature)
+        most = min(s.top_k or values.size, values.size)
+        total = float(np.cumsum(weights[_first(values, most)] if s.top_k else weights)[-1])
+        share = self.random.below_one()
+        count = FIRST
+        while True:
+            order = _first(values, min(count, most))
+            running = np.cumsum(weights[order])
+            end = most
+            kept = total
+            if s.top_p < 1:
+                end = int(np.searchsorted(running, s.top_p * total)) + 1
+                kept = float(running[min(end, order.size) - 1])
+            if end <= order.size or count >= most:
+                at = int(np.searchsorted(running, share * kept, side="right"))
+                return int(order[min(at, end - 1, order.size - 1)])
+            if s.top_p >= 1:  # no need to know where the end is
+                at = int(np.searchsorted(running, share * kept, side="right"))
+                if at < order.size:
+                    return int(order[at])
+            count *= 8
+
+
+def _first(values: Doubles, count: int) -> NDArray[np.int64]:
+    """Ids of the `count` largest values in order: largest first, of equal ones the lowest id."""
+    if count >= values.size:
+        return np.argsort(-values, kind="stable")
+    least = np.partition(values, values.size - count)[values.size - count]
+    some = np.flatnonzero(values >= least)
+    found: NDArray[np.int64] = some[np.argsort(-values[some], kind="stable")][:count]
+    return found

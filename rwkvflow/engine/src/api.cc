@@ -1,0 +1,219 @@
+// The C API: arguments are checked here, so that what is below can trust them.
+#include <math.h>
+#include <stdio.h>
+
+#include "eval.h"
+#include "memory.h"
+#include "rwkvflow.h"
+
+using namespace rwkvflow;
+
+struct rwkv_context {
+    Model *model;
+    Pool *pool;
+    Workspace one;   // for single tokens
+    Workspace many;  // for sequences; made when first needed
+    Error error;
+    float group_norm_eps;
+};
+
+namespace {
+
+rwkv_context *context_create(Model *model, uint32_t threads, Error *error) {
+    rwkv_context *ctx = static_cast<rwkv_context *>(calloc(1, sizeof(rwkv_context)));
+    if (ctx == nullptr) {
+        fail(error, RWKV_ERROR_CTX | RWKV_ERROR_ALLOC, "no memory for a context");
+        model_release(model);
+        return nullptr;
+    }
+    ctx->model = model;
+    ctx->error.print = global_print();
+    ctx->group_norm_eps = 64e-5f;
+    ctx->pool = pool_create(threads);
+    if (ctx->pool == nullptr) {
+        fail(error, RWKV_ERROR_CTX | RWKV_ERROR_ALLOC, "no memory for %u threads", threads);
+    } else if (workspace_create(model, 1, pool_size(ctx->pool), &ctx->one, error)) {
+        return ctx;
+    }
+    rwkv_free(ctx);
+    return nullptr;
+}
+
+// The workspace for a sequence of that length, or null with an error.
+Workspace *workspace_for(rwkv_context *ctx, size_t length) {
+    if (length == 1) return &ctx->one;
+    if (ctx->many.tokens == 0 && !workspace_create(ctx->model, kMaxBlock, pool_size(ctx->pool), &ctx->many, &ctx->error)) return nullptr;
+    return &ctx->many;
+}
+
+bool evaluate(rwkv_context *ctx, const uint32_t *tokens, size_t length, const float *state_in, float *state_out, float *logits) {
+    const Model *model = ctx->model;
+    for (size_t i = 0; i < length; ++i)
+        if (tokens[i] >= model->n_vocab)
+            return fail(&ctx->error, RWKV_ERROR_ARGS, "token %u at %zu: the vocabulary has %u", tokens[i], i, model->n_vocab);
+    Workspace *work = workspace_for(ctx, length);
+    if (work == nullptr) return false;
+    float *state = state_out != nullptr ? state_out : work->state;
+    if (state_in == nullptr) {
+        init_state(model, state);
+        state_in = state;
+    }
+    for (size_t done = 0; done < length;) {
+        const size_t left = length - done;
+        const uint32_t count = left < work->tokens ? static_cast<uint32_t>(left) : work->tokens;
+        const bool last = done + count == length;
+        Block block = {model,           kernels(), ctx->pool,      work, ctx->group_norm_eps,
+                       tokens + done,   count,     done == 0 ? state_in : state,
+                       state,           last ? logits : nullptr};
+        eval_block(&block);
+        done += count;
+    }
+    return true;
+}
+
+}  // namespace
+
+void rwkv_set_print_errors(struct rwkv_context *ctx, const bool print_errors) {
+    if (ctx == nullptr)
+        set_global_print(print_errors);
+    else
+        ctx->error.print = print_errors;
+}
+
+bool rwkv_get_print_errors(const struct rwkv_context *ctx) { return ctx == nullptr ? global_print() : ctx->error.print; }
+
+enum rwkv_error_flags rwkv_get_last_error(struct rwkv_context *ctx) {
+    Error *error = ctx == nullptr ? global_error() : &ctx->error;
+    const uint32_t flags = error->flags;
+    error->flags = 0;
+    return static_cast<rwkv_error_flags>(flags);
+}
+
+struct rwkv_context *rwkv_init_from_file(const char *model_file_path, const uint32_t n_threads, const uint32_t) {
+    Error *error = global_error();
+    error->flags = 0;
+    if (model_file_path == nullptr || n_threads == 0) {
+        fail(error, RWKV_ERROR_ARGS, "a path and at least one thread are needed");
+        return nullptr;
+    }
+    Model *model = model_open(model_file_path, error);
+    return model == nullptr ? nullptr : context_create(model, n_threads, error);
+}
+
+struct rwkv_context *rwkv_clone_context(struct rwkv_context *ctx, const uint32_t n_threads) {
+    Error *error = global_error();
+    error->flags = 0;
+    if (ctx == nullptr || n_threads == 0) {
+        fail(error, RWKV_ERROR_ARGS, "a context and at least one thread are needed");
+        return nullptr;
+    }
+    model_retain(ctx->model);
+    rwkv_context *clone = context_create(ctx->model, n_threads, error);
+    if (clone == nullptr) return nullptr;
+    clone->group_norm_eps = ctx->group_norm_eps;
+    clone->error.print = ctx->error.print;
+    return clone;
+}
+
+bool rwkv_eval(struct rwkv_context *ctx, const uint32_t token, const float *state_in, float *state_out, float *logits_out) {
+    if (ctx == nullptr) return fail(global_error(), RWKV_ERROR_ARGS, "no context");
+    ctx->error.flags = 0;
+    return evaluate(ctx, &token, 1, state_in, state_out, logits_out);
+}
+
+bool rwkv_eval_sequence(struct rwkv_context *ctx, const uint32_t *tokens, const size_t sequence_len, const float *state_in,
+                        float *state_out, float *logits_out) {
+    if (ctx == nullptr) return fail(global_error(), RWKV_ERROR_ARGS, "no context");
+    ctx->error.flags = 0;
+    if (sequence_len == 0) return fail(&ctx->error, RWKV_ERROR_ARGS, "a sequence of no tokens");
+    if (tokens == nullptr) return workspace_for(ctx, sequence_len) != nullptr;
+    return evaluate(ctx, tokens, sequence_len, state_in, state_out, logits_out);
+}
+
+// Pieces are cut by the engine anyway, and results do not depend on how.
+bool rwkv_eval_sequence_in_chunks(struct rwkv_context *ctx, const uint32_t *tokens, const size_t sequence_len,
+                                  const size_t chunk_size, const float *state_in, float *state_out, float *logits_out) {
+    if (ctx == nullptr) return fail(global_error(), RWKV_ERROR_ARGS, "no context");
+    ctx->error.flags = 0;
+    if (chunk_size == 0) return fail(&ctx->error, RWKV_ERROR_ARGS, "chunks of no tokens");
+    return rwkv_eval_sequence(ctx, tokens, sequence_len, state_in, state_out, logits_out);
+}
+
+size_t rwkv_get_n_vocab(const struct rwkv_context *ctx) { return ctx->model->n_vocab; }
+size_t rwkv_get_n_embed(const struct rwkv_context *ctx) { return ctx->model->n_embd; }
+size_t rwkv_get_n_layer(const struct rwkv_context *ctx) { return ctx->model->n_layer; }
+size_t rwkv_get_state_len(const struct rwkv_context *ctx) { return static_cast<size_t>(ctx->model->state_len); }
+size_t rwkv_get_logits_len(const struct rwkv_context *ctx) { return ctx->model->n_vocab; }
+uint32_t rwkv_get_state_buffer_element_count(const struct rwkv_context *ctx) {
+    return static_cast<uint32_t>(ctx->model->state_len);
+}
+uint32_t rwkv_get_logits_buffer_element_count(const struct rwkv_context *ctx) { return ctx->model->n_vocab; }
+
+void rwkv_init_state(const struct rwkv_context *ctx, float *state) { init_state(ctx->model, state); }
+
+void rwkv_free(struct rwkv_context *ctx) {
+    if (ctx == nullptr) return;
+    pool_free(ctx->pool);
+    workspace_free(&ctx->one);
+    workspace_free(&ctx->many);
+    model_release(ctx->model);
+    free(ctx);
+}
+
+const char *rwkv_get_system_info_string(void) {
+    static thread_local char text[96];
+    snprintf(text, sizeof text, "AVX2=%d AVX512=%d NEON=%d KERNELS=%s", kernels_named("avx2") != nullptr,
+             kernels_named("avx512") != nullptr, kernels_named("neon") != nullptr, kernels()->name);
+    return text;
+}
+
+bool rwkvflow_set_option(struct rwkv_context *ctx, const char *name, double value) {
+    if (ctx == nullptr || name == nullptr) return fail(global_error(), RWKV_ERROR_ARGS, "no context or no name");
+    ctx->error.flags = 0;
+    if (strcmp(name, "group_norm_eps") == 0) {
+        if (!(value > 0) || value > 1) return fail(&ctx->error, RWKV_ERROR_ARGS, "group_norm_eps cannot be %g", value);
+        ctx->group_norm_eps = static_cast<float>(value);
+        return true;
+    }
+    return fail(&ctx->error, RWKV_ERROR_ARGS, "no option %.80s", name);
+}
+
+const char *rwkvflow_get_last_message(const struct rwkv_context *ctx) {
+    return ctx == nullptr ? global_error()->message : ctx->error.message;
+}
+
+const char *rwkvflow_get_version(const struct rwkv_context *ctx) { return version_name(ctx->model->version); }
+const char *rwkvflow_get_kernels(void) { return kernels()->name; }
+
+struct rwkvflow_file {
+    File file;
+};
+
+struct rwkvflow_file *rwkvflow_file_open(const char *path) {
+    Error *error = global_error();
+    error->flags = 0;
+    rwkvflow_file *out = static_cast<rwkvflow_file *>(calloc(1, sizeof(rwkvflow_file)));
+    if (path == nullptr || out == nullptr) {
+        fail(error, path == nullptr ? RWKV_ERROR_ARGS : RWKV_ERROR_FILE | RWKV_ERROR_ALLOC, "no path or no memory");
+    } else if (file_open(path, &out->file, error)) {
+        return out;
+    }
+    free(out);
+    return nullptr;
+}
+
+void rwkvflow_file_close(struct rwkvflow_file *file) {
+    if (file == nullptr) return;
+    file_close(&file->file);
+    free(file);
+}
+
+void rwkvflow_file_header(const struct rwkvflow_file *file, int32_t header[6]) { memcpy(header, file->file.header, 24); }
+uint64_t rwkvflow_file_tensor_count(const struct rwkvflow_file *file) { return file->file.count; }
+
+bool rwkvflow_file_tensor(const struct rwkvflow_file *file, uint64_t index, struct rwkvflow_tensor *out) {
+    if (index >= file->file.count) return false;
+    const Tensor &tensor = file->file.tensors[index];
+    *out = {tensor.name, tensor.type, tensor.n_dims, {tensor.dims[0], tensor.dims[1], tensor.dims[2], 1}, tensor.offset, tensor.bytes};
+    return true;
+}

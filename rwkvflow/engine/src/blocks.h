@@ -1,0 +1,152 @@
+// Types of weights: their numbers in files, their byte layouts, and scalar conversions between the float types.
+//
+// Layouts are those of rwkv.cpp's model files (ggml): little-endian, 32 weights a block, scales in IEEE half precision,
+// weight j < 16 in the low nibble of byte j and weight j + 16 in its high nibble, bit j of `qh` the fifth bit of weight j.
+// Blocks stand in files at any address, so every struct here has an alignment of 1.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the layouts below are written for little-endian processors"
+#endif
+
+namespace rwkvflow {
+
+// Numbers as rwkv.cpp writes them; BF16, which its files do not have, as ggml does.
+enum Type : int32_t {
+    TYPE_F32 = 0,
+    TYPE_F16 = 1,
+    TYPE_Q4_0 = 2,
+    TYPE_Q4_1 = 3,
+    TYPE_Q5_0 = 7,
+    TYPE_Q5_1 = 8,
+    TYPE_Q8_0 = 9,
+    TYPE_BF16 = 30,
+};
+
+constexpr uint32_t BLOCK = 32;  // weights in a block of any quantized type
+
+#pragma pack(push, 1)
+
+// w = d * (q - 8)
+struct BlockQ4_0 {
+    uint16_t d;
+    uint8_t qs[BLOCK / 2];
+};
+
+// w = d * q + m
+struct BlockQ4_1 {
+    uint16_t d;
+    uint16_t m;
+    uint8_t qs[BLOCK / 2];
+};
+
+// w = d * (q - 16)
+struct BlockQ5_0 {
+    uint16_t d;
+    uint8_t qh[4];
+    uint8_t qs[BLOCK / 2];
+};
+
+// w = d * q + m
+struct BlockQ5_1 {
+    uint16_t d;
+    uint16_t m;
+    uint8_t qh[4];
+    uint8_t qs[BLOCK / 2];
+};
+
+// w = d * q
+struct BlockQ8_0 {
+    uint16_t d;
+    int8_t qs[BLOCK];
+};
+
+#pragma pack(pop)
+
+static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ4_1) == 20 && sizeof(BlockQ5_0) == 22);
+static_assert(sizeof(BlockQ5_1) == 24 && sizeof(BlockQ8_0) == 34);
+
+inline bool is_quantized(int32_t type) {
+    return type == TYPE_Q4_0 || type == TYPE_Q4_1 || type == TYPE_Q5_0 || type == TYPE_Q5_1 || type == TYPE_Q8_0;
+}
+
+// Weights in one unit of a type: 32 for the quantized, 1 for the others, 0 for an unknown type.
+inline uint32_t block_length(int32_t type) {
+    if (is_quantized(type)) return BLOCK;
+    return type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16 ? 1 : 0;
+}
+
+// Bytes of that unit, 0 for an unknown type.
+inline uint32_t block_bytes(int32_t type) {
+    switch (type) {
+        case TYPE_F32: return 4;
+        case TYPE_F16: return 2;
+        case TYPE_BF16: return 2;
+        case TYPE_Q4_0: return sizeof(BlockQ4_0);
+        case TYPE_Q4_1: return sizeof(BlockQ4_1);
+        case TYPE_Q5_0: return sizeof(BlockQ5_0);
+        case TYPE_Q5_1: return sizeof(BlockQ5_1);
+        case TYPE_Q8_0: return sizeof(BlockQ8_0);
+        default: return 0;
+    }
+}
+
+inline uint32_t float_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+inline float bits_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// a where the mask is all ones, b where it is zero.
+inline uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
+    return (a & mask) | (b & ~mask);
+}
+
+// Half to single precision, exact. Free of branches, so that loops over it become vector code.
+inline float half_to_float(uint16_t half) {
+    const uint32_t sign = (uint32_t)(half & 0x8000u) << 16;
+    const uint32_t rest = half & 0x7fffu;
+    // Normal numbers, infinities and NaN: the same bits 13 places up and another bias, or the highest exponent.
+    const uint32_t special = 0u - (uint32_t)(rest >= 0x7c00u);
+    const uint32_t normal = (rest << 13) + select_bits(special, 0x70000000u, 0x38000000u);
+    // Subnormal numbers are multiples of 2^-24: put the multiple below the leading 1 of 0.5, then take 0.5 away.
+    const uint32_t small = float_bits(bits_float(0x3f000000u | rest) - 0.5f);
+    const uint32_t tiny = 0u - (uint32_t)(rest < 0x400u);
+    return bits_float(sign | select_bits(tiny, small, normal));
+}
+
+// Single to half precision, to nearest, ties to even; too large becomes infinity, any NaN the quiet one with its sign.
+inline uint16_t float_to_half(float value) {
+    const uint32_t bits = float_bits(value);
+    const uint32_t rest = bits & 0x7fffffffu;
+    const uint32_t normal = (rest - 0x38000000u + 0xfffu + ((rest >> 13) & 1u)) >> 13;
+    // Below 2^-14 the unit is 2^-24, which is the unit of [0.5, 1): the addition rounds as is wanted.
+    const uint32_t small_range = 0u - (uint32_t)(rest < 0x38800000u);
+    const uint32_t small = float_bits(bits_float(rest & small_range) + 0.5f) - 0x3f000000u;
+    uint32_t half = select_bits(small_range, small, normal);
+    half = select_bits(0u - (uint32_t)(rest >= 0x477ff000u), 0x7c00u, half);
+    half = select_bits(0u - (uint32_t)(rest > 0x7f800000u), 0x7e00u, half);
+    return (uint16_t)(half | ((bits >> 16) & 0x8000u));
+}
+
+inline float bfloat_to_float(uint16_t bfloat) {
+    return bits_float((uint32_t)bfloat << 16);
+}
+
+// Single precision to bfloat16, to nearest, ties to even; a NaN becomes quiet and keeps its upper bits.
+inline uint16_t float_to_bfloat(float value) {
+    const uint32_t bits = float_bits(value);
+    const uint32_t nan = 0u - (uint32_t)((bits & 0x7fffffffu) > 0x7f800000u);
+    return (uint16_t)(select_bits(nan, bits | 0x00400000u, bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+}  // namespace rwkvflow

@@ -1,0 +1,232 @@
+#include "eval.h"
+
+#include "memory.h"
+#include "quantize.h"
+
+namespace rwkvflow {
+
+namespace {
+
+constexpr float kNormEps = 1e-5f;
+
+uint32_t round_up(uint32_t n) { return (n + kSlice - 1) / kSlice * kSlice; }
+
+Activations take_activations(Arena *arena, uint32_t tokens, uint32_t columns, bool quantized) {
+    Activations out = {};
+    out.stride = (columns + kGroupColumns - 1) / kGroupColumns * kGroupColumns;
+    const uint64_t all = mul_sat(tokens, out.stride);
+    out.f = arena->take<float>(all);
+    if (quantized) {
+        out.q = arena->take<int8_t>(all);
+        out.d = arena->take<float>(all / kSlice);
+        out.s = arena->take<float>(all / kSlice);
+        out.n = arena->take<int32_t>(all / 8);
+    }
+    return out;
+}
+
+void lay_out(const Model *model, Arena *arena, Workspace *w) {
+    const uint32_t t = w->tokens;
+    const bool q = model->quantized;
+    w->ld = round_up(model->n_att > model->n_embd ? model->n_att : model->n_embd);
+    w->state = arena->take<float>(model->state_len);
+    w->x = arena->take<float>(mul_sat(t, w->ld));
+    w->normed = arena->take<float>(mul_sat(t, w->ld));
+    for (Activations &in : w->in) in = take_activations(arena, t, model->n_embd, q);
+    w->att = take_activations(arena, t, model->n_att, q);
+    w->ffn = take_activations(arena, t, model->n_ffn, q);
+    for (Activations &low : w->low) low = take_activations(arena, t, model->n_low, q);
+    float **const plain[] = {&w->r, &w->k, &w->v, &w->g, &w->w, &w->a, &w->b, &w->kk, &w->v_first, &w->more};
+    for (float **each : plain)
+        *each = arena->take<float>(mul_sat(t, w->ld));
+    uint32_t cols = model->n_ffn > w->ld ? model->n_ffn : w->ld;
+    cols = model->n_low > cols ? model->n_low : cols;
+    w->scratch_stride = (scratch_bytes(cols) + kAlignment - 1) / kAlignment * kAlignment;
+    w->scratch = arena->take<char>(mul_sat(w->scratch_stride, w->threads));
+}
+
+uint32_t lcm(uint32_t a, uint32_t b) {
+    uint32_t x = a, y = b;
+    while (y != 0) {
+        const uint32_t rest = x % y;
+        x = y;
+        y = rest;
+    }
+    return a / x * b;
+}
+
+void embed(const Part &part) {
+    const Model *model = part.model;
+    // A whole token at a time: layer norm needs all of it.
+    for (uint32_t t = part.index; t < part.count; t += part.threads) {
+        const Matrix &emb = model->emb;
+        float *x = part.row(part.work->x, t);
+        dequantize_row(emb.type, emb.data + emb.row_bytes * part.block->tokens[t], x, emb.cols);
+        float mean, scale;
+        part.k->moments(x, model->n_embd, kNormEps, &mean, &scale);
+        part.k->normalize(x, mean, scale, model->ln0_w, model->ln0_b, x, model->n_embd);
+    }
+    part.barrier();
+}
+
+void head(const Part &part) {
+    const Model *model = part.model;
+    Workspace *work = part.work;
+    const Part::Range c = part.share(model->n_embd);
+    const float *x = part.row(work->x, part.count - 1);
+    float mean, scale;
+    part.k->moments(x, model->n_embd, kNormEps, &mean, &scale);
+    part.k->normalize(x + c.begin, mean, scale, model->ln_out_w + c.begin, model->ln_out_b + c.begin, work->in[0].f + c.begin,
+                      c.size());
+    if (is_quantized(model->head.type)) part.k->quantize(&work->in[0], 0, c.begin, c.end);
+    part.barrier();
+    const Part::Range rows = part.share(model->n_vocab);
+    part.k->matmul(&model->head, &work->in[0], 1, rows.begin, rows.end, part.block->logits, model->n_vocab, part.scratch());
+}
+
+void work_on_block(void *argument, uint32_t index) {
+    const Block *block = static_cast<const Block *>(argument);
+    const Model *model = block->model;
+    Part part = {block, model, block->kernels,      block->work, nullptr, 0, index, pool_size(block->pool), block->count, nullptr,
+                 nullptr};
+    embed(part);
+    for (uint32_t i = 0; i < model->n_layer; ++i) {
+        part.layer = &model->layers[i];
+        part.number = i;
+        part.state_in = block->state_in + model->layer_state * i;
+        part.state_out = block->state_out + model->layer_state * i;
+        switch (model->version) {
+            case Version::k4: time_mix_v4(part); break;
+            case Version::k5_0:
+            case Version::k5_1:
+            case Version::k5_2: time_mix_v5(part); break;
+            case Version::k6: time_mix_v6(part); break;
+            case Version::k7: time_mix_v7(part); break;
+        }
+        channel_mix(part);
+    }
+    if (block->logits != nullptr) head(part);
+}
+
+}  // namespace
+
+bool workspace_create(const Model *model, uint32_t tokens, uint32_t threads, Workspace *out, Error *error) {
+    Workspace w = {};
+    w.tokens = tokens;
+    w.threads = threads;
+    Arena arena;
+    lay_out(model, &arena, &w);
+    w.memory = aligned_zeroed(arena.used);
+    if (w.memory == nullptr)
+        return fail(error, RWKV_ERROR_CTX | RWKV_ERROR_ALLOC, "no memory to work on %u tokens: %llu bytes", tokens,
+                    static_cast<unsigned long long>(arena.used));
+    arena = {static_cast<char *>(w.memory), 0};
+    lay_out(model, &arena, &w);
+    *out = w;
+    return true;
+}
+
+void workspace_free(Workspace *workspace) {
+    aligned_free(workspace->memory);
+    *workspace = {};
+}
+
+void eval_block(Block *block) { pool_run(block->pool, work_on_block, block); }
+
+void init_state(const Model *model, float *state) {
+    memset(state, 0, static_cast<size_t>(model->state_len) * sizeof(float));
+    if (model->version != Version::k4) return;
+    for (uint32_t i = 0; i < model->n_layer; ++i) {
+        float *p = state + model->layer_state * i + 2 * static_cast<size_t>(model->n_embd) + 2 * static_cast<size_t>(model->n_att);
+        for (uint32_t c = 0; c < model->n_att; ++c) p[c] = -1e30f;  // the running maximum of keys: below any
+    }
+}
+
+Part::Range Part::share(uint32_t n, uint32_t unit) const {
+    const uint64_t units = (static_cast<uint64_t>(n) + unit - 1) / unit;
+    const uint64_t begin = units * index / threads * unit, end = units * (index + 1) / threads * unit;
+    return {begin < n ? static_cast<uint32_t>(begin) : n, end < n ? static_cast<uint32_t>(end) : n};
+}
+
+Part::Range Part::share_heads() const { return share(model->n_att, lcm(model->head_size, kSlice)); }
+
+void Part::norm(const float *w, const float *b, Range c) const {
+    if (c.size() == 0) return;
+    for (uint32_t t = 0; t < count; ++t) {
+        const float *x = row(work->x, t);
+        float mean, scale;
+        k->moments(x, model->n_embd, kNormEps, &mean, &scale);
+        k->normalize(x + c.begin, mean, scale, w + c.begin, b + c.begin, row(work->normed, t) + c.begin, c.size());
+    }
+}
+
+void Part::shift(const Activations &out, const float *mix, const float *more, const float *old, Range c) const {
+    for (uint32_t t = 0; t < count; ++t) {
+        const float *before = t == 0 ? old : row(work->normed, t - 1);
+        k->shift(row(work->normed, t) + c.begin, before + c.begin, mix + c.begin,
+                 more == nullptr ? nullptr : more + static_cast<size_t>(t) * work->ld + c.begin,
+                 out.f + static_cast<size_t>(t) * out.stride + c.begin, c.size());
+    }
+}
+
+void Part::keep_last(float *last, Range c) const {
+    memcpy(last + c.begin, row(work->normed, count - 1) + c.begin, c.size() * sizeof(float));
+}
+
+void Part::ready(const Activations &x, const Matrix &for_matrix, Range c) const {
+    if (!is_quantized(for_matrix.type) || c.size() == 0) return;
+    for (uint32_t t = 0; t < count; ++t) k->quantize(&x, t, c.begin, c.end);
+}
+
+void Part::matmul(const Matrix &w, const Activations &x, float *y, uint32_t ldy, Range rows) const {
+    if (rows.size() != 0) k->matmul(&w, &x, count, rows.begin, rows.end, y, ldy, scratch());
+}
+
+void Part::output() const {
+    barrier();
+    const Range c = share(model->n_embd);
+    matmul(layer->o, work->att, work->more, work->ld, c);
+    for (uint32_t t = 0; t < count; ++t) k->add(row(work->x, t) + c.begin, row(work->more, t) + c.begin, c.size());
+    barrier();
+}
+
+void channel_mix(const Part &part) {
+    const Layer &l = *part.layer;
+    Workspace *work = part.work;
+    const Model *model = part.model;
+    const float *old = part.state_in + model->n_embd;
+    float *last = part.state_out + model->n_embd;
+    const bool gated = l.ffn_r.data != nullptr;
+
+    const Part::Range c = part.share(model->n_embd);
+    part.norm(l.ln2_w, l.ln2_b, c);
+    part.shift(work->in[0], l.ffn_mix_k, nullptr, old, c);
+    part.ready(work->in[0], l.ffn_k, c);
+    if (gated) {
+        part.shift(work->in[1], l.ffn_mix_r, nullptr, old, c);
+        part.ready(work->in[1], l.ffn_r, c);
+    }
+    part.keep_last(last, c);
+    part.barrier();
+
+    const Part::Range f = part.share(model->n_ffn);
+    part.matmul(l.ffn_k, work->in[0], work->ffn.f, work->ffn.stride, f);
+    for (uint32_t t = 0; t < part.count; ++t)
+        part.k->relu_squared(work->ffn.f + static_cast<size_t>(t) * work->ffn.stride + f.begin, f.size());
+    part.ready(work->ffn, l.ffn_v, f);
+    if (gated) part.matmul(l.ffn_r, work->in[1], work->r, work->ld, c);
+    part.barrier();
+
+    part.matmul(l.ffn_v, work->ffn, work->more, work->ld, c);
+    for (uint32_t t = 0; t < part.count; ++t) {
+        float *x = part.row(work->x, t) + c.begin;
+        const float *y = part.row(work->more, t) + c.begin;
+        if (gated)
+            part.k->add_gated(x, part.row(work->r, t) + c.begin, y, c.size());
+        else
+            part.k->add(x, y, c.size());
+    }
+    part.barrier();
+}
+
+}  // namespace rwkvflow

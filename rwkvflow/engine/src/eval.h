@@ -1,0 +1,103 @@
+// Evaluation of a block of tokens: every thread of the pool runs eval_block's work, in step.
+//
+// A layer is a few phases with a barrier after each. In a phase a thread owns a slice of columns (or of a matrix's rows, which
+// are the columns of its output) for all tokens of the block, so weights are read once a block, each by one thread, and state
+// is read and written by the thread that owns the channel or head. What a thread computes does not depend on how slices are
+// cut, so results do not depend on the number of threads, nor on how a sequence is cut into blocks.
+#pragma once
+
+#include "model.h"
+#include "pool.h"
+
+namespace rwkvflow {
+
+inline constexpr uint32_t kMaxBlock = kMostTokens;  // tokens evaluated together
+inline constexpr uint32_t kInputs = 7;     // Activations that the time mix needs at most
+inline constexpr uint32_t kLow = 6;        // and those inside low-rank pairs
+
+// Working memory for blocks of up to `tokens` tokens and for `threads` threads.
+struct Workspace {
+    uint32_t tokens, threads;
+    void *memory;
+    float *state;       // [state_len], where the caller wants none
+    float *x;           // [T, C] the residual stream
+    float *normed;      // [T, C]
+    Activations in[kInputs];  // [T, C] inputs of matrices
+    Activations att;    // [T, A] input of the output matrix
+    Activations ffn;    // [T, F]
+    Activations low[kLow];    // [T, n_low] inside low-rank pairs
+    char *scratch;      // scratch_stride bytes for each thread, for matrices
+    uint64_t scratch_stride;
+    uint32_t ld;        // floats between tokens in what follows: the larger of C and A, rounded up
+    float *r, *k, *v, *g, *w, *a, *b, *kk, *v_first;  // [T, ld]
+    float *more;        // [T, ld]
+};
+
+bool workspace_create(const Model *model, uint32_t tokens, uint32_t threads, Workspace *out, Error *error);
+void workspace_free(Workspace *workspace);
+
+struct Block {
+    const Model *model;
+    const Kernels *kernels;
+    Pool *pool;
+    Workspace *work;
+    float group_norm_eps;
+    const uint32_t *tokens;
+    uint32_t count;        // 1 .. work->tokens
+    const float *state_in; // may be state_out
+    float *state_out;
+    float *logits;         // of the last token, or null
+};
+
+void eval_block(Block *block);
+
+// The fresh state.
+void init_state(const Model *model, float *state);
+
+// What one thread sees of a block while it works on one layer.
+struct Part {
+    const Block *block;
+    const Model *model;
+    const Kernels *k;
+    Workspace *work;
+    const Layer *layer;
+    uint32_t number;        // of the layer
+    uint32_t index, threads;
+    uint32_t count;         // tokens
+    const float *state_in;  // the layer's: [C] of the time mix, [C] of the feed-forward part, then the version's own
+    float *state_out;
+
+    // This thread's share of n columns, in units: [begin, end), possibly empty.
+    struct Range {
+        uint32_t begin, end;
+        uint32_t size() const { return end - begin; }
+    };
+    Range share(uint32_t n, uint32_t unit = kSlice) const;
+    Range share_heads() const;  // of the A columns, cut between heads and between blocks of kSlice
+
+    void barrier() const { pool_barrier(block->pool); }
+    void *scratch() const { return work->scratch + work->scratch_stride * index; }
+    float *row(float *base, uint32_t t) const { return base + static_cast<size_t>(t) * work->ld; }
+
+    // normed = layer norm of x for the columns of `c`, with the weights given.
+    void norm(const float *w, const float *b, Range c) const;
+    // Token shift for the columns of c: the input before token 0 is old, the last one goes to `last`.
+    void shift(const Activations &out, const float *mix, const float *more, const float *old, Range c) const;
+    void keep_last(float *last, Range c) const;
+    // Makes columns of c ready for a matrix of this type.
+    void ready(const Activations &x, const Matrix &for_matrix, Range c) const;
+    void matmul(const Matrix &w, const Activations &x, float *y, uint32_t ldy, Range rows) const;
+    // Versions 5 and 6: the heads of the columns of a, from r, k, v and a decay (w->w a token where null) to att, with the
+    // norm of each head; then times the gate where there is one.
+    void heads5(Range a, const float *decay, bool gated) const;
+    // x += O * att for this thread's share, with barriers around it; the end of every time mix.
+    void output() const;
+};
+
+void time_mix_v4(const Part &part);
+void time_mix_v5(const Part &part);
+void time_mix_v6(const Part &part);
+void time_mix_v7(const Part &part);
+void channel_mix(const Part &part);  // 4 to 6: gated; 7: not
+
+}  // namespace rwkvflow

@@ -1,0 +1,109 @@
+"""Saved states: a file that says what it belongs to, and is refused by everything else.
+
+Layout, little-endian: 8 bytes "RWKVSTAT"; uint32 1 (of this layout); uint32 0; uint64 each: floats of the state,
+floats of the logits, tokens read so far; 16 bytes name of the state's layout and 16 bytes version of the model, ASCII
+filled up with zeros; 32 bytes fingerprint of the model file; the state and the logits as float32; and the sha256 of
+everything before it. `tools/state_file.cc` reads and writes the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvflow.engine.binding import EngineError
+
+MAGIC = b"RWKVSTAT"
+LAYOUT = 1
+HEADER = struct.Struct("<8sIIQQQ16s16s32s")
+SAMPLES, SAMPLE = 1024, 4096  # of a model file that its fingerprint is made from
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A state, the logits after it, and whose they are."""
+
+    state: NDArray[np.float32]
+    logits: NDArray[np.float32]
+    tokens: int
+    version: str
+    layout: str
+    model: bytes
+
+
+def fingerprint(path: Path) -> bytes:
+    """32 bytes that tell model files apart in a moment, however large they are; no proof against forgery.
+
+    sha256 of the size (uint64) and of 1024 pieces of 4096 bytes, spread evenly; of all of a file of up to 4 MiB.
+    """
+    size = path.stat().st_size
+    state = hashlib.sha256(struct.pack("<Q", size))
+    with path.open("rb") as file:
+        if size <= SAMPLES * SAMPLE:
+            state.update(file.read())
+        else:
+            for index in range(SAMPLES):
+                file.seek(index * (size - SAMPLE) // (SAMPLES - 1))
+                state.update(file.read(SAMPLE))
+    return state.digest()
+
+
+def write_state(path: Path, saved: SavedState) -> None:
+    """Written beside and renamed: whole or absent. Raises OSError."""
+    header = HEADER.pack(
+        MAGIC,
+        LAYOUT,
+        0,
+        saved.state.size,
+        saved.logits.size,
+        saved.tokens,
+        saved.layout.encode("ascii"),
+        saved.version.encode("ascii"),
+        saved.model,
+    )
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    state = hashlib.sha256()
+    try:
+        with part.open("xb") as file:
+            for piece in (header, saved.state.astype("<f4").tobytes(), saved.logits.astype("<f4").tobytes()):
+                state.update(piece)
+                file.write(piece)
+            file.write(state.digest())
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_state(path: Path, state_len: int, logits_len: int) -> SavedState:
+    """Raises EngineError for what is no whole state of these sizes, or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEADER.size)
+            if len(head) < HEADER.size or not head.startswith(MAGIC):
+                raise EngineError(f"{path.name} is no saved state")
+            _, layout, _, n_state, n_logits, tokens, name, version, model = HEADER.unpack(head)
+            if layout != LAYOUT:
+                raise EngineError(f"{path.name}: layout {layout} of saved states; known is {LAYOUT}")
+            if (n_state, n_logits) != (state_len, logits_len):
+                raise EngineError(
+                    f"{path.name}: a state of {n_state} floats and {n_logits} tokens; "
+                    f"this model has {state_len} and {logits_len}"
+                )
+            size = 4 * (state_len + logits_len)
+            rest = file.read(size + 33)
+    except OSError as error:
+        raise EngineError(f"{path.name}: {error.strerror}") from error
+    if len(rest) != size + 32 or hashlib.sha256(head + rest[:size]).digest() != rest[size:]:
+        raise EngineError(f"{path.name} is damaged")
+    floats = np.frombuffer(rest[:size], "<f4").astype(np.float32)
+    names = [text.rstrip(b"\0").decode("ascii", "replace") for text in (name, version)]
+    return SavedState(floats[:state_len].copy(), floats[state_len:].copy(), tokens, names[1], names[0], model)
