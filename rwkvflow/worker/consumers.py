@@ -1,0 +1,260 @@
+"""Runs artifacts with the software that users run them with, in a process of its own: a crash fails one artifact.
+
+    python3 -m rwkvflow.worker.consumers ORDER.json
+
+The order lists artifacts; for each, the answers go to `<answers>` or a message to `<answers>.error`. A process that
+dies leaves neither for the artifact that killed it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvflow.worker.checkpoint import Checkpoint, TensorInfo, bf16_to_float32, open_checkpoint
+from rwkvflow.worker.protocol import WorkerError, progress
+from rwkvflow.worker.questions import Answers, Questions, losses_of, read_reference, write_answers
+from rwkvflow.worker.reference import Reference
+
+COMPARED_BYTES = 1 << 24  # of a tensor at a time
+
+
+@dataclass(frozen=True)
+class Task:
+    """One artifact to run."""
+
+    artifact: Path
+    checkpoint: Path
+    engine: Path  # folder with lib/librwkv.*
+    group_norm_eps: float | None
+    format: str = ""
+
+
+def run_engine(task: Task, questions: Questions) -> Answers:
+    """`ggml-*`: the engine library, through its C API. Raises WorkerError when it refuses the file."""
+    from rwkvflow.engine.binding import EngineError, Model
+
+    try:
+        with Model(
+            task.artifact,
+            library=_library(task.engine),
+            threads=threads_for(task.artifact.stat().st_size),
+            group_norm_eps=task.group_norm_eps,
+        ) as model:
+
+            def step(token: int, state: Any) -> tuple[NDArray[np.float32], Any]:
+                logits, state = model.eval(token, state)
+                return np.asarray(logits, np.float32), state
+
+            return one_by_one(step, questions)
+    except EngineError as error:
+        raise WorkerError(f"the engine refused it: {error}") from None
+
+
+def one_by_one(step: Callable[[int, Any], tuple[NDArray[np.float32], Any]], questions: Questions) -> Answers:
+    """Answers of a model that takes a token and a state (None: fresh) and returns logits [V] and the next state."""
+    kept, losses = [], []
+    state = None
+    for at, token in enumerate(questions.text):
+        logits, state = step(token, state)
+        if at < questions.logits:
+            kept.append(logits.copy())
+        if at + 1 < len(questions.text):
+            losses.append(losses_of(logits[None], np.array([questions.text[at + 1]]))[0])
+        if not at % 64:
+            progress(at, len(questions.text), "tokens")
+    continuations = []
+    for prompt in questions.prompts:
+        state, out = None, []
+        for token in prompt:
+            logits, state = step(token, state)
+        for left in reversed(range(questions.tokens)):
+            out.append(int(logits.argmax()))
+            if left:
+                logits, state = step(out[-1], state)
+        continuations.append(tuple(out))
+    return Answers(np.stack(kept), np.array(losses, np.float32), tuple(continuations))
+
+
+def _library(engine: Path) -> Path:
+    found = sorted(path for path in (engine / "lib").glob("librwkv.*") if path.suffix in (".so", ".dylib"))
+    if not found:
+        raise WorkerError("the engine has no lib/librwkv.so: its build step kept no library")
+    return found[0]
+
+
+def threads_for(size: int) -> int:
+    """One thread for every 32 MiB of weights: for less the threads wait for each other longer than they work."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, size >> 25))
+
+
+def run_safetensors(task: Task, questions: Questions) -> Answers:
+    """`safetensors`: read by PyPI's safetensors; every tensor must equal the checkpoint's, and then runs in fp32."""
+    with open_checkpoint(task.checkpoint) as checkpoint, SafetensorsFile(task.artifact) as artifact:
+        compare_tensors(checkpoint, artifact)
+        return answer(Reference(artifact, task.group_norm_eps), questions)
+
+
+def answer(reference: Reference, questions: Questions) -> Answers:
+    """The answers of the fp32 forward pass."""
+    text = questions.text
+    hidden = reference.hidden([reference.start()], [text])[0]
+    return Answers(
+        reference.logits(hidden[: questions.logits]),
+        reference.losses(hidden[:-1], text[1:]),
+        tuple(tuple(row) for row in reference.greedy(questions.prompts, questions.tokens)),
+    )
+
+
+def compare_tensors(checkpoint: Checkpoint, artifact: SafetensorsFile) -> None:
+    """Raises WorkerError unless both hold the same names with the same types, shapes and bytes."""
+    missing = [name for name in checkpoint.tensors if name not in artifact.tensors]
+    added = [name for name in artifact.tensors if name not in checkpoint.tensors]
+    if missing or added:
+        what = f"lacks {missing[0]!a}" if missing else f"has {added[0]!a} besides"
+        raise WorkerError(f"the artifact {what}: its tensors are not the checkpoint's")
+    total, done = sum(info.nbytes for info in checkpoint.tensors.values()), 0
+    for name, info in checkpoint.tensors.items():
+        found = artifact.tensors[name]
+        if (found.shape, found.dtype) != (tuple(info.shape), info.dtype):
+            raise WorkerError(
+                f"{name} is {found.dtype} {list(found.shape)} in the artifact "
+                f"and {info.dtype} {list(info.shape)} in the checkpoint"
+            )
+        for start, rows in _row_slices(info.shape, info.nbytes):
+            ours, theirs = checkpoint.read(name, start, rows), artifact.raw(name, start, rows)
+            if ours.tobytes() != theirs.tobytes():
+                raise WorkerError(f"{name} has other bytes in the artifact than in the checkpoint")
+        done += info.nbytes
+        progress(done, total, "B", name)
+
+
+def _row_slices(shape: tuple[int, ...], nbytes: int) -> Iterator[tuple[int, int | None]]:
+    if not shape or not shape[0]:
+        yield 0, None
+        return
+    step = max(1, COMPARED_BYTES * shape[0] // max(nbytes, 1))
+    for start in range(0, shape[0], step):
+        yield start, min(step, shape[0] - start)
+
+
+class SafetensorsFile:
+    """A .safetensors through PyPI's safetensors, with the interface that Reference reads. Use as a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises WorkerError when the package refuses the file."""
+        import safetensors
+
+        self._failure = safetensors.SafetensorError
+        try:
+            opened: Any = safetensors.safe_open(str(path), framework="np")
+        except (self._failure, OSError) as error:
+            raise WorkerError(f"the safetensors package refuses it: {error}") from None
+        self._file = opened
+        names: list[str] = self._file.keys()
+        self._slices: dict[str, Any] = {name: self._file.get_slice(name) for name in names}
+        self.tensors: Mapping[str, TensorInfo] = {
+            name: TensorInfo(name, str(part.get_dtype()).lower(), tuple(part.get_shape()))  # F32 is our f32
+            for name, part in self._slices.items()
+        }
+
+    def __enter__(self) -> SafetensorsFile:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.__exit__(*error)
+
+    def raw(self, name: str, start_row: int = 0, rows: int | None = None) -> NDArray[Any]:
+        """Rows of a tensor in its own type; bf16 as uint16."""
+        part, info = self._slices[name], self.tensors[name]
+        with _bfloat16_as_bits():
+            if not info.shape or (rows is None and not start_row):
+                return np.asarray(self._file.get_tensor(name))
+            return np.asarray(part[start_row : info.shape[0] if rows is None else start_row + rows])
+
+    def float32(self, name: str, start_row: int = 0, rows: int | None = None) -> NDArray[np.float32]:
+        """Rows of a tensor as float32."""
+        raw = self.raw(name, start_row, rows)
+        return bf16_to_float32(raw) if self.tensors[name].dtype == "bf16" else raw.astype(np.float32)
+
+
+@contextlib.contextmanager
+def _bfloat16_as_bits() -> Iterator[None]:
+    """numpy has no bfloat16, and the package asks numpy for the dtype of that name: lend it uint16."""
+    known: dict[Any, Any] = np.sctypeDict
+    if "bfloat16" in known:  # ml_dtypes does not put it here, but something else might
+        yield
+        return
+    known["bfloat16"] = np.uint16
+    try:
+        yield
+    finally:
+        del known["bfloat16"]
+
+
+# By the beginning of a format's name, up to a dash or its end: a function here, or the module whose `run` it is.
+CONSUMERS: Mapping[str, Callable[[Task, Questions], Answers] | str] = {
+    "ggml": run_engine,
+    "gguf": "rwkvflow.worker.consume.gguf",
+    "transformers": "rwkvflow.worker.consume.transformers",
+    "safetensors": run_safetensors,
+    "safetensors-f16": "rwkvflow.worker.consume.safetensors",
+    "safetensors-f32": "rwkvflow.worker.consume.safetensors",
+    "chatrwkv": "rwkvflow.worker.consume.chatrwkv",
+    "faster-rwkv": "rwkvflow.worker.consume.faster_rwkv",
+    "web-rwkv": "rwkvflow.worker.consume.web_rwkv",
+    "onnx": "rwkvflow.worker.consume.onnx",
+    "ncnn": "rwkvflow.worker.consume.ncnn",
+}
+
+
+def consumer_of(name: str) -> Callable[[Task, Questions], Answers]:
+    """The consumer of a format: that of the longest beginning of its name. Raises WorkerError."""
+    parts = name.split("-")
+    for count in range(len(parts), 0, -1):
+        found = CONSUMERS.get("-".join(parts[:count]))
+        if isinstance(found, str):
+            run: Callable[[Task, Questions], Answers] = importlib.import_module(found).run
+            return run
+        if found is not None:
+            return found
+    raise WorkerError(f"nothing here can run the format {name}")
+
+
+def main(argv: list[str]) -> int:
+    """Runs one order after the other; exits with 0 when each has answers or a message."""
+    order = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
+    questions = read_reference(Path(order["reference"])).questions
+    for entry in order["artifacts"]:
+        answers = Path(entry["answers"])
+        task = Task(
+            Path(entry["artifact"]),
+            Path(order["checkpoint"]),
+            Path(order["engine"]),
+            order["group_norm_eps"],
+            entry["format"],
+        )
+        partial = answers.with_suffix(".part")
+        try:
+            write_answers(partial, consumer_of(entry["format"])(task, questions))
+            partial.rename(answers)
+        except (WorkerError, OSError, MemoryError) as error:
+            text = str(error) or type(error).__name__
+            answers.with_suffix(".error").write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,399 @@
+"""One read of a checkpoint, many artifacts.
+
+The main thread reads tensors piece by piece. A pool encodes each piece once for each distinct Encoding; one thread per
+artifact (a sink) writes and hashes what it needs, in order. Reading, encoding, hashing and writing all release the GIL.
+A window bounds the pieces on their way, so memory does not depend on the size of the model.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from rwkvflow.worker.architecture import Architecture, architecture_of
+from rwkvflow.worker.checkpoint import Checkpoint, TensorInfo, bf16_to_float32, open_checkpoint
+from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.base import (
+    BF16,
+    F32,
+    QUANTIZED,
+    TYPE_OF_DTYPE,
+    Encoding,
+    Format,
+    Slot,
+    Writer,
+    Written,
+)
+from rwkvflow.worker.native import Native
+from rwkvflow.worker.protocol import WorkerError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PIECE = 1 << 20  # values read at a time; pieces are whole rows, and a multiple of 32 of them
+MOST_THREADS = 8
+NAMED = 4  # tensors that a warning names
+
+Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, tensor
+Encoded = tuple[memoryview, bool]  # bytes, and whether all that they hold is finite
+
+
+@dataclass(frozen=True)
+class Job:
+    """An artifact to make: `id` is for whoever asked."""
+
+    id: str
+    format: str
+    path: Path
+
+
+@dataclass
+class Outcome:
+    """What became of a job: `written`, or `failure` as a sentence. `warnings` are for the log."""
+
+    job: Job
+    written: Written | None = None
+    failure: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def convert(
+    source: Path,
+    engine: Path,
+    jobs: Sequence[Job],
+    *,
+    threads: int | None = None,
+    piece: int = PIECE,
+    on_progress: Progress | None = None,
+) -> list[Outcome]:
+    """Make every job's artifact from the checkpoint `source`, with the library in the engine folder `engine`.
+
+    A job that cannot be done does not keep the others from being done; it leaves no file. Outcomes come in the order of
+    jobs. Raises WorkerError when nothing can be done: a checkpoint that cannot be read, a disk without room.
+    """
+    with open_checkpoint(source) as checkpoint:
+        architecture = architecture_of(checkpoint.tensors)
+        native = Native(engine)
+        outcomes = [Outcome(job) for job in jobs]
+        _check_room(outcomes, architecture, checkpoint.tensors)
+        sinks = _open(outcomes, architecture, checkpoint.tensors, engine)
+        run = _Run(checkpoint, native, sinks, threads or _cores(), piece, on_progress)
+        try:
+            run.feed()
+        finally:
+            run.finish()
+        if architecture.extra:
+            extra = dict.fromkeys(architecture.extra)
+            run.warnings.append(
+                f"no known tensors of version {architecture.version}, kept as they are: {_names(extra)}"
+            )
+        for outcome in outcomes:
+            outcome.warnings.extend(run.warnings)
+        return outcomes
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    try:
+        return min(len(os.sched_getaffinity(0)), MOST_THREADS)
+    except AttributeError:  # not on macOS
+        return min(os.cpu_count() or 1, MOST_THREADS)
+
+
+def _format_of(outcome: Outcome) -> Format | None:
+    return FORMATS.get(outcome.job.format)
+
+
+def _check_room(outcomes: Sequence[Outcome], architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> None:
+    """Settle what cannot be done before anything is written. Raises WorkerError when the disk is too small."""
+    needed: dict[Path, int] = {}
+    for outcome in outcomes:
+        item = _format_of(outcome)
+        if item is None:
+            outcome.failure = f"unknown format {outcome.job.format!r}; there are {', '.join(FORMATS)}"
+            continue
+        outcome.failure = item.refuse(architecture)
+        if outcome.failure is None:
+            try:
+                size = item.expected_size(architecture, tensors)
+            except WorkerError as error:
+                outcome.failure = str(error)
+            else:
+                needed[outcome.job.path.parent] = needed.get(outcome.job.path.parent, 0) + size
+    devices: dict[int, tuple[int, int]] = {}
+    for folder, size in needed.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        state = os.statvfs(folder)
+        device = folder.stat().st_dev
+        devices[device] = (devices.get(device, (0, 0))[0] + size, state.f_bavail * state.f_frsize)
+    for size, free in devices.values():
+        if size > free:
+            raise WorkerError(
+                f"the artifacts need {_bytes(size)}, and {_bytes(free)} are free on the disk they are written to; "
+                "free some, or put the store on another disk"
+            )
+
+
+def _open(
+    outcomes: Sequence[Outcome], architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path
+) -> list[_Sink]:
+    full = threading.Event()
+    sinks: list[_Sink] = []
+    for outcome in outcomes:
+        item = _format_of(outcome)
+        if outcome.failure is not None or item is None:
+            continue
+        try:
+            writer = item.open(outcome.job.path, architecture, tensors, engine)
+        except (WorkerError, OSError) as error:
+            outcome.failure = str(error)
+            continue
+        outcome.warnings.extend(writer.remarks)
+        sinks.append(_Sink(outcome, writer, full))
+    return sinks
+
+
+class _Piece:
+    """Part of a tensor on its way; lets the window move on when every sink is through with it."""
+
+    def __init__(self, window: threading.Semaphore, users: int) -> None:
+        self._window = window
+        self._users = users
+        self._lock = threading.Lock()
+
+    def done(self) -> None:
+        with self._lock:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            self._window.release()
+
+
+@dataclass(frozen=True)
+class _Item:
+    name: str
+    slot: Slot
+    start: int
+    piece: _Piece
+    encoded: Future[Encoded]
+
+
+class _Sink(threading.Thread):
+    """Writes one artifact. After a failure it goes on taking items, and drops them."""
+
+    def __init__(self, outcome: Outcome, writer: Writer, full: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self.outcome = outcome
+        self.writer = writer
+        self.queue: SimpleQueue[_Item | None] = SimpleQueue()
+        self.complete = False  # set before the last item: whether all there is has been put
+        self.overflown: dict[str, None] = {}
+        self._full = full
+
+    @property
+    def failed(self) -> bool:
+        return self.outcome.failure is not None
+
+    def run(self) -> None:
+        while (item := self.queue.get()) is not None:
+            try:
+                if not self.failed:
+                    self._take(item)
+            except Exception as error:
+                self._fail(error)
+            finally:
+                item.piece.done()
+        if not self.failed and self.complete:
+            try:
+                self.outcome.written = self.writer.close()
+            except Exception as error:
+                self._fail(error)
+        if self.outcome.written is None:
+            self.writer.abort()
+        elif self.overflown:
+            self.outcome.warnings.append(
+                f"{self.outcome.job.format}: too large for F16, infinite in the artifact: {_names(self.overflown)}"
+            )
+
+    def _take(self, item: _Item) -> None:
+        if self._full.is_set():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        data, finite = item.encoded.result()
+        if not finite:
+            if item.slot.encoding.kind in QUANTIZED:
+                raise WorkerError(
+                    f"{item.name} holds a NaN, an infinity or a value too large for the 16-bit scales of "
+                    f"{self.outcome.job.format}"
+                )
+            self.overflown[item.name] = None
+        self.writer.put(item.slot, item.start, data)
+
+    def _fail(self, error: Exception) -> None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            self._full.set()  # the others write to the same disk: let them end with the same message
+            self.outcome.failure = f"the disk is full: {self.outcome.job.path.name} needs {_bytes(self.writer.size)}"
+        elif isinstance(error, WorkerError | OSError):
+            self.outcome.failure = str(error)
+        else:
+            self.outcome.failure = f"internal error: {type(error).__name__}: {error}"
+
+
+class _Run:
+    """One pass over the checkpoint."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        native: Native,
+        sinks: list[_Sink],
+        threads: int,
+        piece: int,
+        on_progress: Progress | None,
+    ) -> None:
+        self.warnings: list[str] = []
+        self._checkpoint = checkpoint
+        self._native = native
+        self._sinks = sinks
+        self._piece = piece
+        self._progress = on_progress
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
+        self._window = threading.Semaphore(threads + 2)
+        self._surveys: list[tuple[str, Future[int]]] = []
+        self._needed: dict[str, NDArray[Any]] = {}
+        for sink in sinks:
+            sink.start()
+
+    def feed(self) -> None:
+        """Give every sink all that it wants. Raises WorkerError when the checkpoint cannot be read."""
+        tensors = self._checkpoint.tensors
+        total = sum(info.nbytes for info in tensors.values())
+        done, shown = 0, 0.0
+        for name, info in tensors.items():
+            for start, count in self._pieces(name, info):
+                if self._progress and time.monotonic() - shown >= 0.2:
+                    shown = time.monotonic()
+                    self._progress(done, total, name)
+                self._send(name, info, start, count)
+                done += info.nbytes * count // max(info.numel, 1)
+        for sink in self._sinks:
+            sink.complete = True
+        if self._progress:
+            self._progress(total, total, "")
+
+    def finish(self) -> None:
+        """Wait until every artifact is closed, or removed where `feed` did not come to its end."""
+        for sink in self._sinks:
+            sink.queue.put(None)
+        for sink in self._sinks:
+            sink.join()
+        self._pool.shutdown()
+        bad: dict[str, int] = {}
+        for name, future in self._surveys:
+            if count := future.result():
+                bad[name] = bad.get(name, 0) + count
+        if bad:
+            self.warnings.append(
+                f"the checkpoint holds {sum(bad.values())} values that are NaN or infinite, in {_names(bad)}"
+            )
+
+    def _users(self, name: str) -> list[tuple[_Sink, Slot]]:
+        return [(s, slot) for s in self._sinks if not s.failed for slot in s.writer.slots.get(name, ())]
+
+    def _pieces(self, name: str, info: TensorInfo) -> list[tuple[int, int]]:
+        """(first value, number of values) of each read; all at once where a transform wants the whole."""
+        users = self._users(name)
+        if not users or not info.numel:
+            return []
+        row = info.numel // info.shape[0] if info.shape else 1
+        rows = max(32, self._piece // row // 32 * 32)
+        if not info.shape or any(slot.encoding.whole for _, slot in users) or rows >= info.shape[0]:
+            return [(0, info.numel)]
+        return [(at * row, min(rows, info.shape[0] - at) * row) for at in range(0, info.shape[0], rows)]
+
+    def _send(self, name: str, info: TensorInfo, start: int, count: int) -> None:
+        users = self._users(name)
+        if not users:
+            return
+        self._window.acquire()
+        piece = _Piece(self._window, len(users))
+        try:
+            raw = self._read(name, info, start, count)
+        except BaseException:
+            self._window.release()
+            raise
+        encoded: dict[Encoding, Future[Encoded]] = {}
+        for _, slot in users:
+            if slot.encoding not in encoded:
+                self._fetch(slot.encoding)
+                encoded[slot.encoding] = self._pool.submit(self._encode, raw, info.dtype, slot.encoding)
+        if info.dtype in TYPE_OF_DTYPE:
+            kind = TYPE_OF_DTYPE[info.dtype]
+            self._surveys.append((name, self._pool.submit(self._native.count_not_finite, raw, kind)))
+        for sink, slot in users:
+            offset = slot.size * start // info.numel  # whole blocks: pieces are multiples of 32 rows
+            sink.queue.put(_Item(name, slot, offset, piece, encoded[slot.encoding]))
+
+    def _fetch(self, encoding: Encoding) -> None:
+        """Read what a transform needs besides; it stays in memory."""
+        for name in encoding.transform.needs if encoding.transform else ():
+            if name not in self._needed:
+                self._needed[name] = self._checkpoint.float32(name)
+
+    def _read(self, name: str, info: TensorInfo, start: int, count: int) -> NDArray[Any]:
+        if not info.shape:
+            return self._checkpoint.read(name)
+        row = info.numel // info.shape[0]
+        return self._checkpoint.read(name, start // row, count // row)
+
+    def _encode(self, raw: NDArray[Any], dtype: str, encoding: Encoding) -> Encoded:
+        import numpy as np
+
+        transform, kind = encoding.transform, encoding.kind
+        if kind is None and transform is None:
+            return _view(raw), True
+        values, source = raw, TYPE_OF_DTYPE.get(dtype)
+        if source is None or (transform is not None and transform.arithmetic):
+            values, source = _float32(raw, dtype), F32
+        if transform is not None:
+            needed = [self._needed[name] for name in transform.needs]
+            values = np.ascontiguousarray(transform.function(values, *needed))
+        if kind is None:
+            return _view(values), True
+        if source == kind and not encoding.via_f16:
+            return _view(values), self._native.count_not_finite(values, source) == 0
+        out, finite = self._native.encode(values, source, kind, values.size, encoding.via_f16)
+        return out.data, finite
+
+
+def _float32(raw: NDArray[Any], dtype: str) -> NDArray[Any]:
+    import numpy as np
+
+    if TYPE_OF_DTYPE.get(dtype) == BF16:
+        return bf16_to_float32(raw)
+    if dtype.startswith("f8"):
+        raise WorkerError(f"tensors of type {dtype} cannot be converted")
+    with np.errstate(over="ignore"):
+        return raw.astype("<f4", copy=False)
+
+
+def _view(values: NDArray[Any]) -> memoryview:
+    import numpy as np
+
+    return values.reshape(-1).view(np.uint8).data
+
+
+def _names(names: Mapping[str, object]) -> str:
+    shown = ", ".join(list(names)[:NAMED])
+    return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

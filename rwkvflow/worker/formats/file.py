@@ -1,0 +1,114 @@
+"""Writes a Layout to a file and hashes it on the way."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from rwkvflow.worker.formats.base import Layout, Slot, Written
+
+PIECE = 1 << 20  # bytes read back at a time, where a file does not come in its own order
+EARLY = 16 << 20  # bytes after which the kernel is asked to begin writing to the disk
+SYNC_FILE_RANGE_WRITE = 2
+
+
+class FileWriter:
+    """A Writer of one file. SHA-256 needs the bytes in order: what comes early waits on the disk and is read again."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        """Creates or empties the file. Raises OSError."""
+        self.slots: Mapping[str, tuple[Slot, ...]] = layout.slots
+        self.size = layout.size
+        self.remarks = layout.remarks
+        self._path = path
+        self._literals = dict(layout.literals)
+        self._waiting: dict[int, int] = {}  # offset -> length, written but not hashed
+        self._hash = hashlib.sha256()
+        self._hashed = 0
+        self._flushed = 0
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o644)
+
+    def put(self, slot: Slot, start: int, data: memoryview) -> None:
+        """See Writer."""
+        if start + len(data) > slot.size:
+            raise ValueError(f"{start + len(data)} bytes for a slot of {slot.size}")
+        offset = slot.offset + start
+        self._literals_here()
+        self._write(offset, data)
+        if offset == self._hashed:
+            self._take(data)
+        else:
+            self._waiting[offset] = len(data)
+        self._catch_up()
+        if self._hashed - self._flushed >= EARLY:
+            _begin_write_back(self._fd, self._flushed, self._hashed - self._flushed)
+            self._flushed = self._hashed
+
+    def close(self) -> Written:
+        """See Writer."""
+        self._catch_up()
+        if self._hashed != self.size:
+            raise ValueError(f"{self._path.name}: complete up to byte {self._hashed} of {self.size}")
+        os.fsync(self._fd)
+        os.close(self._fd)
+        self._fd = -1
+        return Written(self.size, self._hash.hexdigest())
+
+    def abort(self) -> None:
+        """See Writer."""
+        try:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+            self._path.unlink(missing_ok=True)
+        except OSError:
+            pass  # the failure that led here is the one to report
+
+    def _write(self, offset: int, data: memoryview | bytes) -> None:
+        view = memoryview(data)
+        while len(view):
+            written = os.pwrite(self._fd, view, offset)
+            view, offset = view[written:], offset + written
+
+    def _take(self, data: memoryview | bytes) -> None:
+        self._hash.update(data)
+        self._hashed += len(data)
+
+    def _literals_here(self) -> None:
+        while (planned := self._literals.pop(self._hashed, None)) is not None:
+            literal = self._literal(self._hashed, planned)
+            self._write(self._hashed, literal)
+            self._take(literal)
+
+    def _literal(self, offset: int, planned: bytes) -> bytes:
+        """What to write instead of a literal, of the same length: for what depends on all that stands before it."""
+        return planned
+
+    def _catch_up(self) -> None:
+        """Take what stands next in the file, until something is missing."""
+        while True:
+            self._literals_here()
+            left = self._waiting.pop(self._hashed, 0)
+            if not left:
+                return
+            while left:
+                data = os.pread(self._fd, min(left, PIECE), self._hashed)
+                if not data:
+                    raise OSError(f"{self._path.name} became shorter while it was written")
+                self._take(data)
+                left -= len(data)
+
+
+def _begin_write_back(fd: int, offset: int, length: int) -> None:
+    """Ask Linux to start writing, so that the fsync at the end has little left to do. A hint: failing is fine."""
+    function = getattr(_LIBC, "sync_file_range", None) if sys.platform == "linux" else None
+    if function is not None:
+        function(ctypes.c_int(fd), ctypes.c_int64(offset), ctypes.c_int64(length), ctypes.c_uint(SYNC_FILE_RANGE_WRITE))
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None

@@ -1,0 +1,347 @@
+"""`gguf-*`: llama.cpp's files, for versions 6 and 7.
+
+    "GGUF", uint32 version 3, uint64 number of tensors, uint64 number of metadata pairs
+    pair     name (uint64 length, UTF-8), uint32 type, value; an array is uint32 type, uint64 length, values
+    tensor   name, uint32 number of dims, uint64 dims (last of PyTorch's first), uint32 type, uint64 offset
+    data     from the next multiple of 32; each tensor padded to one
+
+Keys, names, shapes and transforms are those of llama.cpp's convert_hf_to_gguf.py (conversion/rwkv.py), and which
+tensors stay unquantized is what its quantizer leaves alone (src/llama-quant.cpp). One thing is ours: files of less
+than eight bits hold `output.weight` as Q8_0, where llama.cpp's tool writes Q6_K.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from rwkvflow.worker.formats.base import (
+    BF16,
+    BLOCKS,
+    F16,
+    F32,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    QUANTIZED,
+    Encoding,
+    FileFormat,
+    Layout,
+    LayoutBuilder,
+    Limits,
+    Transform,
+    size_of,
+)
+from rwkvflow.worker.formats.ggml import TRANSPOSE
+from rwkvflow.worker.formats.gguf_tokens import Vocabulary, vocabulary
+from rwkvflow.worker.protocol import WorkerError
+
+if TYPE_CHECKING:
+    from rwkvflow.worker.architecture import Architecture
+    from rwkvflow.worker.checkpoint import TensorInfo
+
+VERSION = 3
+ALIGNMENT = 32
+LONGEST_NAME = 63  # bytes of a tensor's name that ggml keeps
+CONTEXT = 1048576  # what llama.cpp's converter says of models that have no limit
+EPSILON = 1e-5  # of all layer norms in the author's code
+RESCALE = 6  # layers of version 6 after which values are halved, so that they stay in the range of F16
+QUANTIZATION_VERSION = 2  # of ggml's block layouts
+
+NUMBERS: Mapping[int, int] = {F32: 0, F16: 1, Q4_0: 2, Q4_1: 3, Q5_0: 6, Q5_1: 7, Q8_0: 8, BF16: 30}
+FILE_TYPES: Mapping[int, int] = {F32: 0, F16: 1, Q4_0: 2, Q4_1: 3, Q8_0: 7, Q5_0: 8, Q5_1: 9, BF16: 32}
+UINT32, INT32, FLOAT32, TEXT, ARRAY = 4, 5, 6, 8, 9
+
+FUSED = {"6": tuple(f"att.time_maa_{x}" for x in "wkvrg"), "7": tuple(f"att.x_{x}" for x in "rwkvag")}
+GLOBAL = {
+    "emb.weight": "token_embd.weight",
+    "blocks.0.ln0.weight": "token_embd_norm.weight",
+    "blocks.0.ln0.bias": "token_embd_norm.bias",
+    "ln_out.weight": "output_norm.weight",
+    "ln_out.bias": "output_norm.bias",
+    "head.weight": "output.weight",
+}
+COMMON = {
+    **{f"{ours}.{part}": f"{theirs}.{part}" for ours, theirs in (("ln1", "attn_norm"), ("ln2", "attn_norm_2"))
+       for part in ("weight", "bias")},
+    **{f"att.ln_x.{part}": f"time_mix_ln.{part}" for part in ("weight", "bias")},
+    **{f"att.{x}.weight": f"time_mix_{x}.weight" for x in ("receptance", "key", "value", "output")},
+    **{f"ffn.{x}.weight": f"channel_mix_{x}.weight" for x in ("key", "value")},
+}  # fmt: skip
+BLOCK: Mapping[str, Mapping[str, str]] = {
+    "6": {
+        **COMMON,
+        "att.gate.weight": "time_mix_gate.weight",
+        "att.time_maa_x": "time_mix_lerp_x.weight",
+        "att.time_maa_w1": "time_mix_w1.weight",
+        "att.time_maa_w2": "time_mix_w2.weight",
+        "att.time_decay": "time_mix_decay.weight",
+        "att.time_decay_w1": "time_mix_decay_w1.weight",
+        "att.time_decay_w2": "time_mix_decay_w2.weight",
+        "att.time_faaaa": "time_mix_first.weight",
+        "ffn.receptance.weight": "channel_mix_receptance.weight",
+        "ffn.time_maa_k": "channel_mix_lerp_k.weight",
+        "ffn.time_maa_r": "channel_mix_lerp_r.weight",
+    },
+    "7": {
+        **COMMON,
+        **{f"att.{x}{n}": f"time_mix_{x}{n}.weight" for x in "wavg" for n in "012"},
+        "att.k_k": "time_mix_k_k.weight",
+        "att.k_a": "time_mix_k_a.weight",
+        "att.r_k": "time_mix_r_k.weight",
+        "ffn.x_k": "channel_mix_lerp_k.weight",
+    },
+}
+TRANSPOSED = frozenset(
+    {*(f"att.time_maa_w{n}" for n in "12"), *(f"att.time_decay_w{n}" for n in "12")}
+    | {f"att.{x}{n}" for x in "wavg" for n in "12"}
+)
+# By the end of their names; in an F16 or BF16 file, too.
+ALWAYS_F32 = ("_norm.weight", *(f"time_mix_{x}.weight" for x in ("first", "w1", "w2", "decay_w1", "decay_w2")))
+NEVER_QUANTIZED = tuple(f"time_mix_{x}{n}.weight" for x in "wavg" for n in "012")
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor of the file: its sources, one after another, are its values."""
+
+    name: str
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]  # PyTorch's order
+    transform: Transform | None = None
+
+
+@dataclass(frozen=True)
+class Gguf(FileFormat):
+    """One of llama.cpp's data types; quantized from the checkpoint's own values."""
+
+    kind: int = F32
+
+    def refuse(self, architecture: Architecture) -> str | None:
+        """See Format."""
+        if refused := super().refuse(architecture):
+            return refused
+        if architecture.n_att != architecture.n_embd:
+            return (
+                f"{self.name} cannot hold a model whose time mix is {architecture.n_att} wide and its embedding "
+                f"{architecture.n_embd}: llama.cpp knows only one size for both"
+            )
+        return None
+
+    def layout(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Layout:
+        """See FileFormat."""
+        build = LayoutBuilder()
+        plan = _plan(architecture, tensors)
+        kinds = [self._kind(tensor, build) for tensor in plan]
+        words = vocabulary(architecture.n_vocab)
+        if words.remark:
+            build.remark(f"{self.name}: {words.remark}")
+        if left := [name for name in architecture.extra if name not in _sources(plan)]:
+            build.remark(f"{self.name}: llama.cpp has no place for {', '.join(left[:4])}; left out")
+        pairs = [*_pairs(architecture, self.kind), *_tokens(words)]
+        head = b"GGUF" + struct.pack("<IQQ", VERSION, len(plan), len(pairs)) + b"".join(pairs)
+        offset, infos = 0, []
+        for tensor, kind in zip(plan, kinds, strict=True):
+            infos.append(_info(tensor, kind, offset))
+            offset += _padded(size_of(kind, math.prod(tensor.shape)))
+        head += b"".join(infos)
+        build.literal(head + bytes(_padded(len(head)) - len(head)))
+        for tensor, kind in zip(plan, kinds, strict=True):
+            for source in tensor.sources:
+                encoding = Encoding(kind, transform=tensor.transform)
+                build.slot(source, math.prod(tensor.shape) // len(tensor.sources), encoding)
+            build.literal(bytes(_padded(build.size) - build.size))
+        return build.done()
+
+    def _kind(self, tensor: _Tensor, build: LayoutBuilder) -> int:
+        """The data type of a tensor in this file."""
+        if len(tensor.shape) <= 1 or len(tensor.sources) > 1 or tensor.name.endswith(ALWAYS_F32):
+            return F32
+        if self.kind == F32 or not tensor.name.endswith(".weight"):
+            return F32
+        if self.kind not in QUANTIZED:
+            return self.kind
+        if tensor.name.endswith(NEVER_QUANTIZED):
+            return F16
+        cols, block = tensor.shape[-1], BLOCKS[self.kind][0]
+        if cols % block:
+            build.remark(f"{self.name}: {tensor.name} stays unquantized: rows of {cols}, not a multiple of {block}")
+            return F16
+        return Q8_0 if tensor.name == "output.weight" else self.kind
+
+
+def _padded(size: int) -> int:
+    return size + -size % ALIGNMENT
+
+
+def _sources(plan: list[_Tensor]) -> set[str]:
+    return {source for tensor in plan for source in tensor.sources}
+
+
+# ---- tensors -----------------------------------------------------------------------------------------------------
+
+
+def _plan(architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> list[_Tensor]:
+    """The tensors of the file, in the checkpoint's order; what llama.cpp does not know is not among them."""
+    version, out = architecture.version, []
+    fused: set[str] = set()
+    for name, info in tensors.items():
+        if name in GLOBAL:
+            out.append(_Tensor(GLOBAL[name], (name,), _squeezed(info.shape, GLOBAL[name])))
+            continue
+        layer, part = _split(name)
+        if layer is None:
+            continue
+        if part in FUSED[version]:
+            if layer not in fused:
+                fused.add(layer)
+                sources = tuple(f"blocks.{layer}.{x}" for x in FUSED[version])
+                shape = (len(sources), 1, 1, architecture.n_embd)
+                out.append(_Tensor(f"blk.{layer}.time_mix_lerp_fused.weight", sources, shape))
+        elif part in BLOCK[version] and not (
+            version == "7" and layer == "0" and part in ("att.v0", "att.v1", "att.v2")
+        ):
+            tensor = _single(architecture, layer, part, info)
+            out.append(tensor)
+            if version == "7" and layer == "0" and part in ("att.a0", "att.a1", "att.a2"):
+                # Layer 0 mixes in no values of a layer before it, but llama.cpp wants the tensors.
+                name = tensor.name.replace("time_mix_a", "time_mix_v")
+                out.append(_Tensor(name, tensor.sources, tensor.shape, tensor.transform))
+    return out
+
+
+def _split(name: str) -> tuple[str | None, str]:
+    """Layer and the rest of a block's tensor name; None for the layer of any other."""
+    parts = name.split(".", 2)
+    return (parts[1], parts[2]) if len(parts) == 3 and parts[0] == "blocks" else (None, name)
+
+
+def _single(architecture: Architecture, layer: str, part: str, info: TensorInfo) -> _Tensor:
+    version = architecture.version
+    name, source, shape = f"blk.{layer}.{BLOCK[version][part]}", info.name, tuple(info.shape)
+    if part in TRANSPOSED:
+        if len(shape) < 2:
+            raise WorkerError(f"{source} should be a matrix, and is of shape {list(shape)}")
+        return _Tensor(name, (source,), (*shape[:-2], shape[-1], shape[-2]), TRANSPOSE)
+    if part == "att.r_k":
+        return _Tensor(name, (source,), (math.prod(shape),))
+    if part == "att.time_faaaa":
+        return _Tensor(name, (source,), (architecture.n_head or 1, architecture.head_size or 1))
+    if version == "6" and part in ("att.output.weight", "ffn.value.weight") and (halvings := int(layer) // RESCALE):
+        return _Tensor(name, (source,), shape, _halved(halvings))
+    return _Tensor(name, (source,), _squeezed(shape, name))
+
+
+def _squeezed(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """Vectors lose dimensions of size 1; matrices of one row are still matrices."""
+    vector = name.endswith(".bias") or "_norm" in name or "_mix_" in name
+    flat = tuple(size for size in shape if size != 1)
+    return (math.prod(shape),) if vector and len(flat) <= 1 else shape
+
+
+@cache
+def _halved(times: int) -> Transform:
+    factor = 0.5**times
+    return Transform(f"divided by 2^{times}", lambda a: a * a.dtype.type(factor), arithmetic=True, elementwise=True)
+
+
+def _info(tensor: _Tensor, kind: int, offset: int) -> bytes:
+    name = tensor.name.encode()
+    if len(name) > LONGEST_NAME or len(tensor.shape) > 4:
+        raise WorkerError(f"a GGUF cannot hold {tensor.name} of shape {list(tensor.shape)}")
+    dims = tuple(reversed(tensor.shape))
+    return _text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, NUMBERS[kind], offset)
+
+
+# ---- metadata ----------------------------------------------------------------------------------------------------
+
+
+def _pairs(architecture: Architecture, kind: int) -> list[bytes]:
+    """Metadata of the model."""
+    name = f"rwkv{architecture.version}"
+    lora = architecture.lora
+    sizes: dict[str, int] = {
+        "context_length": CONTEXT,
+        "embedding_length": architecture.n_embd,
+        "block_count": architecture.n_layer,
+        "feed_forward_length": architecture.n_ffn,
+        "attention.head_count": 0,  # llama.cpp wants it and does not use it
+        "wkv.head_size": architecture.head_size or 0,
+    }
+    if architecture.version == "6":
+        sizes["rescale_every_n_layers"] = RESCALE
+        sizes["time_mix_extra_dim"] = lora["maa"]
+        sizes["time_decay_extra_dim"] = lora["decay"]
+    else:
+        sizes["attention.decay_lora_rank"] = lora["w"]
+        sizes["attention.iclr_lora_rank"] = lora["a"]
+        sizes["attention.value_residual_mix_lora_rank"] = lora.get("v", lora["a"])
+        sizes["attention.gate_lora_rank"] = lora["g"]
+    return [
+        _pair("general.architecture", TEXT, _text(name.encode())),
+        _pair("general.type", TEXT, _text(b"model")),
+        *(_pair(f"{name}.{key}", UINT32, struct.pack("<I", size)) for key, size in sizes.items()),
+        _pair(f"{name}.attention.layer_norm_epsilon", FLOAT32, struct.pack("<f", EPSILON)),
+        _pair("general.file_type", UINT32, struct.pack("<I", FILE_TYPES[kind])),
+        _pair("general.quantization_version", UINT32, struct.pack("<I", QUANTIZATION_VERSION)),
+    ]
+
+
+@cache
+def _tokens(words: Vocabulary) -> tuple[bytes, ...]:
+    """Metadata of the tokenizer."""
+    count = len(words.tokens)
+    listed = struct.pack("<IQ", TEXT, count) + b"".join(map(_text, words.tokens))
+    kinds = struct.pack(f"<IQ{count}i", INT32, count, *words.kinds)
+    pairs = [
+        _pair("tokenizer.ggml.model", TEXT, _text(b"rwkv")),
+        _pair("tokenizer.ggml.tokens", ARRAY, listed),
+        _pair("tokenizer.ggml.token_type", ARRAY, kinds),
+        *(_pair(f"tokenizer.ggml.{x}_token_id", UINT32, struct.pack("<I", token)) for x, token in words.special),
+    ]
+    if words.template:
+        pairs.append(_pair("tokenizer.chat_template", TEXT, _text(words.template.encode())))
+    return tuple(pairs)
+
+
+def _pair(key: str, kind: int, value: bytes) -> bytes:
+    return _text(key.encode()) + struct.pack("<I", kind) + value
+
+
+def _text(data: bytes) -> bytes:
+    return struct.pack("<Q", len(data)) + data
+
+
+# What each type may lose, as in ggml-*: the same arithmetic on the same weights, and the embedding and the output
+# quantized as well. llama.cpp quantizes activations to Q8_0 wherever weights are quantized.
+LIMITS = {
+    "f32": Limits(logits=1e-3, perplexity=1e-3),
+    "f16": Limits(logits=0.03, perplexity=0.002),
+    "bf16": Limits(logits=0.2, perplexity=0.01),
+    "q8_0": Limits(logits=0.3, perplexity=0.02),
+    "q5_1": Limits(logits=1.0, perplexity=0.07),
+    "q5_0": Limits(logits=1.0, perplexity=0.07),
+    "q4_1": Limits(logits=2.0, perplexity=0.20),
+    "q4_0": Limits(logits=2.0, perplexity=0.25),
+}
+KINDS = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0, "q5_1": Q5_1, "q5_0": Q5_0, "q4_1": Q4_1, "q4_0": Q4_0}
+
+FORMATS = tuple(
+    Gguf(
+        name=f"gguf-{short}",
+        suffix=f"-{short.upper()}.gguf",
+        versions=frozenset({"6", "7"}),
+        consumer="llama.cpp",
+        limits=LIMITS[short],
+        requires=("gguf", "pyrwkv-tokenizer"),
+        engine="llama.cpp",
+        kind=kind,
+    )
+    for short, kind in KINDS.items()
+)

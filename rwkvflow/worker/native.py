@@ -1,0 +1,74 @@
+"""The converter's ctypes door to librwkv: rows of weights in, encoded rows out. Calls release the GIL."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rwkvflow.worker.protocol import WorkerError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SUFFIXES = (".so", ".dylib")
+
+
+class Native:
+    """The encoding functions of include/rwkvflow.h. Safe to use from several threads."""
+
+    def __init__(self, engine: Path) -> None:
+        """`engine` is an engine folder (lib/librwkv.so in it) or the library itself. Raises WorkerError."""
+        library = engine if engine.is_file() else find_library(engine)
+        try:
+            # A path without a slash would be looked up in the system's library folders.
+            self._lib = ctypes.CDLL(str(library.resolve()))
+            self._row_bytes = self._lib.rwkvflow_row_bytes
+            self._encode = self._lib.rwkvflow_encode
+            self._count = self._lib.rwkvflow_count_not_finite
+        except (OSError, AttributeError) as error:
+            raise WorkerError(f"{library.name} cannot be used to convert: {error}") from error
+        i32, u32, u64, pointer = ctypes.c_int32, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
+        self._row_bytes.argtypes = [i32, u64]
+        self._row_bytes.restype = u64
+        self._encode.argtypes = [i32, i32, i32, pointer, pointer, u64, u64, u32]
+        self._encode.restype = i32
+        self._count.argtypes = [i32, pointer, u64]
+        self._count.restype = u64
+
+    def row_bytes(self, kind: int, cols: int) -> int:
+        """Bytes of a row; 0 for an unknown type or where cols is no multiple of the type's block."""
+        return int(self._row_bytes(kind, cols))
+
+    def encode(
+        self, source: NDArray[Any], source_type: int, kind: int, cols: int, via_f16: bool = False, threads: int = 1
+    ) -> tuple[NDArray[Any], bool]:
+        """Rows of `cols` values as type `kind`: the bytes (uint8), and whether every value or scale is finite.
+
+        `source` is C-contiguous with itemsize 4 (F32) or 2 (F16, BF16) and holds a whole number of rows.
+        """
+        import numpy as np
+
+        rows, rest = divmod(source.size, cols) if cols else (0, source.size)
+        width = 4 if source_type == 0 else 2
+        if rest or source.itemsize != width or not source.flags.c_contiguous:
+            raise ValueError(f"{source.size} values of {source.itemsize} bytes are no rows of {cols}")
+        out = np.empty(rows * self.row_bytes(kind, cols), np.uint8)
+        status = self._encode(source_type, kind, via_f16, source.ctypes.data, out.ctypes.data, rows, cols, threads)
+        if status < 0 or (rows and not out.size):
+            raise ValueError(f"type {source_type} in rows of {cols} cannot be encoded as type {kind}")
+        return out, status == 0
+
+    def count_not_finite(self, source: NDArray[Any], source_type: int) -> int:
+        """How many of the F32, F16 or BF16 values are infinite or NaN."""
+        return int(self._count(source_type, source.ctypes.data, source.size))
+
+
+def find_library(engine: Path, stem: str = "librwkv") -> Path:
+    """The library in an engine folder. Raises WorkerError when there is none."""
+    names = [stem + suffix for suffix in SUFFIXES]
+    for name in names:
+        path = engine / "lib" / name
+        if path.is_file():
+            return path
+    raise WorkerError(f"no {' or '.join(names)} in {engine.name}/lib")

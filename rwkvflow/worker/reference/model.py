@@ -1,0 +1,172 @@
+"""Runs whole token sequences through a checkpoint, one layer after the other.
+
+Only one layer's weights are in memory at a time (small models are kept), and the embedding and the head are read by
+rows, so memory follows the width of a model and not its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from rwkvflow.worker.architecture import Architecture, architecture_of
+from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.reference import v4, v5, v6, v7
+from rwkvflow.worker.reference.primitives import HEAD_NORM_EPS, Array, Get, State, layer_norm, linear
+
+CACHE_BYTES = 1 << 30  # fp32 models up to this size stay in memory between calls
+HEAD_BYTES = 1 << 27  # of the head's fp32 rows, or of logits, at a time
+
+
+class Tensors(Protocol):
+    """What the forward pass asks of a file: worker.checkpoint.Checkpoint, or an artifact read by its own package."""
+
+    tensors: Mapping[str, Any]  # name -> something with .shape
+
+    def float32(self, name: str, start_row: int = 0, rows: int | None = None) -> Array:
+        """Rows of a tensor as float32."""
+
+
+@dataclass
+class Memory:
+    """Tokens that were read so far, as what each layer remembers of them."""
+
+    layers: list[State] = field(default_factory=list)
+
+
+class Reference:
+    """The fp32 forward pass of one checkpoint. Not safe to use from several threads."""
+
+    def __init__(
+        self,
+        checkpoint: Tensors,
+        group_norm_eps: float | None = None,
+        cache_bytes: int = CACHE_BYTES,
+        architecture: Architecture | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.architecture = architecture or architecture_of(checkpoint.tensors)
+        self.eps = HEAD_NORM_EPS if group_norm_eps is None else group_norm_eps
+        total = sum(4 * int(np.prod(info.shape, dtype=np.int64)) for info in checkpoint.tensors.values())
+        self._keep = total <= cache_bytes
+        self._cache: dict[str, Array] = {}
+
+    def _tensor(self, name: str) -> Array:
+        found = self._cache.get(name)
+        if found is None:
+            found = self._cache[name] = self.checkpoint.float32(name)
+        return found
+
+    def _forget(self) -> None:
+        if not self._keep:
+            self._cache.clear()
+
+    def start(self) -> Memory:
+        """A fresh sequence."""
+        return Memory([{} for _ in range(self.architecture.n_layer)])
+
+    def hidden(self, sequences: Sequence[Memory], tokens: Sequence[Sequence[int]]) -> list[Array]:
+        """Reads tokens[i] (at least one) into sequences[i]; returns what the head sees of each, [T_i, C].
+
+        Every weight is read once, whatever the number of sequences. Raises WorkerError for a token that the
+        vocabulary does not have.
+        """
+        xs = [self._embed(row) for row in tokens]
+        firsts: list[Array | None] = [None] * len(xs)
+        for layer in range(self.architecture.n_layer):
+            prefix = f"blocks.{layer}."
+
+            def get(name: str, prefix: str = prefix) -> Array:
+                return self._tensor(prefix + name)
+
+            for index, x in enumerate(xs):
+                state = sequences[index].layers[layer]
+                if layer == 0 and "blocks.0.ln0.weight" in self.checkpoint.tensors:  # else it is in the embedding
+                    x = layer_norm(x, get("ln0.weight"), get("ln0.bias"))
+                y = layer_norm(x, get("ln1.weight"), get("ln1.bias"))
+                y, firsts[index] = self._time_mix(layer, get, y, state, firsts[index])
+                x = x + y
+                xs[index] = x + self._channel_mix(get, layer_norm(x, get("ln2.weight"), get("ln2.bias")), state)
+            self._forget()
+        return [layer_norm(x, self._tensor("ln_out.weight"), self._tensor("ln_out.bias")) for x in xs]
+
+    def _embed(self, tokens: Sequence[int]) -> Array:
+        vocabulary = self.architecture.n_vocab
+        for token in tokens:
+            if not 0 <= token < vocabulary:
+                raise WorkerError(f"token {token} is outside the model's vocabulary of {vocabulary}")
+        rows = {token: self.checkpoint.float32("emb.weight", token, 1)[0] for token in set(tokens)}
+        return np.stack([rows[token] for token in tokens])
+
+    def _time_mix(
+        self, layer: int, get: Get, x: Array, state: State, v_first: Array | None
+    ) -> tuple[Array, Array | None]:
+        version, heads = self.architecture.version, self.architecture.n_head or 0
+        if version == "4":
+            return v4.time_mix(get, x, state), None
+        if version == "6":
+            return v6.time_mix(get, x, state, heads, self.eps), None
+        if version == "7":
+            return v7.time_mix(get, x, state, heads, self.eps, v_first)
+        is_log = f"blocks.{layer}.att.time_faaaa" not in self.checkpoint.tensors
+        return v5.time_mix(get, x, state, version, heads, self.eps, is_log), None
+
+    def _channel_mix(self, get: Get, x: Array, state: State) -> Array:
+        version = self.architecture.version
+        if version == "7":
+            return v7.channel_mix(get, x, state)
+        if version == "6":
+            return v6.channel_mix(get, x, state)
+        return v4.channel_mix(get, x, state)
+
+    def head(self, hidden: Array) -> Iterator[tuple[int, Array]]:
+        """Logits of hidden [T, C] in slices of the vocabulary: (first token of the slice, [T, slice])."""
+        vocabulary, width = self.architecture.n_vocab, self.architecture.n_embd
+        # losses() makes float64 copies of the logits, hence the 4 beside the number of tokens.
+        step = max(1, HEAD_BYTES // (4 * max(width, 4 * len(hidden))))
+        for start in range(0, vocabulary, step):
+            rows = min(step, vocabulary - start)
+            if self._keep:
+                weight = self._tensor("head.weight")[start : start + rows]
+            else:
+                weight = self.checkpoint.float32("head.weight", start, rows)
+            yield start, linear(hidden, weight)
+
+    def logits(self, hidden: Array) -> Array:
+        """All logits of hidden [T, C]: [T, V]."""
+        return np.concatenate([part for _, part in self.head(hidden)], axis=1)
+
+    def losses(self, hidden: Array, targets: Sequence[int]) -> Array:
+        """-log p(targets[t]) of each row of hidden, in nats, [T]; memory does not grow with the vocabulary."""
+        wanted = np.asarray(targets)
+        top = np.full(len(hidden), -np.inf, np.float64)
+        total = np.zeros(len(hidden), np.float64)
+        target = np.zeros(len(hidden), np.float64)
+        for start, part in self.head(hidden):
+            highest = np.maximum(top, part.max(1))
+            total = total * np.exp(top - highest) + np.exp(part - highest[:, None]).sum(1, dtype=np.float64)
+            top = highest
+            inside = (wanted >= start) & (wanted < start + part.shape[1])
+            target[inside] = part[inside, wanted[inside] - start]
+        return np.asarray(top + np.log(total) - target, np.float32)
+
+    def greedy(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+        """The `count` likeliest tokens after each prompt, one at a time; the lowest token wins a tie."""
+        sequences = [self.start() for _ in prompts]
+        out: list[list[int]] = [[] for _ in prompts]
+        feed = [list(prompt) for prompt in prompts]
+        for _ in range(count if prompts else 0):
+            last = np.stack([hidden[-1] for hidden in self.hidden(sequences, feed)])
+            feed = [[int(token)] for token in self.logits(last).argmax(1)]
+            for row, token in zip(out, feed, strict=True):
+                row += token
+        return out
+
+
+def logits(checkpoint: Tensors, tokens: Sequence[int], group_norm_eps: float | None = None) -> Array:
+    """The logits after each of the tokens from a fresh state, [T, V] float32."""
+    reference = Reference(checkpoint, group_norm_eps)
+    return reference.logits(reference.hidden([reference.start()], [tokens])[0])

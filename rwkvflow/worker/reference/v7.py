@@ -1,0 +1,64 @@
+"""Version 7: the state is rewritten by a generalized delta rule; later layers mix in the first layer's values."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from rwkvflow.worker.reference.primitives import Array, Get, State, f32, head_norm, linear, row, shift, sigmoid
+
+
+def time_mix(get: Get, x: Array, state: State, heads: int, eps: float, v_first: Array | None) -> tuple[Array, Array]:
+    """x [T, C] after ln1; returns ([T, C], the values of layer 0). v_first is None in layer 0, which makes them.
+
+    S_t = S_{t-1} · diag(w_t) + (S_{t-1} · -κ_t)(κ_t · a_t)ᵀ + v_t k_tᵀ, y_t = S_t r_t; S [H, N, N] is value by key.
+    w = exp(-exp(-0.5) · sigmoid(w0 + tanh(x_w w1) w2)) lies between 0.545 and 1.
+    """
+    tokens = len(x)
+    delta = shift(x, state, "att") - x
+    xr, xw, xk, xv, xa, xg = (x + delta * row(get(f"att.x_{letter}")) for letter in "rwkvag")
+    r = linear(xr, get("att.receptance.weight"))
+    k = linear(xk, get("att.key.weight"))
+    v = linear(xv, get("att.value.weight"))
+    raw = row(get("att.w0")) + f32(np.tanh(xw @ get("att.w1"))) @ get("att.w2")
+    w = f32(np.exp(np.float32(-math.exp(-0.5)) * sigmoid(raw)))
+    a = sigmoid(row(get("att.a0")) + (xa @ get("att.a1")) @ get("att.a2"))
+    g = sigmoid(xg @ get("att.g1")) @ get("att.g2")
+    if v_first is None:
+        v_first = v
+    else:
+        v = v + (v_first - v) * sigmoid(row(get("att.v0")) + (xv @ get("att.v1")) @ get("att.v2"))
+
+    def split(y: Array) -> Array:
+        return y.reshape(tokens, heads, -1)
+
+    kappa = split(k * row(get("att.k_k")))
+    kappa = kappa / np.maximum(np.sqrt(np.square(kappa).sum(-1, keepdims=True)), np.float32(1e-12))
+    k = k * (1 + (a - 1) * row(get("att.k_a")))
+    out = _recurrence(split(r), split(w), split(k), split(v), kappa, split(a), state)
+    y = head_norm(out, get("att.ln_x.weight"), get("att.ln_x.bias"), eps)
+    weight = (split(r) * split(k) * get("att.r_k").reshape(heads, -1)).sum(-1, keepdims=True)
+    y = y + (weight * split(v)).reshape(tokens, -1)
+    return linear(y * g, get("att.output.weight")), v_first
+
+
+def _recurrence(r: Array, w: Array, k: Array, v: Array, kappa: Array, a: Array, state: State) -> Array:
+    heads, size = k.shape[1:]
+    s = state.get("wkv")
+    if s is None:
+        s = np.zeros((heads, size, size), np.float32)
+    out = np.empty_like(v)
+    for t in range(len(k)):
+        removed = s @ -kappa[t][:, :, None]
+        s = s * w[t][:, None, :] + removed * (kappa[t] * a[t])[:, None, :] + v[t][:, :, None] * k[t][:, None, :]
+        out[t] = (s @ r[t][:, :, None])[:, :, 0]
+    state["wkv"] = s
+    return out
+
+
+def channel_mix(get: Get, x: Array, state: State) -> Array:
+    """x [T, C] after ln2; no gate in this version."""
+    delta = shift(x, state, "ffn") - x
+    k = linear(x + delta * row(get("ffn.x_k")), get("ffn.key.weight"))
+    return linear(np.square(np.maximum(k, 0)), get("ffn.value.weight"))

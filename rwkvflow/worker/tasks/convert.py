@@ -1,0 +1,36 @@
+"""Task `convert`: in/checkpoint and in/engine to one artifact for each job, {"params": {"format": name}}."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rwkvflow.worker.convert import Job, convert
+from rwkvflow.worker.protocol import emit, progress
+
+
+def run(request: dict[str, Any]) -> None:
+    """Emits an output or a failure for each job. Raises WorkerError when none can be done."""
+    jobs = [Job(job["id"], job["params"]["format"], Path(job["outputs"]["artifact"])) for job in request["jobs"]]
+
+    def on_progress(done: int, total: int, label: str) -> None:
+        progress(done, total, "B", label)
+
+    outcomes = convert(Path("in/checkpoint"), Path("in/engine"), jobs, on_progress=on_progress)
+    for warning in dict.fromkeys(text for outcome in outcomes for text in outcome.warnings):
+        print(f"warning: {warning}")
+    for outcome in outcomes:
+        for warning in outcome.warnings:
+            emit(note={"job": outcome.job.id, "key": "warning", "value": warning})
+        if outcome.failure is not None:
+            emit(failed={"job": outcome.job.id, "message": outcome.failure})
+        elif outcome.written is not None:
+            written = outcome.written
+            emit(
+                output={
+                    "job": outcome.job.id,
+                    "name": "artifact",
+                    "sha256": written.sha256,
+                    "size": written.size,
+                }
+            )

@@ -1,0 +1,74 @@
+"""Task "reference": the fp32 truth of a model, from its checkpoint.
+
+Inputs: in/checkpoint, in/text (UTF-8), in/tokenizer where the recipe names one. Parameters: prompts, tokens,
+tokenizer, group_norm_eps, and optionally text_tokens and logit_tokens. One job with the output "reference".
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rwkvflow.worker import smoke
+from rwkvflow.worker.checkpoint import open_checkpoint
+from rwkvflow.worker.consumers import answer
+from rwkvflow.worker.protocol import WorkerError, emit
+from rwkvflow.worker.questions import LOGIT_TOKENS, TEXT_TOKENS, Questions, Reference, write_reference
+from rwkvflow.worker.reference import Reference as Forward
+from rwkvflow.worker.tasks.outputs import finish
+from rwkvflow.worker.tokenizers import Tokenizer, open_tokenizer
+
+READ_BYTES = 256e9  # bytes of weights that the greedy continuations may read: 9 tokens of a 14B model
+
+
+def run(request: dict[str, Any]) -> None:
+    """See the module. Raises WorkerError."""
+    params, job = request["params"], request["jobs"][0]
+    with open_checkpoint("in/checkpoint") as checkpoint:
+        forward = Forward(checkpoint, params.get("group_norm_eps"))
+        tokenizer = _tokenizer(params["tokenizer"], forward.architecture.n_vocab)
+        questions = ask(params, _text(Path("in/text")), tokenizer)
+        nbytes = sum(info.nbytes for info in checkpoint.tensors.values())
+        affordable = max(1, int(READ_BYTES // max(nbytes, 1)))
+        shortened = min(questions.tokens, affordable)
+        with np.errstate(over="ignore", invalid="ignore"):  # judged below
+            answers = answer(forward, Questions(questions.text, questions.logits, questions.prompts, shortened))
+    if trouble := smoke.finite(answers):
+        raise WorkerError(f"the checkpoint itself is broken: in fp32, {trouble}")
+    output = Path(job["outputs"]["reference"])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    reference = Reference(questions, answers, params.get("group_norm_eps"), params["tokenizer"], tokenizer.note)
+    write_reference(output, reference)
+    if tokenizer.note:
+        emit(note={"job": job["id"], "key": "tokenizer", "value": tokenizer.note})
+    emit(note={"job": job["id"], "key": "perplexity", "value": f"{answers.perplexity:.3f}"})
+    for prompt, tokens in zip(params["prompts"], answers.continuations, strict=True):
+        emit(note={"job": job["id"], "key": "continuation", "value": prompt + tokenizer.decode(tokens)})
+    finish(job["id"], "reference", output)
+
+
+def ask(params: dict[str, Any], text: str, tokenizer: Tokenizer) -> Questions:
+    """The questions in tokens. Raises WorkerError for a text of less than two tokens."""
+    limit = params.get("text_tokens") or TEXT_TOKENS
+    tokens = tokenizer.encode(text[: 64 * limit])[:limit]  # tokens are shorter than 64 characters on average
+    if len(tokens) < 2:
+        raise WorkerError("the smoke text has less than two tokens: name a longer one in the recipe's `smoke.text`")
+    prompts = tuple(tuple(tokenizer.encode(prompt)) or (0,) for prompt in params["prompts"])
+    count = min(len(tokens), params.get("logit_tokens") or LOGIT_TOKENS)
+    return Questions(tuple(tokens), count, prompts, params["tokens"])
+
+
+def _tokenizer(kind: str, n_vocab: int) -> Tokenizer:
+    named = Path("in/tokenizer")
+    return open_tokenizer(kind, n_vocab, named if named.exists() else None)
+
+
+def _text(path: Path) -> str:
+    try:
+        # More than any number of tokens that is evaluated can cover.
+        with path.open("rb") as opened:
+            return opened.read(1 << 20).decode("utf-8", errors="strict" if path.stat().st_size <= 1 << 20 else "ignore")
+    except UnicodeDecodeError as error:
+        raise WorkerError(f"the smoke text is not UTF-8 (byte {error.start})") from None

@@ -1,0 +1,137 @@
+"""Task "smoke": each artifact is run by its consumer and compared with the reference.
+
+Inputs: in/reference, in/checkpoint, in/engine, in/tokenizer where the recipe names one, and the artifacts. Job
+parameters: format, input (the artifact's name below in/) and limits {"logits", "perplexity"}, where absent the
+format's own. Output "smoke": the report; it is written for a failed artifact as well, whose job then fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rwkvflow.worker import smoke
+from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.protocol import WorkerError, emit, progress
+from rwkvflow.worker.questions import Answers, Reference, read_answers, read_reference
+from rwkvflow.worker.tasks.outputs import finish
+from rwkvflow.worker.tokenizers import Tokenizer, open_tokenizer
+
+REFERENCE = Path("in/reference")
+CONSUMERS = "rwkvflow.worker.consumers"  # the module that runs artifacts in a process of its own
+
+
+def run(request: dict[str, Any]) -> None:
+    """See the module. Raises WorkerError when the reference cannot be used; an artifact's trouble is its own."""
+    reference = read_reference(REFERENCE)
+    named = Path("in/tokenizer")
+    tokenizer = open_tokenizer(
+        reference.tokenizer, reference.answers.logits.shape[1], named if named.exists() else None
+    )
+    jobs = request["jobs"]
+    for done, (job, result) in enumerate(_answers(jobs, reference)):
+        progress(done, len(jobs), "artifacts", job["params"]["format"])
+        failure = result if isinstance(result, str) else _judge(job, reference, result, request["params"], tokenizer)
+        if failure:
+            emit(failed={"job": job["id"], "message": failure})
+    progress(len(jobs), len(jobs), "artifacts")
+
+
+def _answers(jobs: list[dict[str, Any]], reference: Reference) -> Iterator[tuple[dict[str, Any], Answers | str]]:
+    """Each job with its artifact's answers or a message, in order."""
+    Path("out").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir="out", prefix=".smoke-") as folder:
+        waiting = list(enumerate(jobs))
+        while waiting:
+            paths = {index: Path(folder) / f"{index}.npz" for index, _ in waiting}
+            code = _child(Path(folder) / "order.json", [(job, paths[i]) for i, job in waiting], reference)
+            while waiting:
+                index, job = waiting[0]
+                answers, error = paths[index], paths[index].with_suffix(".error")
+                if answers.exists():
+                    try:
+                        yield job, read_answers(answers)
+                    except WorkerError as damaged:
+                        yield job, str(damaged)
+                    answers.unlink()
+                elif error.exists():
+                    yield job, error.read_text(encoding="utf-8")
+                else:  # it ended the process, so start another with the next
+                    yield job, _ending(job["params"]["format"], code)
+                    waiting.pop(0)
+                    break
+                waiting.pop(0)
+
+
+def _child(order: Path, entries: list[tuple[dict[str, Any], Path]], reference: Reference) -> int:
+    content = {
+        "reference": str(REFERENCE),
+        "checkpoint": "in/checkpoint",
+        "engine": "in/engine",
+        "group_norm_eps": reference.group_norm_eps,
+        "artifacts": [
+            {
+                "format": job["params"]["format"],
+                "artifact": f"in/{job['params']['input']}",
+                "answers": str(answers),
+            }
+            for job, answers in entries
+        ],
+    }
+    order.write_text(json.dumps(content), encoding="utf-8")
+    root = str(Path(__file__).resolve().parents[3])
+    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", CONSUMERS, str(order)]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, check=False).returncode
+
+
+def _ending(name: str, code: int) -> str:
+    if code == -signal.SIGKILL:
+        return f"running {name} was killed: most likely it needed more memory than the step's limit"
+    if code < 0:
+        try:
+            text = signal.Signals(-code).name
+        except ValueError:
+            text = f"signal {-code}"
+        return f"running {name} crashed ({text})"
+    return f"running {name} ended with exit code {code} and without a result; the log above says more"
+
+
+def _judge(
+    job: dict[str, Any], reference: Reference, answers: Answers, params: dict[str, Any], tokenizer: Tokenizer
+) -> str | None:
+    """Writes the report; returns what is wrong with the artifact."""
+    name = job["params"]["format"]
+    if trouble := smoke.shape_problem(reference.answers, answers) or smoke.finite(answers):
+        return f"{name}: {trouble}"
+    own = job["params"].get("limits") or {}
+    limits = {key: own.get(key) or getattr(FORMATS[name].limits, key) for key in ("logits", "perplexity")}
+    figures = smoke.compare(reference.answers, answers)
+    failed = smoke.problems(name, figures, limits)
+    texts = [tokenizer.decode(tokens) for tokens in answers.continuations]
+    continuations = list(zip(params["prompts"], texts, strict=True))
+    content = smoke.report(
+        name, FORMATS[name].consumer, reference, figures, limits, continuations, failed, answers.note
+    )
+    output = Path(job["outputs"]["smoke"])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_bytes(content)
+    for key, value in (
+        ("perplexity", f"{figures.perplexity:.3f}"),
+        ("perplexity rise", f"{smoke.coarse(figures.rise):+.2%}"),
+        ("worst logit", f"{smoke.coarse(figures.logits):.4g}"),
+        *(("continuation", prompt + text) for prompt, text in continuations),
+        *((("proof", answers.note),) if answers.note else ()),
+    ):
+        emit(note={"job": job["id"], "key": key, "value": value})
+    if failed:
+        return f"{name}: " + "; ".join(failed)
+    finish(job["id"], "smoke", output)
+    return None

@@ -1,0 +1,246 @@
+"""Text to token ids and back, for the models that smoke runs.
+
+The World and 20B vocabularies are not part of this package: the first comes with PyPI's `pyrwkv-tokenizer` (or `rwkv`)
+in the image, the second is a tokenizer.json that the recipe names.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from rwkvflow.worker.protocol import WorkerError
+
+BYTES, TWENTY_B, WORLD = 256, 50277, 65536  # rows of emb.weight that tell the tokenizer
+WORLD_FILE = "rwkv_vocab_v20230424.txt"
+WORLD_PACKAGES = ("pyrwkv_tokenizer", "rwkv")
+VOCABULARY_BYTES = 64 << 20  # no vocabulary is larger
+
+
+class Tokenizer(Protocol):
+    """Ids are below the vocabulary size that the tokenizer was opened with."""
+
+    name: str
+    note: str | None  # what a person should know about the choice
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids; what is not UTF-8 becomes U+FFFD."""
+
+
+def open_tokenizer(kind: str, n_vocab: int, file: Path | None = None) -> Tokenizer:
+    """kind: "auto" (by n_vocab), "bytes", "world" or "tokenizer.json" (needs `file`).
+
+    "auto" ends in pseudo-random token ids, and says so in the note, where no tokenizer fits or the one that fits is
+    not there. Raises WorkerError for a named one that is not there or does not fit.
+    """
+    if kind == "bytes":
+        return _fitting(Bytes(), BYTES, n_vocab)
+    if kind == "world":
+        path = file or world_vocabulary()
+        if path is None:
+            raise WorkerError(
+                "the World tokenizer is not in this image: add pyrwkv-tokenizer to the image's `wheels`, "
+                "or set the model's `tokenizer: auto`"
+            )
+        world = World(path)
+        return _fitting(world, world.size, n_vocab)
+    if kind == "tokenizer.json":
+        if file is None:
+            raise WorkerError("the tokenizer file is missing: the recipe's `tokenizer` must name a tokenizer.json")
+        return _from_file(file, n_vocab)
+    if kind != "auto":
+        raise WorkerError(f"unknown tokenizer {kind!r}; there are auto, bytes, world, tokenizer.json")
+    if file is not None:
+        return _from_file(file, n_vocab)
+    if n_vocab == BYTES:
+        return Bytes()
+    if n_vocab == WORLD:
+        path = world_vocabulary()
+        if path is not None:
+            return World(path)
+        return PseudoRandom(n_vocab, "the World tokenizer is not in this image (`wheels: [pyrwkv-tokenizer]`)")
+    if n_vocab == TWENTY_B:
+        return PseudoRandom(n_vocab, "this is the 20B vocabulary: set the model's `tokenizer` to its tokenizer.json")
+    return PseudoRandom(n_vocab, f"no known tokenizer has {n_vocab} tokens")
+
+
+def world_vocabulary() -> Path | None:
+    """The World vocabulary file of an installed package; nothing of the package is run."""
+    for package in WORLD_PACKAGES:
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            path = Path(folder) / WORLD_FILE
+            if path.is_file():
+                return path
+    return None
+
+
+def _from_file(file: Path, n_vocab: int) -> Tokenizer:
+    if file.stat().st_size > VOCABULARY_BYTES:
+        raise WorkerError(f"{file.name} has {file.stat().st_size} bytes; that is no tokenizer")
+    with file.open("rb") as opened:
+        start = opened.read(64).lstrip()
+    if start.startswith(b"{"):
+        twenty = Json(file)
+        return _fitting(twenty, twenty.size, n_vocab)
+    world = World(file)
+    return _fitting(world, world.size, n_vocab)
+
+
+def _fitting(tokenizer: Tokenizer, size: int, n_vocab: int) -> Tokenizer:
+    if size > n_vocab:
+        raise WorkerError(
+            f"the {tokenizer.name} tokenizer has token ids up to {size - 1}, the model a vocabulary of {n_vocab}: "
+            "set the model's `tokenizer` in the recipe"
+        )
+    return tokenizer
+
+
+class Bytes:
+    """One token a byte."""
+
+    name = "bytes"
+    note: str | None = None
+
+    def encode(self, text: str) -> list[int]:
+        """UTF-8."""
+        return list(text.encode())
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Ids above 255, which larger vocabularies have, become U+FFFD."""
+        return b"".join(map(self.piece, tokens)).decode(errors="replace")
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token."""
+        return bytes([token]) if 0 <= token < 256 else b"\xff"
+
+
+class World:
+    """Greedy longest match over the vocabulary's byte strings.
+
+    A vocabulary line is `id literal length`, the literal a Python str or bytes, the length in bytes.
+    """
+
+    name = "world"
+    note: str | None = None
+
+    def __init__(self, path: Path) -> None:
+        if path.stat().st_size > VOCABULARY_BYTES:
+            raise WorkerError(f"{path.name} has {path.stat().st_size} bytes; that is no World vocabulary")
+        self._ids: dict[bytes, int] = {}
+        self._tokens: dict[int, bytes] = {}
+        # str.splitlines would also split at separators such as U+2028 inside literals
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            if line.strip():
+                index, token = _world_line(path, number, line)
+                self._ids[token] = index
+                self._tokens[index] = token
+        if not self._ids:
+            raise WorkerError(f"{path.name} holds no tokens")
+        self.size = 1 + max(self._tokens)
+        self._lengths: dict[int, list[int]] = {}
+        for token in self._ids:
+            self._lengths.setdefault(token[0], []).append(len(token))
+        for first, lengths in self._lengths.items():
+            self._lengths[first] = sorted(set(lengths), reverse=True)
+
+    @property
+    def tokens(self) -> Mapping[int, bytes]:
+        """Every token's bytes by its id."""
+        return self._tokens
+
+    def encode(self, text: str) -> list[int]:
+        """Raises WorkerError for a byte that no token starts with."""
+        data, at, out = text.encode(), 0, []
+        while at < len(data):
+            for length in self._lengths.get(data[at], ()):
+                found = self._ids.get(data[at : at + length])
+                if found is not None:
+                    out.append(found)
+                    at += length
+                    break
+            else:
+                raise WorkerError(f"the World vocabulary has no token for byte {data[at]}")
+        return out
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Unknown ids become U+FFFD; 0 is the end of a text and empty."""
+        return b"".join(map(self.piece, tokens)).decode(errors="replace")
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token."""
+        return b"" if token == 0 else self._tokens.get(token, b"\xff")
+
+
+def _world_line(path: Path, number: int, line: str) -> tuple[int, bytes]:
+    try:
+        index, rest = line.split(" ", 1)
+        literal, length = rest.rsplit(" ", 1)
+        if len(literal) > 4096:
+            raise ValueError(literal)
+        value = ast.literal_eval(literal)
+        token = value.encode() if isinstance(value, str) else value
+        if not isinstance(token, bytes) or not token or len(token) != int(length) or int(index) < 0:
+            raise ValueError(literal)
+        return int(index), token
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        raise WorkerError(f"{path.name}:{number}: not a line of a World vocabulary") from None
+
+
+class Json:
+    """A tokenizer.json, such as that of the Pile and Raven models (GPT-NeoX), through PyPI's `tokenizers`."""
+
+    name = "tokenizer.json"
+    note: str | None = None
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import tokenizers
+        except ImportError:
+            raise WorkerError(
+                "a tokenizer.json needs PyPI's tokenizers: add it to the image's `wheels`, "
+                "or set the model's `tokenizer: auto`"
+            ) from None
+        try:
+            self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the package raises bare Exception
+            raise WorkerError(f"{path.name} is not a tokenizer.json: {error}") from None
+        self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    def encode(self, text: str) -> list[int]:
+        """No special tokens are added."""
+        return [int(t) for t in self._tokenizer.encode(text, add_special_tokens=False).ids]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Special tokens are left out."""
+        known = [t for t in tokens if t < self.size]
+        return str(self._tokenizer.decode(known))
+
+
+class PseudoRandom:
+    """Ids that a text seeds: they exercise a model whose tokenizer is unknown, and mean nothing."""
+
+    name = "pseudo-random"
+    note: str | None
+
+    def __init__(self, n_vocab: int, why: str) -> None:
+        self.n_vocab = n_vocab
+        self.note = f"pseudo-random token ids, so the text and the perplexity mean nothing: {why}"
+
+    def encode(self, text: str) -> list[int]:
+        """One id for every three bytes of text, about as many as a real tokenizer would give."""
+        data = text.encode()
+        count = -(-len(data) // 3)
+        words = hashlib.shake_256(data).digest(8 * count)
+        return [int.from_bytes(words[8 * i : 8 * i + 8], "little") % self.n_vocab for i in range(count)]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The numbers."""
+        return " ".join(str(t) for t in tokens)
