@@ -1,0 +1,260 @@
+"""The lock: every input of a recipe, pinned. No URLs of package registries, no tokens, no paths of this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, field_validator
+
+from rwkvflow.documents.combine import formats_of
+from rwkvflow.documents.formats import consumers, engines
+from rwkvflow.documents.recipe import Git, Image, LocalFolder, Many, Model, Recipe, Sha256, Strict
+
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+Bytes = Annotated[int, Field(ge=0)]
+
+
+class LockedFile(Strict):
+    """A file that a recipe fetches."""
+
+    source: str = Field(description="As in the recipe")
+    resolved: str = Field(
+        description="The same with a hub branch replaced by a commit; local paths stay relative to the recipe"
+    )
+    sha256: Sha256
+    size: Bytes
+
+
+class LockedWheel(Strict):
+    """One wheel, exactly."""
+
+    name: str = Field(description="Normalized")
+    version: str = Field(description="With its local part, e.g. 2.13.0+cpu")
+    filename: str
+    sha256: Sha256
+    size: Bytes | None = None
+
+
+class LockedBase(Strict):
+    """A base image: the reference in the recipe and what it stood for."""
+
+    reference: str
+    digest: str = Field(
+        description="sha256:…; the registry's manifest digest, or the image's root file system for local ones"
+    )
+    kind: Literal["registry", "local"]
+
+
+class LockedWheels(Strict):
+    """The wheels of one platform by role, sorted by name. Stages of the Dockerfile install exactly one role each."""
+
+    worker: Many[LockedWheel] = Field(description="numpy, safetensors, torch, extra wheels, tokenizers")
+    toolchain: Many[LockedWheel] = Field(
+        default=(), description="ziglang, cmake, ninja; empty for the system toolchain"
+    )
+    installer: Many[LockedWheel] = Field(default=(), description="pip itself, so that no image needs one")
+
+    @field_validator("worker", "toolchain", "installer")
+    @classmethod
+    def _sorted(cls, wheels: tuple[LockedWheel, ...]) -> tuple[LockedWheel, ...]:
+        return tuple(sorted(wheels, key=lambda wheel: (wheel.name, wheel.version, wheel.filename, wheel.sha256)))
+
+
+class LockedImage(Strict):
+    """The environment of one image."""
+
+    python: str
+    base: LockedBase | None = Field(default=None, description="Absent until a Docker run needs it")
+    platforms: dict[str, LockedWheels] = Field(description="By platform, e.g. linux-x86_64")
+
+
+class LockedEngine(Strict):
+    """The engine's sources."""
+
+    kind: Literal["builtin", "git", "folder"]
+    resolved: str = Field(description="builtin, <url>@<commit>, or the relative path")
+    digest: Digest | None = Field(
+        default=None, description="Tree digest where the sources are local (builtin, folder); a commit pins git"
+    )
+
+
+class LockedPackage(Strict):
+    """A source package of the package index."""
+
+    name: str
+    version: str
+    filename: str
+    sha256: Sha256
+    backend: str = Field(description="Its build backend, which is never run")
+
+
+class Lock(Strict):
+    """recipe.lock.yaml as a whole."""
+
+    version: Literal[1] = 1
+    recipe: str = Field(description="sha256 over the parts of the recipe that the lock depends on")
+    models: dict[str, LockedFile]
+    tokenizers: dict[str, LockedFile] = Field(
+        default_factory=dict, description="By model: tokenizer files that the recipe names by a source"
+    )
+    images: dict[str, LockedImage]
+    engine: LockedEngine
+    packages: dict[str, LockedPackage] | None = Field(
+        default=None, description="Sources of what proves formats, such as llama.cpp; absent where none does"
+    )
+
+
+LLAMA = "llama.cpp"
+BUILTIN_TOKENIZERS = frozenset({"auto", "bytes", "world"})
+
+
+def locked_parts(recipe: Recipe) -> dict[str, Any]:
+    """The parts of a recipe that its lock depends on; the order of models, images and wheels is none of them."""
+    source = recipe.engine.source
+    wanted = consumers_of(recipe)
+    return {
+        "version": recipe.version,
+        "models": {
+            model.name: {"source": model.source, "sha256": model.sha256, "tokenizer": _tokenizer(model)}
+            for model in recipe.models
+        },
+        "images": {
+            image.name: {
+                "base": image.base,
+                "python": image.python,
+                "torch": image.torch,
+                "wheels": sorted(image.wheels),
+                **({"consumers": list(wanted[image.name])} if wanted[image.name] else {}),
+            }
+            for image in recipe.images
+        },
+        "engine": {
+            "source": source if isinstance(source, str) else source.model_dump(mode="json", exclude={"folder"}),
+            "toolchain": recipe.engine.toolchain,
+        },
+        **({"packages": list(packages)} if (packages := packages_of(recipe)) else {}),
+    }
+
+
+def packages_of(recipe: Recipe) -> tuple[str, ...]:
+    """What is built besides the engine to prove the recipe's formats, sorted: "llama.cpp" or nothing."""
+    return engines(name for names in formats_of(recipe).values() for name in names)
+
+
+def consumers_of(recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    """What the formats that are made in each image need in it to be proved, by the image's name."""
+    return {image: consumers(names) for image, names in formats_of(recipe).items()}
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """Hex sha256 over the canonical JSON of `locked_parts`.
+
+    Smoke and publish do not change it, nor do formats whose consumers need nothing in the image.
+    """
+    text = json.dumps(locked_parts(recipe), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def disagreements(recipe: Recipe, lock: Lock) -> list[str]:
+    """Each way in which a lock does not fit its recipe, in words; empty where it fits."""
+    found = [
+        *_names("models", {model.name for model in recipe.models}, set(lock.models)),
+        *_models(recipe, lock),
+        *_names("images", {image.name for image in recipe.images}, set(lock.images)),
+    ]
+    wanted = consumers_of(recipe)
+    for image in recipe.images:
+        if locked := lock.images.get(image.name):
+            found += _image(image, locked, recipe.engine.toolchain, wanted[image.name])
+    found += _engine(recipe, lock.engine)
+    found += _names("packages", set(packages_of(recipe)), set(lock.packages or {}))
+    if not found and lock.recipe != recipe_digest(recipe):
+        found.append(
+            "the recipe changed in a part that the lock depends on: a model's source or tokenizer, an image, what "
+            "formats need in it, or the engine's source or toolchain"
+        )
+    return found
+
+
+def _names(what: str, wanted: set[str], locked: set[str]) -> Iterator[str]:
+    for name in sorted(wanted - locked):
+        yield f"{what}.{name}: is in the recipe, not in the lock"
+    for name in sorted(locked - wanted):
+        yield f"{what}.{name}: is in the lock, no longer in the recipe"
+
+
+def _was(place: str, what: str, before: object, now: object) -> str:
+    return f"{place}: {what} was {before} in the lock, is {now} in the recipe"
+
+
+def _tokenizer(model: Model) -> str | None:
+    return None if model.tokenizer in BUILTIN_TOKENIZERS else model.tokenizer
+
+
+def _models(recipe: Recipe, lock: Lock) -> Iterator[str]:
+    for model in recipe.models:
+        locked = lock.models.get(model.name)
+        if locked is not None and locked.source != model.source:
+            yield _was(f"models.{model.name}", "source", locked.source, model.source)
+        elif locked is not None and model.sha256 not in (None, locked.sha256):
+            yield _was(f"models.{model.name}", "sha256", locked.sha256, model.sha256)
+    wanted = {model.name: tokenizer for model in recipe.models if (tokenizer := _tokenizer(model))}
+    yield from _names("tokenizers", set(wanted), set(lock.tokenizers))
+    for name, tokenizer in sorted(wanted.items()):
+        if (file := lock.tokenizers.get(name)) and file.source != tokenizer:
+            yield _was(f"tokenizers.{name}", "source", file.source, tokenizer)
+
+
+def _image(image: Image, locked: LockedImage, toolchain: str, wanted: tuple[str, ...]) -> Iterator[str]:
+    place = f"images.{image.name}"
+    if locked.python != image.python:
+        yield _was(place, "python", locked.python, image.python)
+    if locked.base is not None and locked.base.reference != image.base:
+        yield _was(place, "base", locked.base.reference, image.base)
+    for platform, wheels in sorted(locked.platforms.items()):
+        versions = {_normal(wheel.name): wheel.version for wheel in wheels.worker}
+        torch = versions.get("torch")
+        if (torch is None) != (image.torch is None) or (torch and image.torch and not _same(torch, image.torch)):
+            yield _was(f"{place} ({platform})", "torch", torch or "absent", image.torch or "absent")
+        for requirement in image.wheels:
+            if _package(requirement) not in versions:
+                yield f"{place} ({platform}): the wheel {requirement} is in the recipe, not in the lock"
+        for requirement in wanted:
+            if _package(requirement) not in versions:
+                yield f"{place} ({platform}): {requirement}, which proves a format of the recipe, is not in the lock"
+        if bool(wheels.toolchain) != (toolchain == "zig"):
+            yield _was(f"{place} ({platform})", "toolchain", "zig" if wheels.toolchain else "system", toolchain)
+
+
+def _package(requirement: str) -> str:
+    """The normalized name of what is required."""
+    match = re.match(r"[A-Za-z0-9._-]*", requirement)
+    return _normal(match[0] if match else requirement)
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _same(locked: str, wanted: str) -> bool:
+    """2.13.0+cpu in the lock fits 2.13.0 in the recipe; a local part that the recipe names must be that one."""
+    return locked == wanted or ("+" not in wanted and locked.split("+", 1)[0] == wanted)
+
+
+def _engine(recipe: Recipe, locked: LockedEngine) -> Iterator[str]:
+    source = recipe.engine.source
+    if isinstance(source, Git):
+        commit = locked.resolved.rpartition("@")[2]
+        if locked.kind != "git" or locked.resolved.rpartition("@")[0] != source.git:
+            yield _was("engine", "source", locked.resolved, source.git)
+        elif source.commit not in (None, commit):
+            yield _was("engine", "commit", commit, source.commit)
+    elif isinstance(source, LocalFolder):
+        if locked.kind != "folder" or locked.resolved != source.path:
+            yield _was("engine", "source", locked.resolved, source.path)
+    elif locked.kind != "builtin":
+        yield _was("engine", "source", locked.resolved, source)

@@ -1,0 +1,296 @@
+"""The recipe: what the user wants. Field descriptions end up in the JSON Schema that editors show."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
+
+# Patterns say [0-9], never \d: pydantic's regular expressions take the digits of all scripts for \d.
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+SHA256 = r"^[0-9a-f]{64}$"
+COMMIT = r"^[0-9a-f]{40}$"
+IMAGE_REFERENCE = r"^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}$"
+PYTHON = r"^3\.[0-9]{1,2}$"
+TORCH = r"^[0-9]+(\.[0-9]+){1,2}(\+[a-z0-9.]+)?$"
+EXPECT = r"^(any|[0-9]{1,6}\+?)$"
+TARGET = r"^[a-z0-9][a-z0-9_.-]{0,99}$"
+LICENSE = r"^[A-Za-z0-9][A-Za-z0-9.+-]{0,99}$"
+LANGUAGE = r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$"
+REPOSITORY = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+CMAKE_OPTION = r"^[A-Za-z_][A-Za-z0-9_.-]{0,99}(:[A-Z]+)?$"
+
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+Sha256 = Annotated[str, StringConstraints(pattern=SHA256)]
+Commit = Annotated[str, StringConstraints(pattern=COMMIT)]
+
+T = TypeVar("T")
+# Strict tuples refuse lists, and lists are what YAML and JSON have; the items stay strict.
+Many = Annotated[tuple[T, ...], Field(strict=False)]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors; values are not silently converted; a loaded document does not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Model(Strict):
+    """One checkpoint to convert."""
+
+    name: Name = Field(description="File names and identifiers are made from it, e.g. rwkv7-world-0.1b")
+    source: str = Field(
+        min_length=1,
+        description="A path (relative to the recipe), file:, https://… or hf://owner/name[@revision]/path",
+    )
+    sha256: Sha256 | None = Field(
+        default=None, description="Expected digest of the file; else the lock's first download decides"
+    )
+    tokenizer: str = Field(
+        default="auto",
+        description="auto (by vocabulary size), bytes, world, or the source of a tokenizer.json (20B models)",
+    )
+    group_norm_eps: float | None = Field(
+        default=None, gt=0, lt=1, description="Epsilon of the head group norm (ln_x) of versions 5 to 7; default 64e-5"
+    )
+
+
+def image_name(python: str, torch: str | None) -> str:
+    """What an image is called where the recipe gives no name: py3.11, py3.11-torch2.13.0."""
+    return f"py{python}" + (f"-torch{torch}".replace("+", "-") if torch else "")
+
+
+class Image(Strict):
+    """One container image to work in; on the host sandbox, one virtual environment."""
+
+    base: Annotated[str, StringConstraints(pattern=IMAGE_REFERENCE)] = Field(
+        default="rwkvflow-base:bookworm",
+        description="Base image with this Python: a registry reference, or one in the engine such as "
+        "`rwkvflow image bootstrap` makes",
+    )
+    python: Annotated[str, StringConstraints(pattern=PYTHON)] = Field(
+        default="3.11", description='In quotes, e.g. "3.11"; without them 3.10 is the number 3.1'
+    )
+    torch: Annotated[str, StringConstraints(pattern=TORCH)] | None = Field(
+        default=None, description='PyTorch version such as "2.13.0"; left out where nothing needs it'
+    )
+    wheels: Many[str] = Field(default=(), description="Further requirements, e.g. tokenizers==0.20.3")
+    name: Name = Field(
+        default_factory=lambda data: image_name(data["python"], data["torch"]),
+        description="Identifier after the @; default py<python>[-torch<version>]",
+    )
+
+
+class PatchRule(Strict):
+    """How to change what CMake wrote, before it is built."""
+
+    name: Name = Field(description="For messages and the provenance")
+    files: Many[str] = Field(min_length=1, description="Globs below the build folder, e.g. build.ninja, **/flags.make")
+    pattern: str = Field(min_length=1, description="Python regular expression")
+    replace: str = Field(description=r"Replacement; \1 and \g<name> refer to groups")
+    expect: Annotated[str, StringConstraints(pattern=EXPECT)] = Field(
+        default="1+", description='How many matches there must be over all files: "3", "1+" or "any"'
+    )
+    when: dict[Literal["host", "target", "cmake"], str] = Field(
+        default_factory=dict,
+        description="Applies only where all of these hold: host and target are globs over <system>-<processor>, "
+        "cmake is a version specifier such as >=3.25",
+    )
+
+
+class Git(Strict):
+    """An engine from a git repository."""
+
+    git: str = Field(min_length=1, description="Clone URL")
+    ref: str | None = Field(default=None, description="Branch or tag; the lock pins it to a commit")
+    commit: Commit | None = Field(default=None, description="Full commit hash")
+    submodules: bool = Field(default=False, description="Fetch its submodules as well")
+    folder: str = Field(default=".", description="Folder of CMakeLists.txt inside the repository")
+
+
+class LocalFolder(Strict):
+    """An engine from a folder on this machine."""
+
+    path: str = Field(min_length=1, description="Relative to the recipe")
+
+
+def _source_kind(value: Any) -> str | None:
+    if isinstance(value, str):
+        return "(builtin)"
+    if isinstance(value, Git | LocalFolder):
+        return "(git)" if isinstance(value, Git) else "(folder)"
+    if isinstance(value, dict):
+        return "(folder)" if "path" in value and "git" not in value else "(git)"
+    return None
+
+
+def _option_kind(value: Any) -> str | None:
+    return {str: "(text)", bool: "(flag)", int: "(number)"}.get(type(value))
+
+
+# Tags in parentheses cannot be keys, so that explain.py can tell them from the places of a document.
+UNION_TAGS = frozenset({"(builtin)", "(git)", "(folder)", "(text)", "(flag)", "(number)"})
+
+EngineSource = Annotated[
+    Annotated[Literal["builtin"], Tag("(builtin)")]
+    | Annotated[Git, Tag("(git)")]
+    | Annotated[LocalFolder, Tag("(folder)")],
+    Discriminator(
+        _source_kind,
+        custom_error_type="expected",
+        custom_error_message="the word builtin, or a mapping with git: or path:",
+    ),
+]
+CMakeValue = Annotated[
+    Annotated[str, Tag("(text)")] | Annotated[bool, Tag("(flag)")] | Annotated[int, Tag("(number)")],
+    Discriminator(
+        _option_kind,
+        custom_error_type="expected",
+        custom_error_message="text, true, false or a whole number",
+    ),
+]
+
+
+class Engine(Strict):
+    """The native engine: any CMake project whose library has the C API of rwkv.h."""
+
+    source: EngineSource = Field(default="builtin", description="builtin is librwkv")
+    toolchain: Literal["zig", "system"] = Field(
+        default="zig", description="zig comes as wheels and needs nothing installed; system is what the image has"
+    )
+    target: Annotated[str, StringConstraints(pattern=TARGET)] | None = Field(
+        default=None, description="zig target triple; default: Linux gnu of the image's processor"
+    )
+    targets: Many[Annotated[str, StringConstraints(pattern=TARGET)]] = Field(
+        default=(),
+        description="Further zig target triples, such as aarch64-linux-musl: built as well and published below engine/",
+    )
+    library: str | None = Field(default=None, description="Glob of the built library to use, default **/librwkv.*")
+    cmake: dict[Annotated[str, StringConstraints(pattern=CMAKE_OPTION)], CMakeValue] = Field(
+        default_factory=dict, description="-D options"
+    )
+    patches: Many[PatchRule] = Field(default=(), description="Applied after the shipped rules")
+
+
+class Limit(Strict):
+    """What a format may lose against the fp32 reference."""
+
+    logits: float | None = Field(
+        default=None,
+        gt=0,
+        description="Largest allowed difference of a logit, relative to the "
+        "standard deviation of the reference's logits",
+    )
+    perplexity: float | None = Field(
+        default=None, gt=0, description="Largest allowed rise of the perplexity, as a ratio: 0.01 is one percent"
+    )
+
+
+class Smoke(Strict):
+    """The inference that proves each artifact."""
+
+    prompts: Many[str] = Field(default=("The ",), min_length=1, description="Continued greedily and shown")
+    tokens: int = Field(default=32, ge=1, le=4096, description="Length of each continuation")
+    text: str | None = Field(
+        default=None, description="Text file for the perplexity, relative to the recipe; default shipped"
+    )
+    limits: dict[str, Limit] = Field(default_factory=dict, description="By format; the rest keep their defaults")
+
+
+class Publish(Strict):
+    """One place to publish to."""
+
+    to: str = Field(
+        min_length=1,
+        description="A folder, relative to the recipe; hf://owner/name; oci://registry/name:tag; s3://bucket/folder "
+        "or any URL that fsspec can write to",
+    )
+    private: bool | None = Field(
+        default=None, description="hf:// only: whether the repository is private; default: as it is, or as new ones are"
+    )
+    branch: str | None = Field(default=None, description="hf:// only; default main")
+    tag: str | None = Field(
+        default=None, description="hf:// only: tag of the release; default release- and digits of its SHA256SUMS"
+    )
+
+
+class Card(Strict):
+    """What the release's README.md says beyond what is known: its title, its licence, whom it is made from."""
+
+    template: str | None = Field(
+        default=None,
+        description="A Jinja template of your own, relative to the recipe; it may extend README.md.j2, the shipped one",
+    )
+    title: str | None = Field(default=None, min_length=1, description="Default: the recipe's name")
+    about: str | None = Field(default=None, description="Markdown that comes first")
+    license: Annotated[str, StringConstraints(pattern=LICENSE)] | None = Field(
+        default=None, description="As the Hugging Face Hub names it, e.g. apache-2.0; other with a name and a link"
+    )
+    license_name: str | None = Field(default=None, min_length=1, description="Where license is other")
+    license_link: str | None = Field(default=None, min_length=1, description="Where license is other")
+    language: Many[Annotated[str, StringConstraints(pattern=LANGUAGE)]] = Field(
+        default=(), description="Codes of the languages, e.g. en"
+    )
+    base_model: Many[Annotated[str, StringConstraints(pattern=REPOSITORY)]] = Field(
+        default=(), description="owner/name; default: the hub repositories that the checkpoints come from"
+    )
+    tags: Many[Annotated[str, StringConstraints(min_length=1)]] = Field(
+        default=(), description="Added to those that follow from the formats"
+    )
+    library_name: str | None = Field(default=None, min_length=1, description="Default rwkv")
+    pipeline_tag: str | None = Field(default=None, min_length=1, description="Default text-generation")
+    quantized_by: str | None = Field(default=None, min_length=1, description="Who you are; default rwkvflow")
+
+
+class Sign(Strict):
+    """How the release is signed, in the format of OpenSSF's model-signing."""
+
+    key: str = Field(
+        min_length=1,
+        description="Private key on the curve P-256 as PEM, relative to the recipe; its password, where it has one, "
+        "comes from RWKVFLOW_SIGN_PASSWORD",
+    )
+
+
+class Combination(Strict):
+    """Which combinations a rule is about: shell globs, all of which must match."""
+
+    model: str = Field(default="*", description="Glob of model names")
+    format: str = Field(default="*", description="Glob of format names")
+    image: str = Field(default="*", description="Glob of image names")
+
+
+class Matrix(Strict):
+    """Changes to models × formats × images. `exclude` first, then `include` adds."""
+
+    exclude: Many[Combination] = Field(default=(), description="Combinations to leave out")
+    include: Many[Combination] = Field(
+        default=(), description="Kept although excluded; names a format outside `formats` to add it"
+    )
+
+
+class Recipe(Strict):
+    """recipe.yaml as a whole."""
+
+    version: Literal[1] = Field(default=1, description="Of the recipe's format, not of your recipe")
+    name: Name = Field(description="What the release is called")
+    models: Many[Model] = Field(min_length=1, description="The checkpoints to convert")
+    formats: Many[str] = Field(min_length=1, description="`rwkvflow formats` lists them")
+    images: Many[Image] = Field(default=(Image(),), min_length=1, description="`image:` with one mapping works too")
+    engine: Engine = Field(default_factory=Engine, description="The native engine; default librwkv")
+    smoke: Smoke = Field(default_factory=Smoke, description="What proves each artifact")
+    publish: Many[Publish] = Field(default=(), description="Where artifacts go that passed smoke")
+    card: Card | None = Field(default=None, description="What the release's README.md says")
+    sign: Sign | None = Field(default=None, description="Signs the release; it is not signed without")
+    matrix: Matrix = Field(default_factory=Matrix, description="Changes to models × formats × images")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_image(cls, data: Any) -> Any:
+        """`image: {…}` is `images: [{…}]`."""
+        if isinstance(data, dict) and "image" in data and "images" not in data:
+            return {
+                ("images" if key == "image" else key): ([value] if key == "image" else value)
+                for key, value in data.items()
+            }
+        return data

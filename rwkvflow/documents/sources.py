@@ -1,0 +1,240 @@
+"""The one parser of source strings: where a checkpoint, a tokenizer or an engine comes from.
+
+    hf://owner/name[@revision]/path/in/repository     a file of a hub model repository
+    https://host/path                                 a file of a web server (http:// on loopback only)
+    file:path, file:///absolute/path, path            a file of this machine, relative to the recipe
+
+Everything here is text in, text out: nothing touches a network or a disk.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import SplitResult, quote, unquote, urlsplit
+
+from rwkvflow.documents.nearest import did_you_mean, shown
+from rwkvflow.errors import UsageError
+
+SCHEMES = ("hf", "https", "http", "file")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+_REPO_PART = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,254}")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_SCP_LIKE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9][A-Za-z0-9.-]*:(?!//)[^-:][^:]*")
+_HUB_HELP = "write hf://owner/name/file or hf://owner/name@revision/file"
+
+
+class SourceError(UsageError, ValueError):
+    """A source string that cannot be understood. A ValueError too, so that validators may raise it."""
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.remedy}" if self.remedy else self.message
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """One file of a hub model repository. `revision` None means the default branch."""
+
+    repo: str  # owner/name
+    path: str  # POSIX, inside the repository
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        at = f"@{quote(self.revision, safe='')}" if self.revision else ""
+        return f"hf://{self.repo}{at}/{self.path}"
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the revision is a full commit hash, so that the content cannot change."""
+        return self.revision is not None and COMMIT.fullmatch(self.revision) is not None
+
+    def at(self, commit: str) -> HubSource:
+        """The same file at another revision."""
+        return HubSource(self.repo, self.path, commit)
+
+
+@dataclass(frozen=True)
+class WebSource:
+    """One file of a web server."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+
+@dataclass(frozen=True)
+class LocalSource:
+    """One file of this machine; `path` is as in the recipe, percent-decoded where it came from a file: URL."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+    def below(self, recipe_folder: Path) -> Path:
+        """Where the file is: relative paths start at the recipe's folder, ~ at the user's home."""
+        return recipe_folder / Path(self.path).expanduser()
+
+
+Source = HubSource | WebSource | LocalSource
+
+
+def parse_source(text: str) -> Source:
+    """Understand a source string. Raises SourceError with what to write instead."""
+    if not text.strip():
+        raise SourceError("the source is empty")
+    if text != text.strip():
+        raise SourceError("the source has spaces around it")
+    if control := control_character(text):
+        raise SourceError(f"the control character {control} cannot stand in a source")
+    found = _SCHEME.match(text)
+    scheme = found[1] if found else ""
+    if text.startswith("file:"):
+        return LocalSource(_file(text))
+    if text[len(scheme) :].startswith("://"):
+        if scheme in ("http", "https"):
+            return WebSource(_web(text))
+        if scheme == "hf":
+            return _hub(text)
+        if scheme.lower() in SCHEMES:
+            raise SourceError(f"the scheme must be lower case: {scheme.lower()}://")
+        known = "known are hf://, https://, file: and paths"
+        raise SourceError(f"unknown scheme {shown(scheme + '://')}; {known}{did_you_mean(scheme.lower(), SCHEMES)}")
+    if scheme.lower() in ("hf", "http", "https"):
+        raise SourceError(f"{shown(text)} lacks the // after the scheme")
+    if text.endswith(("/", "\\")):
+        raise SourceError(f"{shown(text)} names a folder; name the file in it")
+    return LocalSource(text)
+
+
+def source_problem(text: str) -> str | None:
+    """What is wrong with a source, in words; None where nothing is."""
+    try:
+        parse_source(text)
+    except SourceError as error:
+        return str(error)
+    return None
+
+
+def control_character(text: str) -> str | None:
+    """The first control character in a text, as U+XXXX."""
+    found = _CONTROL.search(text)
+    return f"U+{ord(found[0]):04X}" if found else None
+
+
+def parse_repository(text: str) -> tuple[str, str | None]:
+    """(owner/name, revision) of hf://owner/name[@revision], for publishing. Raises SourceError."""
+    if not text.startswith("hf://"):
+        raise SourceError(f"{text!r} is not a hub repository", remedy="write hf://owner/name")
+    owner, _, rest = text.removeprefix("hf://").rstrip("/").partition("/")
+    name, at, revision = rest.partition("@")
+    return _repo(owner, name, text), _revision(unquote(revision), text) if at else None
+
+
+def git_url(text: str) -> str:
+    """Check a clone URL: https, ssh, git@host:path, file:// or a path. Raises SourceError.
+
+    Other transports (ext:: runs commands, git:// and http:// are neither signed nor encrypted) are refused,
+    and so is anything that git could take for an option.
+    """
+    if not text or text.startswith("-") or _CONTROL.search(text) or "::" in text:
+        raise SourceError(f"{text!r} is not a git URL", remedy="use https://…, ssh://…, git@host:path or a path")
+    if "://" not in text:
+        if ":" not in text or text.startswith(("/", "./", "../")) or _SCP_LIKE.fullmatch(text):
+            return text
+        raise SourceError(f"{text!r} is not a git URL", remedy="use https://…, ssh://…, git@host:path or a path")
+    parts = _split(text)
+    if parts.scheme not in ("https", "ssh", "file"):
+        raise SourceError(f"git over {parts.scheme}:// is refused", remedy="use https:// or ssh://")
+    if parts.password is not None or (parts.scheme == "https" and parts.username is not None):
+        raise SourceError(
+            "a git URL holds a user name or a password, which would end up in the lock",
+            remedy="leave it out; git asks your credential helper",
+        )
+    if parts.scheme != "file" and (not parts.hostname or parts.hostname.startswith("-")):
+        raise SourceError(f"{text!r} has no host name")
+    return text
+
+
+def _hub(text: str) -> HubSource:
+    parts = text.removeprefix("hf://").split("/")
+    if parts[0] in ("models", "datasets", "spaces", "buckets"):
+        raise SourceError(f"{shown(text)}: only model repositories can be read", remedy=_HUB_HELP)
+    if len(parts) < 3:
+        raise SourceError(f"{shown(text)} names no file of a repository", remedy=_HUB_HELP)
+    name, at, revision = parts[1].partition("@")
+    rest = parts[2:]
+    if revision == "refs" and len(rest) > 2 and rest[0] in ("pr", "convert"):
+        revision, rest = "/".join([revision, *rest[:2]]), rest[2:]  # the hub's own refs have slashes
+    repo = _repo(parts[0], name, text)
+    path = "/".join(rest)
+    if any(part in ("", ".", "..") for part in rest) or "\\" in path:
+        raise SourceError("the path inside the repository must name a file, without empty parts, . and ..")
+    return HubSource(repo, path, _revision(unquote(revision), text) if at else None)
+
+
+def _repo(owner: str, name: str, text: str) -> str:
+    for part in (owner, name):
+        if not _REPO_PART.fullmatch(part) or ".." in part or "--" in part or part.endswith(".git"):
+            raise SourceError(f"{shown(text)}: {shown(part)} is not a hub name", remedy=_HUB_HELP)
+    return f"{owner}/{name}"
+
+
+def _revision(revision: str, text: str) -> str:
+    if not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision or revision.endswith("/"):
+        raise SourceError(
+            f"{shown(text)}: {shown(revision)} is not a revision",
+            remedy="use a branch, a tag or a commit (write / as %2F)",
+        )
+    return revision
+
+
+def _web(text: str) -> str:
+    parts = _split(text)
+    if not parts.hostname:
+        raise SourceError("the URL names no host")
+    if parts.username is not None or parts.password is not None:
+        raise SourceError("a URL with a user name or password would end up in the lock; use ~/.netrc")
+    if parts.scheme == "http" and not _loopback(parts.hostname):
+        raise SourceError("http:// is only for this machine, anybody on the way can change what arrives; use https://")
+    if parts.path in ("", "/") and not parts.query:
+        raise SourceError("the URL names no file")
+    if " " in text:
+        raise SourceError("the URL has a space in it; write it as %20")
+    return text.split("#", 1)[0]
+
+
+def _split(text: str) -> SplitResult:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # raises where it is no number
+    except ValueError as error:
+        raise SourceError(f"not a URL: {error}") from error
+    return parts
+
+
+def _file(text: str) -> str:
+    rest = text.removeprefix("file:")
+    if rest.startswith("//"):
+        host, slash, tail = rest[2:].partition("/")
+        if host not in ("", "localhost"):
+            raise SourceError(f"file:// with the host {shown(host)}; write file:///absolute/path or file:relative/path")
+        rest = slash + tail
+    path = unquote(rest)
+    if not path.strip("/") or path.endswith("/"):
+        raise SourceError("the URL names no file")
+    if control := control_character(path):
+        raise SourceError(f"the control character {control} cannot stand in a source")
+    return path
+
+
+def _loopback(host: str | None) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host or "").is_loopback
+    except ValueError:
+        return False

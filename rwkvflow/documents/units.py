@@ -1,0 +1,36 @@
+"""Durations and sizes as documents write them."""
+
+from __future__ import annotations
+
+import re
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+_BYTES = {"MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def seconds(duration: str) -> float:
+    """Seconds in "90s", "30m" or "1.5h". ValueError for anything else."""
+    number, unit = _split(duration, _SECONDS, "a duration such as 90s, 30m or 2h")
+    return number * _SECONDS[unit]
+
+
+def size_bytes(size: str) -> int:
+    """Bytes in "512MiB" or "4GiB", rounded down. ValueError for anything else."""
+    number, unit = _split(size, _BYTES, "a size such as 512MiB or 4GiB")
+    return int(number * _BYTES[unit])
+
+
+def _split(text: str, units: dict[str, int], expected: str) -> tuple[float, str]:
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?)([A-Za-z]+)", text)
+    if match is None or match[2] not in units:
+        raise ValueError(f"expected {expected}, found {text!r}")
+    return float(match[1]), match[2]
+
+
+def show_bytes(count: float) -> str:
+    """ "4.0 GiB", "512 B": for messages."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
