@@ -1,0 +1,3 @@
+"""rwkvflow turns published RWKV checkpoints into verified, runnable artifacts, reproducibly."""
+
+__version__ = "0.1.0"

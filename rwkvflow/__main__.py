@@ -1,0 +1,49 @@
+"""Turns errors into exit codes. `rwkvflow` and `python -m rwkvflow` both come here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+from rwkvflow.errors import DocumentError, RwkvflowError
+
+
+def main() -> None:
+    """Run the command line; exits with the codes of rwkvflow.errors."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    signal.signal(signal.SIGTERM, _terminate)
+    import click
+
+    from rwkvflow.cli import cli
+
+    try:
+        cli.main(prog_name="rwkvflow", standalone_mode=False)
+        code = 0
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted; what is finished is kept, run the same command to go on", file=sys.stderr)
+        code = 130
+    except DocumentError as error:  # lines that editors and CI understand: file:line:column: message
+        print(error, file=sys.stderr)
+        code = error.exit_code
+    except RwkvflowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - nobody listens any more; keep Python from complaining
+        code = 1
+    sys.exit(code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,259 @@
+"""Commands and options, nothing else. Each command imports what it needs when it runs, so that --help is quick."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from rwkvflow import __version__
+from rwkvflow.cli.bench import bench, perplexity
+from rwkvflow.cli.cache import cache
+from rwkvflow.cli.ci import ci, matrix, publish
+from rwkvflow.cli.engine import engine
+from rwkvflow.cli.files import compare, convert
+from rwkvflow.cli.generate import chat, generate
+from rwkvflow.cli.image import image
+from rwkvflow.cli.options import DocumentPath as _Path
+from rwkvflow.cli.options import prepared_run as _prepare
+from rwkvflow.cli.options import recipe_argument as _recipe
+from rwkvflow.cli.options import request_of as _request
+from rwkvflow.cli.options import run_options as _run_options
+from rwkvflow.cli.options import sandbox_option, store_option
+from rwkvflow.cli.report import report
+from rwkvflow.cli.verify import verify
+from rwkvflow.errors import RwkvflowError, UsageError
+
+EXIT_CODES = """\b
+Exit codes:
+  0    all went well
+  1    an error of rwkvflow's own
+  2    the command line, recipe or workflow is wrong; nothing was run
+  3    the lock is missing, disagrees with the recipe, or cannot be made
+  4    this machine lacks something: see `rwkvflow doctor`
+  5    a step failed
+  6    artifacts failed their smoke inference; the others were published
+  7    a download failed, or is not what was asked for
+  8    the store cannot be written, or is damaged
+  9    publishing failed, or a release is not what it says it is
+  130  interrupted; the next run goes on from there
+"""
+
+
+@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="rwkvflow")
+def cli() -> None:
+    """Turn RWKV checkpoints into verified, runnable artifacts, reproducibly."""
+
+
+@cli.command()
+@_recipe
+@_run_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON event a line on standard output")
+@click.option("-v", "--verbose", is_flag=True, help="Also cached steps and what commands print")
+def run(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
+    """Carry out a recipe: lock, fetch, build, convert, smoke, publish.
+
+    What is done already is not done again; what failed or was interrupted goes on from there.
+    """
+    from rwkvflow import pipeline
+    from rwkvflow.display import display_for
+
+    display = display_for(as_json=as_json, verbose=verbose)
+    try:
+        prepared = pipeline.prepare(_request(recipe, options), display)
+        finished = pipeline.execute(prepared, display)
+    finally:
+        display.close()
+    error = finished.error()
+    if error is not None:
+        raise error
+
+
+@cli.command()
+@_recipe
+@_run_options
+@click.option("--json", "as_json", is_flag=True, help="As JSON")
+@click.option("-v", "--verbose", is_flag=True, help="Also the limits of each step")
+def plan(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
+    """Show what a run would do, and why. Makes the lock where there is none."""
+    from rwkvflow.display.words import duration
+    from rwkvflow.questions import standing
+
+    prepared = _prepare(recipe, options)
+    rows = standing(prepared)
+    if as_json:
+        click.echo(json.dumps([row.__dict__ for row in rows], indent=2))
+        return
+    click.echo(f"sandbox {prepared.sandbox.name}: {prepared.why_sandbox}")
+    for row in rows:
+        mark = {"cached": "=", "run": "+", "waits": "?"}[row.state]
+        limits = prepared.plan.steps[row.step].limits
+        bounds = [duration(limits.time_s)] if limits.time_s else []
+        bounds += [f"{limits.memory / 2**30:g} GiB"] if limits.memory else []
+        at_most = f"  (at most {', '.join(bounds)})" if verbose and bounds else ""
+        click.echo(f"{mark} {row.step:<48} {row.state:<7} {row.why}{at_most}".rstrip())
+
+
+@cli.command()
+@click.argument("step")
+@_recipe
+@_run_options
+def explain(step: str, recipe: Path, **options: Any) -> None:
+    """Say what a step is made of, and what changed."""
+    from rwkvflow.questions import explanation
+
+    for line in explanation(_prepare(recipe, options), step):
+        click.echo(line)
+
+
+@cli.command()
+@_recipe
+@sandbox_option
+@store_option
+@click.option("--fresh", is_flag=True, help="Resolve everything anew: hub branches move, wheels may be newer")
+def lock(recipe: Path, sandbox: str, store: Path | None, fresh: bool) -> None:
+    """Pin every input to digests, in recipe.lock.yaml.
+
+    What still agrees with the recipe is kept, unless --fresh is given. Prints what changed as a diff.
+    """
+    from rwkvflow.display import display_for
+    from rwkvflow.pipeline import Request, lock_path, relock
+
+    display = display_for(as_json=False, verbose=False)
+    try:
+        changes = relock(Request(recipe, sandbox=sandbox, store=store), display, fresh=fresh)
+    finally:
+        display.close()
+    for change in changes:
+        click.echo(change)
+    click.echo(f"{lock_path(recipe)} {'written' if changes else 'is up to date'}")
+
+
+@cli.command()
+@click.argument("documents", nargs=-1, required=True, type=_Path())
+def validate(documents: tuple[Path, ...]) -> None:
+    """Check recipes, workflows and locks; print every error as file:line:column."""
+    from rwkvflow.documents.load import load_document
+    from rwkvflow.errors import DocumentError, Finding
+
+    findings: list[Finding] = []
+    for document in documents:
+        try:
+            kind = load_document(document)
+            click.echo(f"{document}: a valid {kind}")
+        except DocumentError as error:
+            findings.extend(error.findings)
+    if findings:
+        raise DocumentError(findings)
+
+
+@cli.command()
+@_recipe
+@_run_options
+@click.option("--image", "image_name", help="Which image, where the recipe has several")
+def render(recipe: Path, image_name: str | None, **options: Any) -> None:
+    """Print the Dockerfile of RECIPE's image."""
+    from rwkvflow.questions import dockerfiles
+
+    texts = dockerfiles(_prepare(recipe, options))
+    if image_name is not None and image_name not in texts:
+        raise UsageError(f"there is no image {image_name}; there are {', '.join(texts)}")
+    click.echo("\n".join(texts[name] for name in ([image_name] if image_name else texts)), nl=False)
+
+
+@cli.command()
+@click.argument("source")
+@click.option("-o", "--output", type=_Path(exists=False), help="Write here instead of to standard output")
+def init(source: str, output: Path | None) -> None:
+    """Write a commented recipe for a checkpoint.
+
+    SOURCE is a path, https://… or hf://owner/name/file.
+    """
+    from rwkvflow.documents.template import recipe_template
+
+    text = recipe_template(source)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    if output.exists():
+        raise UsageError(f"{output} exists already", remedy="name another file, or remove it first")
+    output.write_text(text, encoding="utf-8")
+    click.echo(f"{output} written; next: rwkvflow run {output}", err=True)
+
+
+@cli.command()
+@click.argument("file", type=_Path())
+@click.option("--json", "as_json", is_flag=True, help="As JSON")
+@click.option("--tensors", is_flag=True, help="List all tensors")
+def inspect(file: Path, as_json: bool, tensors: bool) -> None:
+    """Tell what a model file is; nothing in it is run."""
+    from rwkvflow.display.inspect import describe_lines
+    from rwkvflow.worker.inspect import describe
+    from rwkvflow.worker.protocol import WorkerError
+
+    try:
+        description = describe(file)
+    except WorkerError as error:
+        raise RwkvflowError(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(description, indent=2, ensure_ascii=False))
+        return
+    for line in describe_lines(description, tensors=tensors):
+        click.echo(line)
+
+
+@cli.command()
+def formats() -> None:
+    """List the formats that can be written."""
+    from rwkvflow.worker.formats import FORMATS
+
+    for entry in FORMATS.values():
+        versions = " ".join(sorted(entry.versions))
+        click.echo(f"{entry.name:<24} {entry.suffix:<22} versions {versions:<24} proved by {entry.consumer}")
+
+
+@cli.command()
+@click.argument("document", type=click.Choice(["recipe", "workflow", "lock"]), default="recipe")
+def schema(document: Literal["recipe", "workflow", "lock"]) -> None:
+    """Print the JSON Schema of a document, for editors."""
+    from rwkvflow.documents.schema import schema_text
+
+    click.echo(schema_text(document), nl=False)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON")
+@store_option
+def doctor(as_json: bool, store: Path | None) -> None:
+    """Say what this machine has and lacks, with the remedy for each."""
+    from rwkvflow.sandbox.doctor import examine
+    from rwkvflow.store import default_root
+
+    checks = examine(store or default_root())
+    if as_json:
+        click.echo(json.dumps([check.__dict__ for check in checks], indent=2))
+    for check in [] if as_json else checks:
+        click.echo(f"{check.status:<8} {check.name:<16} {check.message}")
+        if check.remedy:
+            click.echo(f"{'':25} → {check.remedy}")
+    if any(check.status == "missing" for check in checks):
+        raise click.exceptions.Exit(4)
+
+
+cli.add_command(bench)
+cli.add_command(cache)
+cli.add_command(chat)
+cli.add_command(ci)
+cli.add_command(compare)
+cli.add_command(convert)
+cli.add_command(engine)
+cli.add_command(generate)
+cli.add_command(image)
+cli.add_command(matrix)
+cli.add_command(perplexity)
+cli.add_command(publish)
+cli.add_command(report)
+cli.add_command(verify)

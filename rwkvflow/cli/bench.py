@@ -1,0 +1,151 @@
+"""`rwkvflow bench` and `rwkvflow perplexity`."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rwkvflow.cli.models import (
+    default_threads,
+    engine_errors,
+    engine_options,
+    library_of,
+    open_model,
+    tokenizer_of,
+    tokenizer_option,
+)
+from rwkvflow.cli.options import DocumentPath
+from rwkvflow.errors import UsageError
+
+if TYPE_CHECKING:
+    from rwkvflow.measure import Measured
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, type=DocumentPath())
+@click.option("--against", type=DocumentPath(), help="A second library with the API of rwkv.h; both take turns")
+@click.option("-n", "--tokens", type=click.IntRange(1), default=64, show_default=True, help="One by one, in each round")
+@click.option("--prompt", type=click.IntRange(0), default=256, show_default=True, help="Tokens read at once")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+@engine_options
+def bench(
+    models: tuple[Path, ...], against: Path | None, tokens: int, prompt: int, rounds: int, as_json: bool, **options: Any
+) -> None:
+    """Measure how fast model files run: ms a token, tokens a second, loading, memory, share of the memory's bandwidth.
+
+    Every figure is a median over all rounds. The bandwidth is measured, not looked up: how fast as many threads read.
+    """
+    from rwkvflow.measure import Plan, bandwidth, measure
+
+    threads = options["threads"] or default_threads()
+    libraries = [library_of(options), *([against] if against else [])]
+    plan = Plan(models, libraries, threads, tokens, prompt, rounds, options["group_norm_eps"])
+    speed = bandwidth(threads)
+    rows = measure(plan, lambda text: click.echo(text, err=True))
+    if as_json:
+        content: dict[str, Any] = {"threads": threads, "bandwidth": speed, "rows": [row.as_json(speed) for row in rows]}
+        if against:
+            content["ratios"] = [_ratios(*pair) for pair in _pairs(rows)]
+        click.echo(json.dumps(content, indent=2))
+        return
+    click.echo(f"{threads} threads; this machine reads {speed / 1e9:.1f} GB/s")
+    for line in _table(rows, speed, against):
+        click.echo(line)
+    for pair in _pairs(rows) if against else ():
+        found = _ratios(*pair)
+        reading = f", {found['prompt']:.2f} times at reading a prompt" if found["prompt"] else ""
+        click.echo(f"{found['model']}: {found['decode']:.2f} times as fast a token{reading} as {against}")
+
+
+def _pairs(rows: Sequence[Measured]) -> list[tuple[Measured, Measured]]:
+    return list(zip(rows[::2], rows[1::2], strict=True))
+
+
+def _ratios(ours: Measured, theirs: Measured) -> dict[str, Any]:
+    prompts = (ours.prompt_rate, theirs.prompt_rate)
+    return {
+        "model": ours.model.name,
+        "decode": theirs.token / ours.token,
+        "prompt": prompts[0] / prompts[1] if prompts[0] and prompts[1] else None,
+    }
+
+
+def _table(rows: Sequence[Measured], speed: float, against: Path | None) -> list[str]:
+    named = against is not None
+    header = ["model", *(["library"] if named else []), "type", "size", "load", "a token", "decode", "prompt"]
+    cells = [[*header, "bandwidth", "memory"]]
+    for row in rows:
+        rate = row.prompt_rate
+        cells.append(
+            [
+                row.model.name,
+                *(["--against" if row.library == against else row.library.name] if named else []),
+                row.kind,
+                f"{row.size / 1e6:.1f} MB",
+                f"{sorted(row.load)[len(row.load) // 2] * 1e3:.1f} ms",
+                f"{row.token * 1e3:.2f} ms",
+                f"{1 / row.token:.1f}/s",
+                f"{rate:.0f}/s" if rate else "",
+                f"{row.share(speed):.0%}",
+                f"{row.peak / 1e6:.1f} MB" if row.peak is not None else "",
+            ]
+        )
+    left = 3 if named else 2
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in cells
+    ]
+
+
+@click.command()
+@click.argument("model", type=DocumentPath())
+@click.argument("text", type=DocumentPath())
+@click.option("-n", "--tokens", type=click.IntRange(2), help="Only so many tokens of the text")
+@click.option("--json", "as_json", is_flag=True)
+@tokenizer_option
+@engine_options
+def perplexity(model: Path, text: Path, tokens: int | None, as_json: bool, tokenizer: str, **options: Any) -> None:
+    """Measure how well the model file MODEL foretells the file TEXT: its perplexity, and bits a byte.
+
+    The text is read as one, from a fresh state; its first token is given. Files of the same model can be compared by
+    either figure, models with different tokenizers by bits a byte.
+    """
+    from rwkvflow.engine.measure import losses
+
+    with engine_errors(), open_model(model, options) as opened:
+        content = text.read_bytes().decode("utf-8", "replace")
+        read = tokenizer_of(tokenizer, opened.n_vocab)
+        ids = read.encode(content)[:tokens]
+        if len(ids) < 2:
+            raise UsageError(f"{text}: a text needs two tokens or more")
+        with click.progressbar(losses(opened, ids), length=len(ids) - 1, file=sys.stderr) as bar:
+            found = list(bar)
+    size = len(read.decode(ids[1:]).encode())
+    mean = math.fsum(found) / len(found)
+    figures: dict[str, Any] = {
+        "model": str(model),
+        "text": str(text),
+        "tokens": len(found),
+        "bytes": size,
+        "loss": mean,
+        "perplexity": math.exp(mean),
+        "bits_a_byte": math.fsum(found) / math.log(2) / size,
+    }
+    if as_json:
+        click.echo(json.dumps(figures, indent=2))
+        return
+    click.echo(
+        f"perplexity {figures['perplexity']:.4f}, {figures['bits_a_byte']:.4f} bits a byte "
+        f"({len(found)} tokens, {size} bytes)"
+    )

@@ -1,0 +1,72 @@
+"""`rwkvflow cache`: looking after the store."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group()
+@click.option("--store", type=click.Path(file_okay=False, path_type=Path), envvar="RWKVFLOW_STORE")
+@click.pass_context
+def cache(context: click.Context, store: Path | None) -> None:
+    """Look after the store."""
+    from rwkvflow.store import Store, default_root
+
+    context.obj = Store(store or default_root())
+
+
+@cache.command("ls")
+@click.option("--json", "as_json", is_flag=True)
+@click.pass_obj
+def cache_ls(store: Any, as_json: bool) -> None:
+    """List what is in the store, largest first."""
+    from rwkvflow.collect import entries
+
+    rows = entries(store)
+    if as_json:
+        click.echo(json.dumps([{"digest": e.digest, "size": e.size, "steps": e.steps} for e in rows], indent=2))
+        return
+    for entry in rows:
+        click.echo(f"{entry.digest[7:19]}  {entry.size / 1e6:>10.1f} MB  {', '.join(entry.steps[:3]) or '(unused)'}")
+    click.echo(f"{sum(entry.size for entry in rows) / 1e6:.1f} MB in {store.root}")
+
+
+@cache.command("verify")
+@click.pass_obj
+def cache_verify(store: Any) -> None:
+    """Hash everything in the store; what is damaged is removed and made again by the next run."""
+    from rwkvflow.collect import verify
+    from rwkvflow.errors import StoreError
+
+    with store.using():
+        damaged = verify(store)
+    for damage in damaged:
+        click.echo(f"{damage.digest}: {damage.message}")
+    if damaged:
+        raise StoreError(f"{len(damaged)} damaged, removed", remedy="run the recipe again to make them anew")
+    click.echo("all intact")
+
+
+@cache.command("gc")
+@click.option("--older-than", type=float, metavar="DAYS", help="Also what was not used for so many days")
+@click.option("--max-size", metavar="SIZE", help="Then the oldest until so much is left, e.g. 20GiB")
+@click.option("--dry-run", is_flag=True)
+@click.pass_obj
+def cache_gc(store: Any, older_than: float | None, max_size: str | None, dry_run: bool) -> None:
+    """Remove what no finished step refers to."""
+    from rwkvflow.collect import collect
+    from rwkvflow.documents.units import size_bytes
+
+    with store.exclusive():
+        gone = collect(
+            store,
+            older_than_days=older_than,
+            max_bytes=size_bytes(max_size) if max_size else None,
+            dry_run=dry_run,
+        )
+    freed = sum(entry.size for entry in gone) / 1e6
+    click.echo(f"{len(gone)} {'would be ' if dry_run else ''}removed, {freed:.1f} MB")

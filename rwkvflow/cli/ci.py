@@ -1,0 +1,158 @@
+"""`rwkvflow matrix`, `ci` and `publish`: many jobs make what one run would, and it is published once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from rwkvflow.cli.options import DocumentPath, recipe_argument, request_of, run_options
+from rwkvflow.errors import PublishError, UsageError
+
+_by = click.option(
+    "--by",
+    type=click.Choice(["artifact", "model", "format", "image"]),
+    default="artifact",
+    show_default=True,
+    help="One job for each",
+)
+
+
+@click.command()
+@recipe_argument
+@_by
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["text", "json", "github", "gitlab"]),
+    default="text",
+    show_default=True,
+    help="github: for strategy.matrix; gitlab: a child pipeline",
+)
+@click.option("--only", multiple=True, metavar="ID", help="Artifacts: model/format@image, globs allowed")
+def matrix(
+    recipe: Path, by: Literal["artifact", "model", "format", "image"], style: str, only: tuple[str, ...]
+) -> None:
+    """List the identifiers of RECIPE's artifacts, as `--only` takes them, or the CI jobs that make them."""
+    from rwkvflow.documents.load import load_recipe
+    from rwkvflow.plan import ci as workflows
+    from rwkvflow.plan.matrix import expand, select
+
+    found = workflows.jobs(select(expand(load_recipe(recipe)), only), by)
+    if style == "text":
+        for job in found:
+            click.echo(job.only)
+    elif style == "json":
+        click.echo(json.dumps(workflows.listing(found), indent=2))
+    elif style == "github":
+        click.echo(json.dumps(workflows.github_matrix(found), separators=(",", ":")))
+    else:
+        click.echo(workflows.dump(workflows.gitlab_jobs(found)), nl=False)
+
+
+@click.group()
+def ci() -> None:
+    """Write CI workflows that make a recipe's artifacts in parallel and publish them once."""
+
+
+def _ci_options(function: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option(
+            "--sandbox",
+            type=click.Choice(["docker", "host"]),
+            default="host",
+            show_default=True,
+            help="docker needs a base image that the runners can pull",
+        ),
+        click.option("--package", help="What pip installs in the jobs; default: rwkvflow at this version"),
+        click.option(
+            "--secret", multiple=True, default=("HF_TOKEN",), show_default=True, help="Secrets that making may need"
+        ),
+        click.option("-o", "--output", type=DocumentPath(exists=False), help="Write here, not to standard output"),
+        _by,
+        recipe_argument,
+    ):
+        function = option(function)
+    return function
+
+
+@ci.command()
+@_ci_options
+def github(**options: Any) -> None:
+    """A GitHub Actions workflow. RECIPE is its path in the repository."""
+    from rwkvflow.plan.ci import github_workflow
+
+    _write(github_workflow, options)
+
+
+@ci.command()
+@_ci_options
+def gitlab(**options: Any) -> None:
+    """A GitLab pipeline. RECIPE is its path in the repository. Secrets come from the project's variables."""
+    from rwkvflow.plan.ci import gitlab_workflow
+
+    _write(gitlab_workflow, options)
+
+
+def _write(workflow: Callable[[Any], str], options: dict[str, Any]) -> None:
+    from rwkvflow import __version__
+    from rwkvflow.documents.load import load_recipe
+    from rwkvflow.plan.ci import Settings
+
+    settings = Settings(
+        name=load_recipe(options["recipe"]).name,
+        recipe=options["recipe"].as_posix(),
+        package=options["package"] or f"rwkvflow=={__version__}",
+        sandbox=options["sandbox"],
+        by=options["by"],
+        secrets=tuple(options["secret"]),
+    )
+    text = workflow(settings)
+    if options["output"] is None:
+        click.echo(text, nl=False)
+        return
+    options["output"].parent.mkdir(parents=True, exist_ok=True)
+    options["output"].write_text(text, encoding="utf-8")
+    click.echo(f"{options['output']} written", err=True)
+
+
+@click.command()
+@recipe_argument
+@run_options
+@click.option("--json", "as_json", is_flag=True, help="One JSON event a line on standard output")
+@click.option("-v", "--verbose", is_flag=True)
+@click.option("--dry-run", is_flag=True, help="Only say what would change at each place")
+def publish(recipe: Path, as_json: bool, verbose: bool, dry_run: bool, **options: Any) -> None:
+    """Publish what `rwkvflow run --only` made in several jobs. Makes nothing; refuses where anything is missing."""
+    from rwkvflow import pipeline, questions
+    from rwkvflow.display import display_for
+    from rwkvflow.execute.publishing import look_again
+
+    if options["only"]:
+        raise UsageError("--only would publish a part of the release", remedy="leave it out")
+    display = display_for(as_json=as_json, verbose=verbose)
+    try:
+        prepared = pipeline.publish_only(pipeline.prepare(request_of(recipe, options), display))
+        if not prepared.plan.targets:
+            raise UsageError(f"{recipe} names no place to publish to", remedy="add `publish:` to it")
+        missing = questions.missing(prepared)
+        if missing:
+            names = "".join(f"\n  {name}: {why}" for name, why in missing.items())
+            raise PublishError(
+                f"nothing was published, for {len(missing)} of the steps that the release needs are missing:{names}",
+                remedy="run the jobs that make them, with the same store or remote store: rwkvflow run --only ID",
+            )
+        if dry_run:
+            for line in questions.publishing(prepared):
+                click.echo(line)
+            return
+        look_again(prepared.store, prepared.plan)  # whoever asks for it by name wants to be sure
+        finished = pipeline.execute(prepared, display, stages=frozenset({"publish"}))
+    finally:
+        display.close()
+    error = finished.error()
+    if error is not None:
+        raise error

@@ -1,0 +1,152 @@
+"""`rwkvflow generate` and `rwkvflow chat`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rwkvflow.cli.models import engine_errors, engine_options, open_model, tokenizer_of, tokenizer_option, write
+from rwkvflow.cli.options import DocumentPath
+from rwkvflow.errors import UsageError
+
+if TYPE_CHECKING:
+    from rwkvflow.engine.binding import Model
+    from rwkvflow.engine.generate import Session
+
+
+def _writing_options(function: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="Say how fast it was, and the seed, on standard error"),
+        click.option(
+            "--save-state", type=DocumentPath(exists=False), metavar="FILE", help="Keep what the model has read"
+        ),
+        click.option("--state", type=DocumentPath(), metavar="FILE", help="Go on from what --save-state kept"),
+        click.option("--stop", multiple=True, metavar="TEXT", help="End before this text"),
+        click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="The same seed gives the same text"),
+        click.option(
+            "--penalty-decay", type=float, default=0.996, show_default=True, help="Of the counts, at every token"
+        ),
+        click.option(
+            "--frequency-penalty", type=float, default=0.0, show_default=True, help="For each time a token was used"
+        ),
+        click.option("--presence-penalty", type=float, default=0.0, show_default=True, help="For a token used before"),
+        click.option("--top-k", type=int, default=0, show_default=True, help="Only the k likeliest tokens; 0: all"),
+        click.option(
+            "--top-p", type=float, default=0.7, show_default=True, help="Only the likeliest, up to this share"
+        ),
+        click.option("--temperature", type=float, default=1.0, show_default=True, help="0: always the likeliest token"),
+    ):
+        function = option(function)
+    return engine_options(tokenizer_option(function))
+
+
+@click.command()
+@click.argument("model", type=DocumentPath())
+@click.argument("prompt", default="")
+@click.option("-n", "--max-tokens", type=click.IntRange(0), default=256, show_default=True)
+@_writing_options
+def generate(model: Path, prompt: str, max_tokens: int, **options: Any) -> None:
+    """Write how PROMPT goes on, as the model file MODEL has it. PROMPT - is standard input."""
+    text = sys.stdin.buffer.read().decode("utf-8", "replace") if prompt == "-" else prompt
+    with engine_errors(), open_model(model, options) as opened:
+        session = _session(opened, options)
+        start = time.monotonic()
+        session.feed(text)
+        read, begun, last = session.evaluated, time.monotonic(), ""
+        for piece in session.generate(max_tokens, options["stop"]):
+            write(piece)
+            last = piece
+        if not last.endswith("\n"):
+            write("\n")
+        if options["verbose"]:
+            _say_how(session, read, begun - start, time.monotonic() - begun)
+        _save(session, options)
+
+
+@click.command()
+@click.argument("model", type=DocumentPath())
+@click.option("-n", "--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Of one answer")
+@click.option("--system", help="Read before the first question")
+@click.option("--user", default="User", show_default=True, help="Who asks, in the text that the model sees")
+@click.option("--assistant", default="Assistant", show_default=True, help="Who answers")
+@_writing_options
+def chat(model: Path, max_tokens: int, system: str | None, user: str, assistant: str, **options: Any) -> None:
+    """Talk with the model file MODEL. One line is one question; Ctrl-C ends an answer, Ctrl-D the conversation."""
+    from rwkvflow.engine.generate import Chat
+
+    with engine_errors(), open_model(model, options) as opened:
+        session = _session(opened, options)
+        talk = Chat(session, user, assistant)
+        if system:
+            talk.system(system)
+        for question in _questions():
+            before, begun = session.generated, time.monotonic()
+            try:
+                for piece in talk.ask(question, max_tokens, options["stop"]):
+                    write(piece)
+            except KeyboardInterrupt:
+                pass
+            write("\n")
+            if options["verbose"]:
+                count, seconds = session.generated - before, time.monotonic() - begun
+                click.echo(f"{count} tokens, {count / seconds:.1f} a second", err=True)
+        _save(session, options)
+
+
+def _questions() -> Iterator[str]:
+    terminal = sys.stdin.isatty()
+    while True:
+        if terminal:
+            write("> ")
+        line = sys.stdin.buffer.readline().decode("utf-8", "replace")
+        if not line:
+            if terminal:
+                write("\n")
+            return
+        if line.strip():
+            yield line
+
+
+def _session(model: Model, options: dict[str, Any]) -> Session:
+    from rwkvflow.engine.generate import Session, random_seed
+    from rwkvflow.engine.sampling import Sampling
+
+    sampling = Sampling(
+        temperature=options["temperature"],
+        top_p=options["top_p"],
+        top_k=options["top_k"],
+        presence=options["presence_penalty"],
+        frequency=options["frequency_penalty"],
+        decay=options["penalty_decay"],
+    )
+    seed = random_seed() if options["seed"] is None else options["seed"]
+    if options["verbose"]:
+        click.echo(f"seed {seed}", err=True)
+    if (kept := options["save_state"]) is not None and not kept.absolute().parent.is_dir():
+        raise UsageError(f"--save-state: there is no folder {kept.parent}")
+    session = Session(model, tokenizer_of(options["tokenizer"], model.n_vocab), sampling, seed)
+    if options["state"] is not None:
+        session.load(options["state"])
+    return session
+
+
+def _save(session: Session, options: dict[str, Any]) -> None:
+    if options["save_state"] is not None:
+        try:
+            session.save(options["save_state"])
+        except OSError as error:
+            raise UsageError(f"--save-state: {error}") from error
+
+
+def _say_how(session: Session, read: int, reading: float, writing: float) -> None:
+    ended = {"stop": "a stop text", "end": "the model's end of text", "length": "--max-tokens"}[
+        session.finish or "length"
+    ]
+    rate = f", {session.generated / writing:.1f} a second" if session.generated else ""
+    click.echo(f"read {read} tokens in {reading:.2f} s", err=True)
+    click.echo(f"wrote {session.generated} tokens in {writing:.2f} s{rate}; ended by {ended}", err=True)

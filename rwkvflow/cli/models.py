@@ -1,0 +1,118 @@
+"""Options and helpers of the commands that run a model file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rwkvflow.cli.options import DocumentPath
+from rwkvflow.errors import RwkvflowError, UsageError
+
+if TYPE_CHECKING:
+    from rwkvflow.engine.binding import Model
+    from rwkvflow.worker.tokenizers import Tokenizer
+
+KINDS = ("auto", "bytes", "world")
+
+
+def engine_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Which library runs the model, and how."""
+    for option in (
+        click.option(
+            "--group-norm-eps", type=click.FloatRange(0, 1, min_open=True), help="Of versions 5 to 7; default 64e-5"
+        ),
+        click.option("--threads", type=click.IntRange(1, 256), help="Default: one for each core of this machine"),
+        click.option(
+            "--store",
+            type=click.Path(file_okay=False, path_type=Path),
+            envvar="RWKVFLOW_STORE",
+            help="Where the library is looked for, and built where there is none",
+        ),
+        click.option("--library", type=DocumentPath(), help="librwkv, or another with the API of rwkv.h"),
+    ):
+        function = option(function)
+    return function
+
+
+tokenizer_option = click.option(
+    "--tokenizer",
+    default="auto",
+    show_default=True,
+    metavar="KIND|FILE",
+    help="auto (by the size of the vocabulary), bytes, world, or a file: a tokenizer.json (20B models) or World's list",
+)
+
+
+def default_threads() -> int:
+    """One for each core that this process may use; a second one on a core waits for the same memory."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = set()
+    for number in usable:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
+        try:
+            cores.add(siblings.read_text(encoding="ascii"))
+        except OSError:
+            cores.add(str(number))
+    return max(1, min(len(cores), 256))
+
+
+@contextlib.contextmanager
+def engine_errors() -> Iterator[None]:
+    """What the engine and the worker's modules raise, as an error of the command."""
+    from rwkvflow.engine.binding import EngineError
+    from rwkvflow.worker.protocol import WorkerError
+
+    try:
+        yield
+    except (EngineError, WorkerError) as error:
+        raise RwkvflowError(str(error)) from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def library_of(options: dict[str, Any]) -> Path:
+    """The library that the options ask for."""
+    from rwkvflow.display.plain import PlainDisplay
+    from rwkvflow.library import find_library
+
+    return find_library(options["library"], options["store"], PlainDisplay())
+
+
+def open_model(path: Path, options: dict[str, Any]) -> Model:
+    """The model, in the library that the options ask for. Raises EngineError."""
+    from rwkvflow.engine.binding import Model
+
+    return Model(path, library_of(options), options["threads"] or default_threads(), options["group_norm_eps"])
+
+
+def tokenizer_of(kind: str, n_vocab: int) -> Tokenizer:
+    """The tokenizer that the option asks for. Raises UsageError where it must be named."""
+    from rwkvflow.worker.tokenizers import PseudoRandom, open_tokenizer
+
+    if kind in KINDS:
+        found = open_tokenizer(kind, n_vocab)
+    else:
+        path = Path(kind)
+        if not path.is_file():
+            raise UsageError(f"--tokenizer: {kind} is neither {', '.join(KINDS)} nor a file")
+        found = open_tokenizer("auto", n_vocab, path)
+    if isinstance(found, PseudoRandom):
+        remedy = {65536: "install pyrwkv-tokenizer", 50277: "name the model's tokenizer.json with --tokenizer"}
+        raise UsageError(
+            f"no tokenizer for a vocabulary of {n_vocab} is here",
+            remedy=remedy.get(n_vocab, "name one with --tokenizer"),
+        )
+    return found
+
+
+def write(text: str) -> None:
+    """To standard output at once, whatever its encoding can hold."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()

@@ -1,0 +1,99 @@
+"""Arguments and options that several commands take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rwkvflow.pipeline import Prepared, Request
+
+
+class DocumentPath(click.Path):
+    """A file named on the command line."""
+
+    def __init__(self, *, exists: bool = True) -> None:
+        super().__init__(exists=exists, dir_okay=False, path_type=Path)
+
+
+recipe_argument = click.argument("recipe", type=DocumentPath())
+
+
+sandbox_option = click.option(
+    "--sandbox",
+    type=click.Choice(["auto", "docker", "host"]),
+    default="auto",
+    show_default=True,
+    help="Where commands run; host is no isolation",
+)
+store_option = click.option(
+    "--store",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="RWKVFLOW_STORE",
+    help="Where finished steps are kept; default: rwkvflow in the user's cache folder",
+)
+_RUN_OPTIONS: tuple[Callable[..., Any], ...] = (
+    click.option(
+        "--workflow", type=DocumentPath(), help="How stages are carried out; default: the shipped workflow.yaml"
+    ),
+    sandbox_option,
+    store_option,
+    click.option(
+        "--remote",
+        envvar="RWKVFLOW_REMOTE",
+        metavar="URL",
+        help="A store shared with others, below your own: any fsspec URL, e.g. s3://bucket/folder",
+    ),
+    click.option("--locked", is_flag=True, help="Refuse when the lock is absent or disagrees with the recipe"),
+    click.option("--only", multiple=True, metavar="ID", help="Artifacts to make: model/format@image, globs allowed"),
+)
+
+
+def run_options(function: Callable[..., None]) -> Callable[..., None]:
+    """What every command takes that prepares a run."""
+    for option in reversed(_RUN_OPTIONS):
+        function = option(function)
+    return function
+
+
+def request_of(recipe: Path, options: dict[str, Any]) -> Request:
+    """The options as the pipeline takes them."""
+    from rwkvflow.pipeline import Request
+
+    return Request(
+        recipe=recipe,
+        workflow=options["workflow"],
+        sandbox=options["sandbox"],
+        store=options["store"],
+        locked=options["locked"],
+        only=tuple(options["only"]),
+        remote=options["remote"],
+    )
+
+
+def prepared_run(recipe: Path, options: dict[str, Any]) -> Prepared:
+    """A run that could start; notices go to standard error."""
+    from rwkvflow.display.plain import PlainDisplay
+    from rwkvflow.pipeline import prepare
+
+    return prepare(request_of(recipe, options), PlainDisplay())
+
+
+def run_stages(recipe: Path, options: dict[str, Any], stages: list[str]) -> list[str]:
+    """Carry out a recipe up to some stages; where their outputs are."""
+    from rwkvflow import pipeline
+    from rwkvflow.display import display_for
+
+    display = display_for(as_json=False, verbose=False)
+    try:
+        prepared = pipeline.only_stages(pipeline.prepare(request_of(recipe, options), display), stages)
+        finished = pipeline.execute(prepared, display)
+    finally:
+        display.close()
+    error = finished.error()
+    if error is not None:
+        raise error
+    return pipeline.where(prepared, finished)

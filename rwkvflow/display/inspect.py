@@ -1,0 +1,54 @@
+"""How the description of a model file reads in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+SHOWN = 24  # names of metadata that are shown without --tensors
+
+
+def describe_lines(description: Mapping[str, Any], *, tensors: bool) -> Iterator[str]:
+    """Lines for what rwkvflow.worker.inspect.describe found."""
+    size, count = description["bytes"], description["parameters"]
+    yield f"{description['file']}: {description['format']}, {_bytes(size)}, {_count(count)} parameters"
+    architecture = description["architecture"]
+    if architecture:
+        known = {key: value for key, value in architecture.items() if value not in (None, [], {})}
+        yield f"  RWKV version {known.pop('version', '?')}"
+        extra = known.pop("extra", [])
+        for key, value in known.items():
+            text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value
+            yield f"  {key:<16} {text}"
+        if extra:
+            yield f"  unknown tensors  {', '.join(map(str, extra[:8]))}{' …' if len(extra) > 8 else ''}"
+    if description["problem"]:
+        yield f"  no RWKV architecture: {description['problem']}"
+    for name, entry in description["types"].items():
+        yield f"  {name:<16} {entry['tensors']} tensors, {_count(entry['parameters'])} values, {_bytes(entry['bytes'])}"
+    for index, (key, value) in enumerate(description["metadata"].items()):
+        if index == SHOWN and not tensors:
+            yield f"  … and {len(description['metadata']) - SHOWN} more; --json shows all"
+            break
+        yield f"  {key}: {' '.join(str(value).split())[:100]}"
+    if tensors:
+        width = max((len(tensor["name"]) for tensor in description["tensors"]), default=0)
+        for tensor in description["tensors"]:
+            shape = " × ".join(map(str, tensor["shape"])) or "scalar"
+            yield f"  {tensor['name']:<{width}}  {tensor['dtype']:<5} {shape:<18} {_bytes(tensor['bytes'])}"
+    else:
+        yield f"  {len(description['tensors'])} tensors; --tensors lists them"
+
+
+def _count(count: int) -> str:
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if count >= limit:
+            return f"{count / limit:.2f}{unit}"
+    return str(count)
+
+
+def _bytes(size: int) -> str:
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= limit:
+            return f"{size / limit:.2f} {unit}"
+    return f"{size} B"

@@ -1,0 +1,114 @@
+"""A run as one self-contained page of HTML, for a browser on a desk or a phone, by day or by night."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rwkvflow import __version__
+from rwkvflow.display.report_data import ArtifactRow, RunData
+from rwkvflow.display.report_plot import Point, panel
+from rwkvflow.display.words import duration
+
+MARKS = {"done": "✓", "cached": "=", "failed": "✗", "running": "…"}
+COSTS = (("perplexity_rise", 100.0, "rise of the perplexity", "%"), ("logits", 1.0, "largest error of a logit", ""))
+
+
+def report_html(run: RunData) -> str:
+    """The page. Whatever a run can contain is escaped: names, logs, messages, what a model wrote."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("rwkvflow.display"), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    environment.filters |= {
+        "duration": duration,
+        "bytes": bytes_text,
+        "figure": figure,
+        "mark": lambda status: MARKS.get(status, "–"),
+        "kind": diff_kind,
+        "left": lambda step, whole: _percent(step.start or 0.0, whole),
+        "width": lambda step, whole: max(
+            0.6, min(_percent(step.seconds, whole), 100 - _percent(step.start or 0.0, whole))
+        ),
+    }
+    key, factor, words, unit = cost_of(run.artifacts)
+    panels = [(model, Markup(svg)) for model, svg in _panels(run.artifacts, key, factor, words, unit)]  # noqa: S704
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        when=datetime.fromtimestamp(run.started, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        good=sum(item.status in ("done", "cached") for item in run.artifacts),
+        failures=[step for step in run.steps if step.status == "failed"],
+        texts=[item for item in run.artifacts if said(item)],
+        panels=panels,
+        cost=words,
+        version=__version__,
+    )
+
+
+def said(item: ArtifactRow) -> list[dict[str, Any]]:
+    """What the artifact wrote during its smoke."""
+    found = item.smoke.get("continuations")
+    return found if isinstance(found, list) and all(isinstance(entry, dict) for entry in found) else []
+
+
+def cost_of(items: Sequence[ArtifactRow]) -> tuple[str, float, str, str]:
+    """What the plot shows: the perplexity's rise where it was measured, else the error of the logits."""
+    return next(
+        (cost for cost in COSTS if any(_number(item.smoke.get(cost[0])) is not None for item in items)), COSTS[1]
+    )
+
+
+def _panels(items: Sequence[ArtifactRow], key: str, factor: float, words: str, unit: str) -> Sequence[tuple[str, str]]:
+    models = list(dict.fromkeys(item.model for item in items))
+    found = []
+    for model in models:
+        points: dict[tuple[str, int, float], Point] = {}
+        for item in items:
+            cost = _number(item.smoke.get(key))
+            if item.model != model or item.size is None or cost is None:
+                continue
+            title = f"{item.id}: {bytes_text(item.size)}, {words} {cost * factor:.3g}{unit}"
+            bad = item.status not in ("done", "cached")
+            label = item.format.removeprefix("ggml-")
+            points.setdefault((label, item.size, cost), Point(label, item.size, cost * factor, title, bad))
+        if len(points) > 1:
+            found.append((model, panel(list(points.values()), words, unit)))
+    return found
+
+
+def _number(value: object) -> float | None:
+    """A finite number, else None: reports come from files."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _percent(part: float, run: RunData) -> float:
+    return round(min(100.0, 100.0 * part / run.seconds), 2) if run.seconds > 0 else 0.0
+
+
+def figure(value: object, form: str, factor: float = 1.0) -> str:
+    """A number in a form such as "%.3f"; a dash where there is none."""
+    number = _number(value)
+    return "–" if number is None else form % (number * factor + 0.0)
+
+
+def bytes_text(size: int | None) -> str:
+    """1870457 → "1.87 MB"."""
+    if size is None:
+        return "–"
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= limit:
+            return f"{size / limit:.2f} {unit}"
+    return f"{size} B"
+
+
+def diff_kind(line: str) -> str:
+    """Class of a line of a unified diff."""
+    if line.startswith(("+++", "---", "@@")):
+        return "at"
+    return {"+": "add", "-": "del"}.get(line[:1], "")

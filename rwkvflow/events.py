@@ -1,0 +1,90 @@
+"""What happened, typed. Progress displays, the JSON lines log and reports listen; nothing else prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+Status = Literal["done", "cached", "failed", "skipped", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events."""
+
+    def to_json(self) -> str:
+        """One line of JSON: {"event": class name, ...fields}."""
+        return json.dumps({"event": type(self).__name__, **dataclasses.asdict(self)}, ensure_ascii=False)
+
+
+@dataclass(frozen=True)
+class RunStarted(Event):
+    recipe: str
+    sandbox: str
+    reason: str  # why this sandbox was taken
+    steps: int
+
+
+@dataclass(frozen=True)
+class StepStarted(Event):
+    step: str
+    stage: str
+    why: str  # why it was not in the store
+    batch: str = ""  # steps of one batch are carried out by one command, which logs and progresses as the first of them
+
+
+@dataclass(frozen=True)
+class StepProgress(Event):
+    step: str
+    done: float
+    total: float | None  # None: unknown
+    unit: str = ""  # "B" for bytes, "" for a count
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class StepLog(Event):
+    """One line that a step's command printed."""
+
+    step: str
+    line: str
+
+
+@dataclass(frozen=True)
+class StepFinished(Event):
+    step: str
+    stage: str
+    status: Status
+    seconds: float
+    message: str = ""  # for failed and skipped: what went wrong, with its remedy
+    outputs: dict[str, str] = field(default_factory=dict)  # output name -> "sha256:..."
+    notes: dict[str, str] = field(default_factory=dict)  # what a person would like to see, e.g. smoke figures
+    key: str = ""  # of the step, where it is known; names its log in the store
+
+
+@dataclass(frozen=True)
+class Notice(Event):
+    """Something worth telling that belongs to no step."""
+
+    message: str
+    level: Literal["info", "warning"] = "info"
+
+
+@dataclass(frozen=True)
+class RunFinished(Event):
+    done: int
+    cached: int
+    failed: int
+    skipped: int
+    seconds: float
+    published: tuple[str, ...] = ()  # where releases now stand
+
+
+Listener = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """A listener that ignores everything."""

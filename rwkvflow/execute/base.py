@@ -1,0 +1,74 @@
+"""What an executor hands to an action, and what it gets back."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rwkvflow.errors import RwkvflowError
+from rwkvflow.events import Status
+from rwkvflow.plan.step import Limits, Step
+from rwkvflow.store import Output
+
+
+@dataclass(frozen=True)
+class Job:
+    """A step that is to be carried out now: its inputs are there."""
+
+    step: Step
+    key: str
+    environment: str | None  # tag of the environment, the key of the step that made it
+    inputs: Mapping[str, Path]
+    digests: Mapping[str, str]
+    keep: Callable[[str], None]  # a line into the step's log file
+    log: Callable[[str], None]  # the same, and told to listeners
+    progress: Callable[[float, float | None, str, str], None]  # done, total, unit, label
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the jobs of one command share."""
+
+    folder: Path  # scratch on the store's file system: what is made here is moved into the store without copying
+    limits: Limits
+    cancel: threading.Event
+
+
+@dataclass(frozen=True)
+class Product:
+    """An output that an action made."""
+
+    path: Path
+    digest: str | None = None  # where the maker is trusted to have hashed what it wrote
+    external: bool = False  # leave it where it is: a file of the user's
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a job made: all its outputs, and figures a person would like to see."""
+
+    outputs: Mapping[str, Product]
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+Action = Callable[[Sequence[Job], Work], Mapping[str, "Made | RwkvflowError"]]
+Probe = Callable[[Step, str, Mapping[str, Output]], bool]  # step, key, outputs: is what it made outside still there?
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a step ended."""
+
+    status: Status
+    key: str | None = None
+    outputs: Mapping[str, Output] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    error: RwkvflowError | None = None
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether its outputs can be used."""
+        return self.status in ("done", "cached")

@@ -1,0 +1,350 @@
+"""Carries out a plan with threads on this machine.
+
+The scheduler works by demand: a step is looked at only when something wants its result. Wanting comes in two strengths.
+RECORD wants the digests of the outputs, for which the index is enough; PRESENT wants the bytes (or the image, or the
+published folder) to be there, and has them fetched from the remote store where that has them. So a run in which nothing
+changed touches neither checkpoints nor Docker, and an image that was removed is made again only when a command has to
+run in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from rwkvflow.errors import Interrupted, RwkvflowError, StepFailed
+from rwkvflow.events import Listener, StepFinished, StepLog, StepProgress, StepStarted
+from rwkvflow.execute.base import Action, Job, Made, Outcome, Probe, Work
+from rwkvflow.plan.plan import Plan, input_digests, needs, reason
+from rwkvflow.plan.step import Ref, Source, Step, key_of
+from rwkvflow.store import Output, Record, Store
+
+RECORD, PRESENT = 1, 2
+POLL_SECONDS = 0.2
+REFETCHED = frozenset({"fetch", "wheels"})  # actions whose outputs anyone can fetch again by their hash: never shared
+
+
+class LocalExecutor:
+    """Runs one plan once. `cores` bounds what runs at the same time; see `Step.limits.cores`."""
+
+    def __init__(
+        self,
+        store: Store,
+        actions: Mapping[str, Action],
+        probes: Mapping[str, Probe],
+        emit: Listener,
+        *,
+        run: str,
+        cores: int,
+        cancel: threading.Event | None = None,
+    ) -> None:
+        self.store = store
+        self.actions = actions
+        self.probes = probes
+        self.emit = emit
+        self.run_id = run
+        self.cores = cores
+        self.cancel = cancel or threading.Event()
+        self._demand: dict[str, int] = defaultdict(int)
+        self._outcomes: dict[str, Outcome] = {}
+        self._level: dict[str, int] = defaultdict(int)
+        self._waiting: dict[str, dict[str, None]] = defaultdict(dict)  # in order, so that runs read alike
+        self._ready: dict[str, tuple[str, dict[str, str]]] = {}  # step id → key, input digests
+        self._running: dict[str, float] = {}  # step id → cores
+        self._ended: queue.Queue[dict[str, Outcome | None]] = queue.Queue()  # None: look at it again
+        self._brought: set[str] = set()  # step ids that were looked for in the remote store
+
+    def run(self, plan: Plan) -> dict[str, Outcome]:
+        """Carry out what the targets need. Returns how each step that was looked at ended; raises Interrupted."""
+        self._plan = plan
+        self._work = deque(plan.targets)
+        for target in plan.targets:
+            self._demand[target] = PRESENT
+        with ThreadPoolExecutor(max_workers=max(8, self.cores)) as pool, ThreadPoolExecutor(max_workers=2) as sharing:
+            self._pool, self._sharing = pool, sharing
+            try:
+                while True:
+                    while self._work:
+                        self._advance(self._work.popleft())
+                    self._start()
+                    if not self._running:
+                        break
+                    self._collect()
+            except BaseException:
+                self.cancel.set()
+                sharing.shutdown(wait=False, cancel_futures=True)
+                raise
+        stuck = [target for target in plan.targets if target not in self._outcomes]
+        if stuck:
+            raise RwkvflowError(f"a flaw in the scheduler: {', '.join(stuck)} never ended")
+        return self._outcomes
+
+    # ---- demand ------------------------------------------------------------------------------------------------
+
+    def _want(self, name: str, strength: int, by: str) -> bool:
+        """Raise the demand on a step; True when it is met (or can never be)."""
+        outcome = self._outcomes.get(name)
+        if outcome is not None and (not outcome.ok or self._level[name] >= strength):
+            return True
+        self._waiting[name][by] = None
+        if self._demand[name] < strength or outcome is None:
+            self._demand[name] = max(strength, self._demand[name])
+            self._work.append(name)
+        return False
+
+    def _advance(self, name: str) -> None:
+        if name in self._running or name in self._ready:
+            return
+        settled = self._outcomes.get(name)
+        if settled is not None and (not settled.ok or self._level[name] >= self._demand[name]):
+            return
+        step = self._plan.steps[name]
+        met = [self._want(need, RECORD, name) for need in needs(step)]  # all of them, so that all start
+        if not all(met):
+            return
+        if self._blocked(step):
+            return
+        digests = input_digests(step, self._digest)
+        if digests is None:
+            self._settle(name, Outcome("skipped", error=StepFailed("an input does not exist")))
+            return
+        parts = step.parts(digests)
+        key = key_of(parts)
+        record = self.store.lookup(key)
+        if record is not None and self._usable(step, key, record):
+            self.store.remember(self.run_id, name, parts)
+            if self._level[name] == PRESENT:
+                self._share(step, key, record)
+            self._settle(name, Outcome("cached", key, record.outputs, record.notes, seconds=record.seconds))
+            return
+        if record is not None and self._elsewhere(step, key, record):
+            self._brought.add(name)
+            self._running[name] = 0.0
+            self._pool.submit(self._bring, name, record)
+            return
+        wanted = [value.step for value in step.inputs.values() if isinstance(value, Ref)]
+        wanted += [step.environment] if step.environment else []
+        met = [self._want(need, PRESENT, name) for need in wanted]
+        if all(met) and not self._blocked(step):
+            self._ready[name] = (key, digests)
+
+    def _usable(self, step: Step, key: str, record: Record) -> bool:
+        there = self._intact(step, key, record.outputs)
+        if there:
+            self._level[step.id] = PRESENT
+        elif self._demand[step.id] <= RECORD:
+            self._level[step.id] = RECORD
+        return there or self._demand[step.id] <= RECORD
+
+    def _elsewhere(self, step: Step, key: str, record: Record) -> bool:
+        """Whether the remote store may have what a step made; asked once a step."""
+        probe = self.probes.get(step.action)
+        return (
+            self.store.remote is not None
+            and step.id not in self._brought
+            and (probe is None or probe(step, key, record.outputs))
+        )
+
+    def _bring(self, name: str, record: Record) -> None:
+        """In a worker thread. Whatever comes of it, the step is looked at again."""
+        with contextlib.suppress(Exception):
+            self.store.bring(record.outputs.values())
+        self._ended.put({name: None})
+
+    def _share(self, step: Step, key: str, record: Record, *, again: bool = False) -> None:
+        if self.store.remote is not None and step.stage != "publish" and not self.cancel.is_set():
+            contents = step.action not in REFETCHED
+            self._sharing.submit(self.store.share, key, record, contents=contents, again=again)
+
+    def _intact(self, step: Step, key: str, outputs: Mapping[str, Output]) -> bool:
+        probe = self.probes.get(step.action)
+        return all(self.store.present(output) for output in outputs.values()) and (
+            probe is None or probe(step, key, outputs)
+        )
+
+    def _blocked(self, step: Step) -> bool:
+        """Skip a step when something that it cannot do without has failed."""
+        if step.tolerant:
+            return False
+        names = [*needs(step), *([step.environment] if step.environment else [])]
+        for name in names:
+            outcome = self._outcomes.get(name)
+            if outcome is not None and not outcome.ok:
+                self._settle(step.id, Outcome("skipped", error=StepFailed(f"{name} {outcome.status}")))
+                return True
+        return False
+
+    def _digest(self, ref: Ref) -> str | None:
+        outcome = self._outcomes.get(ref.step)
+        output = outcome.outputs.get(ref.output) if outcome is not None and outcome.ok else None
+        return output.digest if output else None
+
+    def _settle(self, name: str, outcome: Outcome) -> None:
+        again = name in self._outcomes
+        self._outcomes[name] = outcome
+        if not (again and outcome.status == "cached"):
+            self.emit(
+                StepFinished(
+                    name,
+                    self._plan.steps[name].stage,
+                    outcome.status,
+                    outcome.seconds,
+                    str(outcome.error) if outcome.error else "",
+                    {key: output.digest for key, output in outcome.outputs.items()},
+                    dict(outcome.notes),
+                    outcome.key or "",
+                )
+            )
+        self._work.extend(self._waiting.pop(name, ()))
+
+    # ---- running -----------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Start what is ready and fits. Steps of one batch go together."""
+        groups: dict[str, list[str]] = defaultdict(list)
+        for name in self._ready:
+            groups[self._plan.steps[name].batch or name].append(name)
+        for names in groups.values():
+            if self.cancel.is_set():
+                raise Interrupted("interrupted; what is finished is kept, run the same command to go on")
+            cores = max(self._cores(self._plan.steps[name]) for name in names)
+            if self._running and sum(self._running.values()) + cores > self.cores:
+                continue
+            jobs = []
+            for name in names:
+                key, digests = self._ready.pop(name)
+                self._running[name] = cores if name == names[0] else 0.0
+                jobs.append((self._plan.steps[name], key, digests))
+            self._pool.submit(self._carry_out, jobs)
+
+    def _cores(self, step: Step) -> float:
+        return float(self.cores) if step.limits.cores is None else min(step.limits.cores, self.cores)
+
+    def _collect(self) -> None:
+        """Wait for the next command to end. Ctrl-C arrives here, in the main thread."""
+        while True:
+            try:
+                outcomes = self._ended.get(timeout=POLL_SECONDS)
+                break
+            except queue.Empty:
+                continue
+        for name, outcome in outcomes.items():
+            del self._running[name]
+            if outcome is None:
+                self._work.append(name)
+                continue
+            self._level[name] = PRESENT
+            self._settle(name, outcome)
+        if self.cancel.is_set():
+            raise Interrupted("interrupted; what is finished is kept, run the same command to go on")
+
+    def _carry_out(self, steps: Sequence[tuple[Step, str, dict[str, str]]]) -> None:
+        """In a worker thread: never raises, always reports."""
+        start = time.monotonic()
+        try:
+            outcomes = self._locked_run(steps, start)
+        except RwkvflowError as error:
+            outcomes = {step.id: Outcome("failed", key, error=error) for step, key, _ in steps}
+        except Exception as error:  # a flaw of ours must not hang the run
+            text = f"{type(error).__name__}: {error}"
+            outcomes = {step.id: Outcome("failed", key, error=RwkvflowError(text)) for step, key, _ in steps}
+        if self.cancel.is_set():
+            outcomes = {
+                name: outcome if outcome.ok else Outcome("cancelled", outcome.key) for name, outcome in outcomes.items()
+            }
+        self._ended.put(dict(outcomes))
+
+    def _locked_run(self, steps: Sequence[tuple[Step, str, dict[str, str]]], start: float) -> dict[str, Outcome]:
+        outcomes: dict[str, Outcome] = {}
+        with contextlib.ExitStack() as stack:
+            for _, key, _ in sorted(steps, key=lambda item: item[1]):  # one order for all processes: no deadlock
+                stack.enter_context(self.store.working_on(key))
+            todo = []
+            for step, key, digests in steps:
+                record = self.store.lookup(key)  # another run may have finished it while we waited
+                if record is not None and self._intact(step, key, record.outputs):
+                    outcomes[step.id] = Outcome("cached", key, record.outputs, record.notes, seconds=record.seconds)
+                else:
+                    todo.append((step, key, digests))
+            if not todo:
+                return outcomes
+            for step, _, digests in todo:
+                why = reason(step.parts(digests), self.store.recall(self.run_id, step.id))
+                self.emit(StepStarted(step.id, step.stage, why, step.batch or ""))
+            attempts = todo[0][0].limits.retries + 1
+            for attempt in range(1, attempts + 1):
+                outcomes |= self._attempt(todo, start)
+                todo = [item for item in todo if not outcomes[item[0].id].ok]
+                if not todo or attempt == attempts or self.cancel.is_set():
+                    break
+                for step, _, _ in todo:
+                    self.emit(StepLog(step.id, f"attempt {attempt} of {attempts} failed: {outcomes[step.id].error}"))
+                self.cancel.wait(min(2.0**attempt, 30.0))
+        return outcomes
+
+    def _attempt(self, steps: Sequence[tuple[Step, str, dict[str, str]]], start: float) -> dict[str, Outcome]:
+        with self.store.scratch() as folder, contextlib.ExitStack() as stack:
+            jobs = [self._job(stack, *item) for item in steps]
+            work = Work(folder, steps[0][0].limits, self.cancel)
+            results = self.actions[steps[0][0].action](jobs, work)
+            outcomes = {}
+            for job, (step, key, digests) in zip(jobs, steps, strict=True):
+                made = results.get(step.id, StepFailed("it ended without a result"))
+                if not isinstance(made, Made):
+                    outcomes[step.id] = Outcome("failed", key, error=made, seconds=time.monotonic() - start)
+                    continue
+                outputs = {name: self._keep(job, name, made) for name in step.outputs}
+                seconds = round(time.monotonic() - start, 3)
+                record = Record(step.id, outputs, seconds, dict(made.notes))
+                self.store.record(key, record)
+                self._share(step, key, record, again=True)
+                self.store.remember(self.run_id, step.id, step.parts(digests))
+                outcomes[step.id] = Outcome("done", key, outputs, made.notes, seconds=seconds)
+        return outcomes
+
+    def _keep(self, job: Job, name: str, made: Made) -> Output:
+        product = made.outputs.get(name)
+        if product is None or not product.path.exists():
+            raise StepFailed(f"{job.step.id} ended well but made no {name}")
+        if product.external:
+            return self.store.adopt(product.path, product.digest or "")
+        if product.path.is_dir():
+            return self.store.put_tree(product.path)
+        return self.store.put_file(product.path, product.digest)
+
+    def _job(self, stack: contextlib.ExitStack, step: Step, key: str, digests: dict[str, str]) -> Job:
+        inputs = {}
+        for name, digest in digests.items():
+            value = step.inputs[name]
+            path = value.path if isinstance(value, Source) else self.store.path(digest)
+            if path is None:
+                raise StepFailed(f"{step.id}: its input {name} vanished from the store", remedy="run again")
+            inputs[name] = path
+        environment = self._outcomes[step.environment].key if step.environment else None
+        file = stack.enter_context(self.store.log_path(key).open("w", encoding="utf-8"))
+        guard = threading.Lock()
+
+        def keep(line: str) -> None:
+            with guard, contextlib.suppress(ValueError):  # a late line after the log was closed
+                file.write(line + "\n")
+                file.flush()
+
+        def log(line: str) -> None:
+            keep(line)
+            self.emit(StepLog(step.id, line))
+
+        def progress(done: float, total: float | None, unit: str, label: str) -> None:
+            self.emit(StepProgress(step.id, done, total, unit, label))
+
+        return Job(step, key, environment, inputs, digests, keep, log, progress)
+
+
+def targets_of(steps: Iterable[Step], stages: Iterable[str]) -> list[str]:
+    """Ids of the steps of these stages."""
+    wanted = set(stages)
+    return [step.id for step in steps if step.stage in wanted]

@@ -1,0 +1,84 @@
+"""The publish steps: assemble the release, hand it to the publisher of its place, remember what stands there.
+
+A run in which nothing changed asks nobody: the store remembers, for each place, which step was published there last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from rwkvflow.errors import RwkvflowError
+from rwkvflow.execute.base import Action, Job, Made, Probe, Product, Work
+from rwkvflow.files import read_json, write_json
+from rwkvflow.hashing import text_digest
+from rwkvflow.plan.step import Step, canonical
+from rwkvflow.store import Store
+
+FOLDER = "publish-folder"
+REMOTE = ("publish-hub", "publish-oci", "publish-remote")
+
+
+def publish_actions(store: Store) -> dict[str, Action]:
+    """One action, under the names of all places."""
+
+    def action(job: Job, work: Work) -> Made | RwkvflowError:
+        try:
+            return _publish(store, job, work)
+        except RwkvflowError as error:
+            return error
+
+    return {name: _each(action) for name in (FOLDER, *REMOTE)}
+
+
+def _each(action: Callable[[Job, Work], Made | RwkvflowError]) -> Action:
+    return lambda jobs, work: {job.step.id: action(job, work) for job in jobs}
+
+
+def _publish(store: Store, job: Job, work: Work) -> Made:
+    from rwkvflow.publish.base import Told
+    from rwkvflow.publish.places import publisher
+    from rwkvflow.publish.release import assemble
+
+    step = job.step
+    release = assemble(step.params["release"], job.inputs, job.digests, step.local)
+    told = Told(job.log, lambda done, total: job.progress(done, total, "B", ""), work.cancel)
+    state = _state(store, step)
+    if step.action != FOLDER:
+        state.unlink(missing_ok=True)  # from here on it may be either release
+    published = publisher(step.params, Path(step.local["folder"]), job.key).apply(release, told)
+    if step.action != FOLDER:
+        state.parent.mkdir(exist_ok=True)
+        write_json(state, {"key": job.key, "to": published.to})
+    record = work.folder / "release.json"
+    record.write_bytes(canonical(release.summary()) + b"\n")
+    return Made({"release": Product(record)}, {"to": published.to, **published.facts})
+
+
+def publish_probes(store: Store) -> dict[str, Probe]:
+    """Whether a place still is what a step made of it, as far as this machine knows; no network is asked."""
+
+    def folder(step: Step, key: str, outputs: object) -> bool:
+        from rwkvflow.documents.destinations import FolderDestination, parse_destination
+        from rwkvflow.publish.folder import is_intact
+        from rwkvflow.publish.places import folder_of
+
+        place = parse_destination(str(step.params["to"]))
+        return isinstance(place, FolderDestination) and is_intact(folder_of(place, Path(step.local["folder"])), key)
+
+    def remote(step: Step, key: str, outputs: object) -> bool:
+        return (read_json(_state(store, step)) or {}).get("key") == key
+
+    return {FOLDER: folder, **dict.fromkeys(REMOTE, remote)}
+
+
+def look_again(store: Store, steps: Iterable[Step]) -> None:
+    """Trust no memory of what stands at these steps' places: the next run asks them, and does what lacks."""
+    for step in steps:
+        if step.action in REMOTE:
+            _state(store, step).unlink(missing_ok=True)
+
+
+def _state(store: Store, step: Step) -> Path:
+    place = {name: step.params.get(name) for name in ("to", "branch", "endpoint")}
+    return store.root / "published" / f"{text_digest(canonical(place)).removeprefix('sha256:')[:32]}.json"

@@ -1,0 +1,226 @@
+"""CI from a recipe: the matrix of jobs, and workflows that run it. Documents are data here; YAML quotes them.
+
+Nothing of a recipe is ever part of a command: it gets there through environment variables, in double quotes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from rwkvflow.errors import UsageError
+from rwkvflow.plan.matrix import Artifact
+
+By = Literal["artifact", "model", "format", "image"]
+GITHUB_JOBS, GITLAB_JOBS = 256, 200  # what each allows in one matrix
+SECRET = re.compile(r"[A-Z_][A-Z0-9_]{0,99}\Z")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One CI job. `only` is what it gives to `rwkvflow run --only`."""
+
+    id: str
+    only: str
+    artifacts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a workflow needs to know. `recipe` is a path inside the repository; `package` what pip is to install."""
+
+    name: str
+    recipe: str
+    package: str
+    sandbox: str = "host"
+    by: By = "artifact"
+    secrets: tuple[str, ...] = ("HF_TOKEN",)
+
+
+def jobs(artifacts: Sequence[Artifact], by: By = "artifact") -> list[Job]:
+    """The artifacts in groups, in their own order. A job's glob picks its artifacts and no others."""
+    groups: dict[str, list[str]] = {}
+    for artifact in artifacts:
+        groups.setdefault(artifact.id if by == "artifact" else getattr(artifact, by), []).append(artifact.id)
+    globs = {"artifact": "{}", "model": "{}/*", "format": "*/{}@*", "image": "*@{}"}
+    return [Job(name, globs[by].format(name), tuple(ids)) for name, ids in groups.items()]
+
+
+def github_matrix(found: Sequence[Job]) -> dict[str, Any]:
+    """For `strategy.matrix`. Raises UsageError where there are more jobs than GitHub allows."""
+    if len(found) > GITHUB_JOBS:
+        raise UsageError(
+            f"{len(found)} jobs are more than the {GITHUB_JOBS} that GitHub allows in a matrix",
+            remedy="group them with --by model, format or image",
+        )
+    return {"include": [{"id": job.id, "only": job.only} for job in found]}
+
+
+def gitlab_jobs(found: Sequence[Job]) -> dict[str, Any]:
+    """A child pipeline. Its variables come from the one that starts it."""
+    parts = [found[start : start + GITLAB_JOBS] for start in range(0, len(found), GITLAB_JOBS)]
+    return {
+        "default": _gitlab_default(),
+        **{
+            "make" if len(parts) == 1 else f"make-{number}": {
+                "stage": "build",
+                "parallel": {"matrix": [{"ONLY": [job.only for job in part]}]},
+                "script": [_MAKE],
+            }
+            for number, part in enumerate(parts, 1)
+        },
+    }
+
+
+_REMOTE = ': "${RWKVFLOW_REMOTE:?set it to the URL of a store that all jobs can reach, such as s3://bucket/folder}"'
+_INSTALL = 'python -m pip install --disable-pip-version-check "$PACKAGE"'
+_MAKE = 'rwkvflow run "$RECIPE" --locked --sandbox "$SANDBOX" --only "$ONLY"'
+_PUBLISH = 'rwkvflow publish "$RECIPE" --locked --sandbox "$SANDBOX"'
+
+
+def github_workflow(settings: Settings) -> str:
+    """.github/workflows/….yml: plan, fan out over the matrix, publish once."""
+    _check(settings)
+    setup: list[dict[str, Any]] = [
+        {"uses": "actions/checkout@v4"},
+        {"uses": "actions/setup-python@v5", "with": {"python-version": "3.11"}},
+        {"name": "Install", "run": _INSTALL},
+    ]
+    secrets = {name: f"${{{{ secrets.{name} }}}}" for name in settings.secrets}
+    matrix = f'rwkvflow matrix "$RECIPE" --by {settings.by} --format github > matrix.json'
+    return _text(
+        "github",
+        settings,
+        {
+            "name": settings.name,
+            "on": {"workflow_dispatch": {}},
+            "permissions": {"contents": "read"},
+            "concurrency": {"group": f"rwkvflow-{settings.name}", "cancel-in-progress": False},
+            "defaults": {"run": {"shell": "bash"}},
+            "env": {
+                "RECIPE": settings.recipe,
+                "SANDBOX": settings.sandbox,
+                "PACKAGE": settings.package,
+                "RWKVFLOW_REMOTE": "${{ vars.RWKVFLOW_REMOTE }}",
+            },
+            "jobs": {
+                "plan": {
+                    "runs-on": "ubuntu-24.04",
+                    "timeout-minutes": 10,
+                    "outputs": {"matrix": "${{ steps.matrix.outputs.matrix }}"},
+                    "steps": [
+                        *setup,
+                        {
+                            "name": "Matrix",
+                            "id": "matrix",
+                            "run": f'{_REMOTE}\nrwkvflow validate "$RECIPE"\n{matrix}\n'
+                            'sed "s/^/matrix=/" matrix.json >> "$GITHUB_OUTPUT"\n',
+                        },
+                    ],
+                },
+                "make": {
+                    "name": "${{ matrix.id }}",
+                    "needs": "plan",
+                    "runs-on": "ubuntu-24.04",
+                    "timeout-minutes": 350,
+                    "strategy": {"fail-fast": False, "matrix": "${{ fromJSON(needs.plan.outputs.matrix) }}"},
+                    "steps": [
+                        *setup,
+                        {"name": "Make", "env": {"ONLY": "${{ matrix.only }}", **secrets}, "run": _MAKE},
+                    ],
+                },
+                "publish": {
+                    "needs": "make",
+                    "runs-on": "ubuntu-24.04",
+                    "timeout-minutes": 350,
+                    "steps": [*setup, {"name": "Publish", "env": secrets, "run": _PUBLISH}],
+                },
+            },
+        },
+    )
+
+
+def gitlab_workflow(settings: Settings) -> str:
+    """.gitlab-ci.yml: plan, a child pipeline over the matrix, publish once. Secrets are the project's variables."""
+    _check(settings)
+    return _text(
+        "gitlab",
+        settings,
+        {
+            "stages": ["plan", "make", "publish"],
+            "variables": {"RECIPE": settings.recipe, "SANDBOX": settings.sandbox, "PACKAGE": settings.package},
+            "default": _gitlab_default(),
+            "plan": {
+                "stage": "plan",
+                "script": [
+                    _REMOTE,
+                    'rwkvflow validate "$RECIPE"',
+                    f'rwkvflow matrix "$RECIPE" --by {settings.by} --format gitlab > rwkvflow-jobs.yml',
+                ],
+                "artifacts": {"paths": ["rwkvflow-jobs.yml"]},
+            },
+            "make": {
+                "stage": "make",
+                "trigger": {"include": [{"artifact": "rwkvflow-jobs.yml", "job": "plan"}], "strategy": "depend"},
+            },
+            "publish": {
+                "stage": "publish",
+                "needs": ["make"],
+                "resource_group": f"rwkvflow-{settings.name}",
+                "script": [_PUBLISH],
+            },
+        },
+    )
+
+
+def _gitlab_default() -> dict[str, Any]:
+    return {"image": "python:3.11", "before_script": [_INSTALL]}
+
+
+def _check(settings: Settings) -> None:
+    """Values end up in env: blocks, where $ and ${{ }} would mean something to the CI service."""
+    path = settings.recipe
+    if path.startswith(("/", "-")) or ".." in path.split("/"):
+        raise UsageError(f"the recipe must be a path inside the repository, not {path}")
+    for what, value in (("the recipe's path", path), ("--package", settings.package)):
+        if not value or any(character in "$`\\\"'" or not character.isprintable() for character in value):
+            raise UsageError(f"{what} cannot be used in a CI workflow: {value!r}", remedy="use plain characters")
+    for name in settings.secrets:
+        if not SECRET.match(name):
+            raise UsageError(f"--secret {name}: not the name of an environment variable")
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _string)
+
+
+def _text(service: str, settings: Settings, document: Mapping[str, Any]) -> str:
+    head = [
+        f"Written by `rwkvflow ci {service}`; write it again rather than edit it.",
+        "All jobs share their steps through the store at RWKVFLOW_REMOTE, "
+        + ("a variable of the repository." if service == "github" else "a CI/CD variable of the project."),
+        "Each job makes its part of the matrix; the last one publishes once, what all of them made.",
+    ]
+    return "".join(f"# {line}\n" for line in head) + dump(document)
+
+
+def dump(document: Mapping[str, Any]) -> str:
+    """YAML in the order given."""
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True)
+
+
+def listing(found: Iterable[Job]) -> list[dict[str, Any]]:
+    """For --format json."""
+    return [{"id": job.id, "only": job.only, "artifacts": list(job.artifacts)} for job in found]

@@ -1,0 +1,38 @@
+"""What the files of a release are called, and which files beside them are none of it."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+CARD = "README.md"
+PLOT = "quality.svg"
+RECIPE, LOCK = "recipe.yaml", "recipe.lock.yaml"
+ENGINE = "engine"  # folder of what concerns the engine: patches, and engines for other machines by target
+SBOM = "sbom.cdx.json"
+PROVENANCE = "provenance.json"
+SUMS = "SHA256SUMS"
+SIGNATURE = "model.sig"
+STATE = ".rwkvflow.json"  # which step key made the folder, and the size and time of each file
+
+# Each of these holds digests of all that stand before it, so it cannot be among what it lists.
+UNLISTED_IN_STATEMENT = frozenset({PROVENANCE, SUMS, SIGNATURE})
+UNLISTED_IN_SUMS = frozenset({SUMS, SIGNATURE})
+
+# What publishing, git and the hub's client leave in a folder; nothing that anybody loads as part of a model.
+NOT_OF_A_RELEASE = (STATE, ".gitattributes", ".git", ".cache/huggingface")
+
+
+def belongs(path: str) -> bool:
+    """Whether a file (POSIX, relative to the release) is part of the release."""
+    return not any(path == name or path.startswith(name + "/") for name in NOT_OF_A_RELEASE)
+
+
+def is_plain(path: str) -> bool:
+    """Whether a name may stand in a release: relative, inside it, one line, no part that means something else."""
+    parts = path.split("/")
+    return (
+        path.isprintable()
+        and "\\" not in path
+        and not PurePosixPath(path).is_absolute()
+        and all(part not in ("", ".", "..") for part in parts)
+    )

@@ -1,0 +1,153 @@
+"""What this machine has and lacks, with the remedy for each. Looks only; changes nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rwkvflow.errors import RwkvflowError
+from rwkvflow.sandbox.bootstrap import tools
+from rwkvflow.sandbox.daemon import platform_of
+from rwkvflow.sandbox.host import host_platform
+from rwkvflow.sandbox.pythons import installed
+
+GIB = 1 << 30
+ENOUGH_DISK = 5 * GIB  # an image with torch, its wheels, and a small model in eight formats
+ENOUGH_MEMORY = 2 * GIB  # the largest tensor of a 14B model as F32, twice
+KNOWN = ("linux-x86_64", "linux-aarch64", "macos-arm64", "macos-x86_64")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at. `missing` is what no run can do without; `warn` what some runs need."""
+
+    name: str
+    status: Literal["ok", "warn", "missing"]
+    message: str
+    remedy: str | None = None
+
+
+def examine(store: Path) -> list[Check]:
+    """All checks, in the order in which a person would look. `store` need not exist yet."""
+    return [_python(), _platform(), *_docker(), _bootstrap(), _pythons(), _disk(store), _memory(), _token()]
+
+
+def _python() -> Check:
+    return Check("python", "ok", ".".join(map(str, sys.version_info[:3])))
+
+
+def _platform() -> Check:
+    found = host_platform()
+    if found in KNOWN:
+        return Check("platform", "ok", found)
+    return Check("platform", "warn", f"{found} has no wheels for the host sandbox", "use --sandbox docker")
+
+
+def _docker() -> list[Check]:
+    from rwkvflow.sandbox.docker import DockerSandbox
+
+    sandbox = DockerSandbox()
+    try:
+        info = sandbox.info
+        version = str(sandbox.client.version().get("Version"))
+        bases = sandbox.client.images.list(name="rwkvflow-base")
+    except RwkvflowError as error:
+        return [Check("docker", "warn", error.message, error.remedy)]
+    checks = [Check("docker", "ok", f"engine {version}, {platform_of(info)}, {info.get('NCPU')} cores")]
+    address = os.environ.get("DOCKER_HOST", "")
+    if address and not address.startswith(("unix://", "npipe://")):
+        checks.append(
+            Check(
+                "docker host",
+                "warn",
+                f"the engine at {address} is on another machine and does not see this one's files",
+                "unset DOCKER_HOST, or use --sandbox host",
+            )
+        )
+    if "rootless" in str(info.get("SecurityOptions")):
+        checks.append(Check("docker limits", "ok" if _limits(info) else "warn", "rootless engine", _delegate(info)))
+    elif not _limits(info):
+        checks.append(Check("docker limits", "warn", "the engine enforces no memory limit", _delegate(info)))
+    checks.append(_docker_disk(info))
+    tags = sorted(tag for image in bases for tag in image.tags)
+    if tags:
+        checks.append(Check("base image", "ok", ", ".join(tags)))
+    else:
+        remedy = "`rwkvflow image bootstrap` makes one; recipes that name a registry's image need none"
+        checks.append(Check("base image", "warn", "no rwkvflow-base in the engine", remedy))
+    return checks
+
+
+def _limits(info: Any) -> bool:
+    return bool(info.get("MemoryLimit")) and bool(info.get("PidsLimit", True))
+
+
+def _delegate(info: Any) -> str | None:
+    return None if _limits(info) else "give it cgroup v2 with the memory and pids controllers delegated"
+
+
+def _docker_disk(info: Any) -> Check:
+    root = str(info.get("DockerRootDir") or "")
+    try:
+        free = shutil.disk_usage(root).free
+    except OSError:  # inside a virtual machine, or not ours to look into
+        return Check("docker disk", "ok", "not visible from here")
+    return _space("docker disk", free, "docker system prune, or move the engine's data-root")
+
+
+def _bootstrap() -> Check:
+    found = tools()
+    if "mmdebstrap" in found or (found and os.getuid() == 0):
+        return Check("bootstrap", "ok", ", ".join(found))
+    message = "debootstrap needs root" if found else "neither mmdebstrap nor debootstrap"
+    return Check("bootstrap", "warn", message, "apt-get install mmdebstrap (only `image bootstrap` needs it)")
+
+
+def _pythons() -> Check:
+    found = [python.version for python in installed()]
+    remedy = None if len(found) > 1 else "the host sandbox runs recipes with these only; Docker any"
+    return Check("host pythons", "ok", ", ".join(sorted(found, key=lambda v: int(v.split(".")[1]))), remedy)
+
+
+def _disk(store: Path) -> Check:
+    folder = store.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        return Check("store", "missing", f"{folder} cannot be written to", "name another place with RWKVFLOW_STORE")
+    return _space(
+        "store", shutil.disk_usage(folder).free, "rwkvflow cache gc, or name another place with RWKVFLOW_STORE"
+    )
+
+
+def _space(name: str, free: int, remedy: str) -> Check:
+    enough = free >= ENOUGH_DISK
+    return Check(name, "ok" if enough else "warn", f"{free / GIB:.1f} GiB free", None if enough else remedy)
+
+
+def _memory() -> Check:
+    read: Callable[[str], int] = os.sysconf
+    try:
+        total = read("SC_PAGE_SIZE") * read("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return Check("memory", "ok", "unknown")
+    enough = total >= ENOUGH_MEMORY
+    remedy = None if enough else "convert smaller models, or give this machine more"
+    return Check("memory", "ok" if enough else "warn", f"{total / GIB:.1f} GiB", remedy)
+
+
+def _token() -> Check:
+    """Whether there is one; its value is nobody's business."""
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache/huggingface")
+    where = [name for name in ("HF_TOKEN", "HF_TOKEN_PATH") if os.environ.get(name)]
+    where += ["the hub's login"] if (home / "token").is_file() else []
+    if where:
+        return Check("hub token", "ok", f"given by {', '.join(where)}")
+    return Check(
+        "hub token", "ok", "none; public models need none", "set HF_TOKEN, or `hf auth login`, for gated models"
+    )

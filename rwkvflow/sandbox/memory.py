@@ -1,0 +1,76 @@
+"""A memory limit without a kernel's help: watch what a process group holds, and say when it is too much."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+POLL_S = 0.1
+_PAGES_OF_ITS_OWN = ("RssAnon:", "RssShmem:")
+
+
+class Limit(threading.Event):
+    """Set when the caller's event is set, or when the processes started with `remember` hold more than `limit` bytes.
+
+    Counted is anonymous and shared memory of every process of the session, like the kernel's OOM killer does; pages
+    of mapped files are not, since they can be dropped at any time. Without /proc nothing is limited.
+    """
+
+    def __init__(self, limit: int | None, cancel: threading.Event) -> None:
+        super().__init__()
+        self.exceeded = False
+        self.peak = 0
+        self._limit, self._cancel = limit, cancel
+        self._read, self._write = os.pipe()
+        os.set_inheritable(self._write, False)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.session: int | None = None
+
+    def remember(self) -> None:
+        """For process.run's `preexec`: tells the parent the new session's id. Runs between fork and exec."""
+        os.write(self._write, os.getpid().to_bytes(8, "little"))
+
+    def is_set(self) -> bool:
+        """Whether the processes must end."""
+        return super().is_set() or self._cancel.is_set()
+
+    def __enter__(self) -> Limit:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        os.close(self._write)  # wakes the thread where nothing was started
+        self._thread.join()
+        os.close(self._read)
+
+    def _watch(self) -> None:
+        piece = os.read(self._read, 8)
+        if len(piece) < 8:
+            return
+        self.session = int.from_bytes(piece, "little")
+        while self._limit is not None and not self._done.wait(POLL_S):
+            used = held(self.session)
+            self.peak = max(self.peak, used)
+            if used > self._limit:
+                self.exceeded = True
+                self.set()
+                return
+
+
+def held(session: int) -> int:
+    """Bytes of memory that are not pages of files, over all processes of a session. 0 without /proc."""
+    total = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[3]) != session:
+                continue
+            status = (folder / "status").read_text(errors="replace")
+        except (OSError, ValueError, IndexError):
+            continue  # ended meanwhile
+        for line in status.splitlines():
+            if line.startswith(_PAGES_OF_ITS_OWN):
+                total += int(line.split()[1]) * 1024
+    return total

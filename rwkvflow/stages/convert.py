@@ -1,0 +1,44 @@
+"""Convert: one step an artifact, batched so that all formats of a model come from one read of its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rwkvflow.plan.matrix import Artifact
+from rwkvflow.plan.step import Input, Ref, Step
+from rwkvflow.stages import engine, inputs
+from rwkvflow.stages.common import WORKER_COMMAND, Blueprint, environment, image_step
+from rwkvflow.worker.formats import FORMATS
+
+
+def artifact(which: Artifact) -> Ref:
+    """The converted file."""
+    return Ref(f"convert/{which.id}", "artifact")
+
+
+def _tokenizer(blueprint: Blueprint, which: Artifact) -> dict[str, Input]:
+    own = inputs.tokenizer(blueprint, which.model) if FORMATS[which.format].tokenizer else None
+    return {"tokenizer": own} if own else {}
+
+
+def steps(blueprint: Blueprint) -> Iterator[Step]:
+    """One step an artifact."""
+    for which in blueprint.artifacts:
+        yield Step(
+            id=f"convert/{which.id}",
+            stage="convert",
+            action="sandbox",
+            command=WORKER_COMMAND,
+            params={"task": "convert", "params": {}, "job": {"format": which.format}},
+            inputs={
+                "checkpoint": inputs.checkpoint(which.model),
+                "engine": engine.builtin(which.image),
+                "environment": environment(which.image),
+                **_tokenizer(blueprint, which),
+            },
+            outputs=("artifact",),
+            code=blueprint.worker.digest,
+            environment=image_step(which.image),
+            limits=blueprint.limits("convert"),
+            batch=f"convert/{which.model}@{which.image}",
+        )

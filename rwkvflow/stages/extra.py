@@ -1,0 +1,61 @@
+"""Extra: the user's own commands in the image, for each artifact or each model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rwkvflow.documents.workflow import ExtraStage
+from rwkvflow.hashing import file_digest, tree_digest
+from rwkvflow.plan.matrix import Artifact
+from rwkvflow.plan.step import Input, Ref, Source, Step
+from rwkvflow.stages import convert, engine, inputs, smoke
+from rwkvflow.stages.common import Blueprint, environment, image_step, limits_of
+
+
+def step_id(stage: ExtraStage, which: Artifact) -> str:
+    """extra/<stage>/<artifact>, or extra/<stage>/<model>@<image>."""
+    subject = which.id if stage.each == "artifact" else f"{which.model}@{which.image}"
+    return f"extra/{stage.name}/{subject}"
+
+
+def steps(blueprint: Blueprint) -> Iterator[Step]:
+    """One step a stage and artifact (or model and image)."""
+    for stage in blueprint.workflow.extra:
+        seen: set[str] = set()
+        for which in blueprint.artifacts:
+            name = step_id(stage, which)
+            if name in seen:
+                continue
+            seen.add(name)
+            fellows = [which]
+            if stage.each == "model":
+                fellows = [a for a in blueprint.artifacts if (a.model, a.image) == (which.model, which.image)]
+            stage_of = "smoke" if stage.needs == "smoke" else "convert"
+            yield Step(
+                id=name,
+                stage="extra",
+                action="sandbox",
+                command=stage.command,
+                params={},
+                inputs={
+                    **{key: _input(blueprint, what, which) for key, what in stage.inputs.items()},
+                    "environment": environment(which.image),
+                },
+                outputs=stage.outputs,
+                environment=image_step(which.image),
+                limits=limits_of(stage),
+                after=tuple(f"{stage_of}/{fellow.id}" for fellow in fellows),
+            )
+
+
+def _input(blueprint: Blueprint, what: str, which: Artifact) -> Input:
+    named: dict[str, Ref] = {
+        "artifact": convert.artifact(which),
+        "checkpoint": inputs.checkpoint(which.model),
+        "engine": engine.used(blueprint, which.image),
+        "smoke": smoke.report(which),
+    }
+    if what in named:
+        return named[what]
+    path = (blueprint.workflow_path.parent / what).resolve()
+    return Source(tree_digest(path) if path.is_dir() else file_digest(path), path)

@@ -1,0 +1,68 @@
+"""Checkpoints and engine sources on this machine: whether they still are what the lock pins.
+
+A file that was trained on, or damaged, since the lock was made is noticed before anything runs. Hashing is spared while
+size, time and inode are those of the last time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rwkvflow.documents.lock import Lock, LockedFile
+from rwkvflow.documents.recipe import Git, Recipe
+from rwkvflow.documents.sources import LocalSource, parse_source
+from rwkvflow.events import Listener, Notice
+from rwkvflow.hashing import file_digest, tree_digest
+from rwkvflow.shipped import PACKAGE
+from rwkvflow.store import Store
+
+
+def local_path(resolved: str, folder: Path) -> Path | None:
+    """The file itself where a source is one of this machine's; such files are used in place."""
+    source = parse_source(resolved)
+    return source.below(folder) if isinstance(source, LocalSource) else None
+
+
+def changed_files(lock: Lock, folder: Path, store: Store, emit: Listener) -> list[str]:
+    """What is no longer as locked, a sentence each. `folder` is what the recipe's paths are relative to."""
+    found = []
+    for kind, entries in (("models", lock.models), ("tokenizers", lock.tokenizers)):
+        for name, locked in sorted(entries.items()):
+            path = local_path(locked.resolved, folder)
+            problem = path and _problem(path, locked, store, emit)
+            if problem:
+                found.append(f"{kind}.{name}: {locked.resolved} {problem}")
+    return found
+
+
+def changed_engine(recipe: Recipe, lock: Lock, folder: Path) -> list[str]:
+    """Whether an engine whose sources are on this machine still is the locked one: a sentence, or nothing."""
+    source = recipe.engine.source
+    if lock.engine.digest is None or isinstance(source, Git):
+        return []
+    path = PACKAGE / "engine" if source == "builtin" else folder / source.path
+    if not path.is_dir():
+        return [f"engine: {path} is no folder"]
+    if tree_digest(path) == lock.engine.digest:
+        return []
+    what = "librwkv of this rwkvflow is not the one" if source == "builtin" else f"{source.path} is not what"
+    return [f"engine: {what} that was locked"]
+
+
+def _problem(path: Path, locked: LockedFile, store: Store, emit: Listener) -> str | None:
+    wanted = f"sha256:{locked.sha256}"
+    if store.adopted(path, wanted):
+        return None
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if size != locked.size:
+        return f"has {size:,} bytes, the lock says {locked.size:,}"
+    if size > 1 << 28:
+        emit(Notice(f"hashing {path.name}, which is new here or was touched"))
+    digest = file_digest(path)
+    if digest != wanted:
+        return f"has sha256 {digest[7:19]}…, the lock says {locked.sha256[:12]}…"
+    store.adopt(path, digest)
+    return None

@@ -1,0 +1,194 @@
+"""Publish: the artifacts whose smoke passed, gathered into a release. Tolerant: what failed is left out, and said."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rwkvflow.documents.destinations import (
+    FolderDestination,
+    HubDestination,
+    OciDestination,
+    RemoteDestination,
+    parse_destination,
+)
+from rwkvflow.documents.formats import file_name
+from rwkvflow.documents.lock_text import lock_text
+from rwkvflow.documents.recipe import Publish
+from rwkvflow.errors import UsageError
+from rwkvflow.hashing import file_digest, text_digest, tree_digest
+from rwkvflow.plan.step import Input, Ref, Source, Step
+from rwkvflow.shipped import PACKAGE
+from rwkvflow.stages import convert, engine, extra, smoke
+from rwkvflow.stages.common import Blueprint
+from rwkvflow.stages.image import identity
+from rwkvflow.stages.web import shown
+
+
+def steps(blueprint: Blueprint) -> Iterator[Step]:
+    """One step a destination."""
+    if not blueprint.recipe.publish:
+        return
+    release, refs = release_of(blueprint)
+    for index, publish in enumerate(blueprint.recipe.publish):
+        yield Step(
+            id=f"publish/{index}" if len(blueprint.recipe.publish) > 1 else "publish",
+            stage="publish",
+            action=_action(publish),
+            params={**_place(publish), "release": {**release, "to": _shown(publish)}},
+            inputs=refs,
+            outputs=("release",),
+            code=tree_digest(PACKAGE / "publish"),
+            limits=blueprint.limits("publish", cores=0),
+            tolerant=True,
+            local={"folder": str(blueprint.folder), **beside(blueprint)},
+        )
+
+
+_ACTIONS = {
+    FolderDestination: "publish-folder",
+    HubDestination: "publish-hub",
+    OciDestination: "publish-oci",
+    RemoteDestination: "publish-remote",
+}
+
+
+def _action(publish: Publish) -> str:
+    return _ACTIONS[type(parse_destination(publish.to))]
+
+
+def _place(publish: Publish) -> dict[str, Any]:
+    """Where to. Another hub is another place, so what the environment says of it is part of the step."""
+    options = publish.model_dump(mode="json", exclude={"to"}, exclude_none=True)
+    if isinstance(parse_destination(publish.to), HubDestination):
+        endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+        options["endpoint"] = shown(endpoint) if endpoint else None
+    return {"to": publish.to, **options}
+
+
+def _shown(publish: Publish) -> str:
+    """As the card names it: a hub repository without its branch."""
+    place = parse_destination(publish.to)
+    return f"hf://{place.repo}" if isinstance(place, HubDestination) else publish.to
+
+
+def beside(blueprint: Blueprint) -> dict[str, Any]:
+    """What assemble() takes besides: the texts of lock and recipe, and where the key lies."""
+    key = _key(blueprint)
+    return {
+        "lock": lock_text(blueprint.lock),
+        "recipe": _recipe_text(blueprint),
+        "key": None if key is None else str(key),
+    }
+
+
+def release_of(blueprint: Blueprint) -> tuple[dict[str, Any], dict[str, Input]]:
+    """What the release is to hold, and the inputs that it is made of."""
+    refs: dict[str, Input] = {}
+    entries = []
+    for which in blueprint.artifacts:
+        refs[f"artifact/{which.id}"] = convert.artifact(which)
+        refs[f"smoke/{which.id}"] = smoke.report(which)
+        additions = {}
+        for stage in blueprint.workflow.extra:
+            if stage.publish:
+                for output in stage.outputs:
+                    name = f"extra/{stage.name}/{output}/{which.id}"
+                    refs[name] = Ref(extra.step_id(stage, which), output)
+                    additions[f"{stage.name}/{output}"] = name
+        entries.append(
+            {
+                "id": which.id,
+                "model": which.model,
+                "format": which.format,
+                "image": which.image,
+                "file": f"{which.model}/{file_name(which.model, which.format)}",
+                "extra": additions,
+            }
+        )
+    for image in blueprint.images:
+        refs[f"engine/{image}"] = engine.used(blueprint, image)
+    for target in blueprint.recipe.engine.targets:
+        refs[f"target/{target}"] = engine.cross(blueprint, target)
+    release = {
+        "name": blueprint.recipe.name,
+        "entries": entries,
+        "models": {
+            name: {
+                "source": blueprint.lock.models[name].resolved,
+                "sha256": blueprint.lock.models[name].sha256,
+                "size": blueprint.lock.models[name].size,
+            }
+            for name in blueprint.models
+        },
+        "tokenizers": {
+            name: {"source": file.resolved, "sha256": file.sha256, "size": file.size}
+            for name, file in blueprint.lock.tokenizers.items()
+            if name in blueprint.models
+        },
+        "images": {image: identity(blueprint, image) for image in blueprint.images},
+        "engine": {
+            "source": blueprint.lock.engine.resolved,
+            "digest": blueprint.lock.engine.digest,
+            "builds": {name: build.request for name, build in engine.builds(blueprint).items()},
+        },
+        **_targets(blueprint),
+        "worker": blueprint.worker.digest,
+        "lock": text_digest(lock_text(blueprint.lock)),
+        "recipe": text_digest(_recipe_text(blueprint)),
+        "smoke_text": Path(text).name if (text := blueprint.recipe.smoke.text) else None,
+        "card": _card(blueprint),
+        "key": _key_digest(blueprint),
+        "epoch": _epoch(),
+    }
+    if (template := _template(blueprint)) is not None:
+        refs["card-template"] = template
+    return release, refs
+
+
+def _targets(blueprint: Blueprint) -> dict[str, Any]:
+    """What is said of engines for other machines; nothing where the recipe wants none."""
+    built = engine.cross_builds(blueprint)
+    return {"targets": {target: build.request for target, build in built.items()}} if built else {}
+
+
+def _recipe_text(blueprint: Blueprint) -> str:
+    return blueprint.recipe_path.read_bytes().decode()
+
+
+def _card(blueprint: Blueprint) -> dict[str, Any]:
+    card = blueprint.recipe.card
+    return {} if card is None else dict(card.model_dump(mode="json", exclude={"template"}, exclude_none=True))
+
+
+def _template(blueprint: Blueprint) -> Source | None:
+    card = blueprint.recipe.card
+    if card is None or card.template is None:
+        return None
+    path = blueprint.folder / card.template
+    if not path.is_file():
+        raise UsageError(f"card.template: there is no file {card.template} beside the recipe")
+    return Source(file_digest(path), path)
+
+
+def _key(blueprint: Blueprint) -> Path | None:
+    sign = blueprint.recipe.sign
+    return None if sign is None else blueprint.folder / Path(sign.key).expanduser()
+
+
+def _key_digest(blueprint: Blueprint) -> str | None:
+    """Another key means another signature. A digest that tells nothing of the key, which no package has to read."""
+    key = _key(blueprint)
+    if key is None:
+        return None
+    try:
+        return text_digest(b"rwkvflow signing key\n" + key.read_bytes())
+    except OSError:
+        return "absent"  # planning does without; publishing says what is wrong
+
+
+def _epoch() -> int | None:
+    value = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 12 else None

@@ -1,0 +1,115 @@
+"""Smoke: the fp32 reference of each model, then each artifact run by its real consumer and compared with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rwkvflow.documents.lock import LLAMA
+from rwkvflow.hashing import file_digest
+from rwkvflow.plan.matrix import Artifact
+from rwkvflow.plan.step import Input, Ref, Source, Step
+from rwkvflow.shipped import PACKAGE
+from rwkvflow.stages import convert, engine, inputs, llama
+from rwkvflow.stages.common import WORKER_COMMAND, Blueprint, environment, image_step
+from rwkvflow.worker.formats import FORMATS
+
+SHIPPED_TEXT = PACKAGE / "worker" / "data" / "smoke.txt"
+
+
+def report(which: Artifact) -> Ref:
+    """The smoke report of an artifact, JSON."""
+    return Ref(f"smoke/{which.id}", "smoke")
+
+
+def steps(blueprint: Blueprint) -> Iterator[Step]:
+    """One reference a model and image, one smoke an artifact."""
+    text = _text(blueprint)
+    seen: set[str] = set()
+    for which in blueprint.artifacts:
+        reference = f"reference/{which.model}@{which.image}"
+        common = _common(blueprint, which)
+        if reference not in seen:
+            seen.add(reference)
+            yield Step(
+                id=reference,
+                stage="reference",
+                action="sandbox",
+                command=WORKER_COMMAND,
+                params={"task": "reference", "params": common, "job": {}},
+                inputs={**_inputs(blueprint, which), "text": text},
+                outputs=("reference",),
+                code=blueprint.worker.digest,
+                environment=image_step(which.image),
+                limits=blueprint.limits("reference"),
+            )
+        name = f"artifact-{which.format}"
+        yield Step(
+            id=f"smoke/{which.id}",
+            stage="smoke",
+            action="sandbox",
+            command=WORKER_COMMAND,
+            params={
+                "task": "smoke",
+                "params": common,
+                "job": {"format": which.format, "input": name, "limits": _limits(blueprint, which.format)},
+            },
+            inputs={
+                **_inputs(blueprint, which),
+                "reference": Ref(reference, "reference"),
+                "engine": engine.used(blueprint, which.image),
+                **_llama(which),
+                name: convert.artifact(which),
+            },
+            outputs=("smoke",),
+            code=blueprint.worker.digest,
+            environment=image_step(which.image),
+            limits=blueprint.limits("smoke"),
+            batch=f"smoke/{which.model}@{which.image}",
+        )
+
+
+def _llama(which: Artifact) -> dict[str, Input]:
+    """llama.cpp where it proves the format; its sources as well where its own converter does."""
+    item = FORMATS[which.format]
+    if item.engine != LLAMA:
+        return {}
+    sources: dict[str, Input] = {"llama-source": llama.SOURCE} if item.needs_torch else {}
+    return {"llama": engine.llama_cpp(which.image), **sources}
+
+
+def _inputs(blueprint: Blueprint, which: Artifact) -> dict[str, Input]:
+    found: dict[str, Input] = {
+        "checkpoint": inputs.checkpoint(which.model),
+        "environment": environment(which.image),
+    }
+    if own := inputs.tokenizer(blueprint, which.model):
+        found["tokenizer"] = own
+    return found
+
+
+def _common(blueprint: Blueprint, which: Artifact) -> dict[str, Any]:
+    model, smoke = blueprint.models[which.model], blueprint.recipe.smoke
+    kind = model.tokenizer if model.tokenizer in inputs.BUILTIN_TOKENIZERS else "tokenizer.json"
+    return {
+        "tokenizer": kind,
+        "group_norm_eps": model.group_norm_eps,
+        "prompts": list(smoke.prompts),
+        "tokens": smoke.tokens,
+    }
+
+
+def _limits(blueprint: Blueprint, name: str) -> dict[str, float]:
+    own = blueprint.recipe.smoke.limits.get(name)
+    default = FORMATS[name].limits
+    return {
+        "logits": own.logits if own and own.logits is not None else default.logits,
+        "perplexity": own.perplexity if own and own.perplexity is not None else default.perplexity,
+    }
+
+
+def _text(blueprint: Blueprint) -> Source:
+    named = blueprint.recipe.smoke.text
+    path: Path = blueprint.folder / named if named else SHIPPED_TEXT
+    return Source(file_digest(path), path)
