@@ -1,0 +1,64 @@
+"""What all tests share: where the fixtures are, and whether a Docker engine is there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# huggingface_hub reads it once, when it is first imported, which another test in this process may do before ours.
+os.environ["HF_HUB_DISABLE_XET"] = "1"
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXTURES = Path(os.environ.get("RWKVFLOW_FIXTURES", ROOT.parent / "shared" / "fixtures"))
+
+# A deadline in milliseconds asserts time, and on a busy machine fails for no reason.
+hypothesis.settings.register_profile("rwkvflow", deadline=None)
+hypothesis.settings.load_profile("rwkvflow")
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """What a test, or a library that it runs in this process, leaves in the environment ends with the test."""
+    before = dict(os.environ)
+    yield
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def fixtures() -> Path:
+    """The folder with fixtures that the project does not contain."""
+    if not FIXTURES.is_dir():
+        pytest.skip(f"no fixtures at {FIXTURES.name}/ beside the checkout; set RWKVFLOW_FIXTURES")
+    return FIXTURES
+
+
+def _docker_problem() -> str | None:
+    try:
+        import docker
+
+        client = docker.from_env(timeout=10)
+        client.ping()
+        client.close()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Docker tests skip with the reason where no engine answers, and fail where one is required (CI)."""
+    wanted = [item for item in items if item.get_closest_marker("docker")]
+    if not wanted:
+        return
+    problem = _docker_problem()
+    if problem is None:
+        return
+    if os.environ.get("RWKVFLOW_REQUIRE_DOCKER"):
+        raise pytest.UsageError(f"RWKVFLOW_REQUIRE_DOCKER is set and no Docker engine answers: {problem}")
+    for item in wanted:
+        item.add_marker(pytest.mark.skip(reason=f"no Docker engine: {problem}"))

@@ -1,0 +1,53 @@
+"""What the Docker tests share: a base image made from Debian packages, and a wheelhouse. Both are kept between runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CACHE = Path(__file__).resolve().parents[2] / ".rwkvflow" / "tests"
+
+
+@pytest.fixture(scope="session")
+def client() -> Iterator[Any]:
+    """A client of the Docker engine that answers."""
+    from rwkvflow.sandbox.daemon import connect
+
+    client = connect()
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def base(client: Any) -> Any:
+    """LockedBase of rwkvflow-base:bookworm, bootstrapped once per checkout."""
+    from rwkvflow.sandbox.bootstrap import bootstrap_image, tools
+
+    if not tools():
+        pytest.skip("neither mmdebstrap nor debootstrap is installed; no base image can be made")
+    return bootstrap_image("bookworm", root=CACHE, client=client)
+
+
+@pytest.fixture(scope="session")
+def wheelhouse() -> Path:
+    """The pinned wheels of all roles but zig and CMake (130 MB), for Linux and Python 3.11."""
+    from rwkvflow.stages.pins import pinned
+
+    folder = CACHE / "wheels"
+    folder.mkdir(parents=True, exist_ok=True)
+    roles = pinned("3.11")
+    wanted = [*roles["installer"], *roles["worker"], *(item for item in roles["toolchain"] if item.startswith("ninja"))]
+    if len(list(folder.glob("*.whl"))) != len(wanted):
+        argv = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        argv += ["--python-version=3.11", "--implementation=cp", "--dest", str(folder)]
+        for tag in ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64"):
+            argv += ["--platform", tag]
+        done = subprocess.run([*argv, *wanted], check=False, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no wheels from the package index: {done.stderr.strip().splitlines()[-1:]}")
+    return folder

@@ -1,0 +1,163 @@
+"""A recipe as many CI jobs: separate processes on separate stores that share a remote one, then one publish."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from e2e.cli import DEMO, Project
+from e2e.conftest import CACHE
+
+HOST = ("--sandbox", "host")
+
+
+def recipe(models: list[str], formats: list[str], images: list[str]) -> str:
+    """Images differ by name only, so that what is made in them must agree."""
+    return "\n".join(
+        [
+            "name: many",
+            "models:",
+            *(f"  - {{name: {m}, source: models/{m}-demo.pth, tokenizer: bytes}}" for m in models),
+            f"formats: [{', '.join(formats)}]",
+            "images:",
+            *(f'  - {{python: "3.11", name: {name}}}' for name in images),
+            'smoke: {prompts: ["The "], tokens: 8}',
+            "publish:",
+            "  - to: out",
+            "",
+        ]
+    )
+
+
+@dataclass
+class Farm:
+    """One project with its release, and the means to make the same by jobs."""
+
+    folder: Path
+    one: Project
+
+    @property
+    def remote(self) -> str:
+        return f"file://{self.folder}/remote"
+
+    def machine(self, name: str) -> Project:
+        """A fresh checkout on a fresh store; only wheels and environments are not made 24 times over."""
+        folder, store = self.folder / name / "p", self.folder / name / "store"
+        shutil.copytree(self.one.folder, folder, ignore=shutil.ignore_patterns("out"))
+        store.mkdir()
+        for part in ("environments", "downloads"):
+            (store / part).symlink_to(self.one.store / part)
+        return Project(folder, store)
+
+    def ids(self) -> list[str]:
+        listed = self.one("matrix", "recipe.yaml", "--format", "json")
+        assert listed.code == 0, listed.err
+        return [job["only"] for job in json.loads(listed.out)]
+
+    def job(self, number: int, only: str) -> Project:
+        machine = self.machine(f"job{number}")
+        done = machine("run", "recipe.yaml", "--locked", "--remote", self.remote, "--only", only, *HOST)
+        assert done.code == 0, f"{only}: {done.err}"
+        assert "published" not in done.err
+        assert not (machine.folder / "out").exists()
+        shutil.rmtree(machine.store, ignore_errors=True)  # what is not in the remote store is gone with the machine
+        return machine
+
+    def publish(self, name: str) -> tuple[Project, int, str]:
+        machine = self.machine(name)
+        done = machine("publish", "recipe.yaml", "--locked", "--remote", self.remote, *HOST)
+        return machine, done.code, done.err
+
+
+def farm(folder: Path, models: list[str], formats: list[str], images: list[str]) -> Farm:
+    one = Project(folder / "one", folder / "store")
+    (one.folder / "models").mkdir(parents=True)
+    for model in models:
+        shutil.copy(DEMO / f"{model}-demo.pth", one.folder / "models")
+    one.write("recipe.yaml", recipe(models, formats, images))
+    one.store.mkdir()
+    (CACHE / "store" / "environments").mkdir(parents=True, exist_ok=True)
+    (one.store / "environments").symlink_to(CACHE / "store" / "environments")  # a virtual environment cannot be moved
+    if (CACHE / "store" / "downloads").exists():
+        shutil.copytree(CACHE / "store" / "downloads", one.store / "downloads", copy_function=os.link)
+    done = one("run", "recipe.yaml", *HOST)
+    assert done.code == 0, done.err
+    return Farm(folder, one)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Farm:
+    """3 models × 4 formats × 2 images, made by 24 jobs, two at a time."""
+    models, formats = ["rwkv4", "rwkv6", "rwkv7"], ["ggml-f16", "ggml-q4_0", "ggml-q5_1", "safetensors"]
+    made = farm(tmp_path_factory.mktemp("farm"), models, formats, ["py3.11", "other"])
+    jobs = list(enumerate(made.ids()))
+    assert len(jobs) == 24
+    first, rest = jobs[:22], jobs[22:]  # the rest: one artifact in both images, whose results are the same
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda job: made.job(*job), first))
+    _, code, told = made.publish("early")
+    assert code == 9
+    assert all(only in told for _, only in rest), "what no job has made is named"
+    assert not any(only in told for _, only in first)
+    for job in rest:
+        made.job(*job)
+    return made
+
+
+def test_jobs_and_one_publish_give_the_bytes_of_one_run(many: Farm) -> None:
+    machine, code, told = many.publish("publisher")
+    assert code == 0, told
+    assert machine.files() == many.one.files()
+    assert len(machine.files()) > 30
+    again = machine("publish", "recipe.yaml", "--locked", "--remote", many.remote, *HOST, "--json")
+    assert again.code == 0
+    assert again.steps("done") == []
+
+
+def test_publish_needs_no_remote_where_one_store_has_it_all(many: Farm) -> None:
+    machine = Project(many.folder / "same", many.one.store)
+    shutil.copytree(many.one.folder, machine.folder, ignore=shutil.ignore_patterns("out"))
+    done = machine("publish", "recipe.yaml", *HOST)
+    assert done.code == 0, done.err
+    assert machine.files() == many.one.files()
+
+
+def test_publish_makes_nothing(many: Farm, tmp_path: Path) -> None:
+    machine = Project(many.machine("lonely").folder, tmp_path / "store")
+    done = machine("publish", "recipe.yaml", "--locked", *HOST, "--json")
+    assert done.code == 9
+    assert "convert/rwkv4/ggml-q5_1@py3.11" in done.err
+    assert "smoke/rwkv7/safetensors@py3.11" in done.err
+    assert not done.steps("done")
+    assert not (machine.folder / "out").exists()
+
+
+def test_poisoned_remote_is_noticed_and_mended(many: Farm) -> None:
+    name = "rwkv7/ggml-q5_1@py3.11"
+    index = many.folder / "remote" / "index"
+    step = f"convert/{name.split('@')[0]}@"  # equal images share a record, under the name of whichever came first
+    record = next(
+        entry for path in index.glob("*/*.json") if (entry := json.loads(path.read_text()))["step"].startswith(step)
+    )
+    digest = record["outputs"]["artifact"]["digest"].removeprefix("sha256:")
+    blob = many.folder / "remote" / "blobs" / digest[:2] / digest
+    whole = blob.read_bytes()
+    blob.chmod(0o644)
+    blob.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    machine, code, told = many.publish("poisoned")
+    assert code == 9
+    assert f"convert/{name}" in told
+    assert "damaged" in told
+    assert not (machine.folder / "out").exists()
+    done = machine("run", "recipe.yaml", "--locked", "--remote", many.remote, "--only", name, *HOST)
+    assert done.code == 0, done.err
+    assert "damaged" in done.err
+    assert blob.read_bytes() == whole, "made anew, and put right in the remote store"
+    _, code, told = many.publish("mended")
+    assert code == 0, told

@@ -1,0 +1,36 @@
+"""Random checkpoints, what formats make of them, and what consumers answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import checkpoints
+import numpy as np
+
+from rwkvflow.worker.checkpoint import open_checkpoint
+from rwkvflow.worker.consumers import Task, answer, consumer_of
+from rwkvflow.worker.convert import Job, convert
+from rwkvflow.worker.questions import Answers, Questions
+from rwkvflow.worker.reference import Reference
+
+QUESTIONS = Questions(tuple(int(x) for x in np.random.default_rng(3).integers(1, 90, 20)), 12, ((3, 4), (7,)), 4)
+
+
+def make(folder: Path, version: str, dtype: str, engine: Path, *names: str, **sizes: int) -> tuple[Path, list[Path]]:
+    """A checkpoint and its artifacts in the formats `names`."""
+    folder.mkdir(exist_ok=True)
+    source = checkpoints.make(folder / "m.pth", version, dtype, **({"layers": 2, "width": 128, "vocab": 96} | sizes))
+    outcomes = convert(source, engine, [Job(name, name, folder / name) for name in names])
+    assert [outcome.failure for outcome in outcomes] == [None] * len(names)
+    return source, [folder / name for name in names]
+
+
+def expected(source: Path) -> Answers:
+    """The reference's answers."""
+    with open_checkpoint(source) as checkpoint:
+        return answer(Reference(checkpoint), QUESTIONS)
+
+
+def ask(name: str, path: Path, source: Path, eps: float | None = None) -> Answers:
+    """The consumer's answers."""
+    return consumer_of(name)(Task(path, source, source.parent, eps, name), QUESTIONS)

@@ -1,0 +1,173 @@
+/* The C API from C, for the sanitizers.
+ *   c_api check MODEL SCRATCH   everything once; prints "ok", or what was wrong
+ *   c_api open                  reads paths from stdin; for each opens the file and, where that works, evaluates tokens;
+ *                               prints "flags message" or "opened" */
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "rwkvflow.h"
+
+#define CHECK(condition)                                                      \
+    do {                                                                      \
+        if (!(condition)) {                                                   \
+            printf("line %d: %s\n", __LINE__, #condition);                    \
+            return 1;                                                         \
+        }                                                                     \
+    } while (0)
+
+struct side {
+    struct rwkv_context *ctx;
+    const uint32_t *tokens;
+    size_t count;
+    float *logits;
+    bool fine;
+};
+
+static void *evaluate_aside(void *argument) {
+    struct side *side = argument;
+    side->fine = rwkv_eval_sequence(side->ctx, side->tokens, side->count, NULL, NULL, side->logits);
+    return NULL;
+}
+
+static int check(const char *path, const char *scratch) {
+    CHECK(rwkv_get_print_errors(NULL));
+    rwkv_set_print_errors(NULL, false);
+    CHECK(!rwkv_get_print_errors(NULL));
+
+    CHECK(rwkv_init_from_file(path, 0, 0) == NULL);
+    CHECK(rwkv_get_last_error(NULL) == RWKV_ERROR_ARGS);
+    CHECK(rwkv_get_last_error(NULL) == RWKV_ERROR_NONE);
+    CHECK(rwkv_init_from_file(NULL, 1, 0) == NULL);
+    CHECK(rwkv_init_from_file("/does/not/exist", 1, 0) == NULL);
+    CHECK(rwkv_get_last_error(NULL) == (RWKV_ERROR_FILE | RWKV_ERROR_FILE_OPEN));
+    CHECK(strstr(rwkvflow_get_last_message(NULL), "/does/not/exist") != NULL);
+    CHECK(rwkv_init_from_file("/", 1, 0) == NULL);
+    CHECK(rwkv_get_last_error(NULL) == (RWKV_ERROR_FILE | RWKV_ERROR_FILE_STAT));
+    CHECK(rwkv_clone_context(NULL, 1) == NULL);
+    CHECK(!rwkv_eval(NULL, 0, NULL, NULL, NULL));
+    CHECK(!rwkv_eval_sequence(NULL, NULL, 1, NULL, NULL, NULL));
+    CHECK(!rwkv_eval_sequence_in_chunks(NULL, NULL, 1, 1, NULL, NULL, NULL));
+    CHECK(!rwkvflow_set_option(NULL, "group_norm_eps", 1e-5));
+    rwkv_free(NULL);
+    rwkvflow_file_close(NULL);
+
+    struct rwkv_context *ctx = rwkv_init_from_file(path, 3, 99);
+    CHECK(ctx != NULL);
+    CHECK(!rwkv_get_print_errors(ctx));
+    const size_t n_state = rwkv_get_state_len(ctx), n_logits = rwkv_get_logits_len(ctx), n_vocab = rwkv_get_n_vocab(ctx);
+    CHECK(n_logits == n_vocab && n_state > 0 && rwkv_get_n_embed(ctx) > 0 && rwkv_get_n_layer(ctx) > 0);
+    CHECK(rwkv_get_state_buffer_element_count(ctx) == n_state);
+    CHECK(rwkv_get_logits_buffer_element_count(ctx) == n_logits);
+    CHECK(strlen(rwkvflow_get_version(ctx)) > 0 && strlen(rwkvflow_get_kernels()) > 0);
+    CHECK(strstr(rwkv_get_system_info_string(), rwkvflow_get_kernels()) != NULL);
+
+    /* Exactly as large as they must be: one float too many is the sanitizer's to find. */
+    float *state = malloc(n_state * sizeof(float)), *other = malloc(n_state * sizeof(float));
+    float *logits = malloc(n_logits * sizeof(float)), *same = malloc(n_logits * sizeof(float));
+    uint32_t tokens[70];
+    for (size_t i = 0; i < 70; ++i) tokens[i] = (uint32_t)((i * 37 + 5) % n_vocab);
+
+    CHECK(!rwkv_eval(ctx, (uint32_t)n_vocab, NULL, state, logits));
+    CHECK(rwkv_get_last_error(ctx) == RWKV_ERROR_ARGS);
+    CHECK(rwkv_get_last_error(ctx) == RWKV_ERROR_NONE);
+    CHECK(!rwkv_eval_sequence(ctx, tokens, 0, NULL, state, logits));
+    CHECK(!rwkv_eval_sequence_in_chunks(ctx, tokens, 5, 0, NULL, state, logits));
+    CHECK(rwkv_eval_sequence(ctx, NULL, 70, NULL, NULL, NULL));
+    CHECK(rwkv_eval(ctx, tokens[0], NULL, NULL, NULL));
+
+    for (size_t i = 0; i < 70; ++i) CHECK(rwkv_eval(ctx, tokens[i], i == 0 ? NULL : state, state, i == 69 ? logits : NULL));
+    for (size_t i = 0; i < n_logits; ++i) CHECK(isfinite(logits[i]));
+    CHECK(rwkv_eval_sequence(ctx, tokens, 70, NULL, other, same));
+    CHECK(memcmp(logits, same, n_logits * sizeof(float)) == 0 && memcmp(state, other, n_state * sizeof(float)) == 0);
+    memset(same, 0, n_logits * sizeof(float));
+    CHECK(rwkv_eval_sequence_in_chunks(ctx, tokens, 70, 16, NULL, NULL, same));
+    CHECK(memcmp(logits, same, n_logits * sizeof(float)) == 0);
+    rwkv_init_state(ctx, other);
+    CHECK(rwkv_eval_sequence(ctx, tokens, 33, other, other, NULL));
+    CHECK(rwkv_eval_sequence(ctx, tokens + 33, 37, other, other, same));
+    CHECK(memcmp(logits, same, n_logits * sizeof(float)) == 0 && memcmp(state, other, n_state * sizeof(float)) == 0);
+
+    /* Clones side by side, the first context freed under them. */
+    struct side sides[3];
+    pthread_t threads[3];
+    for (int i = 0; i < 3; ++i) {
+        sides[i] = (struct side){rwkv_clone_context(ctx, (uint32_t)(1 + i)), tokens, 70, malloc(n_logits * sizeof(float)), false};
+        CHECK(sides[i].ctx != NULL);
+    }
+    rwkv_free(ctx);
+    for (int i = 0; i < 3; ++i) CHECK(pthread_create(&threads[i], NULL, evaluate_aside, &sides[i]) == 0);
+    for (int i = 0; i < 3; ++i) {
+        pthread_join(threads[i], NULL);
+        CHECK(sides[i].fine && memcmp(logits, sides[i].logits, n_logits * sizeof(float)) == 0);
+    }
+    CHECK(!rwkvflow_set_option(sides[0].ctx, "group_norm_eps", -1));
+    CHECK(!rwkvflow_set_option(sides[0].ctx, "group_norm_eps", NAN));
+    CHECK(!rwkvflow_set_option(sides[0].ctx, "nothing", 1));
+    CHECK(rwkv_get_last_error(sides[0].ctx) == RWKV_ERROR_ARGS);
+    CHECK(rwkvflow_set_option(sides[0].ctx, "group_norm_eps", 1e-5));
+    for (int i = 0; i < 3; ++i) {
+        rwkv_free(sides[i].ctx);
+        free(sides[i].logits);
+    }
+
+    const char *const formats[] = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"};
+    CHECK(!rwkv_quantize_model_file(path, scratch, "Q9_9"));
+    CHECK(!rwkv_quantize_model_file(path, "/does/not/exist", "Q8_0"));
+    CHECK(rwkv_get_last_error(NULL) == (RWKV_ERROR_FILE | RWKV_ERROR_FILE_OPEN));
+    for (int i = 0; i < 5; ++i) {
+        CHECK(rwkv_quantize_model_file(path, scratch, formats[i]));
+        ctx = rwkv_init_from_file(scratch, 2, 0);
+        CHECK(ctx != NULL && rwkv_eval_sequence(ctx, tokens, 40, NULL, NULL, same));
+        for (size_t j = 0; j < n_logits; ++j) CHECK(isfinite(same[j]));
+        rwkv_free(ctx);
+        CHECK(!rwkv_quantize_model_file(scratch, scratch, "Q8_0"));
+    }
+
+    struct rwkvflow_file *file = rwkvflow_file_open(path);
+    int32_t header[6];
+    struct rwkvflow_tensor tensor;
+    CHECK(file != NULL);
+    rwkvflow_file_header(file, header);
+    CHECK((size_t)header[2] == n_vocab && rwkvflow_file_tensor(file, 0, &tensor) && strcmp(tensor.name, "emb.weight") == 0);
+    CHECK(!rwkvflow_file_tensor(file, rwkvflow_file_tensor_count(file), &tensor));
+    rwkvflow_file_close(file);
+
+    free(state);
+    free(other);
+    free(logits);
+    free(same);
+    puts("ok");
+    return 0;
+}
+
+static void open_one(const char *path) {
+    struct rwkv_context *ctx = rwkv_init_from_file(path, 2, 0);
+    if (ctx == NULL) {
+        printf("%d %s\n", (int)rwkv_get_last_error(NULL), rwkvflow_get_last_message(NULL));
+        return;
+    }
+    /* A state that would not fit is refused by malloc; the model itself may still be fine. */
+    const size_t n_state = rwkv_get_state_len(ctx), n_logits = rwkv_get_logits_len(ctx);
+    float *logits = n_state < 1u << 24 ? malloc(n_logits * sizeof(float)) : NULL;
+    const uint32_t tokens[3] = {0, (uint32_t)(n_logits - 1), 0};
+    if (logits != NULL) rwkv_eval_sequence(ctx, tokens, 3, NULL, NULL, logits);
+    free(logits);
+    rwkv_free(ctx);
+    puts("opened");
+}
+
+int main(int argc, char **argv) {
+    if (argc == 4 && strcmp(argv[1], "check") == 0) return check(argv[2], argv[3]);
+    if (argc != 2 || strcmp(argv[1], "open") != 0) return 2;
+    rwkv_set_print_errors(NULL, false);
+    char path[4096];
+    while (fgets(path, sizeof path, stdin) != NULL) {
+        path[strcspn(path, "\n")] = 0;
+        open_one(path);
+        fflush(stdout);
+    }
+    return 0;
+}

@@ -1,0 +1,96 @@
+"""Builds librwkv for tests, with zig or with gcc and sanitizers; kept between runs by a digest of the sources."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rwkvflow.worker import toolchain
+
+ENGINE = Path(__file__).resolve().parents[2] / "rwkvflow" / "engine"
+PROGRAM = Path(__file__).resolve().parent / "c_api.c"
+CHECK = Path(__file__).resolve().parent / "kernel_check.cc"
+
+
+def digest(*further: Path) -> str:
+    """Of everything that a build reads."""
+    state = hashlib.sha256()
+    files = [*ENGINE.rglob("*.cc"), *ENGINE.rglob("*.h"), ENGINE / "CMakeLists.txt", PROGRAM, CHECK]
+    for path in sorted([*files, Path(__file__), *further]):
+        state.update(path.name.encode() + b"\0" + path.read_bytes())
+    return state.hexdigest()[:16]
+
+
+def folder(config: pytest.Config, name: str, *further: Path) -> Path:
+    """Where a build of these sources is kept; older ones of the same name go."""
+    assert config.cache is not None
+    root = Path(config.cache.mkdir("librwkv"))
+    wanted = root / f"{name}-{digest(*further)}"
+    for old in root.glob(f"{name}-*"):
+        if old != wanted:
+            shutil.rmtree(old, ignore_errors=True)
+    return wanted
+
+
+def _run(command: list[str], env: dict[str, str] | None = None) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+
+
+def _cmake(tool: str, arguments: list[str], build: Path, env: dict[str, str] | None) -> None:
+    _run([tool, "-S", str(ENGINE), "-B", str(build), "-DRWKV_WERROR=ON", f"-DRWKV_CHECK={CHECK}", *arguments], env)
+    _run([tool, "--build", str(build), "--parallel", "2"], env)
+
+
+def with_zig(config: pytest.Config) -> Path:
+    """A folder with librwkv.so, rwkv (the tool) and rwkv-check (kernel_check.cc), as the engine stage builds them."""
+    if not all(importlib.util.find_spec(name) for name in ("ziglang", "cmake", "ninja")):
+        pytest.skip("the packages ziglang, cmake and ninja are not here")
+    build = folder(config, "zig")
+    if not (build / "done").is_file():
+        build.mkdir(parents=True, exist_ok=True)
+        assert config.cache is not None
+        env = dict(os.environ)
+        env.setdefault(toolchain.CACHE_VARIABLE, str(config.cache.mkdir("zig")))
+        os.environ.setdefault(toolchain.CACHE_VARIABLE, env[toolchain.CACHE_VARIABLE])
+        tools = toolchain.prepare("zig", None, build)
+        _cmake(tools.cmake, list(tools.arguments), build / "out", dict(tools.env))
+        (build / "done").touch()
+    return build / "out"
+
+
+def with_sanitizers(config: pytest.Config, which: str = "address,undefined") -> Path:
+    """The program c_api.c, and out/rwkv-check beside it, built by the system's compilers to check themselves."""
+    compiler, c_compiler = shutil.which("g++"), shutil.which("gcc")
+    if compiler is None or c_compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("no gcc on this machine")
+    build = folder(config, which.replace(",", "-"))
+    program = build / "c_api"
+    if not (build / "done").is_file():
+        sanitized(build, compiler, which)
+        flags = ["-std=c11", "-g", "-Wall", "-Wextra", "-Werror", f"-fsanitize={which}", f"-I{ENGINE / 'include'}"]
+        library = [f"-L{build / 'out'}", "-lrwkv", "-lpthread", f"-Wl,-rpath,{build / 'out'}"]
+        _run([c_compiler, *flags, "-o", str(program), str(PROGRAM), *library])
+        (build / "done").touch()
+    return program
+
+
+def sanitized(build: Path, compiler: str, which: str) -> Path:
+    """The folder with a librwkv.so that checks itself, below `build`."""
+    cmake = shutil.which("cmake") or str(toolchain.prepare("zig", None, build / "tools").cmake)
+    options = [f"-DCMAKE_CXX_COMPILER={compiler}", f"-DRWKV_SANITIZE={which}", "-DCMAKE_BUILD_TYPE=None"]
+    options += ["-DCMAKE_CXX_FLAGS=-O1", "-DRWKV_TOOL=OFF", *_generator()]
+    _cmake(cmake, options, build / "out", None)
+    return build / "out"
+
+
+def _generator() -> list[str]:
+    ninja = shutil.which("ninja")
+    return ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []

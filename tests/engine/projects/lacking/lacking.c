@@ -1,0 +1,1 @@
+int lacking(void) { return 0; }

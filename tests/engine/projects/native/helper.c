@@ -1,0 +1,1 @@
+const char *helper_file(void) { return __FILE__; }

@@ -1,0 +1,1 @@
+const char *stubborn(void) { return GREETING; }

@@ -1,0 +1,1 @@
+file(WRITE leak.c "const char *leak(void) { return \"${HERE}/data\"; }\n")

@@ -1,0 +1,2 @@
+int inner(void);
+int main(void) { return inner() - 1; }

@@ -1,0 +1,119 @@
+"""The model file reader under libFuzzer, with address and undefined behaviour sanitizers: any bytes, never a crash.
+
+A finding stays beside the corpus, as `crash-<sha1>` (or leak-, oom-, timeout-), in pytest's cache folder below
+librwkv/; run the fuzzer with that file as its argument to see it again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import checkpoints
+import encoder
+import librwkv
+import pytest
+
+from rwkvflow.worker.convert import Job, convert
+
+SOURCE = Path(__file__).resolve().parent / "fuzz" / "fuzz_file.cc"
+SANITIZERS = "address,undefined"
+SIZE = {"layers": 1, "width": 32, "vocab": 33, "head_size": 16}
+# Twice the seeds' largest size: room to grow, and still thousands of inputs a second.
+OPTIONS = ("-max_len=131072", "-len_control=0", "-timeout=20", "-rss_limit_mb=2048", "-malloc_limit_mb=1024", "-seed=7")
+ENVIRONMENT = {"ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
+
+
+def _compiler() -> str:
+    """A clang whose libFuzzer is installed; zig's has none."""
+    names = ("clang++", *(f"clang++-{version}" for version in range(22, 12, -1)))
+    found = next((path for name in names if (path := shutil.which(name))), None)
+    if found is None or not sys.platform.startswith("linux"):
+        pytest.skip("no clang++ on this machine (Debian: apt-get install clang libclang-rt-14-dev)")
+    asked = subprocess.run([found, "-print-resource-dir"], capture_output=True, text=True, check=True).stdout.strip()
+    if not list(Path(asked).glob("lib/*/libclang_rt.fuzzer*.a")):
+        pytest.skip("clang lacks libFuzzer (Debian: apt-get install libclang-rt-14-dev)")
+    return found
+
+
+@pytest.fixture(scope="session")
+def fuzzer(request: pytest.FixtureRequest) -> Path:
+    """The program; all of librwkv is built to count what it covers."""
+    compiler = _compiler()
+    build = librwkv.folder(request.config, "fuzz", SOURCE)
+    program = build / "fuzz_file"
+    if not program.is_file():
+        library = librwkv.sanitized(build, compiler, f"{SANITIZERS},fuzzer-no-link")
+        flags = ["-std=c++20", "-g", "-O1", "-Wall", "-Wextra", "-Werror", f"-fsanitize={SANITIZERS},fuzzer"]
+        command = [compiler, *flags, f"-I{librwkv.ENGINE / 'include'}", str(SOURCE), "-o", str(build / "part")]
+        done = subprocess.run(
+            [*command, f"-L{library}", "-lrwkv", "-lpthread", f"-Wl,-rpath,{library}"], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        (build / "part").rename(program)
+    return program
+
+
+@pytest.fixture(scope="session")
+def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small good file of each version and type."""
+    root = tmp_path_factory.mktemp("seeds")
+    engine = encoder.build(tmp_path_factory.mktemp("encoder"), encoder.any_compiler())
+    kinds = ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
+    for number, version in enumerate(checkpoints.VERSIONS):
+        lora = {"maa": 8, "decay": 8, "w": 8, "a": 8, "v": 8, "g": 8}
+        source = checkpoints.make(root / "source.pth", version, **SIZE, ffn=32, lora=lora)
+        chosen = kinds if number == 5 else (kinds[number], kinds[number + 1])
+        for kind in chosen:
+            (outcome,) = convert(source, engine, [Job("x", f"ggml-{kind}", root / f"{version}-{kind}.bin")])
+            assert outcome.failure is None, outcome.failure
+    (root / "source.pth").unlink()
+    return root
+
+
+def fuzz(program: Path, seeds: Path, corpus: Path, scratch: Path, seconds: int) -> str:
+    """Run for so long, keeping what covers more in `corpus`; the fuzzer's own report. Fails with a finding."""
+    corpus.mkdir(parents=True, exist_ok=True)
+    found = corpus.parent / "findings"
+    found.mkdir(exist_ok=True)
+    command = [program, *OPTIONS, f"-max_total_time={seconds}", f"-artifact_prefix={found}/", "-print_final_stats=1"]
+    done = subprocess.run(
+        [*map(str, command), str(corpus), str(seeds)],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, **ENVIRONMENT},
+        cwd=scratch,
+        timeout=seconds + 120,
+    )
+    assert done.returncode == 0, f"{sorted(path.name for path in found.iterdir())}\n{done.stderr[-6000:]}"
+    return done.stderr
+
+
+def statistic(report: str, name: str) -> int:
+    """One of the fuzzer's final figures."""
+    return int(next(line for line in report.splitlines() if name in line).split()[-1])
+
+
+def test_seeds_open_and_evaluate(fuzzer: Path, seeds: Path, tmp_path: Path) -> None:
+    files = sorted(seeds.iterdir())
+    assert len(files) == 17
+    done = subprocess.run(
+        [fuzzer, *files], capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def test_twenty_seconds(fuzzer: Path, seeds: Path, tmp_path: Path) -> None:
+    report = fuzz(fuzzer, seeds, tmp_path / "corpus", tmp_path, 20)
+    assert statistic(report, "number_of_executed_units") > 500  # it does not only start
+    assert statistic(report, "new_units_added") > 0  # and changes lead somewhere new
+
+
+@pytest.mark.soak
+def test_ten_minutes(fuzzer: Path, seeds: Path, tmp_path: Path) -> None:
+    report = fuzz(fuzzer, seeds, fuzzer.parent / "corpus", tmp_path, 600)
+    print("\n".join(line for line in report.splitlines() if "stat::" in line))

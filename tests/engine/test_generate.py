@@ -1,0 +1,364 @@
+"""Text from real models: whole characters, stop strings, states that are gone on from; the commands around them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import checkpoints
+import librwkv
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rwkvflow.engine import EngineError, Model
+from rwkvflow.engine.generate import Chat, Decoder, Session, stop_at
+from rwkvflow.engine.sampling import Sampling
+from rwkvflow.worker.convert import Job, convert
+from rwkvflow.worker.tokenizers import Bytes, World
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPT = "Once there was "
+LIKELIEST = Sampling(temperature=0)
+
+
+class Whole:
+    """A tokenizer that cannot tell the bytes of one token."""
+
+    def encode(self, text: str) -> list[int]:
+        return Bytes().encode(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return Bytes().decode(tokens)
+
+
+@pytest.fixture(scope="session")
+def library(request: pytest.FixtureRequest) -> Path:
+    return librwkv.with_zig(request.config) / "librwkv.so"
+
+
+@pytest.fixture(scope="session")
+def converted(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str], Path]:
+    root = tmp_path_factory.mktemp("models")
+
+    def run(source: Path, kind: str) -> Path:
+        target = root / f"{source.stem}-{kind}.bin"
+        if not target.is_file():
+            (outcome,) = convert(source, library, [Job("x", f"ggml-{kind}", target)])
+            assert outcome.failure is None
+        return target
+
+    return run
+
+
+@pytest.fixture(scope="session", params=["rwkv4-demo", "rwkv7-demo"])
+def file(request: pytest.FixtureRequest, converted: Callable[[Path, str], Path]) -> Path:
+    return converted(ROOT / "recipes" / "demo" / f"{request.param}.pth", "q8_0")
+
+
+@pytest.fixture(scope="session")
+def model(file: Path, library: Path) -> Iterator[Model]:
+    with Model(file, library) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def noise(library: Path, converted: Callable[[Path, str], Path], tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Random weights: any byte may follow any other."""
+    source = checkpoints.make(tmp_path_factory.mktemp("noise") / "noise.pth", "6", layers=1, width=64, vocab=256)
+    return Model(converted(source, "f32"), library)
+
+
+# ---- whole characters --------------------------------------------------------------------------------------------
+
+CHARACTERS = st.text(alphabet=st.sampled_from("aß€𝄞é\u0301\n \u2028漢"), max_size=40)
+
+
+@settings(max_examples=200, deadline=None)
+@given(CHARACTERS)
+def test_no_character_is_cut(text: str) -> None:
+    for tokenizer in (Bytes(), Whole()):
+        decoder = Decoder(tokenizer)
+        pieces = [decoder.put(token) for token in tokenizer.encode(text)]
+        assert not decoder.waiting
+        assert "".join(pieces) + decoder.end() == text
+        assert [piece for piece in pieces if piece] == list(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=60))
+def test_what_is_no_text_comes_out_as_one_piece_would(data: bytes) -> None:
+    decoder = Decoder(Bytes())
+    assert "".join(map(decoder.put, data)) + decoder.end() == data.decode(errors="replace")
+
+
+def test_tokens_that_end_inside_of_characters(tmp_path: Path) -> None:
+    lines = ["1 b'\\xe6\\xbc' 2", "2 b'\\xa2\\xe6' 2", "3 b'\\xbc\\xa2' 2", "4 'a' 1"]
+    (tmp_path / "world.txt").write_text("\n".join(lines), encoding="utf-8")
+    decoder = Decoder(World(tmp_path / "world.txt"))
+    assert [decoder.put(token) for token in (1, 2, 3, 4, 1)] == ["", "漢", "漢", "a", ""]
+    assert decoder.waiting
+    assert decoder.end() == "\ufffd"
+
+
+def test_a_long_text_without_the_bytes_of_tokens() -> None:
+    text = "ab€ c" * 100
+    decoder = Decoder(Whole())
+    assert "".join(map(decoder.put, text.encode())) == text
+    assert len(decoder._tokens) < 100
+
+
+# ---- stop strings ------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text("ab", max_size=12), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
+def test_where_a_stop_string_begins_or_may_begin(text: str, stops: list[str]) -> None:
+    found, keep = stop_at(text, stops)
+    places = [text.find(stop) for stop in stops if stop in text]
+    assert found == (min(places) if places else None)
+    if found is None:
+        beginnings = [n for n in range(1, len(text) + 1) for stop in stops if len(stop) > n and text[-n:] == stop[:n]]
+        assert keep == max(beginnings, default=0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_it_ends_before_the_stop_string_and_has_read_only_what_is_shown(data: st.DataObject, model: Model) -> None:
+    seed = data.draw(st.integers(0, 5))
+    free = Session(model, Bytes(), seed=seed)
+    free.feed(PROMPT)
+    text = "".join(free.generate(60))
+    assert free.finish == "length"
+    at = data.draw(st.integers(0, 50))
+    stop = text[at : at + data.draw(st.integers(1, 9))]
+    at = text.find(stop)
+    session = Session(model, Bytes(), seed=seed)
+    session.feed(PROMPT)
+    pieces = list(session.generate(60, ["not there", stop]))
+    assert ("".join(pieces), session.finish) == (text[:at], "stop")
+    session.feed("! And")
+    plain = Session(model, Bytes())
+    plain.feed(PROMPT + text[:at] + "! And")
+    assert session.evaluated == plain.evaluated
+    np.testing.assert_allclose(session._now()[0], plain._now()[0], rtol=0, atol=1e-4)
+
+
+def test_a_stop_string_that_never_ends_is_given_out(noise: Model) -> None:
+    free = "".join(_said(noise, 40, ()))
+    assert "\ufffd" in free  # and characters are not what the model writes
+    assert "".join(_said(noise, 40, (free[-1] + "x", free[10:14] + "never"))) == free
+
+
+def _said(model: Model, count: int, stops: tuple[str, ...]) -> Iterator[str]:
+    session = Session(model, Bytes(), seed=9)
+    session.feed("a")
+    return session.generate(count, stops, end=None)
+
+
+def test_the_end_of_the_text_ends_it(model: Model) -> None:
+    session = Session(model, Bytes(), LIKELIEST)
+    session.feed(PROMPT)
+    (first,) = session.generate(1)
+    again = Session(model, Bytes(), LIKELIEST)
+    again.feed(PROMPT)
+    assert list(again.generate(9, end=ord(first))) == []
+    assert (again.finish, again.generated, again.evaluated) == ("end", 0, len(PROMPT))
+
+
+def test_a_text_is_gone_on_with(model: Model) -> None:
+    whole = Session(model, Bytes(), LIKELIEST)
+    whole.feed(PROMPT)
+    text = "".join(whole.generate(50))
+    parts = Session(model, Bytes(), LIKELIEST)
+    parts.feed(PROMPT[:4])
+    parts.feed(PROMPT[4:])
+    assert "".join([*parts.generate(20), *parts.generate(0), *parts.generate(30)]) == text
+    assert parts.generated == 50
+    assert "".join(model.generate(PROMPT, Bytes(), max_tokens=50, sampling=LIKELIEST)) == text
+
+
+def test_a_seed_decides(model: Model) -> None:
+    texts = ["".join(model.generate(PROMPT, Bytes(), max_tokens=40, seed=seed)) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_nothing_read_begins_a_text(model: Model) -> None:
+    session = Session(model, Bytes(), LIKELIEST)
+    assert "".join(session.generate(5)) == "".join(model.generate("\0", Bytes(), max_tokens=5, sampling=LIKELIEST))
+
+
+# ---- states ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(model: Model, tmp_path: Path) -> tuple[Path, str]:
+    """A state after some text, and how that goes on."""
+    session = Session(model, Bytes(), LIKELIEST)
+    session.feed(PROMPT)
+    "".join(session.generate(20))
+    session.save(tmp_path / "state")
+    return tmp_path / "state", "".join(session.generate(40))
+
+
+def test_a_saved_state_is_gone_on_from(model: Model, saved: tuple[Path, str]) -> None:
+    path, text = saved
+    session = Session(model, Bytes(), LIKELIEST)
+    session.load(path)
+    assert session.evaluated == len(PROMPT) + 20
+    assert "".join(session.generate(40)) == text
+
+
+def test_a_state_of_another_model_is_refused(
+    model: Model, noise: Model, saved: tuple[Path, str], library: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineError, match="this model has"):
+        Session(noise, Bytes()).load(saved[0])
+    data = bytearray(model.path.read_bytes())
+    data[-5] ^= 1
+    (tmp_path / "other.bin").write_bytes(data)
+    with Model(tmp_path / "other.bin", library) as other, pytest.raises(EngineError, match="another model file"):
+        Session(other, Bytes()).load(saved[0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_a_damaged_state_is_refused(
+    data: st.DataObject, model: Model, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("damaged") / "state"
+    session = Session(model, Bytes())
+    session.feed("a")
+    session.save(path)
+    good = path.read_bytes()
+    at = data.draw(st.integers(0, 140) | st.integers(0, len(good) - 1))
+    flipped = good[:at] + bytes([good[at] ^ data.draw(st.integers(1, 255))]) + good[at + 1 :]
+    for bad in (flipped, good[:at], good + b"x", b""):
+        path.write_bytes(bad)
+        with pytest.raises(EngineError, match=r"damaged|no saved state|layout|this model has"):
+            session.load(path)
+
+
+def test_a_state_that_cannot_be_written_leaves_the_old_one(model: Model, saved: tuple[Path, str]) -> None:
+    path, _ = saved
+    before = path.read_bytes()
+    with pytest.raises(EngineError, match="nothing"):
+        Session(model, Bytes()).save(path)
+    session = Session(model, Bytes())
+    session.feed("b")
+    with pytest.raises(OSError, match="No such file"):
+        session.save(path.parent / "absent" / "state")
+    assert path.read_bytes() == before
+    assert [entry.name for entry in path.parent.iterdir()] == ["state"]
+
+
+# ---- conversations -----------------------------------------------------------------------------------------------
+
+
+class Listening(Bytes):
+    """Keeps what a model is given to read."""
+
+    def __init__(self) -> None:
+        self.heard = ""
+
+    def encode(self, text: str) -> list[int]:
+        self.heard += text
+        return super().encode(text)
+
+
+def test_a_conversation_has_the_form_of_the_training_texts(model: Model) -> None:
+    ears = Listening()
+    talk = Chat(Session(model, ears, LIKELIEST))
+    talk.system("Be brief.\n")
+    first = "".join(talk.ask("Hello\r\n\r\nthere \n", 12))
+    assert ears.heard == "Be brief.\n\nUser: Hello\nthere\n\nAssistant:"
+    list(talk.ask("Why?", 3))
+    assert ears.heard.endswith("\n\nAssistant:\n\nUser: Why?\n\nAssistant:")
+    assert first == first.lstrip()
+
+
+def test_an_answer_ends_where_the_next_question_would_begin(model: Model) -> None:
+    """The model's own words as the name of who asks: it will say them."""
+    ears = Listening()
+    talk = Chat(Session(model, ears, LIKELIEST))
+    long = "".join(talk.ask("a", 40))
+    name = long[10:16]
+    ears = Listening()
+    talk = Chat(Session(model, ears, LIKELIEST))
+    short = "".join(talk.ask("a", 40, [name]))
+    assert short == long[: long.find(name)]
+    ears.heard = ""
+    list(talk.ask("b", 1))
+    assert ears.heard.endswith("\n\nUser: b\n\nAssistant:")
+    assert name not in ears.heard
+
+
+# ---- commands ----------------------------------------------------------------------------------------------------
+
+
+def run(*arguments: str | Path, stdin: str = "", library: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rwkvflow", *map(str, arguments), "--library", str(library), "--threads", "1"],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUTF8": "1"},
+        check=False,
+    )
+
+
+def test_generate(file: Path, library: Path, tmp_path: Path) -> None:
+    with Model(file, library) as model:
+        text = "".join(model.generate(PROMPT, Bytes(), max_tokens=30, seed=4))
+    done = run("generate", file, PROMPT, "-n", "30", "--seed", "4", library=library)
+    assert (done.returncode, done.stdout, done.stderr) == (0, text + "\n", "")
+    done = run("generate", file, "-", "-n", "30", "--seed", "4", "-v", stdin=PROMPT, library=library)
+    assert (done.returncode, done.stdout) == (0, text + "\n")
+    assert "seed 4" in done.stderr
+    assert "wrote 30 tokens" in done.stderr
+    state = tmp_path / "state"
+    run("generate", file, PROMPT, "-n", "9", "--temperature", "0", "--save-state", state, library=library)
+    parts = run("generate", file, "-n", "9", "--temperature", "0", "--state", state, library=library).stdout
+    whole = run("generate", file, PROMPT, "-n", "18", "--temperature", "0", library=library).stdout
+    assert whole.endswith(parts)
+
+
+def test_chat(file: Path, library: Path) -> None:
+    arguments = ["chat", file, "-n", "8", "--seed", "1"]
+    both = run(*arguments, stdin="Hello\n\nWho?\n", library=library)
+    one = run(*arguments, stdin="Hello", library=library)
+    assert both.returncode == one.returncode == 0, both.stderr
+    assert both.stdout.startswith(one.stdout)
+    assert len(both.stdout) > len(one.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--tokenizer", "world"], (1, 2), "tokenizer"),
+        (["--tokenizer", "absent.json"], (2,), "neither"),
+        (["--top-p", "2"], (2,), "top-p"),
+        (["--temperature", "-1"], (2,), "temperature"),
+        (["--save-state", "absent/state"], (2,), "no folder"),
+        (["--state", "README.md"], (1,), "no saved state"),
+    ],
+)
+def test_wrong_calls_say_what_is_wrong(
+    arguments: list[str], code: tuple[int, ...], words: str, file: Path, library: Path
+) -> None:
+    done = run("generate", file, "a", "-n", "1", *arguments, library=library)
+    assert done.returncode in code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_is_no_model(library: Path) -> None:
+    done = run("generate", "README.md", "a", library=library)
+    assert done.returncode == 1
+    assert "README.md cannot be opened" in done.stderr

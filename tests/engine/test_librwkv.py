@@ -1,0 +1,280 @@
+"""librwkv against the numpy reference, the fixtures, and itself: kernels, threads, blocks of tokens, every type."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import checkpoints
+import dequantized
+import encoder
+import librwkv
+import numpy as np
+import pytest
+
+from rwkvflow.engine.binding import EngineError, Library, Model
+from rwkvflow.worker.checkpoint import open_checkpoint
+from rwkvflow.worker.convert import Job, convert
+from rwkvflow.worker.reference import logits as reference_logits
+
+VERSIONS = ("4", "5.0", "5.1", "5.2", "6", "7")
+TYPES = ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
+KERNELS = ("avx2", "avx512") if platform.machine() == "x86_64" else ("neon",)
+# 120 columns in heads of 40 leave rests everywhere; rows of the quantized types must be whole blocks.
+ODD = {"layers": 3, "width": 120, "vocab": 101, "head_size": 40}
+EVEN = {"layers": 3, "width": 128, "vocab": 101, "head_size": 32}
+TOKENS = [int(t) for t in np.random.default_rng(3).integers(0, 101, 64)]
+
+
+@pytest.fixture(scope="session")
+def built(request: pytest.FixtureRequest) -> Path:
+    return librwkv.with_zig(request.config)
+
+
+@pytest.fixture(scope="session")
+def library(built: Path) -> Library:
+    return Library(next(path for path in built.glob("librwkv.*") if path.suffix in (".so", ".dylib")))
+
+
+@pytest.fixture(scope="session")
+def models(library: Library, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """models(version, type, odd) -> (file of that type, checkpoint); made once."""
+    root = tmp_path_factory.mktemp("models")
+
+    def get(version: str, kind: str, odd: bool = False) -> tuple[Path, Path]:
+        name = f"v{version}-{'odd' if odd else 'even'}"
+        source = root / f"{name}.pth"
+        if not source.exists():
+            checkpoints.make(source, version, **(ODD if odd else EVEN))
+        target = root / f"{name}-{kind}.bin"
+        if not target.exists():
+            (outcome,) = convert(source, library.path, [Job("x", f"ggml-{kind}", target)])
+            assert outcome.failure is None, outcome.failure
+        return target, source
+
+    return get
+
+
+def run_tool(built: Path, path: Path, tokens: Sequence[int], out: Path, *options: str, kernels: str = "") -> np.ndarray:
+    """Logits by the rwkv tool, in a process of its own, where kernels can be chosen."""
+    command = [built / "rwkv", "eval", path, *map(str, tokens), "--logits", out, *options]
+    subprocess.run(list(map(str, command)), check=True, env={**os.environ, "RWKV_KERNELS": kernels})
+    return np.fromfile(out, "<f4")
+
+
+@pytest.mark.parametrize("odd", [False, True], ids=["even", "odd"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_f32_is_the_reference(version: str, odd: bool, models: Any, library: Library) -> None:
+    path, source = models(version, "f32", odd)
+    with open_checkpoint(source) as checkpoint:
+        wanted = reference_logits(checkpoint, TOKENS)
+    with Model(path, library, threads=2) as model:
+        assert model.version == version
+        state = None
+        got = []
+        for token in TOKENS:
+            logits, state = model.eval(token, state)
+            got.append(logits)
+    assert np.abs(np.stack(got) - wanted).max() < 5e-5
+    assert np.abs(wanted).max() > 0.1  # a model that says nothing would agree with anything
+
+
+@pytest.mark.parametrize("name", ["4v0-660K", "5v2-730K", "7v0-834K"])
+def test_fixture_logits(name: str, fixtures: Path, library: Library) -> None:
+    wanted = np.fromfile(fixtures / f"expected-logits-{name}.bin", "<f4")
+    eps = 1e-5 if name.startswith("5") else None
+    with Model(fixtures / f"tiny-rwkv-{name}-FP32.bin", library, group_norm_eps=eps) as model:
+        logits, _ = model.eval_sequence(list(b'"in'))
+    assert np.abs(logits - wanted).sum() < 0.001
+
+
+@pytest.mark.parametrize("kind", TYPES[1:])
+@pytest.mark.parametrize("version", ["4", "5.2", "6", "7"])
+def test_a_type_is_what_its_weights_are_in_f32(
+    version: str, kind: str, models: Any, library: Library, tmp_path: Path
+) -> None:
+    path, _ = models(version, kind)
+    with Model(dequantized.write(path, tmp_path / "f32.bin"), library) as model:
+        wanted, _ = model.eval_sequence(TOKENS)
+    with Model(path, library) as model:
+        got, _ = model.eval_sequence(TOKENS)
+    # F16 is exact; the inputs of quantized matrices are rounded to 8 bits, which 64 tokens of a random model amplify.
+    error = np.abs(got - wanted).max() / np.abs(wanted).max()
+    assert error == 0 if kind == "f16" else 0 < error < 0.04
+
+
+def test_kernels_multiply_right(built: Path) -> None:
+    done = subprocess.run([built / "rwkv-check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert int(done.stdout.split("ok ")[1]) > 1000
+
+
+# Kernels differ in the last bits, which 37 tokens of a random model amplify: by steps where inputs have 8 bits.
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("version", ["4", "5.2", "6", "7"])
+def test_kernels_agree_and_threads_give_the_same_bits(
+    version: str, kind: str, models: Any, built: Path, tmp_path: Path
+) -> None:
+    path, _ = models(version, kind)
+    wanted = run_tool(built, path, TOKENS[:37], tmp_path / "generic", kernels="generic")
+    for kernels in KERNELS:
+        one = run_tool(built, path, TOKENS[:37], tmp_path / "one", kernels=kernels)
+        got = run_tool(built, path, TOKENS[:37], tmp_path / kernels, "--threads", "3", kernels=kernels)
+        assert got.tobytes() == one.tobytes(), kernels
+        error = np.abs(got - wanted).max() / np.abs(wanted).max()
+        assert error < (2e-5 if kind in ("f32", "f16") else 0.04), kernels
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_odd_sizes_in_all_kernels_and_thread_counts(version: str, models: Any, built: Path, tmp_path: Path) -> None:
+    path, _ = models(version, "f16", True)
+    for kernels in ("generic", *KERNELS):
+        one = run_tool(built, path, TOKENS[:5], tmp_path / kernels, kernels=kernels)
+        if kernels == "generic":
+            wanted = one
+        assert np.abs(one - wanted).max() / np.abs(wanted).max() < 2e-5, kernels
+        for threads in ("2", "5"):
+            got = run_tool(built, path, TOKENS[:5], tmp_path / kernels, "--threads", threads, kernels=kernels)
+            assert got.tobytes() == one.tobytes(), (threads, kernels)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_sequence_is_its_tokens_one_by_one(version: str, models: Any, library: Library) -> None:
+    with Model(models(version, "q5_1")[0], library, threads=2) as model:
+        start = model.init_state()
+        state = start.copy()
+        for token in TOKENS:
+            logits, state = model.eval(token, state, out=state)
+        for cut in (1, 31, 32, 33, 63):
+            _, half = model.eval_sequence(TOKENS[:cut])
+            kept = half.copy()
+            again, after = model.eval_sequence(TOKENS[cut:], half)
+            assert again.tobytes() == logits.tobytes()
+            assert after.tobytes() == state.tobytes()
+            assert half.tobytes() == kept.tobytes()  # what goes in is left alone
+        again, _ = model.eval_sequence(TOKENS, start)
+        assert again.tobytes() == logits.tobytes()
+
+
+def test_clones_share_weights_and_options(models: Any, library: Library) -> None:
+    with Model(models("6", "q4_0")[0], library, group_norm_eps=1e-5) as model:
+        wanted, _ = model.eval_sequence(TOKENS)
+        clone = model.clone(threads=2)
+    got, _ = clone.eval_sequence(TOKENS)  # the first is closed
+    clone.set_option("group_norm_eps", 64e-5)
+    other, _ = clone.eval_sequence(TOKENS)
+    clone.close()
+    assert got.tobytes() == wanted.tobytes()
+    assert other.tobytes() != wanted.tobytes()
+
+
+def test_the_binding_refuses_what_makes_no_sense(models: Any, library: Library, tmp_path: Path) -> None:
+    path, _ = models("7", "f32")
+    with pytest.raises(EngineError, match=r"cannot be opened: cannot open .*: No such file") as error:
+        Model(tmp_path / "absent.bin", library)
+    assert error.value.flags == 2 << 8 | 2
+    (tmp_path / "libnothing.so").write_bytes(b"no library")
+    with pytest.raises(EngineError, match=r"libnothing\.so cannot be used"):
+        Library(tmp_path / "libnothing.so")
+    with Model(path, library) as model:
+        for call in (
+            lambda: model.eval(101),
+            lambda: model.eval(-1),
+            lambda: model.eval_sequence([]),
+            lambda: model.eval_sequence([0, 101]),
+            lambda: model.eval(0, np.zeros(model.state_len - 1, np.float32)),
+            lambda: model.eval(0, np.zeros(model.state_len, np.float64)),  # type: ignore[arg-type]
+            lambda: model.eval(0, np.zeros(2 * model.state_len, np.float32)[::2]),
+            lambda: model.set_option("group_norm_eps", 0),
+            lambda: model.set_option("speed", 11),
+        ):
+            with pytest.raises(EngineError):
+                call()
+    with pytest.raises(EngineError, match="closed"):
+        model.eval(0)
+
+
+def test_the_tool(models: Any, built: Path, library: Library, tmp_path: Path) -> None:
+    path, _ = models("7", "f16")
+    state, logits = tmp_path / "state", tmp_path / "logits"
+    run_tool(built, path, TOKENS[:3], logits, "--state-out", str(state))
+    got = run_tool(built, path, TOKENS[3:9], logits, "--state-in", str(state), "--state-out", str(state))
+    with Model(path, library) as model:
+        wanted, after = model.eval_sequence(TOKENS[:9])
+    assert got.tobytes() == wanted.tobytes()
+    assert np.fromfile(state, "<f4").tobytes() == after.tobytes()
+
+    def tool(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([str(built / "rwkv"), *map(str, arguments)], capture_output=True, text=True)
+
+    shown = tool("inspect", path)
+    assert shown.returncode == 0
+    assert "file version 101, F16, RWKV 7" in shown.stdout
+    assert "blocks.2.ffn.value.weight" in shown.stdout
+    assert "KERNELS=" in tool("info").stdout
+    assert tool("--help").returncode == 0
+    assert len(tool("eval", path, 1).stdout.splitlines()) == 5
+    figures = json.loads(tool("bench", path, "--json", "--threads", 1, "--prefill", 8).stdout)["models"][0]
+    assert figures["token_bytes"] < figures["file_bytes"] < path.stat().st_size
+    assert figures["ms_per_token"] * figures["tokens_per_second"] == pytest.approx(1000, rel=1e-3)
+    assert figures["bandwidth_share"] > 0
+    quantized = tmp_path / "q"
+    assert tool("quantize", path, quantized, "Q5_1").returncode == 0
+    assert quantized.read_bytes() == models("7", "q5_1")[0].read_bytes()
+    state.write_bytes(state.read_bytes()[:-4])
+    wrong: list[tuple[object, ...]] = [
+        (),
+        ("sing",),
+        ("eval", path),
+        ("eval", path, "x"),
+        ("eval", path, 1, "--threads", 0),
+        ("eval", path, 1, "--loud", 1),
+        ("eval", path, 1, "--logits"),
+        ("eval", path, 101),
+        ("eval", path, 1, "--state-in", state),
+        ("eval", tmp_path / "absent", 1),
+        ("quantize", quantized, tmp_path / "r", "Q4_0"),
+        ("inspect", state),
+        ("bench",),
+        ("bench", path, "--threads", 0),
+        ("bench", path, "--prefill"),
+        ("bench", tmp_path / "absent", "--json"),
+    ]
+    for arguments in wrong:
+        done = tool(*arguments)
+        assert done.returncode in (1, 2), arguments
+        assert done.stderr, arguments
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("source", ["f32", "f16"])
+def test_quantizing_a_file_is_quantizing_the_checkpoint(
+    version: str, source: str, models: Any, library: Library, tmp_path: Path
+) -> None:
+    suffix = "-from-f32" if source == "f32" else ""
+    for kind in ("q4_1", "q8_0"):
+        library.quantize(models(version, source)[0], tmp_path / kind, kind.upper())
+        assert (tmp_path / kind).read_bytes() == models(version, kind + suffix)[0].read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q4_1", "q8_0"]
+
+
+@pytest.mark.skipif(not Path("/usr/bin/readelf").exists(), reason="readelf is not here")
+def test_the_library_needs_libc_only(library: Library) -> None:
+    text = subprocess.run(["readelf", "-d", str(library.path)], capture_output=True, text=True, check=True).stdout
+    needed = {line.split("[")[1].rstrip("]") for line in text.splitlines() if "(NEEDED)" in line}
+    assert needed <= {"libc.so.6", "libpthread.so.0", "libm.so.6", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
+
+
+def test_exp_tanh_and_logistic_are_accurate(tmp_path: Path) -> None:
+    name = encoder.any_compiler()
+    program, source = tmp_path / "math_check", Path(__file__).parent / "math_check.cc"
+    flags = ["-std=gnu++20", "-O2", "-ffp-contract=off", "-Wno-psabi", f"-I{librwkv.ENGINE / 'src'}", "-lm"]
+    command = [*encoder.compilers()[name], source, "-o", program, *flags, *(["-nostdlib++"] if name == "zig" else [])]
+    subprocess.run(list(map(str, command)), check=True)
+    exp, tanh, logistic, wrong = subprocess.run([program], capture_output=True, check=True).stdout.split()
+    assert (float(exp) < 1.1, float(tanh) < 1.5, float(logistic) < 2.5, int(wrong)) == (True, True, True, 0)

@@ -1,0 +1,76 @@
+"""The C API from C with the sanitizers on, for each set of kernels that this processor has: odd sizes, F16, threads."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import checkpoints
+import encoder
+import librwkv
+import pytest
+
+from rwkvflow.worker.convert import Job, convert
+
+KERNELS = ("generic", "avx2", "avx512") if platform.machine() == "x86_64" else ("generic", "neon")
+# 120 columns in heads of 40 leave rests behind every vector; 128 in heads of 32 none.
+SIZES = {
+    "odd": {"layers": 2, "width": 120, "vocab": 101, "head_size": 40},
+    "even": {"layers": 2, "width": 128, "vocab": 96, "head_size": 32},
+}
+OPTIONS = {"ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    root = tmp_path_factory.mktemp("sanitized")
+    engine = encoder.build(root / "encoder", encoder.any_compiler())
+    made = {}
+    for size, sizes in SIZES.items():
+        for version in checkpoints.VERSIONS:
+            source = checkpoints.make(root / "source.pth", version, **sizes)
+            made[size, version] = root / f"{size}-{version}.bin"
+            (outcome,) = convert(source, engine, [Job("x", "ggml-f16", made[size, version])])
+            assert outcome.failure is None
+    return made
+
+
+def check(program: Path, model: Path, scratch: Path, kernels: str) -> None:
+    """c_api.c: F16, and what it quantizes of it to each type, as one token, as sequences, in clones side by side."""
+    done = subprocess.run(
+        [program, "check", model, scratch],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **OPTIONS, "RWKV_KERNELS": kernels},
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ok\n", "")
+
+
+def available(request: pytest.FixtureRequest, kernels: str) -> None:
+    tool = librwkv.with_zig(request.config) / "rwkv"
+    told = subprocess.run(
+        [tool, "info"], capture_output=True, text=True, env={**os.environ, "RWKV_KERNELS": kernels}, check=True
+    )
+    if kernels not in told.stdout + told.stderr:
+        pytest.skip(f"this processor has no {kernels}")
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_no_address_is_wrong_and_nothing_is_undefined(
+    kernels: str, size: str, request: pytest.FixtureRequest, files: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    available(request, kernels)
+    program = librwkv.with_sanitizers(request.config)
+    for version in checkpoints.VERSIONS:
+        check(program, files[size, version], tmp_path / "scratch", kernels)
+
+
+@pytest.mark.parametrize("version", checkpoints.VERSIONS)
+def test_no_threads_race(
+    version: str, request: pytest.FixtureRequest, files: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    check(librwkv.with_sanitizers(request.config, "thread"), files["even", version], tmp_path / "scratch", "")

@@ -1,0 +1,94 @@
+"""Smoke with the real engine: the demo models pass in every ggml format, and damaged artifacts fail alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import librwkv
+import pytest
+
+from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.protocol import parse
+from rwkvflow.worker.tasks import convert as convert_task
+from rwkvflow.worker.tasks import reference as reference_task
+from rwkvflow.worker.tasks import smoke as smoke_task
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = sorted((ROOT / "recipes" / "demo").glob("*.pth"))
+GGML = [name for name in FORMATS if name.startswith("ggml-")]
+PARAMS: dict[str, Any] = {"tokenizer": "auto", "prompts": ["Once there was "], "tokens": 24, "group_norm_eps": None}
+
+
+@pytest.fixture(scope="session")
+def library(request: pytest.FixtureRequest) -> Path:
+    """librwkv; RWKVFLOW_LIBRARY names one that is there already."""
+    named = os.environ.get("RWKVFLOW_LIBRARY")
+    return Path(named) if named else librwkv.with_zig(request.config) / "librwkv.so"
+
+
+@pytest.fixture(params=DEMO, ids=lambda path: path.stem)
+def place(
+    request: pytest.FixtureRequest, library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> Path:
+    """A sandbox with a demo model, its reference and all its ggml artifacts, as in/<format>."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("in/engine/lib", "out"):
+        Path(folder).mkdir(parents=True)
+    shutil.copy(library, "in/engine/lib/" + library.name)
+    shutil.copy(request.param, "in/checkpoint")
+    shutil.copy(ROOT / "rwkvflow" / "worker" / "data" / "smoke.txt", "in/text")
+    jobs = [{"id": n, "params": {"format": n}, "outputs": {"artifact": f"out/{n}"}} for n in GGML]
+    convert_task.run({"task": "convert", "params": {}, "jobs": jobs})
+    for name in GGML:
+        Path("out", name).rename(Path("in", name))
+    job = {"id": "r", "params": {}, "outputs": {"reference": "out/reference"}}
+    reference_task.run({"task": "reference", "params": PARAMS, "jobs": [job]})
+    Path("out/reference").rename("in/reference")
+    capfd.readouterr()
+    return tmp_path
+
+
+def run(capfd: Any, jobs: list[tuple[str, str]]) -> tuple[list[str], dict[str, str]]:
+    """Jobs are (format, input); gives the inputs that passed, and the messages of the others."""
+    full = [
+        {"id": name, "params": {"format": kind, "input": name}, "outputs": {"smoke": f"out/{name}.json"}}
+        for kind, name in jobs
+    ]
+    smoke_task.run({"task": "smoke", "params": PARAMS, "jobs": full})
+    found = [m for line in capfd.readouterr().out.splitlines() if (m := parse(line))]
+    passed = [m["output"]["job"] for m in found if "output" in m]
+    return passed, {m["failed"]["job"]: m["failed"]["message"] for m in found if "failed" in m}
+
+
+def test_demo_models_pass_in_every_ggml_format(place: Path, capfd: Any) -> None:
+    assert len(GGML) >= 12
+    passed, failed = run(capfd, [(name, name) for name in GGML])
+    assert failed == {}
+    assert passed == GGML
+    reports = {name: json.loads(Path("out", f"{name}.json").read_text()) for name in GGML}
+    # Fewer bits lose more, and the figures see it.
+    assert reports["ggml-f32"]["logits"] == 0
+    assert 0 < reports["ggml-q8_0"]["logits"] < reports["ggml-q5_1"]["logits"] < reports["ggml-q4_0"]["logits"]
+    assert reports["ggml-f32"]["continuations"][0]["text"].isascii()
+
+
+def test_damaged_artifacts_fail_alone_and_say_why(place: Path, capfd: Any) -> None:
+    good = Path("in/ggml-f32").read_bytes()
+    Path("in/cut").write_bytes(good[: len(good) // 2])
+    Path("in/text-file").write_text("no model")
+    Path("in/nan").write_bytes(good[:-400] + b"\xff\xff\xff\x7f" * 100)  # the end is the head's last rows
+    Path("in/zeroed").write_bytes(good[:-60000] + b"\0" * 60000)
+    names = ("cut", "text-file", "nan", "absent", "ggml-f32", "zeroed", "ggml-q4_0")
+    passed, failed = run(capfd, [("ggml-f32", name) for name in names])
+    assert passed == ["ggml-f32"]
+    for name in ("cut", "text-file"):
+        assert "the engine refused it" in failed[name]
+    assert "logits are NaN or infinite after 1 tokens" in failed["nan"]
+    assert "No such file" in failed["absent"]
+    for name in ("zeroed", "ggml-q4_0"):
+        assert "of the reference's standard deviation" in failed[name]
+        assert "ggml-f32 allows 0.0001" in failed[name]

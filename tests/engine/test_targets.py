@@ -1,0 +1,180 @@
+"""librwkv for other machines: built by zig here; aarch64 is run under qemu, Windows under wine, macOS is looked at."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import checkpoints
+import librwkv
+import numpy as np
+import pytest
+
+from rwkvflow.worker.convert import Job, convert
+from rwkvflow.worker.protocol import parse
+from rwkvflow.worker.toolchain import CACHE_VARIABLE
+
+ROOT = Path(__file__).resolve().parents[2]
+SYSROOT = Path("/usr/aarch64-linux-gnu")  # Debian's libc6-arm64-cross
+TOKENS = [int(t) for t in np.random.default_rng(8).integers(0, 101, 40)]
+SIZE = {"layers": 2, "width": 128, "vocab": 101, "head_size": 32}
+EXACT = (("4", "f32"), ("5.2", "f16"), ("6", "f32"), ("7", "f16"))
+# Activations are rounded to 8 bits here: where the last bit of a sum differs, one of them may end up a step apart.
+QUANTIZED = (("4", "q4_0"), ("5.2", "q5_0"), ("6", "q8_0"), ("7", "q5_1"))
+
+Cross = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def cross(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Cross:
+    """cross(target) -> what the build-engine task makes for it; built once."""
+    librwkv.with_zig(request.config)  # skips where there is no zig
+    assert request.config.cache is not None
+    cache = os.environ.get(CACHE_VARIABLE) or str(request.config.cache.mkdir("zig"))
+
+    @functools.cache
+    def build(target: str) -> Path:
+        work = tmp_path_factory.mktemp("cross")
+        (work / "in").mkdir()
+        (work / "in" / "source").symlink_to(ROOT / "rwkvflow" / "engine")
+        params = {"toolchain": "zig", "target": target, "cmake": {}, "patches": [], "library": None, "folder": "."}
+        job = {"id": "engine", "params": {}, "outputs": {"engine": "out/engine"}}
+        (work / "in" / "request.json").write_text(
+            json.dumps({"task": "build-engine", "params": params, "jobs": [job]}), encoding="utf-8"
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "rwkvflow.worker", "in/request.json"],
+            cwd=work,
+            env={**os.environ, "PYTHONPATH": str(ROOT), CACHE_VARIABLE: cache},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        failed = [message for line in done.stdout.splitlines() if (message := parse(line)) and "failed" in message]
+        assert (done.returncode, failed) == (0, []), done.stdout[-3000:] + done.stderr[-3000:]
+        return work / "out" / "engine"
+
+    return build
+
+
+Models = dict[tuple[str, str], Path]
+
+
+@pytest.fixture(scope="session")
+def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Models:
+    root = tmp_path_factory.mktemp("models")
+    library = librwkv.with_zig(request.config) / "librwkv.so"
+    made = {}
+    for version, kind in (*EXACT, *QUANTIZED):
+        source = checkpoints.make(root / f"{version}.pth", version, **SIZE)
+        made[version, kind] = root / f"{version}-{kind}.bin"
+        (outcome,) = convert(source, library, [Job("x", f"ggml-{kind}", made[version, kind])])
+        assert outcome.failure is None
+    return made
+
+
+def logits(command: list[str | Path], model: Path, out: Path, kernels: str = "") -> np.ndarray:
+    subprocess.run(
+        [*command, "eval", model, *map(str, TOKENS), "--logits", out, "--threads", "2"],
+        check=True,
+        env={**os.environ, "RWKV_KERNELS": kernels},
+    )
+    return np.fromfile(out, "<f4")
+
+
+def qemu() -> str:
+    found = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
+    if found is None:
+        pytest.skip("no qemu-aarch64 on this machine (Debian: apt-get install qemu-user-static)")
+    return found
+
+
+def same_logits(emulated: list[str | Path], models: Models, native: Path, scratch: Path) -> None:
+    for (version, kind), model in models.items():
+        here = logits([native / "rwkv"], model, scratch / "here")
+        there = logits(emulated, model, scratch / "there")
+        worst = float(np.abs(here - there).max())
+        assert here.std() > 0.5, "logits that say something"
+        assert worst < (1e-4 if (version, kind) in EXACT else 0.03), (version, kind, worst)
+        plain = [logits(tool, model, scratch / "plain", "generic") for tool in ([native / "rwkv"], emulated)]
+        assert plain[0].tobytes() == plain[1].tobytes(), (version, kind)
+
+
+def test_aarch64_gives_the_same_logits(
+    cross: Cross, models: Models, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """The tool that Linux distributions run, with glibc."""
+    emulator = qemu()
+    if not SYSROOT.is_dir():
+        pytest.skip("no aarch64 libc on this machine (Debian: apt-get install libc6-arm64-cross)")
+    tool = cross("aarch64-linux-gnu.2.17") / "bin" / "rwkv"
+    same_logits([emulator, "-L", SYSROOT, tool], models, librwkv.with_zig(request.config), tmp_path)
+
+
+@pytest.mark.soak
+def test_the_static_tool_of_a_phone_gives_the_same_logits(
+    cross: Cross, models: Models, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    tool = cross("aarch64-linux-musl") / "bin" / "rwkv"
+    assert b"/lib/ld-" not in tool.read_bytes(), "a static program"
+    same_logits([qemu(), tool], models, librwkv.with_zig(request.config), tmp_path)
+
+
+@pytest.mark.soak
+def test_windows_gives_the_same_logits(
+    cross: Cross, models: Models, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wine = shutil.which("wine")
+    if wine is None or platform.machine() != "x86_64":
+        pytest.skip("no wine on this machine (Debian: apt-get install wine wine64)")
+    monkeypatch.setenv("WINEPREFIX", str(tmp_path / "prefix"))
+    monkeypatch.setenv("WINEDEBUG", "-all")
+    tool = cross("x86_64-windows-gnu") / "bin" / "rwkv.exe"
+    same_logits([wine, tool], models, librwkv.with_zig(request.config), tmp_path)
+
+
+def kind(path: Path) -> tuple[str, int]:
+    """("ELF", machine), ("PE", machine) or ("Mach-O", processor) of a binary."""
+    data = path.read_bytes()
+    if data[:4] == b"\x7fELF":
+        return "ELF", struct.unpack_from("<H", data, 18)[0]
+    if data[:2] == b"MZ":
+        (at,) = struct.unpack_from("<I", data, 60)
+        assert data[at : at + 4] == b"PE\0\0"
+        return "PE", struct.unpack_from("<H", data, at + 4)[0]
+    assert struct.unpack_from("<I", data)[0] == 0xFEEDFACF
+    return "Mach-O", struct.unpack_from("<I", data, 4)[0]
+
+
+X86, ARM = 62, 183
+TARGETS = {
+    "aarch64-linux-gnu.2.17": (".so", "", "ELF", ARM),
+    "aarch64-linux-musl": (".so", "", "ELF", ARM),
+    "x86_64-linux-musl": (".so", "", "ELF", X86),
+    "x86_64-windows-gnu": (".dll", ".exe", "PE", 0x8664),
+    "aarch64-windows-gnu": (".dll", ".exe", "PE", 0xAA64),
+    "x86_64-macos": (".dylib", "", "Mach-O", 0x01000007),
+    "aarch64-macos": (".dylib", "", "Mach-O", 0x0100000C),
+}
+QUICK = ("aarch64-linux-gnu.2.17", "aarch64-macos")
+
+
+@pytest.mark.parametrize(
+    "target", [pytest.param(target, marks=() if target in QUICK else pytest.mark.soak) for target in TARGETS]
+)
+def test_each_target_gives_its_library_and_tool(target: str, cross: Cross) -> None:
+    suffix, program, *wanted = TARGETS[target]
+    made = cross(target)
+    assert list(kind(made / "lib" / f"librwkv{suffix}")) == wanted
+    assert list(kind(made / "bin" / f"rwkv{program}")) == wanted
+    facts = json.loads((made / "build.json").read_text())
+    assert facts["target"] == target
+    assert b"rwkvflow_set_option" in (made / "lib" / f"librwkv{suffix}").read_bytes()

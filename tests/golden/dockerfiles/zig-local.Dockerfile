@@ -1,0 +1,56 @@
+# Made by rwkvflow; change the recipe instead of this file.
+# Base: docker-daemon:rwkvflow-base:bookworm@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
+# stage.py: sha256:75f968d7a8df34b22020378e2c6e769eb2a2cd27a6fb7dae2bfa61701375ef2c
+FROM rwkvflow/base:0123456789abcdef01234567 AS base
+USER 0:0
+ENTRYPOINT []
+LABEL "org.rwkvflow.stage"="build"
+ENV "LANG"="C.UTF-8" "LC_ALL"="C.UTF-8" "TZ"="UTC" "SOURCE_DATE_EPOCH"="1704067200" "PYTHONDONTWRITEBYTECODE"="1" "PYTHONHASHSEED"="0" "PYTHONNOUSERSITE"="1" "PYTHONUNBUFFERED"="1"
+COPY stage.py /rwkvflow/
+RUN ["python3", "/rwkvflow/stage.py", "check-python", "3.11"]
+
+# What the worker imports, installed from wheels in the build context and nothing else.
+FROM base AS wheels
+COPY wheelhouse/installer/ /wheelhouse/installer/
+COPY wheelhouse/worker/ /wheelhouse/worker/
+COPY requirements/worker.txt /wheelhouse/worker.txt
+RUN ["python3", "/rwkvflow/stage.py", "install", "worker", "/opt/rwkvflow/site"]
+
+# Compiler, CMake and Ninja. Independent of the worker's wheels, so that images with other wheels share the engine.
+FROM base AS toolchain
+COPY wheelhouse/installer/ /wheelhouse/installer/
+COPY wheelhouse/toolchain/ /wheelhouse/toolchain/
+COPY requirements/toolchain.txt /wheelhouse/toolchain.txt
+RUN ["python3", "/rwkvflow/stage.py", "install", "toolchain", "/opt/rwkvflow/toolchain"]
+ENV "RWKVFLOW_TOOLCHAIN"="/opt/rwkvflow/toolchain"
+
+# Engine librwkv, built by a user that is not root.
+FROM toolchain AS engine-librwkv
+ENV "PYTHONPATH"="/opt/rwkvflow/code" "HOME"="/tmp"
+WORKDIR /job
+RUN ["python3", "/rwkvflow/stage.py", "own", "/job/out", "65534:65534"]
+COPY code/ /opt/rwkvflow/code/
+COPY engines/librwkv/ /job/in/source/
+COPY requests/librwkv.json /job/in/request.json
+USER 65534:65534
+RUN ["python3", "-m", "rwkvflow.worker", "in/request.json"]
+
+# What runs: interpreter, wheels, code and engines. No compiler, no installer, no wheelhouse.
+FROM base AS worker
+COPY --from=wheels /opt/rwkvflow/site /opt/rwkvflow/site
+COPY --from=engine-librwkv /job/out/engine /opt/rwkvflow/engine/librwkv
+COPY code/ /opt/rwkvflow/code/
+ENV "PYTHONPATH"="/opt/rwkvflow/code:/opt/rwkvflow/site" "HOME"="/tmp"
+WORKDIR /job/in
+WORKDIR /job/out
+WORKDIR /job
+LABEL "org.opencontainers.image.base.digest"="sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+LABEL "org.opencontainers.image.base.name"="rwkvflow-base:bookworm"
+LABEL "org.opencontainers.image.description"="Converts and verifies RWKV checkpoints; runs without network"
+LABEL "org.opencontainers.image.title"="rwkvflow worker"
+LABEL "org.rwkvflow.engine"="sha256:3"
+LABEL "org.rwkvflow.lock"="sha256:2"
+LABEL "org.rwkvflow.recipe"="sha256:1"
+LABEL "org.rwkvflow.stage"="worker"
+USER 65534:65534
+CMD ["python3"]
