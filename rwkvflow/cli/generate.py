@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,17 +56,17 @@ def generate(model: Path, prompt: str, max_tokens: int, **options: Any) -> None:
     text = sys.stdin.buffer.read().decode("utf-8", "replace") if prompt == "-" else prompt
     with engine_errors(), open_model(model, options) as opened:
         session = _session(opened, options)
-        start = time.monotonic()
-        session.feed(text)
-        read, begun, last = session.evaluated, time.monotonic(), ""
-        for piece in session.generate(max_tokens, options["stop"]):
-            write(piece)
-            last = piece
-        if not last.endswith("\n"):
-            write("\n")
+        with _saved(session, options):
+            start = time.monotonic()
+            session.feed(text)
+            read, begun, last = session.evaluated, time.monotonic(), ""
+            for piece in session.generate(max_tokens, options["stop"]):
+                write(piece)
+                last = piece
+            if not last.endswith("\n"):
+                write("\n")
         if options["verbose"]:
             _say_how(session, read, begun - start, time.monotonic() - begun)
-        _save(session, options)
 
 
 @click.command()
@@ -84,18 +85,18 @@ def chat(model: Path, max_tokens: int, system: str | None, user: str, assistant:
         talk = Chat(session, user, assistant)
         if system:
             talk.system(system)
-        for question in _questions():
-            before, begun = session.generated, time.monotonic()
-            try:
-                for piece in talk.ask(question, max_tokens, options["stop"]):
-                    write(piece)
-            except KeyboardInterrupt:
-                pass
-            write("\n")
-            if options["verbose"]:
-                count, seconds = session.generated - before, time.monotonic() - begun
-                click.echo(f"{count} tokens, {count / seconds:.1f} a second", err=True)
-        _save(session, options)
+        with _saved(session, options):
+            for question in _questions():
+                before, begun = session.generated, time.monotonic()
+                try:
+                    for piece in talk.ask(question, max_tokens, options["stop"]):
+                        write(piece)
+                except KeyboardInterrupt:
+                    pass
+                write("\n")
+                if options["verbose"]:
+                    count, seconds = session.generated - before, time.monotonic() - begun
+                    click.echo(f"{count} tokens, {count / seconds:.1f} a second", err=True)
 
 
 def _questions() -> Iterator[str]:
@@ -135,10 +136,21 @@ def _session(model: Model, options: dict[str, Any]) -> Session:
     return session
 
 
-def _save(session: Session, options: dict[str, Any]) -> None:
-    if options["save_state"] is not None:
+@contextmanager
+def _saved(session: Session, options: dict[str, Any]) -> Iterator[None]:
+    """Keeps the state at the end, for --save-state; Ctrl-C is an end too."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _save(session, options["save_state"])
+        raise
+    _save(session, options["save_state"])
+
+
+def _save(session: Session, path: Path | None) -> None:
+    if path is not None:
         try:
-            session.save(options["save_state"])
+            session.save(path)
         except OSError as error:
             raise UsageError(f"--save-state: {error}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -336,6 +337,29 @@ def test_chat(file: Path, library: Path) -> None:
     assert both.returncode == one.returncode == 0, both.stderr
     assert both.stdout.startswith(one.stdout)
     assert len(both.stdout) > len(one.stdout)
+
+
+def test_ctrl_c_keeps_the_state_of_a_conversation(file: Path, library: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    arguments = ["chat", file, "-n", "8", "--seed", "1"]
+    answer = run(*arguments, stdin="Hello\n", library=library).stdout.encode()
+    talk = subprocess.Popen(
+        [sys.executable, "-m", "rwkvflow", *arguments, "--threads", "1", "--save-state", state, "--library", library],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUTF8": "1"},
+    )
+    with talk:
+        assert talk.stdin is not None
+        assert talk.stdout is not None
+        talk.stdin.write(b"Hello\n")
+        talk.stdin.flush()
+        assert talk.stdout.read(len(answer)) == answer
+        talk.send_signal(signal.SIGINT)  # it waits for the next question
+        assert talk.wait(30) == 130
+    done = run("generate", file, "-n", "3", "--seed", "1", "--state", state, library=library)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(
