@@ -17,11 +17,11 @@ from rwkvflow.cli.files import compare, convert
 from rwkvflow.cli.generate import chat, generate
 from rwkvflow.cli.image import image
 from rwkvflow.cli.options import DocumentPath as _Path
+from rwkvflow.cli.options import ModelPath, sandbox_option, store_option
 from rwkvflow.cli.options import prepared_run as _prepare
 from rwkvflow.cli.options import recipe_argument as _recipe
 from rwkvflow.cli.options import request_of as _request
 from rwkvflow.cli.options import run_options as _run_options
-from rwkvflow.cli.options import sandbox_option, store_option
 from rwkvflow.cli.report import report
 from rwkvflow.cli.verify import verify
 from rwkvflow.errors import RwkvflowError, UsageError
@@ -185,7 +185,7 @@ def init(source: str, output: Path | None) -> None:
 
 
 @cli.command()
-@click.argument("file", type=_Path())
+@click.argument("file", type=ModelPath())
 @click.option("--json", "as_json", is_flag=True, help="As JSON")
 @click.option("--tensors", is_flag=True, help="List all tensors")
 def inspect(file: Path, as_json: bool, tensors: bool) -> None:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import click
 
-from rwkvflow.cli.options import DocumentPath
+from rwkvflow.cli.options import DocumentPath, ModelPath
 from rwkvflow.errors import RwkvflowError, UsageError
 
 SHOWN = 20  # tensors that `compare` lists without --all
 
 
 @click.command()
-@click.argument("source", metavar="IN", type=DocumentPath())
+@click.argument("source", metavar="IN", type=ModelPath())
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--format", "name", required=True, metavar="NAME", help="`rwkvflow formats` lists them")
 @click.option("--force", is_flag=True, help="Replace OUT")
@@ -76,8 +76,8 @@ def _put(partial: Path, target: Path) -> None:
 
 
 @click.command()
-@click.argument("first", type=DocumentPath())
-@click.argument("second", type=DocumentPath())
+@click.argument("first", type=ModelPath())
+@click.argument("second", type=ModelPath())
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--all", "every", is_flag=True, help="List equal tensors as well")
 @click.option("--strict", is_flag=True, help="End with exit code 1 where anything differs")

@@ -19,6 +19,13 @@ class DocumentPath(click.Path):
         super().__init__(exists=exists, dir_okay=False, path_type=Path)
 
 
+class ModelPath(click.Path):
+    """A model named on the command line: a file, the index or first file of a split one, or the folder of either."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, path_type=Path)
+
+
 recipe_argument = click.argument("recipe", type=DocumentPath())
 
 

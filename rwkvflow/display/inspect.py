@@ -11,7 +11,8 @@ SHOWN = 24  # names of metadata that are shown without --tensors
 def describe_lines(description: Mapping[str, Any], *, tensors: bool) -> Iterator[str]:
     """Lines for what rwkvflow.worker.inspect.describe found."""
     size, count = description["bytes"], description["parameters"]
-    yield f"{description['file']}: {description['format']}, {_bytes(size)}, {_count(count)} parameters"
+    parts = f" in {len(files)} files" if (files := description.get("files")) else ""
+    yield f"{description['file']}: {description['format']}, {_bytes(size)}{parts}, {_count(count)} parameters"
     architecture = description["architecture"]
     if architecture:
         known = {key: value for key, value in architecture.items() if value not in (None, [], {})}

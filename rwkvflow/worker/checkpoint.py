@@ -1,7 +1,8 @@
 """One interface to checkpoints, read lazily and without torch.
 
 They are `.pth` (zip-based torch files) and `.safetensors`, and unquantized files of rwkv.cpp (`.bin`) and llama.cpp
-(`.gguf`), whose tensors are given their author's names and shapes back.
+(`.gguf`), whose tensors are given their author's names and shapes back. A model in several files is named by its index,
+its first shard or its folder (see shards).
 
     with open_checkpoint("model.pth") as checkpoint:
         for name, info in checkpoint.tensors.items():
@@ -20,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvflow.worker import ggml_source, gguf_source, pth, safetensors_file
+from rwkvflow.worker import ggml_source, gguf_source, pth, safetensors_file, shards
 from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.rawfile import RawFile
 from rwkvflow.worker.tensorinfo import ITEM_BYTES, TensorInfo
@@ -65,10 +66,10 @@ class Checkpoint:
 
     def __init__(self, path: Path | str, index: pth.Index | None = None) -> None:
         """See open_checkpoint; `index` where the file was read already."""
-        self._file = RawFile(path)
+        self._file = shards.open_model(path)
         try:
             self.kind = _kind(self._file)
-            index = index or _READERS[self.kind](self._file)
+            index = index or _read(self._file, self.kind)
         except BaseException:
             self._file.close()
             raise
@@ -147,7 +148,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
-    """Opens a file of one of the kinds; which one is told from its bytes, not its name.
+    """Opens a model of one of the kinds; which one is told from its bytes, not its name.
 
     Raises WorkerError, which names the file, what is wrong with it, and the remedy.
     """
@@ -172,6 +173,13 @@ def _row_major(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
             return False
         expected *= size
     return True
+
+
+def _read(file: RawFile, kind: str) -> pth.Index:
+    """The index of an open model."""
+    if isinstance(file, shards.Joined) and kind != "gguf":  # whose reader knows shards
+        return shards.merged(file, _READERS[kind])
+    return _READERS[kind](file)
 
 
 def _kind(file: RawFile) -> str:

@@ -21,6 +21,7 @@ from rwkvflow.worker.checkpoint import Checkpoint
 from rwkvflow.worker.dequantize import BLOCK_BYTES, dequantize
 from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.rawfile import RawFile
+from rwkvflow.worker.shards import open_model
 
 PIECE = 1 << 22  # values compared at a time
 
@@ -107,9 +108,7 @@ def _slices(shape: tuple[int, ...]) -> Iterator[tuple[int, int | None]]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Mapping[str, _Tensor]]:
-    if path.is_dir():
-        raise WorkerError(f"{path}: a folder; compare single files")
-    with RawFile(path) as file:
+    with open_model(path) as file:
         head = file.bytes_at(0, min(file.size, 4))
         quantized: dict[str, Any] = {}
         if head in (b"fmgg", b"GGUF"):

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.rawfile import RawFile
+from rwkvflow.worker.shards import Joined, open_model, shard_name
 
 MAX_INDEX: Final = 64 << 20
 MAX_COUNT: Final = 1_000_000
@@ -78,14 +79,55 @@ class GgufIndex:
 
 
 def read_gguf_index(path: Path | str) -> GgufIndex:
-    """Reads the index of a GGUF file. Raises WorkerError for anything that is not a whole, consistent one."""
-    with RawFile(path) as file:
+    """Reads the index of a GGUF file, or of all shards where `path` is the first of them.
+
+    Raises WorkerError for anything that is not a whole, consistent one.
+    """
+    with open_model(path) as file:
         return read_open(file)
 
 
 def read_open(file: RawFile) -> GgufIndex:
-    """As read_gguf_index, of a file that is open."""
-    return _Reader(file).index()
+    """As read_gguf_index, of what open_model gives."""
+    if isinstance(file, Joined):
+        return _joined(file)
+    index = _Reader(file).index()
+    if (count := _split(file, index, "count")) > 1:
+        number = _split(file, index, "no") + 1
+        what = f"part {number} of {count}" if number <= count else f"part {number} of only {count}"
+        raise WorkerError(
+            f"{file.name}: {what}, which has to be called {shard_name('NAME', number, count)}, beside the others"
+        )
+    return index
+
+
+def _joined(file: Joined) -> GgufIndex:
+    """Metadata of the first shard, tensors of all of them."""
+    indexes = [_Reader(part).index() for part in file.parts]
+    tensors: dict[str, GgufTensor] = {}
+    total = _split(file.parts[0], indexes[0], "tensors.count")
+    for number, (part, start, index) in enumerate(zip(file.parts, file.starts, indexes, strict=True)):
+        said = (_split(part, index, "no"), _split(part, index, "count"), _split(part, index, "tensors.count"))
+        if said != (number, len(file.parts), total):
+            raise WorkerError(
+                f"{part.name}: it says that it is part {said[0] + 1} of {said[1]} with {said[2]} tensors in all; by "
+                f"its name and the first part it is {number + 1} of {len(file.parts)} with {total}: "
+                "no parts of one model"
+            )
+        for name, tensor in index.tensors.items():
+            if name in tensors:
+                raise WorkerError(f"{part.name}: tensor {name!a} is in a part before it, too: no parts of one model")
+            tensors[name] = replace(tensor, offset=tensor.offset + start)
+    if len(tensors) != total:
+        raise WorkerError(f"{file.name}: its parts hold {len(tensors)} tensors and should hold {total}")
+    return GgufIndex(indexes[0].version, indexes[0].metadata, tensors)
+
+
+def _split(file: RawFile, index: GgufIndex, key: str) -> int:
+    value = index.metadata.get(f"split.{key}", 0)
+    if type(value) is not int or value < 0:
+        raise WorkerError(f"{file.name}: broken GGUF file: split.{key} is {str(value)[:40]!a}")
+    return value
 
 
 class _Reader:

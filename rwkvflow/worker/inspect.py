@@ -12,7 +12,7 @@ from rwkvflow.worker.architecture import architecture_of
 from rwkvflow.worker.ggml_file import read_ggml_index
 from rwkvflow.worker.gguf_file import read_gguf_index
 from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.rawfile import RawFile
+from rwkvflow.worker.shards import Joined, open_model
 
 
 class _Tensor(Protocol):
@@ -27,20 +27,22 @@ class _Tensor(Protocol):
 def describe(path: Path | str) -> dict[str, Any]:
     """What a file holds, as JSON takes it.
 
-    Keys: file (its name), bytes, format ("pth", "safetensors", "ggml", "gguf"), architecture (Architecture.to_dict(),
-    or None), problem (why there is no architecture, or None), parameters (how many values), types ({dtype: {"tensors",
-    "parameters", "bytes"}}), metadata (what else the file says), tensors ([{"name", "dtype", "shape", "bytes"}]).
+    Keys: file (its name), files (names of its parts, only where it is split), bytes (of all of them), format ("pth",
+    "safetensors", "ggml", "gguf"), architecture (Architecture.to_dict(), or None), problem (why there is no
+    architecture, or None), parameters (how many values), types ({dtype: {"tensors", "parameters", "bytes"}}), metadata
+    (what else the file says), tensors ([{"name", "dtype", "shape", "bytes"}]).
     Raises WorkerError for a file of no known format, or a broken one.
     """
-    with RawFile(path) as file:
+    with open_model(path) as file:
         head, size, name = file.bytes_at(0, min(file.size, 4)), file.size, file.name
+        parts = [part.name for part in file.parts] if isinstance(file, Joined) else []
     if head == b"fmgg":
         body = _ggml(path)
     elif head == b"GGUF":
         body = _gguf(path)
     else:
         body = _checkpoint(path)
-    return {"file": name, "bytes": size, **body}
+    return {"file": name, **({"files": parts} if parts else {}), "bytes": size, **body}
 
 
 def _checkpoint(path: Path | str) -> dict[str, Any]:

@@ -440,7 +440,7 @@ def test_other_files(tmp_path: Path, body: bytes, words: str) -> None:
 def test_what_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, words in (
-        (tmp_path, "not a plain file"),
+        (tmp_path, "a folder without a model"),
         (tmp_path / "pipe", "not a plain"),
         (tmp_path / "no", "No such"),
     ):
