@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -65,6 +66,15 @@ class Answer:
         return cls(status, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Tests kill clients on purpose; all else that goes wrong in a handler is printed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class StandIn:
     """The servers, started on entry and stopped on exit."""
 
@@ -78,15 +88,14 @@ class StandIn:
         self.faults = Faults()
         self.on_request: Callable[[str, Seen], None] | None = None  # told "before" and "after" the work of each
         self.multipart_from, self.part_size = 20 << 20, 8 << 20  # bytes: larger uploads come in parts of this size
-        self._servers: list[ThreadingHTTPServer] = []
+        self._servers: list[_Server] = []
         self._stopping = threading.Event()
 
     def __enter__(self) -> StandIn:
         routes = HubRoutes(self)
         for name, address in (("hub", "127.0.0.1"), ("cdn", "127.0.0.2")):
             handler = type("Handler", (_Handler,), {"standin": self, "routes": routes, "name": name})
-            server = ThreadingHTTPServer((address, 0), handler)
-            server.daemon_threads = True
+            server = _Server((address, 0), handler)
             if name == "hub" and self.certificate:
                 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
                 context.load_cert_chain(self.certificate)
