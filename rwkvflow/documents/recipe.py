@@ -195,6 +195,11 @@ class Smoke(Strict):
         default=None, description="Text file for the perplexity, relative to the recipe; default shipped"
     )
     limits: dict[str, Limit] = Field(default_factory=dict, description="By format; the rest keep their defaults")
+    speed: bool = Field(
+        default=False,
+        description="Also measure the decode speed; the release then says how fast this one machine was, and another "
+        "machine's differs",
+    )
 
 
 class Publish(Strict):

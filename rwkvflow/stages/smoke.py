@@ -52,7 +52,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
             command=WORKER_COMMAND,
             params={
                 "task": "smoke",
-                "params": common,
+                "params": {**common, **({"speed": True} if blueprint.recipe.smoke.speed else {})},
                 "job": {"format": which.format, "input": name, "limits": _limits(blueprint, which.format)},
             },
             inputs={

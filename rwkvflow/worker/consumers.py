@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,12 @@ from numpy.typing import NDArray
 
 from rwkvflow.worker.checkpoint import Checkpoint, TensorInfo, bf16_to_float32, open_checkpoint
 from rwkvflow.worker.protocol import WorkerError, progress
-from rwkvflow.worker.questions import Answers, Questions, losses_of, read_reference, write_answers
+from rwkvflow.worker.questions import Answers, Questions, read_reference, write_answers
 from rwkvflow.worker.reference import Reference
+from rwkvflow.worker.scores import Scores
 
 COMPARED_BYTES = 1 << 24  # of a tensor at a time
+HEAD_TOKENS = 128  # whose logits the forward pass computes at a time
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,12 @@ def run_engine(task: Task, questions: Questions) -> Answers:
     """`ggml-*`: the engine library, through its C API. Raises WorkerError when it refuses the file."""
     from rwkvflow.engine.binding import EngineError, Model
 
+    threads = threads_for(task.artifact.stat().st_size)
     try:
         with Model(
             task.artifact,
             library=_library(task.engine),
-            threads=threads_for(task.artifact.stat().st_size),
+            threads=threads,
             group_norm_eps=task.group_norm_eps,
         ) as model:
 
@@ -56,21 +60,26 @@ def run_engine(task: Task, questions: Questions) -> Answers:
                 logits, state = model.eval(token, state)
                 return np.asarray(logits, np.float32), state
 
-            return one_by_one(step, questions)
+            return one_by_one(step, questions, threads)
     except EngineError as error:
         raise WorkerError(f"the engine refused it: {error}") from None
 
 
-def one_by_one(step: Callable[[int, Any], tuple[NDArray[np.float32], Any]], questions: Questions) -> Answers:
-    """Answers of a model that takes a token and a state (None: fresh) and returns logits [V] and the next state."""
-    kept, losses = [], []
+def one_by_one(
+    step: Callable[[int, Any], tuple[NDArray[np.float32], Any]], questions: Questions, threads: int | None
+) -> Answers:
+    """Answers of a model that takes a token and a state (None: fresh) and returns logits [V] and the next state.
+
+    `threads` is how many it works with, for the report; None where nobody knows.
+    """
+    scores = Scores(questions)
     state = None
     for at, token in enumerate(questions.text):
+        start = time.perf_counter()
         logits, state = step(token, state)
-        if at < questions.logits:
-            kept.append(logits.copy())
-        if at + 1 < len(questions.text):
-            losses.append(losses_of(logits[None], np.array([questions.text[at + 1]]))[0])
+        if questions.speed:
+            scores.took(time.perf_counter() - start)
+        scores.take(logits[None])
         if not at % 64:
             progress(at, len(questions.text), "tokens")
     continuations = []
@@ -83,7 +92,7 @@ def one_by_one(step: Callable[[int, Any], tuple[NDArray[np.float32], Any]], ques
             if left:
                 logits, state = step(out[-1], state)
         continuations.append(tuple(out))
-    return Answers(np.stack(kept), np.array(losses, np.float32), tuple(continuations))
+    return scores.answers(tuple(continuations), threads=threads, runtime=True)
 
 
 def _library(engine: Path) -> Path:
@@ -108,13 +117,12 @@ def run_safetensors(task: Task, questions: Questions) -> Answers:
 
 def answer(reference: Reference, questions: Questions) -> Answers:
     """The answers of the fp32 forward pass."""
-    text = questions.text
-    hidden = reference.hidden([reference.start()], [text])[0]
-    return Answers(
-        reference.logits(hidden[: questions.logits]),
-        reference.losses(hidden[:-1], text[1:]),
-        tuple(tuple(row) for row in reference.greedy(questions.prompts, questions.tokens)),
-    )
+    hidden = reference.hidden([reference.start()], [questions.text])[0]
+    scores = Scores(questions)
+    for start in range(0, len(hidden), HEAD_TOKENS):
+        scores.take(reference.logits(hidden[start : start + HEAD_TOKENS]))
+    continuations = tuple(tuple(row) for row in reference.greedy(questions.prompts, questions.tokens))
+    return scores.answers(continuations, threads=None, runtime=False)
 
 
 def compare_tensors(checkpoint: Checkpoint, artifact: SafetensorsFile) -> None:
@@ -236,7 +244,7 @@ def consumer_of(name: str) -> Callable[[Task, Questions], Answers]:
 def main(argv: list[str]) -> int:
     """Runs one order after the other; exits with 0 when each has answers or a message."""
     order = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
-    questions = read_reference(Path(order["reference"])).questions
+    questions = read_reference(Path(order["reference"])).asked(speed=order.get("speed", False))
     for entry in order["artifacts"]:
         answers = Path(entry["answers"])
         task = Task(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 
 from rwkvflow.worker.native import find_library
 from rwkvflow.worker.protocol import WorkerError, progress
-from rwkvflow.worker.questions import Answers, Questions, losses_of
+from rwkvflow.worker.questions import Answers, Questions
+from rwkvflow.worker.scores import WARM_UP, Scores
 
 STEP = 64  # tokens at a time
+TIMED = 128  # tokens one at a time, where the decode speed is asked for
 SHOWN = 3  # lines of llama.cpp's own messages
 
 
@@ -111,21 +114,24 @@ def answers(engine: Path, artifact: Path, questions: Questions) -> Answers:
     text = questions.text
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = max(1, min(threads, artifact.stat().st_size >> 24))  # small models run faster on one
-    kept: list[NDArray[np.float32]] = []
-    losses: list[NDArray[np.float32]] = []
+    scores = Scores(questions)
     with Llama(engine, artifact, threads) as model:
         for start in range(0, len(text), STEP):
-            logits = model.eval(text[start : start + STEP])
-            if start < questions.logits:
-                kept.append(logits[: questions.logits - start])
-            targets = np.array(text[start + 1 : start + STEP + 1])
-            losses.append(losses_of(logits[: len(targets)], targets))
+            scores.take(model.eval(text[start : start + STEP]))
             progress(start, len(text), "tokens")
-        return Answers(
-            np.concatenate(kept),
-            np.concatenate(losses),
-            tuple(_continue(model, prompt, questions.tokens) for prompt in questions.prompts),
-        )
+        if questions.speed:
+            _time(model, text[: TIMED + WARM_UP], scores)
+        continuations = tuple(_continue(model, prompt, questions.tokens) for prompt in questions.prompts)
+    return scores.answers(continuations, threads=threads, runtime=True)
+
+
+def _time(model: Llama, text: Sequence[int], scores: Scores) -> None:
+    """The text again, a token at a time."""
+    model.reset()
+    for token in text:
+        start = time.perf_counter()
+        model.eval([token])
+        scores.took(time.perf_counter() - start)
 
 
 def _continue(model: Llama, prompt: Sequence[int], count: int) -> tuple[int, ...]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from rwkvflow.worker.protocol import WorkerError
 Array = NDArray[np.float32]
 TEXT_TOKENS = 512  # of the text, for the perplexity
 LOGIT_TOKENS = 64  # of the text, after which all logits are compared
+TRUTH_BYTES = 1 << 28  # of the reference's logits that are kept, for the divergence: all 512 rows of 131,072
+LOCAL_HEADER = 30  # bytes of a member's own header in a ZIP file, before its name
 
 
 @dataclass(frozen=True)
@@ -25,25 +29,48 @@ class Questions:
     text     at least two tokens; the model predicts each from those before it
     logits   after so many of them, at most len(text), all logits are kept
     prompts  each with at least one token, continued greedily by `tokens`
+    truth    the reference's logits [n, V] after the first n tokens, from which the divergence is reckoned, if at all
+    speed    whether tokens of the text are timed
     """
 
     text: tuple[int, ...]
     logits: int
     prompts: tuple[tuple[int, ...], ...]
     tokens: int
+    truth: Array | None = field(default=None, compare=False, repr=False)
+    speed: bool = False
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast single tokens were read: the median over `tokens` of them. threads: None where it is not known."""
+
+    tokens_per_second: float
+    tokens: int
+    threads: int | None
 
 
 @dataclass(frozen=True)
 class Answers:
-    """logits [n, V] after each of the first n text tokens; losses [T-1] in nats; the continuations' token ids.
+    """What a model says, over a text of T tokens.
 
-    note: what the report should say of how they came about; None where the consumer simply ran the artifact.
+    logits         [n, V] after each of the first n tokens
+    losses         [T-1] in nats: -log p of each token but the first
+    likeliest      [T] the token that it holds most likely after each; the lowest of several
+    continuations  token ids
+    note           what the report should say of how they came about; None where the consumer simply ran the artifact
+    divergence     [m] in nats: KL(reference || this) after each of the first m tokens; None without a reference
+    runtime        whether the artifact's own runtime computed them, or our fp32 forward pass over what it holds
     """
 
     logits: Array
     losses: Array
+    likeliest: NDArray[np.int32]
     continuations: tuple[tuple[int, ...], ...]
     note: str | None = None
+    divergence: NDArray[np.float64] | None = None
+    runtime: bool = True
+    pace: Pace | None = None
 
     @property
     def perplexity(self) -> float:
@@ -53,13 +80,20 @@ class Answers:
 
 @dataclass(frozen=True)
 class Reference:
-    """The questions, the reference's answers, and how tokens become text ("kind" and note of the tokenizer)."""
+    """The questions, the reference's answers, and how tokens become text ("kind" and note of the tokenizer).
+
+    The answers' logits are those of more tokens than the questions ask for: as many as TRUTH_BYTES hold.
+    """
 
     questions: Questions
     answers: Answers
     group_norm_eps: float | None
     tokenizer: str
     note: str | None
+
+    def asked(self, *, speed: bool = False) -> Questions:
+        """The questions as an artifact is asked them: beside the reference's logits."""
+        return replace(self.questions, truth=self.answers.logits, speed=speed)
 
 
 def write_arrays(path: Path, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
@@ -73,21 +107,50 @@ def write_arrays(path: Path, arrays: dict[str, NDArray[Any]], meta: dict[str, An
                 np.lib.format.write_array(member, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
 
 
-def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Raises WorkerError for a file that write_arrays did not write."""
+def read_arrays(path: Path, mapped: str = "") -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """`mapped` names an array that is not read but mapped. Raises WorkerError for a file of other origin."""
     try:
         with np.load(path, allow_pickle=False) as loaded:
-            arrays = {name: loaded[name] for name in loaded.files}
+            arrays = {name: loaded[name] for name in loaded.files if name != mapped}
         meta = json.loads(arrays.pop("meta").tobytes())
+        if mapped:
+            arrays[mapped] = _map(path, f"{mapped}.npy")
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise WorkerError(f"{path.name} is damaged or not a file of smoke results: {error}") from None
     return arrays, meta
 
 
+def _map(path: Path, member: str) -> NDArray[Any]:
+    """A member of an .npz that is not compressed, as numpy maps files; read-only."""
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        info = archive.getinfo(member)
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{member} is compressed")
+        archive.open(info).close()  # checks the local header, which the lengths below are from
+        file.seek(info.header_offset)
+        header = file.read(LOCAL_HEADER)
+        name, extra = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+        file.seek(name + extra, os.SEEK_CUR)
+        np.lib.format.read_magic(file)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        start, nbytes = file.tell(), dtype.itemsize * math.prod(shape)
+        end = info.header_offset + LOCAL_HEADER + name + extra + info.file_size
+        if fortran or dtype.hasobject or start + nbytes > end:
+            raise ValueError(f"{member} is not as it was written")
+    return np.memmap(path, dtype, "r", start, shape)
+
+
+def _arrays(answers: Answers) -> dict[str, NDArray[Any]]:
+    return {"logits": answers.logits, "losses": answers.losses, "likeliest": answers.likeliest}
+
+
 def write_answers(path: Path, answers: Answers) -> None:
     """Answers alone."""
-    arrays: dict[str, NDArray[Any]] = {"logits": answers.logits, "losses": answers.losses}
-    write_arrays(path, arrays, {"continuations": answers.continuations, "proof": answers.note})
+    arrays = _arrays(answers)
+    if answers.divergence is not None:
+        arrays["divergence"] = answers.divergence
+    meta = {"continuations": answers.continuations, "proof": answers.note, "runtime": answers.runtime}
+    write_arrays(path, arrays, {**meta, "pace": None if answers.pace is None else asdict(answers.pace)})
 
 
 def read_answers(path: Path) -> Answers:
@@ -99,7 +162,6 @@ def read_answers(path: Path) -> Answers:
 def write_reference(path: Path, reference: Reference) -> None:
     """The reference step's output."""
     asked, answers = reference.questions, reference.answers
-    arrays: dict[str, NDArray[Any]] = {"logits": answers.logits, "losses": answers.losses}
     meta = {
         "text": asked.text,
         "logits": asked.logits,
@@ -110,12 +172,12 @@ def write_reference(path: Path, reference: Reference) -> None:
         "tokenizer": reference.tokenizer,
         "note": reference.note,
     }
-    write_arrays(path, arrays, meta)
+    write_arrays(path, _arrays(answers), meta)
 
 
 def read_reference(path: Path) -> Reference:
-    """Reverse of write_reference."""
-    arrays, meta = read_arrays(path)
+    """Reverse of write_reference; the logits are a memory map."""
+    arrays, meta = read_arrays(path, "logits")
     try:
         asked = Questions(
             tuple(meta["text"]), meta["logits"], tuple(tuple(row) for row in meta["prompts"]), meta["tokens"]
@@ -127,15 +189,15 @@ def read_reference(path: Path) -> Reference:
 
 def _answers(path: Path, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> Answers:
     try:
-        continuations = tuple(tuple(row) for row in meta["continuations"])
-        return Answers(arrays["logits"], arrays["losses"], continuations, meta.get("proof"))
+        return Answers(
+            arrays["logits"],
+            arrays["losses"],
+            arrays["likeliest"],
+            tuple(tuple(row) for row in meta["continuations"]),
+            meta.get("proof"),
+            arrays.get("divergence"),
+            bool(meta.get("runtime", False)),
+            Pace(**pace) if (pace := meta.get("pace")) else None,
+        )
     except KeyError as error:
         raise WorkerError(f"{path.name} lacks {error}") from None
-
-
-def losses_of(logits: Array, targets: NDArray[np.integer[Any]]) -> Array:
-    """-log softmax(logits)[target] of each row, in nats: logits [T, V], targets [T]; computed in float64."""
-    wide = logits.astype(np.float64)
-    top = wide.max(1)
-    total = np.log(np.exp(wide - top[:, None]).sum(1)) + top
-    return np.asarray(total - wide[np.arange(len(targets)), targets], np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -52,13 +53,13 @@ def place(
     return tmp_path
 
 
-def run(capfd: Any, jobs: list[tuple[str, str]]) -> tuple[list[str], dict[str, str]]:
+def run(capfd: Any, jobs: list[tuple[str, str]], **params: Any) -> tuple[list[str], dict[str, str]]:
     """Jobs are (format, input); gives the inputs that passed, and the messages of the others."""
     full = [
         {"id": name, "params": {"format": kind, "input": name}, "outputs": {"smoke": f"out/{name}.json"}}
         for kind, name in jobs
     ]
-    smoke_task.run({"task": "smoke", "params": PARAMS, "jobs": full})
+    smoke_task.run({"task": "smoke", "params": {**PARAMS, **params}, "jobs": full})
     found = [m for line in capfd.readouterr().out.splitlines() if (m := parse(line))]
     passed = [m["output"]["job"] for m in found if "output" in m]
     return passed, {m["failed"]["job"]: m["failed"]["message"] for m in found if "failed" in m}
@@ -74,6 +75,15 @@ def test_demo_models_pass_in_every_ggml_format(place: Path, capfd: Any) -> None:
     assert reports["ggml-f32"]["logits"] == 0
     assert 0 < reports["ggml-q8_0"]["logits"] < reports["ggml-q5_1"]["logits"] < reports["ggml-q4_0"]["logits"]
     assert reports["ggml-f32"]["continuations"][0]["text"].isascii()
+    worse = [reports[f"ggml-{kind}"] for kind in ("f32", "f16", "q8_0", "q5_1", "q5_0", "q4_0")]
+    for less, more in itertools.pairwise(worse):
+        assert less["kl_divergence"] <= more["kl_divergence"]
+        assert less["bits_per_weight"] > more["bits_per_weight"]
+    assert worse[0]["kl_divergence"] == 0 < worse[-1]["kl_divergence"]
+    assert all(report["evaluated"] == "runtime" and report["kl_divergence_tokens"] == 512 for report in worse)
+    # What users are promised of these two.
+    for name in (name for name in GGML if "q8_0" in name or "q5_1" in name):
+        assert reports[name]["perplexity_rise"] <= (0.001 if "q8_0" in name else 0.01), name
 
 
 def test_damaged_artifacts_fail_alone_and_say_why(place: Path, capfd: Any) -> None:
@@ -92,3 +102,13 @@ def test_damaged_artifacts_fail_alone_and_say_why(place: Path, capfd: Any) -> No
     for name in ("zeroed", "ggml-q4_0"):
         assert "of the reference's standard deviation" in failed[name]
         assert "ggml-f32 allows 0.0001" in failed[name]
+
+
+def test_the_decode_speed_is_told_where_it_is_asked_for(place: Path, capfd: Any) -> None:
+    passed, _ = run(capfd, [("ggml-q8_0", "ggml-q8_0")], speed=True)
+    assert passed == ["ggml-q8_0"]
+    report = json.loads(Path("out/ggml-q8_0.json").read_text())
+    assert report["tokens_per_second"] > 10  # a model of a megabyte
+    assert report["speed"]["tokens"] == 512 - 8
+    assert report["speed"]["threads"] >= 1
+    assert report["speed"]["cpu"]

@@ -13,6 +13,8 @@ import pytest
 
 from rwkvflow.worker.architecture import architecture_of
 from rwkvflow.worker.checkpoint import open_checkpoint
+from rwkvflow.worker.consumers import answer
+from rwkvflow.worker.questions import Questions
 from rwkvflow.worker.reference import Reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,15 +53,12 @@ def test_architecture_and_size(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
 def test_the_text_reads_like_words(path: Path, corpus: str) -> None:
-    text = list(SMOKE_TEXT.read_bytes()[:512])
+    asked = Questions(tuple(SMOKE_TEXT.read_bytes()[:512]), 1, (tuple(b"The "), tuple(b"Once there was ")), 100)
     with open_checkpoint(path) as checkpoint:
-        reference = Reference(checkpoint)
-        hidden = reference.hidden([reference.start()], [text])[0]
-        perplexity = float(np.exp(reference.losses(hidden[:-1], text[1:]).mean()))
-        told = reference.greedy([b"The ", b"Once there was "], 100)
-    assert perplexity < 1.8  # of a byte; untrained 256, English letters alone about 20
+        answers = answer(Reference(checkpoint), asked)
+    assert answers.perplexity < 1.8  # of a byte; untrained 256, English letters alone about 20
     known = set(re.findall(r"[a-z]+", corpus.lower()))
-    for continuation in told:
+    for continuation in answers.continuations:
         words = re.findall(r"[a-z]+", bytes(continuation).decode("ascii").lower())[1:-1]  # the ends may be cut
         assert len(words) >= 12
         assert len(set(words)) >= 8  # no loop of a few words

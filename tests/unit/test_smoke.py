@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,19 +11,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from rwkvflow.worker import smoke
 from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.questions import (
     Answers,
+    Array,
+    Pace,
     Questions,
     Reference,
-    losses_of,
     read_answers,
     read_reference,
     write_answers,
     write_reference,
 )
+from rwkvflow.worker.scores import Scores
 
 LIMITS = {"logits": 0.1, "perplexity": 0.02}
 
@@ -30,7 +34,8 @@ LIMITS = {"logits": 0.1, "perplexity": 0.02}
 def answers(seed: int = 0, rows: int = 4, vocab: int = 10) -> Answers:
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal((rows, vocab), dtype=np.float32)
-    return Answers(logits, rng.random(rows, dtype=np.float32) + 1, ((1, 2, 3), (4, 5, 6)))
+    losses = rng.random(rows, dtype=np.float32) + 1
+    return Answers(logits, losses, logits.argmax(1).astype(np.int32), ((1, 2, 3), (4, 5, 6)))
 
 
 def reference() -> Reference:
@@ -84,28 +89,95 @@ def test_another_vocabulary() -> None:
     assert "vocabulary of 12, the checkpoint one of 10" in (smoke.shape_problem(answers(), answers(vocab=12)) or "")
 
 
+def scored(logits: Array, text: Sequence[int], truth: Array | None = None, rows: int = 5) -> Answers:
+    """What is kept of logits that come a few rows at a time."""
+    scores = Scores(Questions(tuple(text), 2, (), 0, truth))
+    for start in range(0, len(logits), rows):
+        scores.take(logits[start : start + rows])
+    return scores.answers((), threads=1, runtime=True)
+
+
+def softmax(logits: Array) -> NDArray[np.float64]:
+    powers = np.exp(logits.astype(np.float64))
+    return np.asarray(powers / powers.sum(1, keepdims=True))
+
+
 @settings(deadline=None)
-@given(st.integers(2, 300), st.integers(1, 5), st.integers(0, 2**32 - 1))
-def test_losses_are_minus_log_softmax(vocab: int, rows: int, seed: int) -> None:
+@given(st.integers(2, 300), st.integers(2, 40), st.integers(1, 20), st.integers(0, 2**32 - 1))
+def test_scores_are_what_the_whole_logits_give(vocab: int, tokens: int, rows: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    logits = (rng.standard_normal((rows, vocab)) * 10).astype(np.float32)
-    targets = rng.integers(0, vocab, rows)
-    wide = logits.astype(np.float64)
-    expected = [np.log(np.exp(row).sum()) - row[target] for row, target in zip(wide, targets, strict=True)]
-    np.testing.assert_allclose(losses_of(logits, targets), expected, rtol=1e-5, atol=1e-6)
+    ours, truth = (rng.standard_normal((2, tokens, vocab)) * 10).astype(np.float32)
+    text = rng.integers(0, vocab, tokens)
+    found = scored(ours, text.tolist(), truth, rows)
+    p, q = softmax(truth), softmax(ours)
+    np.testing.assert_array_equal(found.logits, ours[:2])
+    np.testing.assert_array_equal(found.likeliest, ours.argmax(1))
+    np.testing.assert_allclose(found.losses, -np.log(q[np.arange(tokens - 1), text[1:]]), rtol=1e-5, atol=1e-6)
+    assert found.divergence is not None
+    np.testing.assert_allclose(found.divergence, (p * np.log(p / q)).sum(1), rtol=1e-6, atol=1e-9)
+    again = scored(ours, text.tolist(), truth, 1)
+    np.testing.assert_array_equal(again.losses, found.losses)
+    assert again.divergence is not None
+    np.testing.assert_allclose(again.divergence, found.divergence, rtol=1e-12, atol=1e-12)
+
+
+def test_the_divergence_of_a_known_pair_and_of_equal_rows() -> None:
+    truth = np.log(np.array([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]], np.float32)) + np.array([[3], [-70]], np.float32)
+    ours = np.log(np.array([[0.25, 0.5, 0.25], [0.2, 0.2, 0.6]], np.float32))
+    (first, second) = scored(ours, [0, 1], truth).divergence  # type: ignore[misc]
+    assert first == pytest.approx(0.25 * np.log(2), rel=1e-6)
+    assert 0 <= second < 1e-6
+    assert scored(ours, [0, 1]).divergence is None
+    assert len(scored(ours, [0, 1], truth[:1]).divergence) == 1  # type: ignore[arg-type]
+    assert scored(ours, [0, 1], truth[:, :2]).divergence is None, "another vocabulary is told elsewhere"
+
+
+def test_agreement_is_over_the_whole_text_and_divergence_its_mean() -> None:
+    likeliest = answers().likeliest.copy()
+    likeliest[3] += 1
+    figures = smoke.compare(answers(), replace(answers(), likeliest=likeliest, divergence=np.array([0.5, 0.0, 0.1])))
+    assert figures.agreement == 0.75
+    assert figures.divergence == pytest.approx(0.2)
+    assert figures.divergence_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0.0, 0), (3e-7, 0), (1.26e-6, 1e-6), (0.00012345, 0.000123), (0.12345, 0.123), (1234.5, 1230)]
+)
+def test_small_figures_are_rounded_to_what_every_machine_finds(value: float, shown: float) -> None:
+    assert smoke.small(value) == shown
+
+
+def reported(of: Answers) -> bytes:
+    figures, stored = smoke.compare(answers(), of), smoke.Stored(1000, 650)
+    return smoke.report("f", "the engine", reference(), of, figures, stored, LIMITS, [("The ", "owl é")], ["over"])
 
 
 def test_the_report_is_canonical_and_holds_no_time() -> None:
-    figures = smoke.compare(answers(), answers(1))
-    one, two = (
-        smoke.report("f", "the engine", reference(), figures, LIMITS, [("The ", "owl é")], ["over"]) for _ in range(2)
-    )
+    one, two = (reported(answers(1)) for _ in range(2))
     assert one == two
     content = json.loads(one)
     assert content["passed"] is False
     assert content["continuations"] == [{"prompt": "The ", "text": "owl é"}]
-    assert content["logits"] == round(figures.logits, 4)
-    assert not any("time" in key or "second" in key for key in content)
+    assert content["logits"] == round(smoke.compare(answers(), answers(1)).logits, 4)
+    assert (content["weights"], content["weight_bytes"], content["bits_per_weight"]) == (1000, 650, 5.2)
+    assert content["kl_divergence"] is None
+    assert not any("second" in key or "speed" in key for key in content)
+
+
+def test_a_speed_that_was_measured_is_told_with_its_machine() -> None:
+    content = json.loads(reported(replace(answers(1), pace=Pace(81.2539, 120, 2), runtime=True)))
+    assert content["tokens_per_second"] == 81.3
+    assert content["speed"] == {"tokens": 120, "threads": 2, "cpu": smoke.processor()}
+    assert content["speed"]["cpu"]
+
+
+def test_a_speed_is_the_median_without_the_warm_up() -> None:
+    scores = Scores(Questions((1, 2), 2, (), 0, speed=True))
+    scores.take(answers().logits[:2])
+    for seconds in [9.0] * 8 + [0.5, 0.25, 0.25, 0.25, 3.0]:
+        scores.took(seconds)
+    assert scores.answers((), threads=4, runtime=True).pace == Pace(4.0, 5, 4)
 
 
 def test_reference_and_answers_survive_their_files_byte_for_byte(tmp_path: Path) -> None:
@@ -114,9 +186,31 @@ def test_reference_and_answers_survive_their_files_byte_for_byte(tmp_path: Path)
     write_reference(second, read_reference(first))
     assert first.read_bytes() == second.read_bytes()
     assert read_reference(first).questions == reference().questions
-    write_answers(first, answers())
-    np.testing.assert_array_equal(read_answers(first).logits, answers().logits)
-    assert read_answers(first).continuations == answers().continuations
+    assert isinstance(read_reference(first).answers.logits, np.memmap)
+    np.testing.assert_array_equal(read_reference(first).asked().truth, answers().logits)
+    whole = replace(answers(), note="n", divergence=np.array([0.1, 0.2]), runtime=False, pace=Pace(3.5, 7, None))
+    for kept in (answers(), whole):
+        write_answers(first, kept)
+        back = read_answers(first)
+        for name in ("logits", "losses", "likeliest", "divergence"):
+            np.testing.assert_array_equal(getattr(back, name), getattr(kept, name))
+        assert (back.continuations, back.note) == (kept.continuations, kept.note)
+        assert (back.runtime, back.pace) == (kept.runtime, kept.pace)
+
+
+def test_a_map_that_leaves_its_member_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    write_reference(path, reference())
+    data = path.read_bytes()
+    for old, new in (
+        (b"(4, 10)", b"(9, 10)"),
+        (b"'<f4'", b"'|O4'"),
+        (b"'fortran_order': False", b"'fortran_order': True "),
+    ):
+        assert data.count(old) >= 1
+        path.write_bytes(data.replace(old, new, 1))
+        with pytest.raises(WorkerError, match="damaged"):
+            read_reference(path)
 
 
 @settings(deadline=None)

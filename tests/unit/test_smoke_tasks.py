@@ -70,7 +70,8 @@ def test_reference_holds_what_smoke_needs_and_is_deterministic(place: Path, caps
     first = Path("in/reference").read_bytes()
     kept = read_reference(Path("in/reference"))
     assert kept.questions.text == tuple(TEXT.encode())
-    assert kept.answers.logits.shape == (64, 256)
+    assert kept.questions.logits == 64
+    assert kept.answers.logits.shape == (len(TEXT), 256), "as many as the divergence needs"
     assert kept.answers.losses.shape == (len(TEXT) - 1,)
     assert [len(row) for row in kept.answers.continuations] == [4, 4]
     assert kept.questions.prompts == (tuple(b"The "), (0,))
@@ -120,6 +121,9 @@ def test_equal_artifacts_pass_and_the_report_says_so(place: Path, capfd: Any) ->
     report = json.loads(Path("out/0/smoke.json").read_text())
     assert report["passed"] is True
     assert (report["logits"], report["perplexity_rise"], report["agreement"]) == (0, 0, 1)
+    assert (report["kl_divergence"], report["kl_divergence_tokens"]) == (0, len(TEXT))
+    assert (report["evaluated"], report["bits_per_weight"]) == ("tensors", 16), "the checkpoint's own, in bf16"
+    assert not {"speed", "tokens_per_second"} & report.keys()
     assert [c["prompt"] for c in report["continuations"]] == ["The ", ""]
     assert Path("out/1/smoke.json").read_bytes() == Path("out/0/smoke.json").read_bytes()
     assert sorted(path.name for path in Path("out").iterdir() if path.name.startswith(".")) == []

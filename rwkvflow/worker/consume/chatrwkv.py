@@ -41,7 +41,7 @@ def run(task: Task, questions: Questions) -> Answers:
         other_eps = task.group_norm_eps not in (None, HEAD_NORM_EPS) and architecture.version != "4"
         if "cuda" not in strategy and not other_eps:
             with _named(task.artifact, ".pth") as path:
-                return one_by_one(_step(path, strategy, architecture), questions)
+                return one_by_one(_step(path, strategy, architecture), questions, _torch_threads())
         note = "the rwkv package has an epsilon of 64e-5 in its head group norm, and the recipe another"
         if "cuda" in strategy:
             note = "the rwkv package would need a GPU to run it"
@@ -61,6 +61,11 @@ def run(task: Task, questions: Questions) -> Answers:
         view = AsCheckpoint(artifact, wanted, checkpoint.tensors)
         reference = Reference(view, task.group_norm_eps, architecture=architecture)
         return replace(answer(reference, questions), note=note)
+
+
+def _torch_threads() -> int:
+    """How many threads PyTorch computes with."""
+    return int(importlib.import_module("torch").get_num_threads())
 
 
 def strategy_of(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def run(task: Task, questions: Questions) -> Answers:
         }
         compare_held(checkpoint, artifact, wanted)
         view = AsCheckpoint(artifact, wanted, checkpoint.tensors)
-        return answer(Reference(view, task.group_norm_eps, architecture=architecture), questions)
+        answers = answer(Reference(view, task.group_norm_eps, architecture=architecture), questions)
+    return replace(answers, note="msgpack read it as faster-rwkv does, and its tensors are the checkpoint's")
 
 
 class FrFile:

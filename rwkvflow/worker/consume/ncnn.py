@@ -49,7 +49,7 @@ def run(task: Task, questions: Questions) -> Answers:
         logits, *state = (_taken(extractor, name) for name in (names.logits, *outputs))
         return logits, state
 
-    return one_by_one(step, questions)
+    return one_by_one(step, questions, int(net.opt.num_threads))
 
 
 def _taken(extractor: Any, name: str) -> Any:

@@ -49,7 +49,7 @@ def run(task: Task, questions: Questions) -> Answers:
         *state, logits = session.run(names, {"input_id": np.array(token, np.int64), **feed})
         return np.asarray(logits, np.float32), state
 
-    return one_by_one(step, questions)
+    return one_by_one(step, questions, int(options.intra_op_num_threads))
 
 
 def _fresh(given: Any, has_exponent: bool) -> Any:

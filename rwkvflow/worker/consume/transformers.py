@@ -57,7 +57,7 @@ def _transformers(folder: Path, questions: Questions) -> Answers:
             out = model(input_ids=torch.tensor([[token]]), state=copied, use_cache=True)
         return np.asarray(out.logits[0, -1].numpy(), np.float32), out.state
 
-    return one_by_one(step, questions)
+    return one_by_one(step, questions, int(torch.get_num_threads()))
 
 
 def _llama(task: Task, questions: Questions) -> Answers:

@@ -125,8 +125,7 @@ class Reference:
     def head(self, hidden: Array) -> Iterator[tuple[int, Array]]:
         """Logits of hidden [T, C] in slices of the vocabulary: (first token of the slice, [T, slice])."""
         vocabulary, width = self.architecture.n_vocab, self.architecture.n_embd
-        # losses() makes float64 copies of the logits, hence the 4 beside the number of tokens.
-        step = max(1, HEAD_BYTES // (4 * max(width, 4 * len(hidden))))
+        step = max(1, HEAD_BYTES // (4 * max(width, len(hidden))))
         for start in range(0, vocabulary, step):
             rows = min(step, vocabulary - start)
             if self._keep:
@@ -138,20 +137,6 @@ class Reference:
     def logits(self, hidden: Array) -> Array:
         """All logits of hidden [T, C]: [T, V]."""
         return np.concatenate([part for _, part in self.head(hidden)], axis=1)
-
-    def losses(self, hidden: Array, targets: Sequence[int]) -> Array:
-        """-log p(targets[t]) of each row of hidden, in nats, [T]; memory does not grow with the vocabulary."""
-        wanted = np.asarray(targets)
-        top = np.full(len(hidden), -np.inf, np.float64)
-        total = np.zeros(len(hidden), np.float64)
-        target = np.zeros(len(hidden), np.float64)
-        for start, part in self.head(hidden):
-            highest = np.maximum(top, part.max(1))
-            total = total * np.exp(top - highest) + np.exp(part - highest[:, None]).sum(1, dtype=np.float64)
-            top = highest
-            inside = (wanted >= start) & (wanted < start + part.shape[1])
-            target[inside] = part[inside, wanted[inside] - start]
-        return np.asarray(top + np.log(total) - target, np.float32)
 
     def greedy(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
         """The `count` likeliest tokens after each prompt, one at a time; the lowest token wins a tie."""

@@ -15,7 +15,7 @@ from rwkvflow.worker import smoke
 from rwkvflow.worker.checkpoint import open_checkpoint
 from rwkvflow.worker.consumers import answer
 from rwkvflow.worker.protocol import WorkerError, emit
-from rwkvflow.worker.questions import LOGIT_TOKENS, TEXT_TOKENS, Questions, Reference, write_reference
+from rwkvflow.worker.questions import LOGIT_TOKENS, TEXT_TOKENS, TRUTH_BYTES, Questions, Reference, write_reference
 from rwkvflow.worker.reference import Reference as Forward
 from rwkvflow.worker.tasks.outputs import finish
 from rwkvflow.worker.tokenizers import Tokenizer, open_tokenizer
@@ -34,7 +34,8 @@ def run(request: dict[str, Any]) -> None:
         affordable = max(1, int(READ_BYTES // max(nbytes, 1)))
         shortened = min(questions.tokens, affordable)
         with np.errstate(over="ignore", invalid="ignore"):  # judged below
-            answers = answer(forward, Questions(questions.text, questions.logits, questions.prompts, shortened))
+            kept = max(questions.logits, TRUTH_BYTES // (4 * forward.architecture.n_vocab))
+            answers = answer(forward, Questions(questions.text, kept, questions.prompts, shortened))
     if trouble := smoke.finite(answers):
         raise WorkerError(f"the checkpoint itself is broken: in fp32, {trouble}")
     output = Path(job["outputs"]["reference"])

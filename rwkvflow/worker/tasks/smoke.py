@@ -2,7 +2,8 @@
 
 Inputs: in/reference, in/checkpoint, in/engine, in/tokenizer where the recipe names one, and the artifacts. Job
 parameters: format, input (the artifact's name below in/) and limits {"logits", "perplexity"}, where absent the
-format's own. Output "smoke": the report; it is written for a failed artifact as well, whose job then fails.
+format's own. Parameters: prompts, and speed, whether tokens are timed. Output "smoke": the report; it is written for a
+failed artifact as well, whose job then fails.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from rwkvflow.worker import smoke
+from rwkvflow.worker.architecture import architecture_of
+from rwkvflow.worker.checkpoint import open_checkpoint
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.protocol import WorkerError, emit, progress
 from rwkvflow.worker.questions import Answers, Reference, read_answers, read_reference
@@ -36,7 +39,7 @@ def run(request: dict[str, Any]) -> None:
         reference.tokenizer, reference.answers.logits.shape[1], named if named.exists() else None
     )
     jobs = request["jobs"]
-    for done, (job, result) in enumerate(_answers(jobs, reference)):
+    for done, (job, result) in enumerate(_answers(jobs, reference, bool(request["params"].get("speed")))):
         progress(done, len(jobs), "artifacts", job["params"]["format"])
         failure = result if isinstance(result, str) else _judge(job, reference, result, request["params"], tokenizer)
         if failure:
@@ -44,14 +47,16 @@ def run(request: dict[str, Any]) -> None:
     progress(len(jobs), len(jobs), "artifacts")
 
 
-def _answers(jobs: list[dict[str, Any]], reference: Reference) -> Iterator[tuple[dict[str, Any], Answers | str]]:
+def _answers(
+    jobs: list[dict[str, Any]], reference: Reference, speed: bool
+) -> Iterator[tuple[dict[str, Any], Answers | str]]:
     """Each job with its artifact's answers or a message, in order."""
     Path("out").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir="out", prefix=".smoke-") as folder:
         waiting = list(enumerate(jobs))
         while waiting:
             paths = {index: Path(folder) / f"{index}.npz" for index, _ in waiting}
-            code = _child(Path(folder) / "order.json", [(job, paths[i]) for i, job in waiting], reference)
+            code = _child(Path(folder) / "order.json", [(job, paths[i]) for i, job in waiting], reference, speed)
             while waiting:
                 index, job = waiting[0]
                 answers, error = paths[index], paths[index].with_suffix(".error")
@@ -70,12 +75,13 @@ def _answers(jobs: list[dict[str, Any]], reference: Reference) -> Iterator[tuple
                 waiting.pop(0)
 
 
-def _child(order: Path, entries: list[tuple[dict[str, Any], Path]], reference: Reference) -> int:
+def _child(order: Path, entries: list[tuple[dict[str, Any], Path]], reference: Reference, speed: bool) -> int:
     content = {
         "reference": str(REFERENCE),
         "checkpoint": "in/checkpoint",
         "engine": "in/engine",
         "group_norm_eps": reference.group_norm_eps,
+        "speed": speed,
         "artifacts": [
             {
                 "format": job["params"]["format"],
@@ -118,7 +124,7 @@ def _judge(
     texts = [tokenizer.decode(tokens) for tokens in answers.continuations]
     continuations = list(zip(params["prompts"], texts, strict=True))
     content = smoke.report(
-        name, FORMATS[name].consumer, reference, figures, limits, continuations, failed, answers.note
+        name, FORMATS[name].consumer, reference, answers, figures, _stored(name), limits, continuations, failed
     )
     output = Path(job["outputs"]["smoke"])
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -127,6 +133,8 @@ def _judge(
         ("perplexity", f"{figures.perplexity:.3f}"),
         ("perplexity rise", f"{smoke.coarse(figures.rise):+.2%}"),
         ("worst logit", f"{smoke.coarse(figures.logits):.4g}"),
+        *((("KL divergence", f"{smoke.small(figures.divergence):g}"),) if figures.divergence is not None else ()),
+        *((("tokens a second", f"{answers.pace.tokens_per_second:.3g}"),) if answers.pace else ()),
         *(("continuation", prompt + text) for prompt, text in continuations),
         *((("proof", answers.note),) if answers.note else ()),
     ):
@@ -135,3 +143,15 @@ def _judge(
         return f"{name}: " + "; ".join(failed)
     finish(job["id"], "smoke", output)
     return None
+
+
+def _stored(name: str) -> smoke.Stored:
+    """What the layout of such a file gives the checkpoint's tensors; nothing is written but empty files."""
+    with open_checkpoint("in/checkpoint") as checkpoint, tempfile.TemporaryDirectory(prefix=".layout-") as folder:
+        architecture = architecture_of(checkpoint.tensors)
+        writer = FORMATS[name].open(Path(folder) / "empty", architecture, checkpoint.tensors, Path("in/engine"))
+        try:
+            taken = sum(slot.size for slots in writer.slots.values() for slot in slots)
+        finally:
+            writer.abort()
+        return smoke.Stored(sum(info.numel for info in checkpoint.tensors.values()), taken)
