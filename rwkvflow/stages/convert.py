@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, Ref, Step
@@ -21,6 +22,12 @@ def _tokenizer(blueprint: Blueprint, which: Artifact) -> dict[str, Input]:
     return {"tokenizer": own} if own else {}
 
 
+def _params(blueprint: Blueprint, which: Artifact) -> dict[str, Any]:
+    """What the tensors do not tell of a model, where the recipe does."""
+    eps = blueprint.models[which.model].group_norm_eps
+    return {} if eps is None else {"group_norm_eps": eps}
+
+
 def steps(blueprint: Blueprint) -> Iterator[Step]:
     """One step an artifact."""
     for which in blueprint.artifacts:
@@ -29,7 +36,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
             stage="convert",
             action="sandbox",
             command=WORKER_COMMAND,
-            params={"task": "convert", "params": {}, "job": {"format": which.format}},
+            params={"task": "convert", "params": _params(blueprint, which), "job": {"format": which.format}},
             inputs={
                 "checkpoint": inputs.checkpoint(which.model),
                 "engine": engine.builtin(which.image),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from rwkvflow.worker.protocol import WorkerError
@@ -18,6 +18,7 @@ from rwkvflow.worker.tensorinfo import TensorInfo
 VERSIONS: Final = ("4", "5.0", "5.1", "5.2", "6", "7")
 #: The number of rows of emb.weight tells the tokenizer.
 TOKENIZERS: Final = {256: "bytes", 50277: "20b", 65536: "world"}
+HEAD_NORM_EPS: Final = 64e-5  # of ln_x, in the author's code for versions 5 to 7
 MAX_PROBLEMS: Final = 12
 MAX_LAYERS: Final = 10_000
 MAX_SIZE: Final = 2**31 - 1
@@ -33,6 +34,7 @@ class Architecture:
     lora               ranks of the low-rank matrices: {"decay", "maa"} in 6, {"a", "g", "v", "w"} in 7, else {}
     dtype              the dtype that holds most of the bytes
     extra              names that belong to no known tensor of this version; a conversion would not know their meaning
+    head_norm_eps      epsilon of the head group norm (ln_x) of versions 5 to 7, which no tensor tells
     """
 
     version: str
@@ -46,6 +48,7 @@ class Architecture:
     lora: Mapping[str, int] = field(hash=False)
     dtype: str
     extra: tuple[str, ...] = ()
+    head_norm_eps: float = HEAD_NORM_EPS
 
     @property
     def tokenizer_guess(self) -> str | None:
@@ -53,22 +56,25 @@ class Architecture:
         return TOKENIZERS.get(self.n_vocab)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it, with the tokenizer guess."""
+        """As JSON takes it, with the tokenizer guess; only what the tensors tell."""
+        told = asdict(self)
+        del told["head_norm_eps"]
         return {
-            **asdict(self),
+            **told,
             "lora": dict(self.lora),
             "extra": list(self.extra),
             "tokenizer_guess": self.tokenizer_guess,
         }
 
 
-def architecture_of(tensors: Mapping[str, TensorInfo]) -> Architecture:
-    """The architecture of a checkpoint's tensors.
+def architecture_of(tensors: Mapping[str, TensorInfo], group_norm_eps: float | None = None) -> Architecture:
+    """The architecture of a checkpoint's tensors; `group_norm_eps` where it is not the author's.
 
     Raises WorkerError that names every missing tensor, contradictory shape and wrong dtype (the first MAX_PROBLEMS),
     or says that these are not RWKV's tensors.
     """
-    return _Reader(tensors).result()
+    found = _Reader(tensors).result()
+    return found if group_norm_eps is None else replace(found, head_norm_eps=group_norm_eps)
 
 
 def version_of(tensors: Mapping[str, TensorInfo]) -> str:

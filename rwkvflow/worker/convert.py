@@ -73,14 +73,15 @@ def convert(
     threads: int | None = None,
     piece: int = PIECE,
     on_progress: Progress | None = None,
+    group_norm_eps: float | None = None,
 ) -> list[Outcome]:
     """Make every job's artifact from the checkpoint `source`, with the library in the engine folder `engine`.
 
     A job that cannot be done does not keep the others from being done; it leaves no file. Outcomes come in the order of
-    jobs. Raises WorkerError when nothing can be done: a checkpoint that cannot be read, a disk without room.
+    jobs. Raises WorkerError when nothing can be done: an unreadable checkpoint, a disk without room.
     """
     with open_checkpoint(source) as checkpoint:
-        architecture = architecture_of(checkpoint.tensors)
+        architecture = architecture_of(checkpoint.tensors, group_norm_eps)
         native = Native(engine)
         outcomes = [Outcome(job) for job in jobs]
         _check_room(outcomes, architecture, checkpoint.tensors)

@@ -16,19 +16,21 @@ from rwkvflow.worker.reference import Reference
 QUESTIONS = Questions(tuple(int(x) for x in np.random.default_rng(3).integers(1, 90, 20)), 12, ((3, 4), (7,)), 4)
 
 
-def make(folder: Path, version: str, dtype: str, engine: Path, *names: str, **sizes: int) -> tuple[Path, list[Path]]:
-    """A checkpoint and its artifacts in the formats `names`."""
+def make(
+    folder: Path, version: str, dtype: str, engine: Path, *names: str, eps: float | None = None, **sizes: int
+) -> tuple[Path, list[Path]]:
+    """A checkpoint and its artifacts in the formats `names`; eps: of its head group norm."""
     folder.mkdir(exist_ok=True)
     source = checkpoints.make(folder / "m.pth", version, dtype, **({"layers": 2, "width": 128, "vocab": 96} | sizes))
-    outcomes = convert(source, engine, [Job(name, name, folder / name) for name in names])
+    outcomes = convert(source, engine, [Job(name, name, folder / name) for name in names], group_norm_eps=eps)
     assert [outcome.failure for outcome in outcomes] == [None] * len(names)
     return source, [folder / name for name in names]
 
 
-def expected(source: Path) -> Answers:
+def expected(source: Path, eps: float | None = None) -> Answers:
     """The reference's answers."""
     with open_checkpoint(source) as checkpoint:
-        return answer(Reference(checkpoint), QUESTIONS)
+        return answer(Reference(checkpoint, eps), QUESTIONS)
 
 
 def ask(name: str, path: Path, source: Path, eps: float | None = None) -> Answers:

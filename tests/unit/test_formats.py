@@ -70,6 +70,23 @@ def test_a_version_that_a_format_cannot_hold_is_refused_by_name() -> None:
     assert only_4.refuse(architecture) == "safetensors cannot hold version 7; it holds 4"
 
 
+def test_another_epsilon_is_refused_where_the_runtime_has_its_own() -> None:
+    for version in checkpoints.VERSIONS:
+        architecture = architecture_of(tensors_of(version), 1e-5)
+        for name, item in FORMATS.items():
+            told = item.refuse(architecture)
+            if version not in item.versions or version == "4":
+                continue
+            if name.startswith(("gguf-", "transformers")):
+                assert told == (
+                    f"{name} cannot hold a model whose head group norm has an epsilon of 1e-05: "
+                    "what runs it has 0.00064"
+                )
+            else:
+                assert told is None
+    assert FORMATS["transformers"].refuse(architecture_of(tensors_of("4"), 1e-5)) is None
+
+
 # ---- layouts --------------------------------------------------------------------------------------------------
 
 

@@ -113,6 +113,13 @@ def test_a_lock_without_it_is_noticed() -> None:
     assert "packages.llama.cpp: is in the lock, no longer in the recipe" in disagreements(recipe_of(PLAIN), old)
 
 
+def test_an_epsilon_of_the_recipe_reaches_the_conversion_and_no_other_recipe() -> None:
+    name = "convert/a/ggml-f16@py3.11"
+    assert plan_of(PLAIN).steps[name].params["params"] == {}
+    steps = plan_of(PLAIN.replace("source: a.pth", "source: a.pth, group_norm_eps: 1e-05")).steps
+    assert steps[name].params["params"] == {"group_norm_eps": 1e-05}
+
+
 # ---- source packages ------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvflow.worker.architecture import Architecture, architecture_of
+from rwkvflow.worker.architecture import HEAD_NORM_EPS, Architecture, architecture_of
 from rwkvflow.worker.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from rwkvflow.worker.consume.held import AsCheckpoint, Held, compare_held
 from rwkvflow.worker.consumers import Task, answer, one_by_one
@@ -27,7 +27,6 @@ from rwkvflow.worker.formats import FORMATS, chatrwkv
 from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.questions import Answers, Questions
 from rwkvflow.worker.reference import Reference
-from rwkvflow.worker.reference.primitives import HEAD_NORM_EPS
 
 # torch sums a row of the embedding in another order than we do: one unit in the last place of the narrower type
 UNITS = {"bf16": 2.0**-7, "f16": 2.0**-9, "f32": 2.0**-9}

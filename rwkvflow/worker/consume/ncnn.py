@@ -14,7 +14,6 @@ from rwkvflow.worker.formats.graph import states
 from rwkvflow.worker.formats.ncnn import BIN, PARAM, names_of
 from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.questions import Answers, Questions
-from rwkvflow.worker.reference.primitives import HEAD_NORM_EPS
 
 
 def run(task: Task, questions: Questions) -> Answers:
@@ -23,8 +22,6 @@ def run(task: Task, questions: Questions) -> Answers:
         package: Any = importlib.import_module("ncnn")
     except ImportError as error:
         raise WorkerError(f"ncnn cannot be loaded: {error}") from None
-    if task.group_norm_eps not in (None, HEAD_NORM_EPS):
-        raise WorkerError("the graph has an epsilon of 64e-5 in its head group norm, and the recipe asks for another")
     with open_checkpoint(task.checkpoint) as checkpoint:
         architecture = architecture_of(checkpoint.tensors)
     net = package.Net()

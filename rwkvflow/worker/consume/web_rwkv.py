@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvflow.worker.architecture import Architecture, architecture_of
+from rwkvflow.worker.architecture import HEAD_NORM_EPS, Architecture, architecture_of
 from rwkvflow.worker.checkpoint import TensorInfo, open_checkpoint
 from rwkvflow.worker.consume.held import AsCheckpoint, Held, compare_held, swap
 from rwkvflow.worker.consumers import SafetensorsFile, Task, answer
@@ -29,7 +29,6 @@ from rwkvflow.worker.formats import web_rwkv as layout
 from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.questions import Answers, Questions
 from rwkvflow.worker.reference import Reference
-from rwkvflow.worker.reference.primitives import HEAD_NORM_EPS
 
 RUNS = frozenset({"4", "5.1", "5.2", "6"})
 VOCABULARY = 65536  # the only one that web-rwkv-py takes

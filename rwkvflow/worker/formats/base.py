@@ -146,6 +146,13 @@ class LayoutBuilder:
         return Layout(self.size, tuple(self._literals), slots, tuple(self._remarks))
 
 
+def literal_layout(data: bytes) -> Layout:
+    """Of a file that holds nothing of a tensor."""
+    build = LayoutBuilder()
+    build.literal(data)
+    return build.done()
+
+
 @dataclass(frozen=True)
 class Written:
     """A finished artifact. sha256 is None for a folder, which whoever keeps it hashes as a whole."""
@@ -185,13 +192,25 @@ class Format(ABC):
     requires: tuple[str, ...] = field(default=(), kw_only=True)
     needs_torch: bool = field(default=False, kw_only=True)
     engine: str | None = field(default=None, kw_only=True)  # what else has to be built for the consumer: "llama.cpp"
+    fixed_epsilon: bool = field(default=False, kw_only=True)  # whether what runs it knows one head_norm_eps only
     tokenizer: bool = field(default=False, kw_only=True)  # whether a tokenizer that the recipe names goes into it
 
     def refuse(self, architecture: Architecture) -> str | None:
         """Why this format cannot hold such a model; None when it can."""
         if architecture.version in self.versions:
-            return None
+            return self._refuse_epsilon(architecture)
         return f"{self.name} cannot hold version {architecture.version}; it holds {', '.join(sorted(self.versions))}"
+
+    def _refuse_epsilon(self, architecture: Architecture) -> str | None:
+        from rwkvflow.worker.architecture import HEAD_NORM_EPS
+
+        eps = architecture.head_norm_eps
+        if not self.fixed_epsilon or architecture.version == "4" or eps == HEAD_NORM_EPS:
+            return None
+        return (
+            f"{self.name} cannot hold a model whose head group norm has an epsilon of {eps:g}: "
+            f"what runs it has {HEAD_NORM_EPS:g}"
+        )
 
     @abstractmethod
     def expected_size(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> int:
@@ -219,3 +238,22 @@ class FileFormat(Format):
         from rwkvflow.worker.formats.file import FileWriter
 
         return FileWriter(path, self.layout(architecture, tensors))
+
+
+@dataclass(frozen=True)
+class FolderFormat(Format):
+    """A format of a folder, each of its files described by a Layout."""
+
+    @abstractmethod
+    def layouts(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Mapping[str, Layout]:
+        """Each file, as FileFormat's layout. Raises WorkerError."""
+
+    def expected_size(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> int:
+        """See Format."""
+        return sum(layout.size for layout in self.layouts(architecture, tensors).values())
+
+    def open(self, path: Path, architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path) -> Writer:
+        """See Format. The engine is not needed: layouts come from names and shapes."""
+        from rwkvflow.worker.formats.folder import FolderWriter
+
+        return FolderWriter(path, self.layouts(architecture, tensors))

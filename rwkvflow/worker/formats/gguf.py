@@ -341,6 +341,7 @@ FORMATS = tuple(
         limits=LIMITS[short],
         requires=("gguf", "pyrwkv-tokenizer"),
         engine="llama.cpp",
+        fixed_epsilon=True,
         kind=kind,
     )
     for short, kind in KINDS.items()

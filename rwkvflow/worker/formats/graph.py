@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from rwkvflow.worker.checkpoint import TensorInfo
 
 EPS = 1e-5
-HEAD_EPS = 64e-5  # of ln_x, in the author's code for versions 5 to 7
 EMPTY = -1e30  # where version 4's largest exponent (state 3) begins; every other state begins with zeros
 SMALLEST_NORM = 1e-12
 LOWEST_LOG_DECAY = -math.exp(-0.5)  # of version 7: w = exp(LOWEST_LOG_DECAY · sigmoid(…))
@@ -79,7 +78,7 @@ class Ops(ABC):
 
     @abstractmethod
     def head_norm(self, x: str, name: str) -> str:
-        """Of each head of a row [H, 1, N], with weight and bias for all; a vector."""
+        """Of each head of a row [H, 1, N], with weight and bias for all and the architecture's epsilon; a vector."""
 
     @abstractmethod
     def binary(self, kind: str, x: str, y: str) -> str:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rwkvflow.worker.formats.base import (
@@ -26,16 +25,16 @@ from rwkvflow.worker.formats.base import (
     F16,
     F32,
     Encoding,
-    Format,
+    FolderFormat,
     Layout,
     LayoutBuilder,
     Limits,
     Transform,
-    Writer,
+    literal_layout,
     size_of,
 )
 from rwkvflow.worker.formats.ggml import TRANSPOSE
-from rwkvflow.worker.formats.graph import EPS, HEAD_EPS, Ops, config, forward, part_of, states
+from rwkvflow.worker.formats.graph import EPS, Ops, config, forward, part_of, states
 from rwkvflow.worker.protocol import WorkerError
 
 if TYPE_CHECKING:
@@ -149,7 +148,8 @@ class _Graph(Ops):
     def head_norm(self, x: str, name: str) -> str:
         size, heads = self.architecture.n_att, self.architecture.n_head or 1
         weights = (self._floats(f"{name}.{end}") for end in ("weight", "bias"))
-        return self._layer("GroupNorm", [self.shaped(x, (size,))], {0: heads, 1: size, 2: HEAD_EPS, 3: 1}, *weights)
+        parameters = {0: heads, 1: size, 2: self.architecture.head_norm_eps, 3: 1}
+        return self._layer("GroupNorm", [self.shaped(x, (size,))], parameters, *weights)
 
     def binary(self, kind: str, x: str, y: str) -> str:
         return self._layer("BinaryOp", [x, y], {0: BINARY[kind]})
@@ -266,30 +266,18 @@ def layouts(architecture: Architecture, tensors: Mapping[str, TensorInfo], kind:
     if left := [name for name in tensors if name not in used and name in architecture.extra]:
         build.remark(f"ncnn: no place for {', '.join(left[:4])}; left out")
     text = config(architecture, "fp32" if kind == F32 else "fp16", ncnn_impl_version=IMPLEMENTATION)
-    return {PARAM: _literal("".join(lines).encode()), CONFIG: _literal(text), BIN: build.done()}
-
-
-def _literal(data: bytes) -> Layout:
-    build = LayoutBuilder()
-    build.literal(data)
-    return build.done()
+    return {PARAM: literal_layout("".join(lines).encode()), CONFIG: literal_layout(text), BIN: build.done()}
 
 
 @dataclass(frozen=True)
-class Ncnn(Format):
+class Ncnn(FolderFormat):
     """The folder. kind: F32 or F16, of matrices."""
 
     kind: int = F32
 
-    def expected_size(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> int:
-        """See Format."""
-        return sum(layout.size for layout in layouts(architecture, tensors, self.kind).values())
-
-    def open(self, path: Path, architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path) -> Writer:
-        """See Format."""
-        from rwkvflow.worker.formats.folder import FolderWriter
-
-        return FolderWriter(path, layouts(architecture, tensors, self.kind))
+    def layouts(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Mapping[str, Layout]:
+        """See FolderFormat."""
+        return layouts(architecture, tensors, self.kind)
 
 
 _F32 = Ncnn(

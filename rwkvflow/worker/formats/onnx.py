@@ -15,7 +15,6 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rwkvflow.worker import onnx_writer
@@ -24,15 +23,15 @@ from rwkvflow.worker.formats.base import (
     F16,
     F32,
     Encoding,
-    Format,
+    FolderFormat,
     Layout,
     LayoutBuilder,
     Limits,
     Transform,
-    Writer,
+    literal_layout,
     size_of,
 )
-from rwkvflow.worker.formats.graph import EPS, HEAD_EPS, Ops, config, forward, part_of, states
+from rwkvflow.worker.formats.graph import EPS, Ops, config, forward, part_of, states
 from rwkvflow.worker.onnx_writer import FLOAT, FLOAT16, INT64, Node, Tensor, Value
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ class _Graph(Ops):
     def head_norm(self, x: str, name: str) -> str:
         size = self.architecture.head_size or 1
         ones = self._small("ones", FLOAT, (size,), struct.pack(f"<{size}f", *[1.0] * size))
-        x = self._node("LayerNormalization", x, ones, axis=-1, epsilon=HEAD_EPS)
+        x = self._node("LayerNormalization", x, ones, axis=-1, epsilon=self.architecture.head_norm_eps)
         x = self.shaped(x, (self.architecture.n_att,))
         x = self._node("Mul", x, self.vector(name + ".weight"))
         return self._node("Add", x, self.vector(name + ".bias"))
@@ -195,30 +194,18 @@ def layouts(architecture: Architecture, tensors: Mapping[str, TensorInfo], kind:
         graph.nodes, [*graph.small.values(), *placed.values()], graph.inputs, graph.outputs, "rwkvflow"
     )
     text = config(architecture, "fp32" if kind == F32 else "fp16", onnx_impl_version=1)
-    return {MODEL: _literal(content), CONFIG: _literal(text), DATA: build.done()}
-
-
-def _literal(data: bytes) -> Layout:
-    build = LayoutBuilder()
-    build.literal(data)
-    return build.done()
+    return {MODEL: literal_layout(content), CONFIG: literal_layout(text), DATA: build.done()}
 
 
 @dataclass(frozen=True)
-class Onnx(Format):
+class Onnx(FolderFormat):
     """The folder. kind: F32 or F16, of matrices."""
 
     kind: int = F32
 
-    def expected_size(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> int:
-        """See Format."""
-        return sum(layout.size for layout in layouts(architecture, tensors, self.kind).values())
-
-    def open(self, path: Path, architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path) -> Writer:
-        """See Format."""
-        from rwkvflow.worker.formats.folder import FolderWriter
-
-        return FolderWriter(path, layouts(architecture, tensors, self.kind))
+    def layouts(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Mapping[str, Layout]:
+        """See FolderFormat."""
+        return layouts(architecture, tensors, self.kind)
 
 
 _F32 = Onnx(

@@ -323,6 +323,7 @@ FORMATS = (
         requires=("transformers", "gguf", "pyrwkv-tokenizer"),
         needs_torch=True,
         engine="llama.cpp",
+        fixed_epsilon=True,
         tokenizer=True,
     ),
 )

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rwkvflow.worker.architecture import Architecture, architecture_of
+from rwkvflow.worker.architecture import HEAD_NORM_EPS, Architecture, architecture_of
 from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.reference import v4, v5, v6, v7
-from rwkvflow.worker.reference.primitives import HEAD_NORM_EPS, Array, Get, State, layer_norm, linear
+from rwkvflow.worker.reference.primitives import Array, Get, State, layer_norm, linear
 
 CACHE_BYTES = 1 << 30  # fp32 models up to this size stay in memory between calls
 HEAD_BYTES = 1 << 27  # of the head's fp32 rows, or of logits, at a time

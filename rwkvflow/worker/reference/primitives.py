@@ -12,7 +12,6 @@ Array = NDArray[np.float32]
 State = dict[str, Array]  # what one layer carries from token to token
 Get = Callable[[str], Array]  # a tensor of the current layer by its name below "blocks.{i}."
 
-HEAD_NORM_EPS = 64e-5  # of ln_x, in the author's code for versions 5 to 7
 LAYER_NORM_EPS = 1e-5
 
 

@@ -16,7 +16,8 @@ def run(request: dict[str, Any]) -> None:
     def on_progress(done: int, total: int, label: str) -> None:
         progress(done, total, "B", label)
 
-    outcomes = convert(Path("in/checkpoint"), Path("in/engine"), jobs, on_progress=on_progress)
+    eps = request["params"].get("group_norm_eps")
+    outcomes = convert(Path("in/checkpoint"), Path("in/engine"), jobs, on_progress=on_progress, group_norm_eps=eps)
     for warning in dict.fromkeys(text for outcome in outcomes for text in outcome.warnings):
         print(f"warning: {warning}")
     for outcome in outcomes:
