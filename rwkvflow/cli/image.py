@@ -17,16 +17,27 @@ def image() -> None:
 
 @image.command()
 @click.option("--suite", default="bookworm", show_default=True, help="Debian release; it decides the Python version")
-@click.option("--tag", help="Name of the image, default rwkvflow-base:<suite>")
+@click.option(
+    "--package",
+    "packages",
+    multiple=True,
+    help="A further Debian package, such as mesa-vulkan-drivers; may be given several times",
+)
+@click.option("--tag", help="Name of the image, default rwkvflow-base:<suite>[_<package>…]")
 @click.option("--mirror", help="Debian mirror; default: the one this machine uses")
 @store_option
-def bootstrap(suite: str, tag: str | None, mirror: str | None, store: Path | None) -> None:
+def bootstrap(suite: str, packages: tuple[str, ...], tag: str | None, mirror: str | None, store: Path | None) -> None:
     """Make a base image from Debian packages, for sites without a registry. Needs mmdebstrap or debootstrap."""
     from rwkvflow.sandbox.bootstrap import bootstrap_image
     from rwkvflow.store import default_root
 
     made = bootstrap_image(
-        suite, tag=tag, mirror=mirror, root=store or default_root(), on_line=lambda line: click.echo(line, err=True)
+        suite,
+        packages=packages,
+        tag=tag,
+        mirror=mirror,
+        root=store or default_root(),
+        on_line=lambda line: click.echo(line, err=True),
     )
     click.echo(f"{made.reference} {made.digest}")
 

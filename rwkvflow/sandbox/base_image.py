@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rwkvflow.documents.lock import LockedBase
 from rwkvflow.errors import EnvironmentMissing, LockError, StepFailed
 from rwkvflow.sandbox.base import OnLine
+from rwkvflow.sandbox.base_names import command_for
 from rwkvflow.sandbox.daemon import connect, plain_errors, remedy_for
 from rwkvflow.stages.dockerfile import LOCAL, from_reference, split_reference
 
@@ -50,7 +51,7 @@ def base_digest(reference: str, client: docker.DockerClient | None = None) -> Lo
         return LockedBase(reference=reference, digest=root_digest(image), kind="local")
     if name.startswith(OURS):
         raise EnvironmentMissing(
-            f"the Docker engine has no image {reference}", remedy="make it with `rwkvflow image bootstrap`"
+            f"the Docker engine has no image {reference}", remedy=f"make it with `{command_for(reference)}`"
         )
     try:
         found = client.images.get_registry_data(reference).id
@@ -109,9 +110,10 @@ def ensure_base(pinned: str, client: docker.DockerClient, on_line: OnLine) -> st
         return wanted
     image = local_image(f"{name}:{tag}", client)
     if image is None:
+        command = command_for(f"{name}:{tag}")
         raise EnvironmentMissing(
             f"the Docker engine has no image {name}:{tag}",
-            remedy="make it with `rwkvflow image bootstrap`, or load the locked one: docker save … | docker load",
+            remedy=f"make it with `{command}`, or load the locked one: docker save … | docker load",
         )
     if (found := root_digest(image)) != digest:
         raise StepFailed(

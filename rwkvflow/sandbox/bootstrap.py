@@ -14,7 +14,8 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,13 +26,13 @@ from rwkvflow.files import clear_errors, locked, remove
 from rwkvflow.hashing import file_digest
 from rwkvflow.sandbox.base import OnLine
 from rwkvflow.sandbox.base_image import local_image, root_digest
+from rwkvflow.sandbox.base_names import SUITES, check_packages, default_tag
 from rwkvflow.sandbox.daemon import connect, plain_errors
 from rwkvflow.stages.dockerfile import ENVIRONMENT, split_reference
 
 if TYPE_CHECKING:
     import docker
 
-SUITES: Mapping[str, str] = {"bookworm": "3.11", "trixie": "3.13"}  # Debian release -> its Python
 # python3 in full: python3-minimal cannot import numpy. The libraries are what the wheels expect of every Linux.
 PACKAGES = ("python3", "libstdc++6", "libgomp1", "zlib1g")
 LEFT_OUT = ("/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/doc/*")
@@ -60,6 +61,7 @@ def bootstrap_image(
     suite: str = "bookworm",
     *,
     root: Path,
+    packages: Sequence[str] = (),
     tag: str | None = None,
     mirror: str | None = None,
     refresh: bool = False,
@@ -69,13 +71,14 @@ def bootstrap_image(
 ) -> LockedBase:
     """Make the tar (or take the one kept below `root`/bases unless `refresh`) and import it as `tag`.
 
-    Raises UsageError for an unknown suite or a bad mirror, EnvironmentMissing without mmdebstrap, debootstrap or a
-    Docker engine, StepFailed with the tool's last lines.
+    `packages` are further ones of Debian's, such as mesa-vulkan-drivers, which brings Vulkan without a GPU.
+    Raises UsageError for an unknown suite, a bad mirror or what is no package, EnvironmentMissing without mmdebstrap,
+    debootstrap or a Docker engine, StepFailed with the tool's last lines.
     """
-    reference = tag or f"rwkvflow-base:{suite}"
+    reference = tag or default_tag(suite, packages)
     split_reference(reference)
     client = client or connect()  # before 30 seconds of work, not after
-    tar = base_tar(suite, root=root, mirror=mirror, refresh=refresh, on_line=on_line, cancel=cancel)
+    tar = base_tar(suite, root=root, packages=packages, mirror=mirror, refresh=refresh, on_line=on_line, cancel=cancel)
     return import_base(tar, reference, client, suite=suite, on_line=on_line)
 
 
@@ -83,6 +86,7 @@ def base_tar(
     suite: str,
     *,
     root: Path,
+    packages: Sequence[str] = (),
     mirror: str | None = None,
     refresh: bool = False,
     on_line: OnLine = lambda line: None,
@@ -91,12 +95,14 @@ def base_tar(
     """The root file system as a tar, made where it is not there yet; the same bytes for the same packages."""
     if suite not in SUITES or not _WORD.fullmatch(suite):
         raise UsageError(f"unknown Debian release {suite!r}; there are {', '.join(SUITES)}")
+    check_packages(packages)
+    further = sorted(set(packages) - set(PACKAGES))
     if mirror is not None and not _MIRROR.fullmatch(mirror):
         raise UsageError(f"{mirror!r} is no mirror", remedy="name it like http://mirror.example/debian")
     bases = root / "bases"
     with clear_errors(f"base image {suite}"):
         bases.mkdir(parents=True, exist_ok=True)
-        target = bases / f"{suite}-{platform.machine().lower()}.tar"
+        target = bases / f"{'_'.join((suite, *further))}-{platform.machine().lower()}.tar"
         with locked(bases / f"{target.name}.lock", fcntl.LOCK_EX):
             if target.exists() and not refresh:
                 on_line(f"taking the root file system that was made before ({target})")
@@ -104,7 +110,7 @@ def base_tar(
             scratch = Path(tempfile.mkdtemp(prefix=f".{suite}-", dir=bases))
             try:
                 scratch.chmod(0o755)  # apt reads in it as a user of its own
-                _make(suite, scratch, mirror, on_line, cancel or threading.Event())
+                _make(_Wanted(suite, (*PACKAGES, *further), mirror), scratch, on_line, cancel or threading.Event())
                 (scratch / "base.tar").rename(target)
             finally:
                 remove(scratch)
@@ -147,13 +153,20 @@ def tools() -> list[str]:
     return [tool for tool in ("mmdebstrap", "debootstrap") if shutil.which(tool, path=path)]
 
 
-def _make(suite: str, scratch: Path, mirror: str | None, on_line: OnLine, cancel: threading.Event) -> None:
+@dataclass(frozen=True)
+class _Wanted:
+    suite: str
+    packages: tuple[str, ...]
+    mirror: str | None
+
+
+def _make(wanted: _Wanted, scratch: Path, on_line: OnLine, cancel: threading.Event) -> None:
     there = tools()
     if "mmdebstrap" in there:
-        return _call(_mmdebstrap(suite, scratch, mirror), scratch, on_line, cancel)
+        return _call(_mmdebstrap(wanted, scratch), scratch, on_line, cancel)
     if "debootstrap" in there and os.getuid() == 0:
         folder = scratch / "root"
-        _call(_debootstrap(suite, folder, mirror), scratch, on_line, cancel)
+        _call(_debootstrap(wanted, folder), scratch, on_line, cancel)
         _trim(folder)
         return _call(_tar(folder, scratch / "base.tar"), scratch, on_line, cancel)
     missing = "debootstrap needs root" if there else "neither mmdebstrap nor debootstrap is installed"
@@ -163,8 +176,8 @@ def _make(suite: str, scratch: Path, mirror: str | None, on_line: OnLine, cancel
     )
 
 
-def _mmdebstrap(suite: str, scratch: Path, mirror: str | None) -> list[str]:
-    argv = ["mmdebstrap", "--variant=minbase", "--format=tar", f"--include={','.join(PACKAGES)}"]
+def _mmdebstrap(wanted: _Wanted, scratch: Path) -> list[str]:
+    argv = ["mmdebstrap", "--variant=minbase", "--format=tar", f"--include={','.join(wanted.packages)}"]
     argv += [f"--mode={'root' if os.getuid() == 0 else 'unshare'}", '--aptopt=APT::Install-Recommends "false"']
     # As in `apt-get -o`: without it a mirror that does not answer ends well, with old lists.
     argv += ['--aptopt=APT::Update::Error-Mode "any"', '--aptopt=Acquire::Retries "3"']
@@ -172,13 +185,13 @@ def _mmdebstrap(suite: str, scratch: Path, mirror: str | None) -> list[str]:
     argv += ['--aptopt=APT::Sandbox::User "root"']
     argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
     argv += [f"--dpkgopt=path-include={pattern}" for pattern in KEPT]
-    argv += [suite, str(scratch / "base.tar")]
-    return [*argv, *([mirror] if mirror else [])]
+    argv += [wanted.suite, str(scratch / "base.tar")]
+    return [*argv, *([wanted.mirror] if wanted.mirror else [])]
 
 
-def _debootstrap(suite: str, folder: Path, mirror: str | None) -> list[str]:
-    argv = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", suite, str(folder)]
-    return [*argv, *([mirror] if mirror else [])]
+def _debootstrap(wanted: _Wanted, folder: Path) -> list[str]:
+    argv = ["debootstrap", "--variant=minbase", f"--include={','.join(wanted.packages)}", wanted.suite, str(folder)]
+    return [*argv, *([wanted.mirror] if wanted.mirror else [])]
 
 
 def _trim(root: Path) -> None:
@@ -216,5 +229,5 @@ def _call(argv: list[str], scratch: Path, on_line: OnLine, cancel: threading.Eve
     if done.exit_code:
         raise StepFailed(
             f"{argv[0]} ended with {done.exit_code}\n{done.tail}",
-            remedy="check that the mirror can be reached, or name another one with --mirror",
+            remedy="check that the mirror can be reached and has the packages, or name another one with --mirror",
         )

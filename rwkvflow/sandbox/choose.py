@@ -42,6 +42,7 @@ def choose(wanted: str, root: Path, bases: Iterable[str] = ()) -> tuple[Sandbox,
 def _reason_against(docker: object, bases: Iterable[str]) -> str | None:
     """Why an engine that answers is no good for a run that did not ask for it."""
     from rwkvflow.sandbox.base_image import OURS, local_image
+    from rwkvflow.sandbox.base_names import command_for
     from rwkvflow.sandbox.docker import DockerSandbox
 
     assert isinstance(docker, DockerSandbox)  # noqa: S101 - imported late for the start-up time
@@ -52,5 +53,5 @@ def _reason_against(docker: object, bases: Iterable[str]) -> str | None:
         return "the Docker engine runs Windows containers"
     for base in dict.fromkeys(bases):
         if base.startswith(OURS) and local_image(base, docker.client) is None:
-            return f"the Docker engine has no {base} yet (`rwkvflow image bootstrap` makes it)"
+            return f"the Docker engine has no {base} yet (`{command_for(base)}` makes it)"
     return None
