@@ -136,18 +136,23 @@ def lock(recipe: Path, sandbox: str, store: Path | None, fresh: bool) -> None:
 @click.argument("documents", nargs=-1, required=True, type=_Path())
 def validate(documents: tuple[Path, ...]) -> None:
     """Check recipes, workflows and locks; print every error as file:line:column."""
-    from rwkvflow.documents.load import load_document
+    from rwkvflow.documents.load import load_document, load_recipe
     from rwkvflow.errors import DocumentError, Finding
+    from rwkvflow.stages.holds import check_recipe_versions
 
+    recipes: list[Path] = []
     findings: list[Finding] = []
     for document in documents:
         try:
             kind = load_document(document)
+            recipes += [document] if kind == "recipe" else []
             click.echo(f"{document}: a valid {kind}")
         except DocumentError as error:
             findings.extend(error.findings)
     if findings:
         raise DocumentError(findings)
+    for recipe in recipes:
+        check_recipe_versions(load_recipe(recipe), recipe.absolute().parent)
 
 
 @cli.command()

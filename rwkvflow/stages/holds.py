@@ -6,13 +6,14 @@ convert stage refuses the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from rwkvflow.documents.lock import Lock
+from rwkvflow.documents.recipe import Recipe
 from rwkvflow.documents.sources import LocalSource, parse_source
 from rwkvflow.errors import UsageError
-from rwkvflow.plan.matrix import Artifact
+from rwkvflow.plan.matrix import Artifact, expand
 from rwkvflow.store import Store
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.base import ALL_VERSIONS
@@ -20,6 +21,21 @@ from rwkvflow.worker.formats.base import ALL_VERSIONS
 
 def check_versions(artifacts: Iterable[Artifact], lock: Lock, folder: Path, store: Store) -> None:
     """Raises UsageError that names every format and model that do not go together. `folder` is the recipe's."""
+
+    def path(model: str) -> Path | None:
+        locked = lock.models[model]
+        return _local(locked.resolved, folder) or store.path(f"sha256:{locked.sha256}")
+
+    _check(artifacts, path)
+
+
+def check_recipe_versions(recipe: Recipe, folder: Path) -> None:
+    """The same where there is no lock yet: of the checkpoints that the recipe names by their paths."""
+    sources = {model.name: model.source for model in recipe.models}
+    _check(expand(recipe), lambda model: _local(sources[model], folder))
+
+
+def _check(artifacts: Iterable[Artifact], path_of: Callable[[str], Path | None]) -> None:
     picky: dict[str, list[str]] = {}
     for artifact in artifacts:
         formats = picky.setdefault(artifact.model, [])
@@ -27,7 +43,7 @@ def check_versions(artifacts: Iterable[Artifact], lock: Lock, folder: Path, stor
             formats.append(artifact.format)
     problems = []
     for model, formats in picky.items():
-        version = _version(_path(model, lock, folder, store)) if formats else None
+        version = _version(path_of(model)) if formats else None
         bad = [name for name in formats if version is not None and version not in FORMATS[name].versions]
         if bad:
             problems.append(
@@ -41,12 +57,9 @@ def check_versions(artifacts: Iterable[Artifact], lock: Lock, folder: Path, stor
         )
 
 
-def _path(model: str, lock: Lock, folder: Path, store: Store) -> Path | None:
-    locked = lock.models[model]
-    source = parse_source(locked.resolved)
-    if isinstance(source, LocalSource):
-        return source.below(folder)
-    return store.path(f"sha256:{locked.sha256}")
+def _local(source: str, folder: Path) -> Path | None:
+    parsed = parse_source(source)
+    return parsed.below(folder) if isinstance(parsed, LocalSource) else None
 
 
 def _version(path: Path | None) -> str | None:

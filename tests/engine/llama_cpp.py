@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from rwkvflow.documents.lock import LockedPackage
 from rwkvflow.errors import RwkvflowError
+from rwkvflow.files import locked
 from rwkvflow.hashing import tree_digest
 from rwkvflow.sandbox.host import host_platform
 from rwkvflow.shipped import shipped
@@ -37,19 +40,25 @@ PARAMS = {
 
 def prepared() -> Path:
     """A folder with llama/ (the built engine) and llama-source/; skips where the package index has no sources."""
-    locked = package("llama.cpp")
+    wanted = package("llama.cpp")
     project = shipped("images/llama.cpp")
-    text = json.dumps([locked.model_dump(), tree_digest(project), PARAMS, KEPT], sort_keys=True)
+    text = json.dumps([wanted.model_dump(), tree_digest(project), PARAMS, KEPT], sort_keys=True)
     place = CACHE / f"llama-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    if (place / "llama" / "build.json").is_file():
-        return place
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with locked(place.with_suffix(".lock"), fcntl.LOCK_EX):  # several files of tests need it, in parallel
+        if not (place / "llama" / "build.json").is_file():
+            _build(place, project, wanted)
+    return place
+
+
+def _build(place: Path, project: Path, wanted: LockedPackage) -> None:
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(project, place / "llama-source")
     scratch = place / "scratch"
     scratch.mkdir()
     try:
         fetch_package(
-            locked,
+            wanted,
             place / "llama-source" / "llama.cpp",
             root=ROOT,
             kept=KEPT,
@@ -77,4 +86,3 @@ def prepared() -> Path:
     (work / "out" / "engine").rename(place / "llama")
     shutil.rmtree(work)
     shutil.rmtree(scratch, ignore_errors=True)
-    return place

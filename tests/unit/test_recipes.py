@@ -22,17 +22,20 @@ from rwkvflow.documents.lock import (
     packages_of,
     recipe_digest,
 )
-from rwkvflow.documents.recipe import Recipe
+from rwkvflow.documents.recipe import Matrix, Recipe
 from rwkvflow.documents.sources import HubSource, parse_source
+from rwkvflow.errors import UsageError
 from rwkvflow.hashing import text_digest
 from rwkvflow.pipeline import make_plan
 from rwkvflow.plan.ci import GITHUB_JOBS, jobs
 from rwkvflow.plan.matrix import expand, select
 from rwkvflow.plan.plan import survey
 from rwkvflow.stages.common import Blueprint
+from rwkvflow.stages.holds import check_recipe_versions
 from rwkvflow.worker.formats import FORMATS
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+EVERY = RECIPES / "all-formats.yaml"
 REAL = sorted(path for path in RECIPES.glob("rwkv*.yaml") if ".lock" not in path.name)
 VERSIONS = {"4": {"4"}, "5": {"5.0", "5.1", "5.2"}, "6": {"6"}, "7": {"7"}}  # of a model, by the digit in its name
 
@@ -54,10 +57,8 @@ def stand_in(recipe: Recipe) -> Lock:
 
     def file(source: str) -> LockedFile:
         found = parse_source(source)
-        assert isinstance(found, HubSource)
-        return LockedFile(
-            source=source, resolved=f"hf://{found.repo}@{'ab' * 20}/{found.path}", sha256=sha(source), size=len(source)
-        )
+        resolved = f"hf://{found.repo}@{'ab' * 20}/{found.path}" if isinstance(found, HubSource) else source
+        return LockedFile(source=source, resolved=resolved, sha256=sha(source), size=len(source))
 
     requirements = {name for image in recipe.images for name in image.wheels}
     assert not requirements
@@ -117,7 +118,7 @@ def test_valid(path: Path) -> None:
     assert load_document(path) in ("recipe", "lock")
 
 
-@pytest.mark.parametrize("path", REAL, ids=names)
+@pytest.mark.parametrize("path", [*REAL, EVERY], ids=names)
 @pytest.mark.parametrize("sandbox", ["host", "docker"])
 def test_plans(path: Path, sandbox: str) -> None:
     recipe = load_recipe(path)
@@ -135,6 +136,8 @@ def test_plans(path: Path, sandbox: str) -> None:
     plan = make_plan(blueprint)
     for artifact in artifacts:
         assert {f"convert/{artifact.id}", f"smoke/{artifact.id}"} <= set(plan.steps)
+    if path in REAL:
+        assert all(isinstance(parse_source(model.source), HubSource) for model in recipe.models)
     standing = {row.step: row for row in survey(plan, Empty())}
     for model in recipe.models:
         assert standing[f"fetch/{model.name}"].state == "run"
@@ -184,3 +187,16 @@ def test_each_artifact_can_be_chosen_and_fits_a_ci_matrix(path: Path) -> None:
     assert len(jobs(artifacts)) <= GITHUB_JOBS
     for model in {artifact.model for artifact in artifacts}:
         assert select(artifacts, [f"{model}/*"])
+
+
+def test_one_recipe_shows_every_format_with_every_version_that_it_can_hold() -> None:
+    recipe = load_recipe(EVERY)
+    assert set(recipe.formats) == set(FORMATS)
+    versions = {model.name: model.name.removeprefix("rwkv").partition("-")[0] for model in recipe.models}
+    made = {(artifact.model, artifact.format) for artifact in expand(recipe)}
+    assert made == {
+        (model, name) for model, version in versions.items() for name in FORMATS if version in FORMATS[name].versions
+    }
+    check_recipe_versions(recipe, RECIPES)
+    with pytest.raises(UsageError, match=r"rwkv4-demo is version 4, which gguf-f32 .* cannot hold; these can: "):
+        check_recipe_versions(recipe.model_copy(update={"matrix": Matrix()}), RECIPES)
