@@ -1,4 +1,4 @@
-"""What the Docker tests share: a base image made from Debian packages, and a wheelhouse. Both are kept between runs."""
+"""What tests share: a base image of Debian packages and a wheelhouse, both kept between runs; the stand-in hub."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_releases import TOKEN
+
+from tests.standin import StandIn
 
 CACHE = Path(__file__).resolve().parents[2] / ".rwkvflow" / "tests"
 
@@ -51,3 +54,16 @@ def wheelhouse() -> Path:
         if done.returncode:
             pytest.skip(f"no wheels from the package index: {done.stderr.strip().splitlines()[-1:]}")
     return folder
+
+
+@pytest.fixture
+def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """The stand-in hub as the hub of this process, with a token that may write to `me/`."""
+    for name in ("HF_HUB_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with StandIn(tmp_path / "hub") as net:
+        net.tokens[TOKEN] = "me"
+        monkeypatch.setenv("HF_ENDPOINT", net.endpoint)
+        yield net

@@ -7,12 +7,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_releases import REPO, TOKEN
 from publishing import POLICY, contents, release
 from releases import Made, made
 
@@ -30,21 +30,6 @@ from rwkvflow.publish.release import assemble
 from rwkvflow.stages.fetch import fetch_file
 from rwkvflow.store import Store
 from tests.standin import StandIn
-
-TOKEN = "hf_plantedPLANTEDplanted0123456789"  # noqa: S105 - of nobody
-REPO = "me/models"
-
-
-@pytest.fixture
-def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    for name in ("HF_HUB_OFFLINE", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with StandIn(tmp_path / "hub") as net:
-        net.tokens[TOKEN] = "me"
-        monkeypatch.setenv("HF_ENDPOINT", net.endpoint)
-        yield net
 
 
 @pytest.fixture(scope="module")
