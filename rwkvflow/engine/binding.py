@@ -104,12 +104,16 @@ class Library:
             function = getattr(self._lib, name)
             function.restype, function.argtypes = result, arguments
         self.ours = hasattr(self._lib, "rwkvflow_set_option")
-        if self.ours:
-            self._lib.rwkvflow_set_option.argtypes = [pointer, text, ctypes.c_double]
-            self._lib.rwkvflow_set_option.restype = ctypes.c_bool
-            for name in ("rwkvflow_get_last_message", "rwkvflow_get_version"):
-                getattr(self._lib, name).argtypes = [pointer]
-                getattr(self._lib, name).restype = text
+        ours: dict[str, tuple[Any, list[Any]]] = {
+            "rwkvflow_set_option": (ctypes.c_bool, [pointer, text, ctypes.c_double]),
+            "rwkvflow_get_option": (ctypes.c_bool, [pointer, text, pointer]),
+            "rwkvflow_get_last_message": (text, [pointer]),
+            "rwkvflow_get_version": (text, [pointer]),
+            "rwkvflow_eval_batch": (ctypes.c_bool, [pointer, pointer, size, pointer, pointer, pointer]),
+        }
+        for name, (result, arguments) in ours.items() if self.ours else ():
+            function = getattr(self._lib, name)
+            function.restype, function.argtypes = result, arguments
 
     def call(self, name: str, *arguments: Any) -> Any:
         """One function of the library, by its C name."""
@@ -222,6 +226,15 @@ class Model:
         ):
             raise self.library.error(f"{name} cannot be set to {value}", self._alive())
 
+    def option(self, name: str) -> float:
+        """See rwkvflow_get_option. Raises EngineError."""
+        value = ctypes.c_double()
+        if not self.library.ours or not self.library.call(
+            "rwkvflow_get_option", self._alive(), name.encode(), ctypes.addressof(value)
+        ):
+            raise self.library.error(f"{name} is not known", self._context)
+        return value.value
+
     def init_state(self) -> Floats:
         """A fresh state [state_len], the one that None stands for."""
         import numpy as np
@@ -252,16 +265,46 @@ class Model:
         """At least one token: (logits, state) after the last one. Otherwise as `eval`."""
         import numpy as np
 
-        wide = np.asarray(tokens, np.int64).reshape(-1)
-        if not wide.size:
-            raise EngineError("a sequence of no tokens")
-        if wide.min() < 0 or wide.max() >= self.n_vocab:
-            raise EngineError(f"a token is outside of the vocabulary of {self.n_vocab}")
-        ids = np.ascontiguousarray(wide, np.uint32)
+        ids = self._ids(tokens)
         given, out = self._states(state, out)
         logits = np.empty(self.logits_len, np.float32)
         call = (ids.ctypes.data, ids.size, CHUNK, given, out.ctypes.data, logits.ctypes.data)
         self._check(self.library.call("rwkv_eval_sequence_in_chunks", self._alive(), *call))
+        return logits, out
+
+    def eval_batch(
+        self,
+        tokens: Sequence[int] | NDArray[Any],
+        states: Floats | Sequence[Floats | None] | None = None,
+        out: Floats | Sequence[Floats | None] | None = None,
+        wanted: Sequence[int] | None = None,
+    ) -> tuple[Floats, Floats | Sequence[Floats | None]]:
+        """One token each of N sequences, in one pass over the weights: (logits [N, logits_len], states [N, state_len]).
+
+        What a sequence comes to is what `eval` makes of it, bit for bit. `states`: an array [N, state_len], or N states
+        of which None is a fresh one; None: all are fresh. They are not changed; one may stand for several sequences.
+        `out`: the same for the new states, with None for those that nobody needs, and what is returned then; nothing is
+        copied. It may be `states`. `wanted`: the sequences whose logits are asked for, one for each row of logits; None
+        for all. Raises EngineError, and where the library is not ours.
+        """
+        import numpy as np
+
+        if not self.library.ours:
+            raise EngineError(f"{self.library.path.name} cannot evaluate batches")
+        ids = self._ids(tokens)
+        given = self._rows(states, ids.size)
+        out = np.empty((ids.size, self.state_len), np.float32) if out is None else out
+        kept = self._rows(out, ids.size)
+        if not all(array is None or array.flags.writeable for array in out):
+            raise EngineError("the array for the new states cannot be written")
+        rows = np.arange(ids.size) if wanted is None else np.asarray(wanted, np.int64).reshape(-1)
+        if np.unique(rows).size < rows.size or not ((rows >= 0) & (rows < ids.size)).all():
+            raise EngineError(f"wanted are different ones of {ids.size} sequences")
+        logits = np.empty((rows.size, self.logits_len), np.float32)
+        places = np.zeros(ids.size, np.uintp)
+        places[rows] = logits.ctypes.data + np.arange(rows.size, dtype=np.uintp) * np.uintp(4 * self.logits_len)
+        pointers = [array.ctypes.data for array in (given, kept, places)]
+        self._check(self.library.call("rwkvflow_eval_batch", self._alive(), ids.ctypes.data, ids.size, *pointers))
         return logits, out
 
     def generate(
@@ -288,16 +331,43 @@ class Model:
     def _states(self, state: Floats | None, out: Floats | None) -> tuple[int | None, Floats]:
         import numpy as np
 
-        for array in (state, out):
-            if array is not None and (
-                array.dtype != np.float32 or array.size != self.state_len or not array.flags.c_contiguous
-            ):
-                raise EngineError(f"a state of this model is {self.state_len} contiguous float32")
+        given = self._state(state)
         if out is None:
             out = np.empty(self.state_len, np.float32)
         elif not out.flags.writeable:
             raise EngineError("the array for the new state cannot be written")
-        return (None if state is None else int(state.ctypes.data)), out
+        self._state(out)
+        return given, out
+
+    def _ids(self, tokens: Sequence[int] | NDArray[Any]) -> NDArray[np.uint32]:
+        import numpy as np
+
+        wide = np.asarray(tokens, np.int64).reshape(-1)
+        if not wide.size:
+            raise EngineError("a sequence of no tokens")
+        if wide.min() < 0 or wide.max() >= self.n_vocab:
+            raise EngineError(f"a token is outside of the vocabulary of {self.n_vocab}")
+        return np.ascontiguousarray(wide, np.uint32)
+
+    def _rows(self, states: Floats | Sequence[Floats | None] | None, count: int) -> NDArray[np.uintp]:
+        """Addresses of so many states."""
+        import numpy as np
+
+        if states is None:
+            return np.zeros(count, np.uintp)
+        if len(states) != count:
+            raise EngineError(f"{len(states)} states for {count} sequences")
+        return np.array([self._state(state) or 0 for state in states], np.uintp)
+
+    def _state(self, state: Floats | None) -> int | None:
+        """Its address, checked; None where there is none."""
+        import numpy as np
+
+        if state is None:
+            return None
+        if state.dtype != np.float32 or state.size != self.state_len or not state.flags.c_contiguous:
+            raise EngineError(f"a state of this model is {self.state_len} contiguous float32")
+        return int(state.ctypes.data)
 
     def _check(self, fine: bool) -> None:
         if not fine:

@@ -32,6 +32,58 @@ static void *evaluate_aside(void *argument) {
     return NULL;
 }
 
+/* Each sequence of a batch against the same alone; states and logits exactly as large as they must be. */
+static int check_batch(struct rwkv_context *ctx, const uint32_t *tokens, size_t count) {
+    const size_t n_state = rwkv_get_state_len(ctx), n_logits = rwkv_get_logits_len(ctx);
+    float **states = calloc(count, sizeof *states), **after = calloc(count, sizeof *after);
+    float **logits = calloc(count, sizeof *logits);
+    float *state = malloc(n_state * sizeof(float)), *same = malloc(n_logits * sizeof(float));
+    for (size_t i = 0; i < count; ++i) {
+        if (i % 3 != 1) states[i] = malloc(n_state * sizeof(float));
+        if (i % 3 == 0) CHECK(rwkv_eval(ctx, tokens[count - 1 - i], NULL, states[i], NULL));
+        if (i % 3 == 2) rwkv_init_state(ctx, states[i]);
+        if (i % 2 == 0) after[i] = i % 4 == 0 && states[i] != NULL ? states[i] : malloc(n_state * sizeof(float));
+        if (i % 5 != 4) logits[i] = malloc(n_logits * sizeof(float));
+    }
+    CHECK(!rwkvflow_eval_batch(NULL, tokens, count, NULL, NULL, NULL));
+    CHECK(!rwkvflow_eval_batch(ctx, NULL, count, NULL, NULL, NULL));
+    CHECK(!rwkvflow_eval_batch(ctx, tokens, 0, NULL, NULL, NULL));
+    const uint32_t wrong[2] = {0, (uint32_t)n_logits};
+    CHECK(!rwkvflow_eval_batch(ctx, wrong, 2, NULL, NULL, NULL));
+    CHECK(rwkv_get_last_error(ctx) == RWKV_ERROR_ARGS);
+    float *const twice[2] = {state, state};
+    CHECK(!rwkvflow_eval_batch(ctx, tokens, 2, NULL, twice, NULL));
+    CHECK(rwkvflow_eval_batch(ctx, tokens, 2, NULL, NULL, NULL));
+    CHECK(rwkvflow_eval_batch(ctx, tokens, 1, NULL, NULL, (float *const *)&same));
+
+    float **before = calloc(count, sizeof *before);
+    for (size_t i = 0; i < count; ++i) {
+        if (states[i] == NULL) continue;
+        before[i] = malloc(n_state * sizeof(float));
+        memcpy(before[i], states[i], n_state * sizeof(float));
+    }
+    CHECK(rwkvflow_eval_batch(ctx, tokens, count, (const float *const *)states, after, logits));
+    for (size_t i = 0; i < count; ++i) {
+        CHECK(rwkv_eval(ctx, tokens[i], before[i], state, same));
+        CHECK(after[i] == NULL || memcmp(after[i], state, n_state * sizeof(float)) == 0);
+        CHECK(logits[i] == NULL || memcmp(logits[i], same, n_logits * sizeof(float)) == 0);
+        CHECK(states[i] == NULL || states[i] == after[i] || memcmp(states[i], before[i], n_state * sizeof(float)) == 0);
+    }
+    for (size_t i = 0; i < count; ++i) {
+        if (after[i] != states[i]) free(after[i]);
+        free(states[i]);
+        free(before[i]);
+        free(logits[i]);
+    }
+    free(states);
+    free(after);
+    free(before);
+    free(logits);
+    free(state);
+    free(same);
+    return 0;
+}
+
 static int check(const char *path, const char *scratch) {
     CHECK(rwkv_get_print_errors(NULL));
     rwkv_set_print_errors(NULL, false);
@@ -90,6 +142,8 @@ static int check(const char *path, const char *scratch) {
     CHECK(rwkv_eval_sequence(ctx, tokens + 33, 37, other, other, same));
     CHECK(memcmp(logits, same, n_logits * sizeof(float)) == 0 && memcmp(state, other, n_state * sizeof(float)) == 0);
 
+    CHECK(check_batch(ctx, tokens, 70) == 0);
+
     /* Clones side by side, the first context freed under them. */
     struct side sides[3];
     pthread_t threads[3];
@@ -108,6 +162,10 @@ static int check(const char *path, const char *scratch) {
     CHECK(!rwkvflow_set_option(sides[0].ctx, "nothing", 1));
     CHECK(rwkv_get_last_error(sides[0].ctx) == RWKV_ERROR_ARGS);
     CHECK(rwkvflow_set_option(sides[0].ctx, "group_norm_eps", 1e-5));
+    double value;
+    CHECK(rwkvflow_get_option(sides[0].ctx, "group_norm_eps", &value) && fabs(value - 1e-5) < 1e-9);
+    CHECK(!rwkvflow_get_option(sides[0].ctx, "nothing", &value) && !rwkvflow_get_option(NULL, "layer_norm_eps", &value));
+    CHECK(!rwkvflow_get_option(sides[0].ctx, "layer_norm_eps", NULL));
     for (int i = 0; i < 3; ++i) {
         rwkv_free(sides[i].ctx);
         free(sides[i].logits);

@@ -161,6 +161,90 @@ def test_a_sequence_is_its_tokens_one_by_one(version: str, models: Any, library:
         assert again.tobytes() == logits.tobytes()
 
 
+@pytest.mark.parametrize("kind", ["f32", "f16", "q4_0", "q5_1", "q8_0"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_batch_is_its_sequences_one_by_one(version: str, kind: str, models: Any, library: Library) -> None:
+    path, _ = models(version, kind)
+    steps, count = 3, 70  # more than are worked on together
+    tokens = np.random.default_rng(7).integers(0, 101, (steps, count))
+    with Model(path, library, threads=1) as model:
+        states = np.stack([model.eval(int(token))[1] for token in tokens[0]])
+        singles = [model.eval(int(token), state) for token, state in zip(tokens[1], states, strict=True)]
+        wanted = np.stack([logits for logits, _ in singles])
+        for threads in (1, 3):
+            with model.clone(threads) as other:
+                logits, kept = other.eval_batch(tokens[0])
+                assert np.asarray(kept).tobytes() == states.tobytes()
+                logits, kept = other.eval_batch(tokens[1], states)
+                assert logits.tobytes() == wanted.tobytes()
+                assert np.asarray(kept).tobytes() == np.stack([state for _, state in singles]).tobytes()
+                for size in (1, 2, 5, 64, 65):
+                    part, _ = other.eval_batch(tokens[1][:size], states[:size])
+                    assert part.tobytes() == wanted[:size].tobytes()
+    assert len({row.tobytes() for row in wanted}) > count // 2  # a model that says nothing would pass as well
+
+
+def test_a_batch_of_states_from_here_and_there(models: Any, library: Library) -> None:
+    with Model(models("4", "q4_1")[0], library, threads=2) as model:
+        _, read = model.eval_sequence(TOKENS[:9])
+        single, after = model.eval(5, read)
+        fresh, _ = model.eval(5)
+        before = read.copy()
+        # One state for two sequences and none for the third; the second's new state is not kept.
+        new = [np.empty(model.state_len, np.float32), None, np.empty(model.state_len, np.float32)]
+        logits, kept = model.eval_batch([5, 5, 5], [read, read, None], new, wanted=[2, 0])
+        assert kept is new
+        assert logits.tobytes() == np.stack([fresh, single]).tobytes()
+        assert new[0] is not None
+        assert new[0].tobytes() == after.tobytes()
+        assert read.tobytes() == before.tobytes()
+        # Over the old ones, in every second row of a larger array.
+        rows = np.stack([read, read * 0 + 7, read, read * 0 + 7])
+        logits, kept = model.eval_batch([5, 5], rows[::2], rows[::2])
+        assert logits.tobytes() == np.stack([single, single]).tobytes()
+        assert rows[::2].tobytes() == np.stack([after, after]).tobytes()
+        assert (rows[1::2] == 7).all()
+        none, _ = model.eval_batch([5, 5], wanted=[])
+        assert none.shape == (0, 101)
+        locked = np.empty((2, model.state_len), np.float32)
+        locked.flags.writeable = False
+        shifted = np.empty(model.state_len + 8, np.float32)
+        for call in (
+            lambda: model.eval_batch([]),
+            lambda: model.eval_batch([101]),
+            lambda: model.eval_batch([1, 2], rows),
+            lambda: model.eval_batch([1, 2], rows.astype(np.float64)),  # type: ignore[arg-type]
+            lambda: model.eval_batch([1, 2], out=locked),
+            lambda: model.eval_batch([1, 2], out=[read, read]),
+            lambda: model.eval_batch([1, 2], [read, after], [after, None]),
+            lambda: model.eval_batch([1, 2], out=[shifted[8:], shifted[:-8]]),
+            lambda: model.eval_batch([1, 2], [shifted[8:], None], [shifted[:-8], None]),
+            lambda: model.eval_batch([1, 2], wanted=[2]),
+            lambda: model.eval_batch([1, 2], wanted=[1, 1]),
+        ):
+            with pytest.raises(EngineError):
+                call()
+        assert read.tobytes() == before.tobytes()
+
+
+def test_options_are_kept_and_told(models: Any, library: Library) -> None:
+    with Model(models("6", "f16")[0], library) as model:
+        assert {name: pytest.approx(model.option(name)) for name in ("group_norm_eps", "layer_norm_eps")} == {
+            "group_norm_eps": 64e-5,
+            "layer_norm_eps": 1e-5,
+        }
+        wanted, _ = model.eval_sequence(TOKENS)
+        model.set_option("layer_norm_eps", 1e-3)
+        assert model.option("layer_norm_eps") == pytest.approx(1e-3)
+        with model.clone() as other:
+            assert other.option("layer_norm_eps") == model.option("layer_norm_eps")
+            got, _ = other.eval_sequence(TOKENS)
+        assert got.tobytes() != wanted.tobytes()
+        for call in (lambda: model.option("speed"), lambda: model.set_option("layer_norm_eps", 2)):
+            with pytest.raises(EngineError):
+                call()
+
+
 def test_clones_share_weights_and_options(models: Any, library: Library) -> None:
     with Model(models("6", "q4_0")[0], library, group_norm_eps=1e-5) as model:
         wanted, _ = model.eval_sequence(TOKENS)

@@ -33,9 +33,23 @@ RWKV_API int32_t rwkvflow_encode(int32_t src_type, int32_t dst_type, int32_t via
 /* How many of count F32, F16 or BF16 values are infinite or NaN; 0 for another type. */
 RWKV_API uint64_t rwkvflow_count_not_finite(int32_t src_type, const void *src, uint64_t count);
 
-/* Sets an option of a context: "group_norm_eps" (versions 5.x to 7; default 64e-5). False for an unknown name or a value
- * that makes no sense. */
+/* Evaluates one token each of count sequences, in one pass over the weights.
+ * states_in[i]: the state that sequence i goes on from, or null for a fresh one; states_in null: all are fresh.
+ * states_out[i]: where its new state goes, or null; may be states_in[i], and overlaps no other state that is read or written.
+ * Several states_in may be one. logits_out[i]: rwkv_get_logits_len() floats, or null, which saves time. states_out and
+ * logits_out may be null as a whole. Logits overlap nothing.
+ * What a sequence comes to is, bit for bit, what rwkv_eval makes of it: whatever else is in the batch, and for any number of
+ * threads. False on an error (ARGS, CTX | ALLOC), and then nothing was evaluated. */
+RWKV_API bool rwkvflow_eval_batch(struct rwkv_context *ctx, const uint32_t *tokens, size_t count,
+                                  const float *const *states_in, float *const *states_out, float *const *logits_out);
+
+/* Options of a context, which clones take over. Both are what is added to a variance, above 0 and at most 1:
+ *   "group_norm_eps"  in the norm of each head, versions 5.0 to 7; 64e-5 unless set. Models of versions 5.x that were trained
+ *                     before it became that want 1e-5.
+ *   "layer_norm_eps"  in all layer norms; 1e-5 unless set.
+ * False for an unknown name or a value that makes no sense. A value is kept as a float. */
 RWKV_API bool rwkvflow_set_option(struct rwkv_context *ctx, const char *name, double value);
+RWKV_API bool rwkvflow_get_option(struct rwkv_context *ctx, const char *name, double *value);
 
 /* The message of the last error of a context, or of calls without one (null ctx); "" when there was none. Unlike the
  * flags it stays until the next error. Valid until then. */

@@ -2,7 +2,7 @@
 #include <math.h>
 #include <stdio.h>
 
-#include "eval.h"
+#include "batch.h"
 #include "memory.h"
 #include "rwkvflow.h"
 
@@ -12,9 +12,10 @@ struct rwkv_context {
     Model *model;
     Pool *pool;
     Workspace one;   // for single tokens
-    Workspace many;  // for sequences; made when first needed
+    Workspace many;  // for sequences and batches; made when first needed
     Error error;
-    float group_norm_eps;
+    float group_norm_eps, layer_norm_eps;
+    float *fresh;    // a fresh state; made when first needed
 };
 
 namespace {
@@ -29,6 +30,7 @@ rwkv_context *context_create(Model *model, uint32_t threads, Error *error) {
     ctx->model = model;
     ctx->error.print = global_print();
     ctx->group_norm_eps = 64e-5f;
+    ctx->layer_norm_eps = 1e-5f;
     ctx->pool = pool_create(threads);
     if (ctx->pool == nullptr) {
         fail(error, RWKV_ERROR_CTX | RWKV_ERROR_ALLOC, "no memory for %u threads", threads);
@@ -46,11 +48,27 @@ Workspace *workspace_for(rwkv_context *ctx, size_t length) {
     return &ctx->many;
 }
 
+bool check_tokens(rwkv_context *ctx, const uint32_t *tokens, size_t count) {
+    for (size_t i = 0; i < count; ++i)
+        if (tokens[i] >= ctx->model->n_vocab)
+            return fail(&ctx->error, RWKV_ERROR_ARGS, "token %u at %zu: the vocabulary has %u", tokens[i], i, ctx->model->n_vocab);
+    return true;
+}
+
+Block block_for(rwkv_context *ctx, Workspace *work) {
+    Block block = {};
+    block.model = ctx->model;
+    block.kernels = kernels();
+    block.pool = ctx->pool;
+    block.work = work;
+    block.group_norm_eps = ctx->group_norm_eps;
+    block.layer_norm_eps = ctx->layer_norm_eps;
+    return block;
+}
+
 bool evaluate(rwkv_context *ctx, const uint32_t *tokens, size_t length, const float *state_in, float *state_out, float *logits) {
     const Model *model = ctx->model;
-    for (size_t i = 0; i < length; ++i)
-        if (tokens[i] >= model->n_vocab)
-            return fail(&ctx->error, RWKV_ERROR_ARGS, "token %u at %zu: the vocabulary has %u", tokens[i], i, model->n_vocab);
+    if (!check_tokens(ctx, tokens, length)) return false;
     Workspace *work = workspace_for(ctx, length);
     if (work == nullptr) return false;
     float *state = state_out != nullptr ? state_out : work->state;
@@ -58,17 +76,48 @@ bool evaluate(rwkv_context *ctx, const uint32_t *tokens, size_t length, const fl
         init_state(model, state);
         state_in = state;
     }
-    for (size_t done = 0; done < length;) {
+    Block block = block_for(ctx, work);
+    for (size_t done = 0; done < length; done += block.count) {
         const size_t left = length - done;
-        const uint32_t count = left < work->tokens ? static_cast<uint32_t>(left) : work->tokens;
-        const bool last = done + count == length;
-        Block block = {model,           kernels(), ctx->pool,      work, ctx->group_norm_eps,
-                       tokens + done,   count,     done == 0 ? state_in : state,
-                       state,           last ? logits : nullptr};
+        block.tokens = tokens + done;
+        block.count = left < work->tokens ? static_cast<uint32_t>(left) : work->tokens;
+        for (uint32_t t = 0; t < block.count; ++t) {
+            block.states_in[t] = done + t == 0 ? state_in : state;
+            block.states_out[t] = state;
+            block.logits[t] = done + t + 1 == length ? logits : nullptr;
+        }
         eval_block(&block);
-        done += count;
     }
     return true;
+}
+
+// The fresh state that all sequences of a batch can begin with, or null with an error.
+const float *fresh_state(rwkv_context *ctx) {
+    if (ctx->fresh != nullptr) return ctx->fresh;
+    ctx->fresh = static_cast<float *>(aligned_zeroed(mul_sat(ctx->model->state_len, sizeof(float))));
+    if (ctx->fresh == nullptr)
+        fail(&ctx->error, RWKV_ERROR_CTX | RWKV_ERROR_ALLOC, "no memory for a state");
+    else
+        init_state(ctx->model, ctx->fresh);
+    return ctx->fresh;
+}
+
+struct Option {
+    const char *name;
+    float rwkv_context::*value;
+};
+const Option kOptions[] = {{"group_norm_eps", &rwkv_context::group_norm_eps}, {"layer_norm_eps", &rwkv_context::layer_norm_eps}};
+
+const Option *find_option(struct rwkv_context *ctx, const char *name) {
+    if (ctx == nullptr || name == nullptr) {
+        fail(global_error(), RWKV_ERROR_ARGS, "no context or no name");
+        return nullptr;
+    }
+    ctx->error.flags = 0;
+    for (const Option &option : kOptions)
+        if (strcmp(option.name, name) == 0) return &option;
+    fail(&ctx->error, RWKV_ERROR_ARGS, "no option %.80s", name);
+    return nullptr;
 }
 
 }  // namespace
@@ -111,6 +160,7 @@ struct rwkv_context *rwkv_clone_context(struct rwkv_context *ctx, const uint32_t
     rwkv_context *clone = context_create(ctx->model, n_threads, error);
     if (clone == nullptr) return nullptr;
     clone->group_norm_eps = ctx->group_norm_eps;
+    clone->layer_norm_eps = ctx->layer_norm_eps;
     clone->error.print = ctx->error.print;
     return clone;
 }
@@ -156,6 +206,7 @@ void rwkv_free(struct rwkv_context *ctx) {
     pool_free(ctx->pool);
     workspace_free(&ctx->one);
     workspace_free(&ctx->many);
+    aligned_free(ctx->fresh);
     model_release(ctx->model);
     free(ctx);
 }
@@ -167,15 +218,33 @@ const char *rwkv_get_system_info_string(void) {
     return text;
 }
 
-bool rwkvflow_set_option(struct rwkv_context *ctx, const char *name, double value) {
-    if (ctx == nullptr || name == nullptr) return fail(global_error(), RWKV_ERROR_ARGS, "no context or no name");
+bool rwkvflow_eval_batch(struct rwkv_context *ctx, const uint32_t *tokens, size_t count, const float *const *states_in,
+                         float *const *states_out, float *const *logits_out) {
+    if (ctx == nullptr) return fail(global_error(), RWKV_ERROR_ARGS, "no context");
     ctx->error.flags = 0;
-    if (strcmp(name, "group_norm_eps") == 0) {
-        if (!(value > 0) || value > 1) return fail(&ctx->error, RWKV_ERROR_ARGS, "group_norm_eps cannot be %g", value);
-        ctx->group_norm_eps = static_cast<float>(value);
-        return true;
-    }
-    return fail(&ctx->error, RWKV_ERROR_ARGS, "no option %.80s", name);
+    if (tokens == nullptr || count == 0) return fail(&ctx->error, RWKV_ERROR_ARGS, "a batch of no tokens");
+    if (!check_tokens(ctx, tokens, count)) return false;
+    Workspace *work = workspace_for(ctx, count);
+    const float *fresh = work == nullptr ? nullptr : fresh_state(ctx);
+    if (fresh == nullptr) return false;
+    Block block = block_for(ctx, work);
+    return eval_batch(&block, fresh, tokens, count, states_in, states_out, logits_out, &ctx->error);
+}
+
+bool rwkvflow_set_option(struct rwkv_context *ctx, const char *name, double value) {
+    const Option *option = find_option(ctx, name);
+    if (option == nullptr) return false;
+    if (!(value > 0) || value > 1) return fail(&ctx->error, RWKV_ERROR_ARGS, "%s cannot be %g", name, value);
+    ctx->*option->value = static_cast<float>(value);
+    return true;
+}
+
+bool rwkvflow_get_option(struct rwkv_context *ctx, const char *name, double *value) {
+    const Option *option = find_option(ctx, name);
+    if (option == nullptr) return false;
+    if (value == nullptr) return fail(&ctx->error, RWKV_ERROR_ARGS, "no place for the value");
+    *value = static_cast<double>(ctx->*option->value);
+    return true;
 }
 
 const char *rwkvflow_get_last_message(const struct rwkv_context *ctx) {

@@ -7,8 +7,6 @@ namespace rwkvflow {
 
 namespace {
 
-constexpr float kNormEps = 1e-5f;
-
 uint32_t round_up(uint32_t n) { return (n + kSlice - 1) / kSlice * kSlice; }
 
 Activations take_activations(Arena *arena, uint32_t tokens, uint32_t columns, bool quantized) {
@@ -43,6 +41,7 @@ void lay_out(const Model *model, Arena *arena, Workspace *w) {
     cols = model->n_low > cols ? model->n_low : cols;
     w->scratch_stride = (scratch_bytes(cols) + kAlignment - 1) / kAlignment * kAlignment;
     w->scratch = arena->take<char>(mul_sat(w->scratch_stride, w->threads));
+    w->strips = arena->take<float>(mul_sat(static_cast<uint64_t>(t) * kHeadRows, w->threads));
 }
 
 uint32_t lcm(uint32_t a, uint32_t b) {
@@ -63,38 +62,58 @@ void embed(const Part &part) {
         float *x = part.row(part.work->x, t);
         dequantize_row(emb.type, emb.data + emb.row_bytes * part.block->tokens[t], x, emb.cols);
         float mean, scale;
-        part.k->moments(x, model->n_embd, kNormEps, &mean, &scale);
+        part.k->moments(x, model->n_embd, part.block->layer_norm_eps, &mean, &scale);
         part.k->normalize(x, mean, scale, model->ln0_w, model->ln0_b, x, model->n_embd);
     }
     part.barrier();
 }
 
+// Logits go to different places; the kernels put those of all tokens into one. So the rows come in strips, and from there to
+// where they belong.
 void head(const Part &part) {
+    const Block *block = part.block;
     const Model *model = part.model;
-    Workspace *work = part.work;
+    const Activations &in = part.work->in[0];
     const Part::Range c = part.share(model->n_embd);
-    const float *x = part.row(work->x, part.count - 1);
-    float mean, scale;
-    part.k->moments(x, model->n_embd, kNormEps, &mean, &scale);
-    part.k->normalize(x + c.begin, mean, scale, model->ln_out_w + c.begin, model->ln_out_b + c.begin, work->in[0].f + c.begin,
-                      c.size());
-    if (is_quantized(model->head.type)) part.k->quantize(&work->in[0], 0, c.begin, c.end);
+    float *to[kMaxBlock];
+    uint32_t wanted = 0;
+    for (uint32_t t = 0; t < part.count; ++t) {
+        if (block->logits[t] == nullptr) continue;
+        const float *x = part.row(part.work->x, t);
+        float mean, scale;
+        part.k->moments(x, model->n_embd, block->layer_norm_eps, &mean, &scale);
+        part.k->normalize(x + c.begin, mean, scale, model->ln_out_w + c.begin, model->ln_out_b + c.begin,
+                          in.f + static_cast<size_t>(wanted) * in.stride + c.begin, c.size());
+        if (is_quantized(model->head.type)) part.k->quantize(&in, wanted, c.begin, c.end);
+        to[wanted++] = block->logits[t];
+    }
+    if (wanted == 0) return;  // for every thread
     part.barrier();
     const Part::Range rows = part.share(model->n_vocab);
-    part.k->matmul(&model->head, &work->in[0], 1, rows.begin, rows.end, part.block->logits, model->n_vocab, part.scratch());
+    if (wanted == 1) {
+        part.k->matmul(&model->head, &in, 1, rows.begin, rows.end, to[0], model->n_vocab, part.scratch());
+        return;
+    }
+    float *strip = part.work->strips + static_cast<size_t>(part.work->tokens) * kHeadRows * part.index;
+    Matrix some = model->head;
+    for (uint32_t row = rows.begin; row < rows.end; row += some.rows) {
+        some.rows = rows.end - row < kHeadRows ? rows.end - row : kHeadRows;
+        some.data = model->head.data + model->head.row_bytes * row;
+        part.k->matmul(&some, &in, wanted, 0, some.rows, strip, kHeadRows, part.scratch());
+        for (uint32_t i = 0; i < wanted; ++i)
+            memcpy(to[i] + row, strip + static_cast<size_t>(i) * kHeadRows, some.rows * sizeof(float));
+    }
 }
 
 void work_on_block(void *argument, uint32_t index) {
     const Block *block = static_cast<const Block *>(argument);
     const Model *model = block->model;
-    Part part = {block, model, block->kernels,      block->work, nullptr, 0, index, pool_size(block->pool), block->count, nullptr,
-                 nullptr};
+    Part part = {block, model, block->kernels,      block->work, nullptr, 0, index, pool_size(block->pool), block->count, 0};
     embed(part);
     for (uint32_t i = 0; i < model->n_layer; ++i) {
         part.layer = &model->layers[i];
         part.number = i;
-        part.state_in = block->state_in + model->layer_state * i;
-        part.state_out = block->state_out + model->layer_state * i;
+        part.state_at = model->layer_state * i;
         switch (model->version) {
             case Version::k4: time_mix_v4(part); break;
             case Version::k5_0:
@@ -105,7 +124,7 @@ void work_on_block(void *argument, uint32_t index) {
         }
         channel_mix(part);
     }
-    if (block->logits != nullptr) head(part);
+    head(part);
 }
 
 }  // namespace
@@ -155,22 +174,23 @@ void Part::norm(const float *w, const float *b, Range c) const {
     for (uint32_t t = 0; t < count; ++t) {
         const float *x = row(work->x, t);
         float mean, scale;
-        k->moments(x, model->n_embd, kNormEps, &mean, &scale);
+        k->moments(x, model->n_embd, block->layer_norm_eps, &mean, &scale);
         k->normalize(x + c.begin, mean, scale, w + c.begin, b + c.begin, row(work->normed, t) + c.begin, c.size());
     }
 }
 
-void Part::shift(const Activations &out, const float *mix, const float *more, const float *old, Range c) const {
+void Part::shift(const Activations &to, const float *mix, const float *more, uint32_t at, Range c) const {
     for (uint32_t t = 0; t < count; ++t) {
-        const float *before = t == 0 ? old : row(work->normed, t - 1);
+        const float *before = t == 0 || block->batch ? in(t) + at : row(work->normed, t - 1);
         k->shift(row(work->normed, t) + c.begin, before + c.begin, mix + c.begin,
                  more == nullptr ? nullptr : more + static_cast<size_t>(t) * work->ld + c.begin,
-                 out.f + static_cast<size_t>(t) * out.stride + c.begin, c.size());
+                 to.f + static_cast<size_t>(t) * to.stride + c.begin, c.size());
     }
 }
 
-void Part::keep_last(float *last, Range c) const {
-    memcpy(last + c.begin, row(work->normed, count - 1) + c.begin, c.size() * sizeof(float));
+void Part::keep_last(uint32_t at, Range c) const {
+    for (uint32_t t = block->batch ? 0 : count - 1; t < count; ++t)
+        memcpy(out(t) + at + c.begin, row(work->normed, t) + c.begin, c.size() * sizeof(float));
 }
 
 void Part::ready(const Activations &x, const Matrix &for_matrix, Range c) const {
@@ -194,19 +214,18 @@ void channel_mix(const Part &part) {
     const Layer &l = *part.layer;
     Workspace *work = part.work;
     const Model *model = part.model;
-    const float *old = part.state_in + model->n_embd;
-    float *last = part.state_out + model->n_embd;
+    const uint32_t at = model->n_embd;  // in the state
     const bool gated = l.ffn_r.data != nullptr;
 
     const Part::Range c = part.share(model->n_embd);
     part.norm(l.ln2_w, l.ln2_b, c);
-    part.shift(work->in[0], l.ffn_mix_k, nullptr, old, c);
+    part.shift(work->in[0], l.ffn_mix_k, nullptr, at, c);
     part.ready(work->in[0], l.ffn_k, c);
     if (gated) {
-        part.shift(work->in[1], l.ffn_mix_r, nullptr, old, c);
+        part.shift(work->in[1], l.ffn_mix_r, nullptr, at, c);
         part.ready(work->in[1], l.ffn_r, c);
     }
-    part.keep_last(last, c);
+    part.keep_last(at, c);
     part.barrier();
 
     const Part::Range f = part.share(model->n_ffn);

@@ -1,9 +1,11 @@
-// Evaluation of a block of tokens: every thread of the pool runs eval_block's work, in step.
+// Evaluation of a block of tokens: every thread of the pool runs eval_block's work, in step. The tokens are a piece of one
+// sequence, or one token each of so many sequences (a batch). Both are columns that all matrices are multiplied with at once;
+// they differ in where a column's state comes from, and where it goes.
 //
 // A layer is a few phases with a barrier after each. In a phase a thread owns a slice of columns (or of a matrix's rows, which
 // are the columns of its output) for all tokens of the block, so weights are read once a block, each by one thread, and state
 // is read and written by the thread that owns the channel or head. What a thread computes does not depend on how slices are
-// cut, so results do not depend on the number of threads, nor on how a sequence is cut into blocks.
+// cut, so results do not depend on the number of threads, nor on how a sequence is cut into blocks, nor on what else is in a batch.
 #pragma once
 
 #include "model.h"
@@ -12,6 +14,7 @@
 namespace rwkvflow {
 
 inline constexpr uint32_t kMaxBlock = kMostTokens;  // tokens evaluated together
+inline constexpr uint32_t kHeadRows = 128;  // logits that a thread works on together, where there are several tokens'
 inline constexpr uint32_t kInputs = 7;     // Activations that the time mix needs at most
 inline constexpr uint32_t kLow = 6;        // and those inside low-rank pairs
 
@@ -28,6 +31,7 @@ struct Workspace {
     Activations low[kLow];    // [T, n_low] inside low-rank pairs
     char *scratch;      // scratch_stride bytes for each thread, for matrices
     uint64_t scratch_stride;
+    float *strips;      // [threads][T, kHeadRows] logits on their way to different places
     uint32_t ld;        // floats between tokens in what follows: the larger of C and A, rounded up
     float *r, *k, *v, *g, *w, *a, *b, *kk, *v_first;  // [T, ld]
     float *more;        // [T, ld]
@@ -41,12 +45,15 @@ struct Block {
     const Kernels *kernels;
     Pool *pool;
     Workspace *work;
-    float group_norm_eps;
+    float group_norm_eps, layer_norm_eps;
     const uint32_t *tokens;
     uint32_t count;        // 1 .. work->tokens
-    const float *state_in; // may be state_out
-    float *state_out;
-    float *logits;         // of the last token, or null
+    bool batch;            // tokens of different sequences
+    // For each token: the state it goes on from (in a sequence: the one that the token before it left), where the new one goes
+    // (which may be the same), and where its logits go, or null. In a batch no other token's state overlaps states_out[t].
+    const float *states_in[kMaxBlock];
+    float *states_out[kMaxBlock];
+    float *logits[kMaxBlock];
 };
 
 void eval_block(Block *block);
@@ -64,8 +71,7 @@ struct Part {
     uint32_t number;        // of the layer
     uint32_t index, threads;
     uint32_t count;         // tokens
-    const float *state_in;  // the layer's: [C] of the time mix, [C] of the feed-forward part, then the version's own
-    float *state_out;
+    uint64_t state_at;      // where in a state the layer's is: [C] of the time mix, [C] of the feed-forward part, then the version's own
 
     // This thread's share of n columns, in units: [begin, end), possibly empty.
     struct Range {
@@ -77,13 +83,16 @@ struct Part {
 
     void barrier() const { pool_barrier(block->pool); }
     void *scratch() const { return work->scratch + work->scratch_stride * index; }
+    const float *in(uint32_t t) const { return block->states_in[t] + state_at; }
+    float *out(uint32_t t) const { return block->states_out[t] + state_at; }
     float *row(float *base, uint32_t t) const { return base + static_cast<size_t>(t) * work->ld; }
 
     // normed = layer norm of x for the columns of `c`, with the weights given.
     void norm(const float *w, const float *b, Range c) const;
-    // Token shift for the columns of c: the input before token 0 is old, the last one goes to `last`.
-    void shift(const Activations &out, const float *mix, const float *more, const float *old, Range c) const;
-    void keep_last(float *last, Range c) const;
+    // Token shift for the columns of c. What was before the first token (in a batch: before each) is in the state, at `at`
+    // floats of the layer's; keep_last puts there what comes before the next.
+    void shift(const Activations &to, const float *mix, const float *more, uint32_t at, Range c) const;
+    void keep_last(uint32_t at, Range c) const;
     // Makes columns of c ready for a matrix of this type.
     void ready(const Activations &x, const Matrix &for_matrix, Range c) const;
     void matmul(const Matrix &w, const Activations &x, float *y, uint32_t ldy, Range rows) const;

@@ -24,10 +24,10 @@ void time_mix_v4(const Part &p) {
     const Part::Range c = p.share(p.model->n_embd);
     p.norm(l.ln1_w, l.ln1_b, c);
     for (int i = 0; i < 3; ++i) {
-        p.shift(w->in[i], l.mix[i], nullptr, p.state_in, c);
+        p.shift(w->in[i], l.mix[i], nullptr, 0, c);
         p.ready(w->in[i], *matrices[i], c);
     }
-    p.keep_last(p.state_out, c);
+    p.keep_last(0, c);
     p.barrier();
 
     const Part::Range a = p.share(p.model->n_att);
@@ -35,8 +35,8 @@ void time_mix_v4(const Part &p) {
     p.matmul(l.v, w->in[1], w->v, w->ld, a);
     p.matmul(l.r, w->in[2], w->r, w->ld, a);
     for (uint32_t t = 0; t < p.count; ++t) {
-        const float *in = (t == 0 ? p.state_in : p.state_out) + 2 * width + a.begin;
-        float *out = p.state_out + 2 * width + a.begin;
+        const float *in = p.in(t) + 2 * width + a.begin;
+        float *out = p.out(t) + 2 * width + a.begin;
         const float *const old[3] = {in, in + att, in + 2 * att};
         float *const state[3] = {out, out + att, out + 2 * att};
         p.k->wkv4(p.row(w->r, t) + a.begin, p.row(w->k, t) + a.begin, p.row(w->v, t) + a.begin, l.first + a.begin,

@@ -32,7 +32,7 @@ void Part::heads5(Range a, const float *decay, bool gated) const {
         for (uint32_t t = 0; t < count; ++t) {
             float *att = work->att.f + static_cast<size_t>(t) * work->att.stride + i;
             k->wkv5(row(work->r, t) + i, row(work->k, t) + i, row(work->v, t) + i, layer->first + i,
-                    (decay != nullptr ? decay : row(work->w, t)) + i, (t == 0 ? state_in : state_out) + at, state_out + at, att, n);
+                    (decay != nullptr ? decay : row(work->w, t)) + i, in(t) + at, out(t) + at, att, n);
             float mean, scale;
             k->moments(att, n, block->group_norm_eps, &mean, &scale);
             k->normalize(att, mean, scale, layer->ln_x_w + i, layer->ln_x_b + i, att, n);
@@ -52,10 +52,10 @@ void time_mix_v5(const Part &p) {
     const Part::Range c = p.share(p.model->n_embd);
     p.norm(l.ln1_w, l.ln1_b, c);
     for (int i = 0; i < (gated ? 4 : 3); ++i) {
-        p.shift(w->in[i], l.mix[i], nullptr, p.state_in, c);
+        p.shift(w->in[i], l.mix[i], nullptr, 0, c);
         p.ready(w->in[i], *matrices[i], c);
     }
-    p.keep_last(p.state_out, c);
+    p.keep_last(0, c);
     p.barrier();
 
     const Part::Range a = p.share_heads();

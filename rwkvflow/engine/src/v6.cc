@@ -31,7 +31,7 @@ void time_mix_v6(const Part &p) {
 
     const Part::Range c = p.share(p.model->n_embd);
     p.norm(l.ln1_w, l.ln1_b, c);
-    p.shift(w->in[5], l.mix_x, nullptr, p.state_in, c);
+    p.shift(w->in[5], l.mix_x, nullptr, 0, c);
     p.ready(w->in[5], l.mix1, c);
     p.barrier();
 
@@ -50,10 +50,10 @@ void time_mix_v6(const Part &p) {
     const Matrix *const matrices[] = {&l.w1, &l.k, &l.v, &l.r, &l.g};
     for (uint32_t i = 0; i < 5; ++i) {
         p.matmul(l.mix2[i], w->low[i], w->more, w->ld, c);
-        p.shift(w->in[i], l.mix[i], w->more, p.state_in, c);
+        p.shift(w->in[i], l.mix[i], w->more, 0, c);
         p.ready(w->in[i], *matrices[i], c);
     }
-    p.keep_last(p.state_out, c);
+    p.keep_last(0, c);
     p.barrier();
 
     const Part::Range d = p.share(l.w1.rows), a = p.share_heads();

@@ -42,12 +42,12 @@ void time_mix_v7(const Part &p) {
     p.norm(l.ln1_w, l.ln1_b, c);
     const Matrix *const matrices[] = {&l.r, &l.w1, &l.k, &l.v, &l.a1, &l.g1};
     for (int i = 0; i < 6; ++i) {
-        p.shift(w->in[i], l.mix[i], nullptr, p.state_in, c);
+        p.shift(w->in[i], l.mix[i], nullptr, 0, c);
         p.ready(w->in[i], *matrices[i], c);
     }
     // Values and their low-rank pair share an input; both types are served.
     if (!first) p.ready(w->in[kV], l.v1, c);
-    p.keep_last(p.state_out, c);
+    p.keep_last(0, c);
     p.barrier();
 
     struct Pair {
@@ -95,12 +95,11 @@ void time_mix_v7(const Part &p) {
     for (uint32_t i = a.begin; i < a.end; i += n) {
         const size_t at = heads_at + static_cast<size_t>(i) * n;
         for (uint32_t t = 0; t < p.count; ++t) {
-            const float *in = (t == 0 ? p.state_in : p.state_out) + at;
             const float *r = p.row(w->r, t) + i, *v = p.row(w->v, t) + i;
             float *key = p.row(w->k, t) + i, *kk = p.row(w->kk, t) + i, *b = p.row(w->b, t) + i;
             float *att = w->att.f + static_cast<size_t>(t) * w->att.stride + i;
             p.k->prepare7(key, p.row(w->a, t) + i, l.k_k + i, l.k_a + i, kk, b, n);
-            p.k->wkv7(r, p.row(w->w, t) + i, key, v, kk, b, in, p.state_out + at, att, n);
+            p.k->wkv7(r, p.row(w->w, t) + i, key, v, kk, b, p.in(t) + at, p.out(t) + at, att, n);
             float mean, scale;
             p.k->moments(att, n, p.block->group_norm_eps, &mean, &scale);
             p.k->normalize(att, mean, scale, l.ln_x_w + i, l.ln_x_b + i, att, n);
