@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +157,49 @@ def test_tokenizer_files(tmp_path: Path) -> None:
     assert WORLD not in made("4", vocab=50277)
     remarks = [remark for layout in made("4", vocab=50277).values() for remark in layout.remarks]
     assert any("no tokenizer files" in remark for remark in remarks)
+
+
+SCRIPT = """\
+import json, sys
+from pathlib import Path
+from transformers import AutoTokenizer
+folders, texts = json.loads(sys.argv[1])
+for folder in folders:
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    ids = [tokenizer.encode(text) for text in texts]
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.decode([0], skip_special_tokens=True)]
+    tokenizer.save_pretrained(folder + "-saved")
+    saved = AutoTokenizer.from_pretrained(folder + "-saved", trust_remote_code=True)
+    again = [saved.encode(text) for text in texts]
+    print(json.dumps([type(tokenizer).__name__, ids, [tokenizer.decode(row) for row in ids], special, again == ids]))
+"""
+
+
+def test_transformers_loads_the_tokenizer_and_agrees_with_others(tmp_path: Path) -> None:
+    """Of World vocabularies with PyPI's pyrwkv-tokenizer; of single bytes with themselves."""
+    pytest.importorskip("transformers")
+    others = pytest.importorskip("pyrwkv_tokenizer").RWKVTokenizer()
+    folders = []
+    for version, vocab in (("4", 65536), ("6", 65536), ("7", 65536), ("7", 256)):
+        folder = tmp_path / f"{version}-{vocab}"
+        folder.mkdir()
+        folders.append(str(folder))
+        for name, layout in made(version, vocab=vocab, width=64, layers=1).items():
+            if not name.endswith(".safetensors"):
+                (folder / name).write_bytes(content(layout))
+    texts = ["", "Hello 世界 <s> é 🦆\n\n\tUser: a  b <|x|>", "猫头鹰" * 5, " , . ' n't \u2028 end", "x" * 300]
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    argv = [sys.executable, "-c", SCRIPT, json.dumps([folders, texts])]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == len(folders)
+    for folder, (name, ids, back, special, saved) in zip(folders, rows, strict=True):
+        assert name == "RwkvTokenizer"
+        assert ids == [list(text.encode()) if folder.endswith("-256") else others.encode(text) for text in texts]
+        assert back == texts
+        assert special == [0, 0, ""]
+        assert saved
 
 
 def test_a_tokenizer_that_the_recipe_names_goes_in(tmp_path: Path) -> None:

