@@ -10,7 +10,7 @@ from typing import Any
 
 from rwkvflow.errors import PublishError
 from rwkvflow.hashing import file_digest, text_digest, walk
-from rwkvflow.publish.names import ENGINE
+from rwkvflow.publish.names import ENGINE, smoke_report
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Row:
 
     @property
     def bits(self) -> float | None:
-        """Bits per weight, all of the file counted; None where the number of weights is not known."""
-        parameters = self.facts.get("parameters")
-        return self.size * 8 / parameters if parameters else None
+        """Bits per weight, as the smoke report has them; None where it does not."""
+        bits = self.smoke.get("bits_per_weight")
+        return float(bits) if isinstance(bits, int | float) else None
 
     @property
     def sha256(self) -> str:
@@ -114,7 +114,7 @@ def _files(path: str, source: Path, digest: str) -> Iterator[ReleaseFile]:
 
 def _beside(path: str, entries: list[Mapping[str, Any]], inputs: Mapping[str, Path]) -> Iterator[ReleaseFile]:
     model, name = entries[0]["model"], Path(path).name
-    yield from_file(f"{model}/smoke/{name}.json", inputs[f"smoke/{entries[0]['id']}"])
+    yield from_file(smoke_report(path), inputs[f"smoke/{entries[0]['id']}"])
     for entry in entries:
         for extra, key in sorted(entry["extra"].items()):
             if key in inputs:

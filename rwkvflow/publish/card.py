@@ -19,7 +19,7 @@ from rwkvflow.errors import PublishError
 from rwkvflow.publish.artifacts import Row
 from rwkvflow.publish.frontmatter import front_matter, yaml_text
 from rwkvflow.publish.materials import public_uri, shown_source
-from rwkvflow.publish.names import ENGINE, LOCK, PLOT, PROVENANCE, RECIPE, SBOM, SIGNATURE, SUMS
+from rwkvflow.publish.names import ENGINE, LOCK, PLOT, PROVENANCE, QUALITY, RECIPE, SBOM, SIGNATURE, SUMS
 from rwkvflow.publish.runtimes import runtimes
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -57,6 +57,8 @@ def render_card(
         "cell": cell,
         "figure": figure,
         "percent": percent,
+        "small": small,
+        "share": share,
         "quoted": quoted,
         "count": human_count,
         "source": shown_source,
@@ -103,6 +105,8 @@ def context(
         "rows": rows,
         "left_out": left_out,
         "notes": _notes(rows),
+        "proofs": _proofs(rows),
+        "machines": _machines(rows),
         "params": params,
         "targets": [target for target in params.get("targets", ()) if f"{ENGINE}/{target}" not in left_out],
         "models": {model: dict(locked) | _model(rows, model, locked) for model, locked in params["models"].items()},
@@ -117,6 +121,7 @@ def context(
             "sbom": SBOM,
             "sums": SUMS,
             "signature": SIGNATURE,
+            "quality": QUALITY,
             "engine": ENGINE,
         },
     }
@@ -143,6 +148,24 @@ def _notes(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
         if note := row.smoke.get("note"):
             notes.setdefault(str(note), []).append(row.path)
     return [(note, [] if len(paths) == len(rows) else paths) for note, paths in notes.items()]
+
+
+def _proofs(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
+    """How files were proved that no runtime of their own ran, with these files."""
+    proofs: dict[str, list[str]] = {}
+    for row in rows:
+        if row.smoke.get("evaluated") == "tensors":
+            consumer = row.smoke.get("consumer") or "its package"
+            proofs.setdefault(str(row.smoke.get("proof") or f"{consumer} read it"), []).append(row.path)
+    return list(proofs.items())
+
+
+def _machines(rows: Sequence[Row]) -> list[str]:
+    """Where speeds were measured: "8 threads of a processor", most threads first."""
+    speeds = [row.smoke["speed"] for row in rows if row.smoke.get("speed")]
+    found = {(speed.get("cpu") or "", speed.get("threads")) for speed in speeds}
+    ordered = sorted(found, key=lambda one: (one[0], -(one[1] or 0)))
+    return [f"{cpu} ({threads} thread{'s' if threads != 1 else ''})" if threads else cpu for cpu, threads in ordered]
 
 
 def _line(error: BaseException) -> int | None:
@@ -191,6 +214,18 @@ def figure(value: object, digits: int) -> str:
 def percent(value: object) -> str:
     """0.0123 → "+1.23 %"."""
     return f"{value:+.2%}".replace("%", " %") if isinstance(value, float | int) else "–"
+
+
+def small(value: object) -> str:
+    """A measured number of any magnitude, in full: 0.000012."""
+    if not isinstance(value, float | int):
+        return "–"
+    return f"{value:.6f}".rstrip("0").rstrip(".") if value < 1 else f"{value:.3g}"
+
+
+def share(value: object) -> str:
+    """0.987 → "98.7 %"."""
+    return f"{value:.1%}".replace("%", " %") if isinstance(value, float | int) else "–"
 
 
 def quoted(text: object) -> str:

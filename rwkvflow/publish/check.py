@@ -7,6 +7,7 @@ every list that holds it; who cannot sign cannot change the last one, so a key i
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from rwkvflow.hashing import file_digest
 from rwkvflow.publish.names import (
     LOCK,
     PROVENANCE,
+    QUALITY,
     RECIPE,
     SIGNATURE,
     SUMS,
@@ -26,7 +28,9 @@ from rwkvflow.publish.names import (
     UNLISTED_IN_SUMS,
     belongs,
     is_plain,
+    smoke_report,
 )
+from rwkvflow.publish.quality import differences, read_quality
 from rwkvflow.publish.statement import dependencies, read_statement
 from rwkvflow.publish.sums import parse_sums
 
@@ -72,6 +76,8 @@ def check_release(folder: Path, *, key: Path | None = None, on_bytes: Callable[[
     if statement is not None:
         found.name = str(_external(statement).get("name", ""))
         _inputs(folder, statement, digests, found)
+    unchanged = {path: digest for path, digest in digests.items() if (sums or {}).get(path, digest) == digest}
+    _quality(folder, unchanged, found)
     _signature(folder, key, statement, digests, found)
     found.files = len(digests)
     found.problems = [_printable(problem) for problem in found.problems]
@@ -253,6 +259,39 @@ def _locked(folder: Path, digests: Mapping[str, str], found: Findings) -> dict[s
         for wheels in image.platforms.values():
             files |= {f"wheel/{wheel.filename}": wheel.sha256 for wheel in wheels.worker}
     return files
+
+
+def _quality(folder: Path, digests: Mapping[str, str], found: Findings) -> None:
+    """Hold the figures of the quality file against the smoke reports beside the artifacts.
+
+    `digests` are those of files that are as they were listed; what is wrong with the others is said already.
+    """
+    if not (folder / QUALITY).is_file():
+        return
+    before = len(found.problems)
+    try:
+        quality = read_quality((folder / QUALITY).read_bytes())
+    except (OSError, ValueError) as error:
+        found.problems.append(f"{QUALITY} cannot be read: {error}")
+        return
+    for item in quality.artifacts:
+        if not (folder / item.path).exists():
+            found.problems.append(f"{QUALITY}: the release has no {item.path}")
+        elif item.sha256 is not None and digests.get(item.path, item.sha256) != item.sha256:
+            found.problems.append(f"{QUALITY}: {item.path} is another file than the one that was measured")
+        report = smoke_report(item.path)
+        if report not in digests:
+            continue
+        try:
+            differing = differences(item, json.loads((folder / report).read_bytes()))
+        except (OSError, ValueError, AttributeError, TypeError) as error:
+            found.problems.append(f"{report} cannot be read: {error}")
+            continue
+        if differing:
+            found.problems.append(f"{QUALITY}: {item.path} has another {differing[0]} than {report}")
+    if len(found.problems) == before:
+        count = len(quality.artifacts)
+        found.checked.append(f"{QUALITY}: {count} artifact{'s' if count != 1 else ''}, as their smoke reports say")
 
 
 # ---- the signature ---------------------------------------------------------------------------------------------

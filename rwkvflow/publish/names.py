@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 CARD = "README.md"
+QUALITY = "quality.json"
 PLOT = "quality.svg"
 RECIPE, LOCK = "recipe.yaml", "recipe.lock.yaml"
 ENGINE = "engine"  # folder of what concerns the engine: patches, and engines for other machines by target
@@ -25,6 +26,12 @@ NOT_OF_A_RELEASE = (STATE, ".gitattributes", ".git", ".cache/huggingface")
 def belongs(path: str) -> bool:
     """Whether a file (POSIX, relative to the release) is part of the release."""
     return not any(path == name or path.startswith(name + "/") for name in NOT_OF_A_RELEASE)
+
+
+def smoke_report(path: str) -> str:
+    """Where the smoke report of an artifact lies."""
+    model, _, name = path.partition("/")
+    return f"{model}/smoke/{name}.json"
 
 
 def is_plain(path: str) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 from rwkvflow.publish.artifacts import ReleaseFile, Row, from_bytes, from_file, gather
 from rwkvflow.publish.card import render_card
 from rwkvflow.publish.materials import engines
-from rwkvflow.publish.names import CARD, ENGINE, LOCK, PLOT, PROVENANCE, RECIPE, SBOM, SIGNATURE, SUMS
+from rwkvflow.publish.names import CARD, ENGINE, LOCK, PLOT, PROVENANCE, QUALITY, RECIPE, SBOM, SIGNATURE, SUMS
 from rwkvflow.publish.plot import plot_svg
+from rwkvflow.publish.quality import quality_bytes, quality_of
 from rwkvflow.publish.sums import sums_text
 
 __all__ = ["CARD", "LOCK", "PROVENANCE", "SUMS", "Release", "ReleaseFile", "Row", "assemble"]
@@ -55,7 +56,9 @@ def assemble(
     files.append(from_bytes(LOCK, str(local["lock"]).encode()))
     if local.get("recipe"):
         files.append(from_bytes(RECIPE, str(local["recipe"]).encode()))
-    if plot := plot_svg(found.rows):
+    quality = quality_of(str(params["name"]), found.rows, params.get("smoke_text"))
+    files.append(from_bytes(QUALITY, quality_bytes(quality)))
+    if plot := plot_svg(quality):
         files.append(from_bytes(PLOT, plot.encode()))
     card = render_card(
         str(params["name"]),

@@ -183,6 +183,7 @@ def _card(row: Row) -> dict[str, Any]:
             ("perplexity", "perplexity"),
             ("perplexity rise against the fp32 reference", "perplexity_rise"),
             ("largest logit error in standard deviations", "logits"),
+            ("KL divergence from the fp32 reference in nats a token", "kl_divergence"),
             ("share of positions with the same likeliest token", "agreement"),
         )
         if row.smoke.get(key) is not None

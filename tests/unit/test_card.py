@@ -7,7 +7,6 @@ import math
 import os
 import re
 import subprocess
-import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,8 @@ from hypothesis import strategies as st
 
 from rwkvflow.errors import PublishError
 from rwkvflow.publish.artifacts import Row
-from rwkvflow.publish.card import cell, human_count, human_size, quoted
+from rwkvflow.publish.card import cell, human_count, human_size, quoted, share, small
 from rwkvflow.publish.frontmatter import yaml_text
-from rwkvflow.publish.plot import plot_svg
 from rwkvflow.publish.runtimes import runtimes
 from tests.releases import Made, made
 
@@ -97,20 +95,34 @@ def test_the_table_has_every_artifact_with_its_figures(run: Made) -> None:
     for row in run.assemble().rows:
         line = next(line for line in text.splitlines() if f"({row.path})" in line)
         assert row.sha256 in line
-        assert f"{row.size * 8 / row.facts['parameters']:.2f}" in line
+        assert f"| {row.smoke['bits_per_weight']:.2f} |" in line
+        assert (" † | " in line) == (row.format == "safetensors")
+        assert ("| 0.00416 | 100.0 % |" in line) == (row.format == "ggml-q5_1")
         assert (Path(row.path).name.replace("_", "\\_")) in line
     assert " tokens/s " not in text
 
 
 def test_speed_has_a_column_where_it_was_measured(run: Made, tmp_path: Path) -> None:
     report = run.inputs["smoke/tiny7/ggml-q5_1@py3.11"]
-    report.write_text(json.dumps(json.loads(report.read_text()) | {"tokens_per_second": 81.25}))
+    speed = {"tokens_per_second": 81.25, "speed": {"tokens": 504, "threads": 2, "cpu": "A *fast* one"}}
+    report.write_text(json.dumps(json.loads(report.read_text()) | speed))
     lines = [line for line in text_of(run).splitlines() if line.startswith("|")]
     table = [line.strip("|").split(" | ") for line in lines[: 2 + 4]]
     assert "tokens/s" in lines[0]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines[: 2 + 4]}) == 1, table
     assert "| 81.2 |" in lines[2]
     assert "| – |" in lines[3]
+    assert "on A \\*fast\\* one (2 threads)." in text_of(run)
+
+
+def test_files_that_no_runtime_ran_say_how_they_were_proved(run: Made) -> None:
+    assert "\n† No runtime of its own ran it" in text_of(run)
+    line = next(line for line in text_of(run).splitlines() if line.endswith(": safetensors read it"))
+    assert line == "* **tiny7/tiny7.safetensors, tiny4/tiny4.safetensors**: safetensors read it"
+    for name, path in run.inputs.items():
+        if name.startswith("smoke/"):
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"evaluated": "runtime"}))
+    assert "†" not in text_of(run)
 
 
 def test_what_smoke_remarked_is_told_of_the_files_that_it_is_about(run: Made) -> None:
@@ -264,6 +276,12 @@ def test_a_cell_and_code_are_one_line_without_markup(text: str) -> None:
     assert len(quoted(text).splitlines()) == 1
 
 
+def test_figures_in_words() -> None:
+    shown = [small(value) for value in (0, 0.0, 1e-6, 0.000416, 0.25, 1.5, 1234.5, None)]
+    assert shown == ["0", "0", "0.000001", "0.000416", "0.25", "1.5", "1.23e+03", "–"]
+    assert [share(value) for value in (0.987, 1, None)] == ["98.7 %", "100.0 %", "–"]
+
+
 def test_sizes_and_counts_in_words() -> None:
     assert [human_size(size) for size in (0, 1023, 1536, 3 << 30)] == ["0 B", "1023 B", "1.5 KiB", "3.00 GiB"]
     assert [human_count(n) for n in (7, 62400, 191034368, 1_500_000_000, None)] == [
@@ -273,37 +291,3 @@ def test_sizes_and_counts_in_words() -> None:
         "1.5 B",
         "–",
     ]
-
-
-# ---- the plot --------------------------------------------------------------------------------------------------
-
-
-def row(name: str, rise: float, parameters: int | None = 1000) -> Row:
-    facts = {"parameters": parameters} if parameters else {}
-    return Row("m", "f", f"m/{name}", "sha256:", 600, (), {"perplexity_rise": rise}, facts)
-
-
-def parsed(svg: str) -> ET.Element:
-    return ET.fromstring(svg)  # noqa: S314 - our own
-
-
-def test_the_plot_is_well_formed_and_needs_two_artifacts() -> None:
-    assert plot_svg([row("a", 0.01)]) is None
-    assert plot_svg([row("a", 0.01), row("b", 0.02, None)]) is None
-    svg = plot_svg([row("a<&>", -0.01), row("b" * 90, 0.02)])
-    assert svg is not None
-    texts = [element.text for element in parsed(svg).iter("{http://www.w3.org/2000/svg}text")]
-    assert "a<&>" in texts
-    assert {"-1.00", "+2.00", "4.80"} <= set(texts)
-
-
-@given(st.lists(st.tuples(st.floats(-1, 50), st.integers(1, 10**10)), min_size=2, max_size=20))
-def test_the_plot_stays_inside_its_frame(figures: list[tuple[float, int]]) -> None:
-    svg = plot_svg([row(str(index), rise, count) for index, (rise, count) in enumerate(figures)])
-    assert svg is not None
-    root = parsed(svg)
-    width, height = float(root.attrib["width"]), float(root.attrib["height"])
-    for element in root.iter():
-        for name, most in (("x", width), ("cx", width), ("x1", width), ("x2", width), ("y", height), ("cy", height)):
-            if name in element.attrib:
-                assert 0 <= float(element.attrib[name]) <= most
