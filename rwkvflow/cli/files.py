@@ -18,12 +18,24 @@ SHOWN = 20  # tensors that `compare` lists without --all
 @click.argument("source", metavar="IN", type=ModelPath())
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--format", "name", required=True, metavar="NAME", help="`rwkvflow formats` lists them")
+@click.option("--lora", type=DocumentPath(), help="A LoRA to merge first: a .pth or .safetensors file")
+@click.option("--alpha", type=click.FloatRange(0, min_open=True), help="That the LoRA was trained with")
+@click.option("--state", type=DocumentPath(), help="Initial states (blocks.N.att.time_state) that go along")
 @click.option("--force", is_flag=True, help="Replace OUT")
 @click.option("--threads", type=click.IntRange(1, 256), help="Default: one for each core of this machine")
 @click.option("--library", type=DocumentPath(), help="librwkv, which encodes; default: the store's")
 @click.option("--store", type=click.Path(file_okay=False, path_type=Path), envvar="RWKVFLOW_STORE")
 def convert(
-    source: Path, target: Path, name: str, force: bool, threads: int | None, library: Path | None, store: Path | None
+    source: Path,
+    target: Path,
+    name: str,
+    lora: Path | None,
+    alpha: float | None,
+    state: Path | None,
+    force: bool,
+    threads: int | None,
+    library: Path | None,
+    store: Path | None,
 ) -> None:
     """Convert the checkpoint IN to the file or folder OUT, without a recipe. Nothing is verified: `run` does that."""
     from rwkvflow.display import display_for
@@ -33,8 +45,11 @@ def convert(
     from rwkvflow.worker.convert import Job
     from rwkvflow.worker.convert import convert as run
     from rwkvflow.worker.formats import FORMATS
+    from rwkvflow.worker.origin import Origin
     from rwkvflow.worker.protocol import WorkerError
 
+    if (lora is None) != (alpha is None):
+        raise UsageError("--lora and --alpha go together", remedy="say the alpha that the LoRA was trained with")
     if name not in FORMATS:
         raise UsageError(f"unknown format {name!r}{did_you_mean(name, tuple(FORMATS))}", remedy="rwkvflow formats")
     if target.is_dir() and not force:
@@ -46,7 +61,7 @@ def convert(
     try:
         engine = find_library(library, store, display)
         (outcome,) = run(
-            source,
+            Origin(source, lora, alpha, state),
             engine,
             [Job(name, name, partial)],
             threads=threads,

@@ -7,6 +7,7 @@ Names and shapes are those of the author's training code (BlinkDL/RWKV-LM). The 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -77,6 +78,11 @@ def architecture_of(tensors: Mapping[str, TensorInfo], group_norm_eps: float | N
     return found if group_norm_eps is None else replace(found, head_norm_eps=group_norm_eps)
 
 
+def is_state(name: str) -> bool:
+    """Whether a tensor of this name is the initial state of a layer, [heads, size, size], as state tuning makes it."""
+    return re.fullmatch(r"blocks\.[0-9]+\.att\.time_state", name, re.ASCII) is not None
+
+
 def version_of(tensors: Mapping[str, TensorInfo]) -> str:
     """The version by the table of tensors that only it has. Raises WorkerError when these are not RWKV's tensors."""
 
@@ -94,7 +100,7 @@ def version_of(tensors: Mapping[str, TensorInfo]) -> str:
         some = ", ".join(ascii(name) for name in list(tensors)[:5])
         hint = ""
         if any(name.startswith(("rwkv.blocks.", "model.layers.")) for name in tensors):
-            hint = " They look like a Hugging Face folder's: convert from the author's .pth instead."
+            hint = " They look like a Hugging Face folder's: name the folder, not a file of it."
         raise WorkerError(
             f"these are not the tensors of an RWKV checkpoint (no blocks.N.att.time_decay or r_k); "
             f"found {some or 'none'}.{hint}"
@@ -236,6 +242,9 @@ class _Reader:
             self._att6(a, c, att, heads, size)
         else:
             self._att45(a, c, att, heads, size)
+        state = self.tensors.get(a + "time_state")
+        if state is not None and self.version != "4" and state.shape == (heads, size, size) and state.dtype in _FLOATS:
+            self.seen.add(a + "time_state")
 
     def _att45(self, a: str, c: int, att: int, heads: int, size: int) -> None:
         gate = "g" if self.version in ("5.1", "5.2") else ""

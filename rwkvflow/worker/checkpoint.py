@@ -1,8 +1,8 @@
 """One interface to checkpoints, read lazily and without torch.
 
-They are `.pth` (zip-based torch files) and `.safetensors`, and unquantized files of rwkv.cpp (`.bin`) and llama.cpp
-(`.gguf`), whose tensors are given their author's names and shapes back. A model in several files is named by its index,
-its first shard or its folder (see shards).
+They are `.pth` (zip-based torch files) and `.safetensors`, unquantized files of rwkv.cpp (`.bin`), llama.cpp
+(`.gguf`) and Hugging Face models, whose tensors are given their author's names and shapes back. A model in several
+files is named by its index, its first shard or its folder (see shards).
 
     with open_checkpoint("model.pth") as checkpoint:
         for name, info in checkpoint.tensors.items():
@@ -21,12 +21,15 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvflow.worker import ggml_source, gguf_source, pth, safetensors_file, shards
+from rwkvflow.worker import ggml_source, gguf_source, hf_source, pth, safetensors_file, shards
+from rwkvflow.worker.origin import Origin
 from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.rawfile import RawFile
 from rwkvflow.worker.tensorinfo import ITEM_BYTES, TensorInfo
 
-__all__ = ["ITEM_BYTES", "NUMPY", "Checkpoint", "TensorInfo", "open_checkpoint"]
+__all__ = ["ITEM_BYTES", "NUMPY", "Checkpoint", "Origin", "TensorInfo", "open_checkpoint"]
+
+Rows = Callable[[int, int | None], NDArray[Any]]  # first row, number of rows (None: to the end)
 
 #: The numpy dtype in which `read` gives each dtype; numpy has no bfloat16 and float8, so these come as bits.
 NUMPY: Final[dict[str, str]] = {
@@ -66,18 +69,21 @@ class Checkpoint:
 
     def __init__(self, path: Path | str, index: pth.Index | None = None) -> None:
         """See open_checkpoint; `index` where the file was read already."""
+        self.path = Path(path)
+        self._replaced: dict[str, Rows] = {}
         self._file = shards.open_model(path)
+        self._others: list[Checkpoint] = []
         try:
             self.kind = _kind(self._file)
             index = index or _read(self._file, self.kind)
         except BaseException:
             self._file.close()
             raise
-        self.path = Path(path)
         self._index = index
-        self.tensors: Mapping[str, TensorInfo] = {name: view.info for name, view in index.views.items()}
         self.metadata = index.metadata
         self.ignored = index.ignored
+        self._tensors = {name: view.info for name, view in index.views.items()}
+        self.tensors: Mapping[str, TensorInfo] = self._tensors
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -86,8 +92,34 @@ class Checkpoint:
         self.close()
 
     def close(self) -> None:
-        """Closes the file; arrays that were read stay valid."""
+        """Closes its files; arrays that were read stay valid."""
         self._file.close()
+        for other in self._others:
+            other.close()
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self._file.name
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a single file, and all that is read stands in it under the same names."""
+        single = self._file.path == self.path and not isinstance(self._file, shards.Joined)
+        return single and not self._replaced and self._index.renamed is None
+
+    def replace(self, info: TensorInfo, rows: Rows) -> None:
+        """From now on the tensor info.name, which may be new, is what `rows` gives: raw values of info's dtype."""
+        self._tensors[info.name] = info
+        self._replaced[info.name] = rows
+
+    def remove(self, name: str) -> None:
+        """From now on there is no such tensor."""
+        del self._tensors[name]
+
+    def closing(self, other: Checkpoint) -> None:
+        """Close another one, which values come from, together with this."""
+        self._others.append(other)
 
     def read(self, name: str, start_row: int = 0, rows: int | None = None) -> NDArray[Any]:
         """The raw values of rows [start_row, start_row + rows) of the first dimension, all by default.
@@ -95,17 +127,22 @@ class Checkpoint:
         A new C-contiguous array of NUMPY[dtype] with the tensor's own number of dimensions. A scalar has no rows and
         comes whole. Raises WorkerError for an unknown name, and IndexError for rows that it does not have.
         """
-        view = self._index.views.get(name)
-        if view is None:
-            raise WorkerError(f"{self._file.name}: there is no tensor {name!a}")
+        if name not in self._tensors:
+            raise WorkerError(f"{self.name}: there is no tensor {name!a}")
+        if rows_of := self._replaced.get(name):
+            return rows_of(start_row, rows)
+        return self.original(name, start_row, rows)
+
+    def original(self, name: str, start_row: int = 0, rows: int | None = None) -> NDArray[Any]:
+        """As `read`, whatever was put in the tensor's place."""
         if change := self._index.changes.get(name):
-            whole: NDArray[Any] = change(self._read(view, 0, None))
+            whole: NDArray[Any] = change(self._read(name, 0, None))
             stop = None if rows is None else start_row + rows
             return np.ascontiguousarray(whole[start_row:stop]) if whole.ndim else whole
-        return self._read(view, start_row, rows)
+        return self._read(name, start_row, rows)
 
-    def _read(self, view: pth.View, start_row: int, rows: int | None) -> NDArray[Any]:
-        name = view.info.name
+    def _read(self, name: str, start_row: int, rows: int | None) -> NDArray[Any]:
+        view = self._index.views[name]
         shape, first = view.info.shape, 0
         if shape:
             count = shape[0] - start_row if rows is None else rows
@@ -132,7 +169,7 @@ class Checkpoint:
         """As `read`, converted to float32: exact for f32, f16, bf16, small integers; f64 is rounded to nearest."""
         info = self.tensors.get(name)
         if info is not None and info.dtype.startswith("f8"):
-            raise WorkerError(f"{self._file.name}: tensor {name!a} is {info.dtype}, which is not supported")
+            raise WorkerError(f"{self.name}: tensor {name!a} is {info.dtype}, which is not supported")
         raw = self.read(name, start_row, rows)
         if info is not None and info.dtype == "bf16":
             return bf16_to_float32(raw)
@@ -147,12 +184,23 @@ class Checkpoint:
         return self._index.check(on_bytes)
 
 
-def open_checkpoint(path: Path | str) -> Checkpoint:
-    """Opens a model of one of the kinds; which one is told from its bytes, not its name.
+def open_checkpoint(source: Path | str | Origin) -> Checkpoint:
+    """Opens a checkpoint of one of the kinds; which one is told from its bytes, not its name.
 
-    Raises WorkerError, which names the file, what is wrong with it, and the remedy.
+    Of an Origin, its LoRA is merged as tensors are read, and its initial states are there as tensors. Raises
+    WorkerError, which names the file, what is wrong with it, and the remedy.
     """
-    return Checkpoint(path)
+    if not isinstance(source, Origin):
+        return Checkpoint(source)
+    checkpoint = Checkpoint(source.path)
+    try:
+        from rwkvflow.worker import adapters
+
+        adapters.apply(checkpoint, source)
+    except BaseException:
+        checkpoint.close()
+        raise
+    return checkpoint
 
 
 def bf16_to_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -176,10 +224,10 @@ def _row_major(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
 
 
 def _read(file: RawFile, kind: str) -> pth.Index:
-    """The index of an open model."""
+    """The index of an open model, with the author's names."""
     if isinstance(file, shards.Joined) and kind != "gguf":  # whose reader knows shards
-        return shards.merged(file, _READERS[kind])
-    return _READERS[kind](file)
+        return hf_source.with_own_names(file, shards.merged(file, _READERS[kind]))
+    return hf_source.with_own_names(file, _READERS[kind](file))
 
 
 def _kind(file: RawFile) -> str:

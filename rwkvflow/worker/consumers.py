@@ -15,14 +15,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvflow.worker.checkpoint import Checkpoint, TensorInfo, bf16_to_float32, open_checkpoint
+from rwkvflow.worker.checkpoint import Checkpoint, Origin, TensorInfo, bf16_to_float32, open_checkpoint
+from rwkvflow.worker.origin import origin_of
 from rwkvflow.worker.protocol import WorkerError, progress
 from rwkvflow.worker.questions import Answers, Questions, read_reference, write_answers
 from rwkvflow.worker.reference import Reference
@@ -37,7 +38,7 @@ class Task:
     """One artifact to run."""
 
     artifact: Path
-    checkpoint: Path
+    checkpoint: Path | Origin
     engine: Path  # folder with lib/librwkv.*
     group_norm_eps: float | None
     format: str = ""
@@ -245,11 +246,12 @@ def main(argv: list[str]) -> int:
     """Runs one order after the other; exits with 0 when each has answers or a message."""
     order = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
     questions = read_reference(Path(order["reference"])).asked(speed=order.get("speed", False))
+    origin = origin_of(Path(order["checkpoint"]).parent, order)
     for entry in order["artifacts"]:
         answers = Path(entry["answers"])
         task = Task(
             Path(entry["artifact"]),
-            Path(order["checkpoint"]),
+            replace(origin, format=entry["format"]),
             Path(order["engine"]),
             order["group_norm_eps"],
             entry["format"],

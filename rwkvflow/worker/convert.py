@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from rwkvflow.worker.architecture import Architecture, architecture_of
-from rwkvflow.worker.checkpoint import Checkpoint, TensorInfo, bf16_to_float32, open_checkpoint
+from rwkvflow.worker.checkpoint import Checkpoint, Origin, TensorInfo, bf16_to_float32, open_checkpoint
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.base import (
     BF16,
@@ -66,7 +66,7 @@ class Outcome:
 
 
 def convert(
-    source: Path,
+    source: Path | Origin,
     engine: Path,
     jobs: Sequence[Job],
     *,
@@ -124,7 +124,7 @@ def _check_room(outcomes: Sequence[Outcome], architecture: Architecture, tensors
         outcome.failure = item.refuse(architecture)
         if outcome.failure is None:
             try:
-                size = item.expected_size(architecture, tensors)
+                size = item.expected_size(architecture, item.held(architecture, tensors))
             except WorkerError as error:
                 outcome.failure = str(error)
             else:
@@ -153,11 +153,11 @@ def _open(
         if outcome.failure is not None or item is None:
             continue
         try:
-            writer = item.open(outcome.job.path, architecture, tensors, engine)
+            writer = item.open(outcome.job.path, architecture, held := item.held(architecture, tensors), engine)
         except (WorkerError, OSError) as error:
             outcome.failure = str(error)
             continue
-        outcome.warnings.extend(writer.remarks)
+        outcome.warnings += [*writer.remarks, *item.left_out(held, tensors)]
         sinks.append(_Sink(outcome, writer, full))
     return sinks
 

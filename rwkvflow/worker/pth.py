@@ -36,7 +36,8 @@ class View:
 class Index:
     """What a file holds: tensors in its order, small values beside them, and the checksummed records.
 
-    `changes` are made to the values of some tensors, as arrays of the whole, after they were read.
+    `changes` are made to the values of some tensors, as arrays of the whole, after they were read. `renamed` says
+    whose names were replaced by the author's; None where the file has the latter.
     """
 
     views: Mapping[str, View]
@@ -44,6 +45,7 @@ class Index:
     ignored: tuple[str, ...]
     check: Callable[[Callable[[int], None] | None], int]
     changes: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    renamed: str | None = None
 
 
 def read_index(file: RawFile) -> Index:

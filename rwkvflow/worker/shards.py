@@ -97,9 +97,9 @@ def open_model(path: Path | str) -> RawFile:
     except (OSError, ValueError) as error:
         raise WorkerError(f"{path}: cannot open it: {getattr(error, 'strerror', None) or error}") from error
     if found.name.endswith(INDEX_SUFFIXES):
-        weight_map = _weight_map(found)
-        names = sorted(set(weight_map.values()))
-        return Joined(found, [found.with_name(name) for name in names], weight_map)
+        tensors = _weight_map(found)
+        names = sorted(set(tensors.values()))
+        return Joined(found, [found.with_name(name) for name in names], tensors)
     if (match := _SHARD.fullmatch(found.name)) is not None and int(match[3]) > 1:
         return _gguf(found, match)
     return RawFile(found)
@@ -127,6 +127,11 @@ def _weight_map(path: Path) -> dict[str, str]:
         if file.size > MAX_INDEX:
             raise WorkerError(f"{path}: broken index: it has {file.size} bytes; no model's has more than {MAX_INDEX}")
         raw = file.bytes_at(0, file.size)
+    return weight_map(str(path), raw)
+
+
+def weight_map(path: str, raw: bytes) -> dict[str, str]:
+    """What the index says whose bytes these are; `path` is for messages. Raises WorkerError for what is no index."""
 
     def bad(what: str) -> WorkerError:
         return WorkerError(f"{path}: broken index: {what}. Download or copy it again.")

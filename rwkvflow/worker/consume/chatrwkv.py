@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvflow.worker.architecture import HEAD_NORM_EPS, Architecture, architecture_of
+from rwkvflow.worker.architecture import HEAD_NORM_EPS, Architecture, architecture_of, is_state
 from rwkvflow.worker.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from rwkvflow.worker.consume.held import AsCheckpoint, Held, compare_held
 from rwkvflow.worker.consumers import Task, answer, one_by_one
@@ -27,6 +27,7 @@ from rwkvflow.worker.formats import FORMATS, chatrwkv
 from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.questions import Answers, Questions
 from rwkvflow.worker.reference import Reference
+from rwkvflow.worker.rounding import rounded
 
 # torch sums a row of the embedding in another order than we do: one unit in the last place of the narrower type
 UNITS = {"bf16": 2.0**-7, "f16": 2.0**-9, "f32": 2.0**-9}
@@ -38,6 +39,7 @@ def run(task: Task, questions: Questions) -> Answers:
     with open_checkpoint(task.checkpoint) as checkpoint, open_checkpoint(task.artifact) as artifact:
         architecture = architecture_of(checkpoint.tensors)
         other_eps = task.group_norm_eps not in (None, HEAD_NORM_EPS) and architecture.version != "4"
+        _compare_states(checkpoint, artifact)
         if "cuda" not in strategy and not other_eps:
             with _named(task.artifact, ".pth") as path:
                 return one_by_one(_step(path, strategy, architecture), questions, _torch_threads())
@@ -75,6 +77,18 @@ def strategy_of(name: str) -> str:
     return item.strategy
 
 
+def _compare_states(checkpoint: Checkpoint, artifact: Checkpoint) -> None:
+    """Raises WorkerError unless the artifact has the checkpoint's initial states, in its own type."""
+    for name in filter(is_state, checkpoint.tensors):
+        info = artifact.tensors.get(name)
+        wanted = checkpoint.float32(name)
+        same = info is not None and np.array_equal(
+            rounded(info.dtype, wanted), artifact.float32(name).reshape(wanted.shape)
+        )
+        if not same:
+            raise WorkerError(f"{name} is not the checkpoint's in the artifact")
+
+
 def _package(version: str) -> Any:
     """rwkv.model, which reads its environment once; anew where another version was loaded before."""
     wanted = {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_V7_ON": "1" if version == "7" else "0"}
@@ -93,6 +107,8 @@ def _step(path: Path, strategy: str, architecture: Architecture) -> Callable[[in
         model = package.RWKV(str(path.with_suffix("")), strategy)
     except (AssertionError, KeyError, RuntimeError, ValueError) as error:
         raise WorkerError(f"the rwkv package refused it: {type(error).__name__}: {error}") from None
+
+    model.args.time_state = False  # the reference starts from nothing as well; the file's states were compared
 
     def step(token: int, state: Any) -> tuple[NDArray[np.float32], Any]:
         logits, state = model.forward([token], state)
@@ -120,7 +136,7 @@ def _compare_with_package(
     scratch = Path("out") if Path("out").is_dir() else None  # a container's /tmp may be small
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         source, target = Path(folder).resolve() / "source.pth", Path(folder).resolve() / "target.pth"
-        _plain(task.checkpoint, checkpoint, source)
+        _plain(checkpoint, source)
         try:
             package.RWKV(str(source), strategy, convert_and_save_and_exit=str(target))
         except SystemExit:
@@ -131,14 +147,14 @@ def _compare_with_package(
             compare_files(artifact, theirs, checkpoint.tensors["emb.weight"].dtype)
 
 
-def _plain(path: Path, checkpoint: Checkpoint, target: Path) -> None:
+def _plain(checkpoint: Checkpoint, target: Path) -> None:
     """The checkpoint as the package reads it: a .pth whose names are the author's."""
     import torch
 
-    if checkpoint.kind == "pth":
-        keys = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    if checkpoint.kind == "pth" and checkpoint.is_plain:
+        keys = torch.load(checkpoint.path, map_location="cpu", mmap=True, weights_only=True)
         if list(keys) == list(checkpoint.tensors):
-            target.symlink_to(path.resolve())
+            target.symlink_to(checkpoint.path.resolve())
             return
     tensors = {}
     for name, info in checkpoint.tensors.items():

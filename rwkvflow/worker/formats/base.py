@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rwkvflow.worker.architecture import is_state
+
 if TYPE_CHECKING:
     from rwkvflow.worker.architecture import Architecture
     from rwkvflow.worker.checkpoint import TensorInfo
 
 ALL_VERSIONS = frozenset({"4", "5.0", "5.1", "5.2", "6", "7"})
+
+STATEFUL = ALL_VERSIONS - {"4"}  # those that have a state for each head
 
 # Types of weights, with rwkv.cpp's numbers (engine/src/blocks.h), and their (values, bytes) of a block.
 F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, BF16 = 0, 1, 2, 3, 7, 8, 9, 30
@@ -194,6 +198,8 @@ class Format(ABC):
     engine: str | None = field(default=None, kw_only=True)  # what else has to be built for the consumer: "llama.cpp"
     fixed_epsilon: bool = field(default=False, kw_only=True)  # whether what runs it knows one head_norm_eps only
     tokenizer: bool = field(default=False, kw_only=True)  # whether a tokenizer that the recipe names goes into it
+    # Versions of which it has a place for initial states (blocks.N.att.time_state); of others they are left out.
+    states: frozenset[str] = field(default=frozenset(), kw_only=True)
 
     def refuse(self, architecture: Architecture) -> str | None:
         """Why this format cannot hold such a model; None when it can."""
@@ -211,6 +217,17 @@ class Format(ABC):
             f"{self.name} cannot hold a model whose head group norm has an epsilon of {eps:g}: "
             f"what runs it has {HEAD_NORM_EPS:g}"
         )
+
+    def held(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Mapping[str, TensorInfo]:
+        """The tensors that an artifact is made of: without initial states where it has no place for them."""
+        if architecture.version in self.states:
+            return tensors
+        return {name: info for name, info in tensors.items() if not is_state(name) or name in architecture.extra}
+
+    def left_out(self, held: Mapping[str, TensorInfo], tensors: Mapping[str, TensorInfo]) -> list[str]:
+        """What to say of tensors that are not `held`."""
+        count = len(tensors) - len(held)
+        return [f"{self.name} has no place for initial states: those of {count} layers are left out"] if count else []
 
     @abstractmethod
     def expected_size(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> int:

@@ -20,6 +20,7 @@ from rwkvflow.worker.formats.base import (
     BF16,
     F16,
     F32,
+    STATEFUL,
     Encoding,
     FileFormat,
     Limits,
@@ -211,6 +212,7 @@ def _format(strategy: str) -> ChatRwkv:
         limits=LIMITS[short],
         requires=("rwkv",),
         needs_torch=True,
+        states=STATEFUL - {"7"},  # the package looks for none in 7
         strategy=strategy,
     )
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rwkvflow.worker.formats.base import (
     ALL_VERSIONS,
     F16,
+    STATEFUL,
     Encoding,
     FileFormat,
     Layout,
@@ -89,5 +90,6 @@ FORMATS = (
         consumer="web-rwkv-py",
         limits=Limits(logits=0.05, perplexity=0.005),
         requires=("web-rwkv-py",),
+        states=STATEFUL,
     ),
 )

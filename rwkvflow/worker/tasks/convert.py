@@ -1,4 +1,7 @@
-"""Task `convert`: in/checkpoint and in/engine to one artifact for each job, {"params": {"format": name}}."""
+"""Task `convert`: in/checkpoint and in/engine to one artifact for each job, {"params": {"format": name}}.
+
+Beside the checkpoint in/lora, with the parameter lora_alpha, and in/state; see origin.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkvflow.worker.convert import Job, convert
+from rwkvflow.worker.origin import origin_of
 from rwkvflow.worker.protocol import emit, progress
 
 
@@ -16,8 +20,8 @@ def run(request: dict[str, Any]) -> None:
     def on_progress(done: int, total: int, label: str) -> None:
         progress(done, total, "B", label)
 
-    eps = request["params"].get("group_norm_eps")
-    outcomes = convert(Path("in/checkpoint"), Path("in/engine"), jobs, on_progress=on_progress, group_norm_eps=eps)
+    origin, eps = origin_of(Path("in"), request["params"]), request["params"].get("group_norm_eps")
+    outcomes = convert(origin, Path("in/engine"), jobs, on_progress=on_progress, group_norm_eps=eps)
     for warning in dict.fromkeys(text for outcome in outcomes for text in outcome.warnings):
         print(f"warning: {warning}")
     for outcome in outcomes:

@@ -1,7 +1,8 @@
 """Task "reference": the fp32 truth of a model, from its checkpoint.
 
-Inputs: in/checkpoint, in/text (UTF-8), in/tokenizer where the recipe names one. Parameters: prompts, tokens,
-tokenizer, group_norm_eps, and optionally text_tokens and logit_tokens. One job with the output "reference".
+Inputs: in/checkpoint with in/lora and in/state (see origin), in/text (UTF-8), in/tokenizer where the recipe names one.
+Parameters: prompts, tokens, tokenizer, group_norm_eps, lora_alpha, and optionally text_tokens and logit_tokens. One job
+with the output "reference".
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from rwkvflow.worker import smoke
 from rwkvflow.worker.checkpoint import open_checkpoint
 from rwkvflow.worker.consumers import answer
+from rwkvflow.worker.origin import origin_of
 from rwkvflow.worker.protocol import WorkerError, emit
 from rwkvflow.worker.questions import LOGIT_TOKENS, TEXT_TOKENS, TRUTH_BYTES, Questions, Reference, write_reference
 from rwkvflow.worker.reference import Reference as Forward
@@ -26,7 +28,7 @@ READ_BYTES = 256e9  # bytes of weights that the greedy continuations may read: 9
 def run(request: dict[str, Any]) -> None:
     """See the module. Raises WorkerError."""
     params, job = request["params"], request["jobs"][0]
-    with open_checkpoint("in/checkpoint") as checkpoint:
+    with open_checkpoint(origin_of(Path("in"), params)) as checkpoint:
         forward = Forward(checkpoint, params.get("group_norm_eps"))
         tokenizer = _tokenizer(params["tokenizer"], forward.architecture.n_vocab)
         questions = ask(params, _text(Path("in/text")), tokenizer)

@@ -1,9 +1,9 @@
 """Task "smoke": each artifact is run by its consumer and compared with the reference.
 
-Inputs: in/reference, in/checkpoint, in/engine, in/tokenizer where the recipe names one, and the artifacts. Job
-parameters: format, input (the artifact's name below in/) and limits {"logits", "perplexity"}, where absent the
-format's own. Parameters: prompts, and speed, whether tokens are timed. Output "smoke": the report; it is written for a
-failed artifact as well, whose job then fails.
+Inputs: in/reference, in/checkpoint with in/lora and in/state (see origin), in/engine, in/tokenizer where the recipe
+names one, and the artifacts. Job parameters: format, input (the artifact's name below in/) and limits {"logits",
+"perplexity"}, where absent the format's own. Parameters: prompts, lora_alpha, and speed, whether tokens are timed.
+Output "smoke": the report; it is written for a failed artifact as well, whose job then fails.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def run(request: dict[str, Any]) -> None:
         reference.tokenizer, reference.answers.logits.shape[1], named if named.exists() else None
     )
     jobs = request["jobs"]
-    for done, (job, result) in enumerate(_answers(jobs, reference, bool(request["params"].get("speed")))):
+    for done, (job, result) in enumerate(_answers(jobs, reference, request["params"])):
         progress(done, len(jobs), "artifacts", job["params"]["format"])
         failure = result if isinstance(result, str) else _judge(job, reference, result, request["params"], tokenizer)
         if failure:
@@ -48,7 +48,7 @@ def run(request: dict[str, Any]) -> None:
 
 
 def _answers(
-    jobs: list[dict[str, Any]], reference: Reference, speed: bool
+    jobs: list[dict[str, Any]], reference: Reference, params: dict[str, Any]
 ) -> Iterator[tuple[dict[str, Any], Answers | str]]:
     """Each job with its artifact's answers or a message, in order."""
     Path("out").mkdir(exist_ok=True)
@@ -56,7 +56,7 @@ def _answers(
         waiting = list(enumerate(jobs))
         while waiting:
             paths = {index: Path(folder) / f"{index}.npz" for index, _ in waiting}
-            code = _child(Path(folder) / "order.json", [(job, paths[i]) for i, job in waiting], reference, speed)
+            code = _child(Path(folder) / "order.json", [(job, paths[i]) for i, job in waiting], reference, params)
             while waiting:
                 index, job = waiting[0]
                 answers, error = paths[index], paths[index].with_suffix(".error")
@@ -75,13 +75,16 @@ def _answers(
                 waiting.pop(0)
 
 
-def _child(order: Path, entries: list[tuple[dict[str, Any], Path]], reference: Reference, speed: bool) -> int:
+def _child(
+    order: Path, entries: list[tuple[dict[str, Any], Path]], reference: Reference, params: dict[str, Any]
+) -> int:
     content = {
         "reference": str(REFERENCE),
         "checkpoint": "in/checkpoint",
+        "lora_alpha": params.get("lora_alpha"),
         "engine": "in/engine",
         "group_norm_eps": reference.group_norm_eps,
-        "speed": speed,
+        "speed": bool(params.get("speed")),
         "artifacts": [
             {
                 "format": job["params"]["format"],

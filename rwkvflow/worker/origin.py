@@ -1,0 +1,38 @@
+"""What a model is made of: a checkpoint, and what is merged into it or goes along with it when it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LORA, STATE = "lora", "state"  # names of the files beside the checkpoint
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a model comes from.
+
+    path     a checkpoint: a file, or the folder of a Hugging Face model
+    lora     a LoRA to merge into it, and the alpha that it was trained with
+    state    a file of initial states (`blocks.N.att.time_state`) that goes along
+    format   leave out initial states that this format has no place for, those of the checkpoint as well
+    """
+
+    path: Path
+    lora: Path | None = None
+    alpha: float | None = None
+    state: Path | None = None
+    format: str | None = None
+
+
+def origin_of(folder: Path, params: Mapping[str, Any]) -> Origin:
+    """A task's model: `checkpoint` in its folder of inputs, `lora` and `state` beside where the host put them."""
+    lora, state = folder / LORA, folder / STATE
+    return Origin(
+        folder / "checkpoint",
+        lora if lora.exists() else None,
+        params.get("lora_alpha"),
+        state if state.exists() else None,
+    )
