@@ -111,7 +111,7 @@ static void check_shape(const Kernels *k, int32_t type, uint32_t rows, uint32_t 
 }
 
 int main() {
-    const char *const names[] = {"generic", "avx2", "avx512", "neon"};
+    const char *const names[] = {"generic", "avx2", "avxvnni", "avx512", "neon"};
     const int32_t types[] = {0, 1, 2, 3, 7, 8, 9};
     const uint32_t blocks[] = {32, 64, 96, 128, 160, 416, 1024, 2080}, odd[] = {1, 15, 17, 40, 1030}, some[] = {1, 2, 7, 13};
     for (const char *name : names) {

@@ -28,6 +28,9 @@ Registers cpuid(unsigned leaf, unsigned part) {
 
 bool has(unsigned value, unsigned bit) { return ((value >> bit) & 1) != 0; }
 
+// Dot products of bytes in 256-bit registers, in AVX2's encoding.
+bool x86_vnni() { return cpuid(0, 0).a >= 7 && cpuid(7, 0).a >= 1 && has(cpuid(7, 1).a, 4); }
+
 // 1: AVX2, FMA and F16C; 2: also AVX-512 F, BW, DQ, VL and VNNI. Both with the operating system saving the registers.
 int x86_level() {
     if (cpuid(0, 0).a < 7) return 0;
@@ -60,7 +63,7 @@ const Kernels *decide() {
         const Kernels *chosen = kernels_named(wanted);
         if (chosen != nullptr) return chosen;
     }
-    const char *const best_first[] = {"avx512", "avx2", "neon"};
+    const char *const best_first[] = {"avx512", "avxvnni", "avx2", "neon"};
     for (const char *name : best_first) {
         const Kernels *chosen = kernels_named(name);
         if (chosen != nullptr) return chosen;
@@ -75,6 +78,7 @@ const Kernels *kernels_named(const char *name) {
 #if defined(__x86_64__) || defined(_M_X64)
     const int level = x86_level();
     if (strcmp(name, "avx2") == 0 && level >= 1) return &kKernelsAvx2;
+    if (strcmp(name, "avxvnni") == 0 && level >= 1 && x86_vnni()) return &kKernelsAvxVnni;
     if (strcmp(name, "avx512") == 0 && level >= 2) return &kKernelsAvx512;
 #elif defined(__aarch64__)
     if (strcmp(name, "neon") == 0 && has_dot_product()) return &kKernelsNeon;

@@ -1,5 +1,5 @@
-// The arithmetic of the engine, once for each instruction set: kernels_generic.cc, kernels_avx2.cc, kernels_avx512.cc and
-// kernels_neon.cc compile kernels_body.h with their own flags and fill in the few parts that need intrinsics.
+// The arithmetic of the engine, once for each instruction set: kernels_generic.cc, kernels_avx2.cc, kernels_avxvnni.cc,
+// kernels_avx512.cc and kernels_neon.cc compile kernels_body.h with their own flags and fill in the few parts that need intrinsics.
 //
 // In any of them what a row, a channel or a head comes to does not depend on which others, or how many tokens, are worked on
 // with it: so neither the number of threads, nor how rows are shared out, nor how a sequence is cut reaches a result. Between
@@ -93,12 +93,13 @@ struct Kernels {
 extern const Kernels kKernelsGeneric;
 #if defined(__x86_64__) || defined(_M_X64)
 extern const Kernels kKernelsAvx2;
+extern const Kernels kKernelsAvxVnni;
 extern const Kernels kKernelsAvx512;
 #elif defined(__aarch64__)
 extern const Kernels kKernelsNeon;
 #endif
 
-// The best ones that this processor and operating system can run; RWKV_KERNELS=generic|avx2|avx512|neon in the environment
+// The best ones that this processor and operating system can run; RWKV_KERNELS=generic|avx2|avxvnni|avx512|neon in the environment
 // names others, and is ignored where they would not run. Decided once.
 const Kernels *kernels();
 // By name; null where they are not in this build or would not run here.
