@@ -20,11 +20,11 @@ f32 = np.float32
 Array = np.ndarray[Any, Any]
 
 
-@pytest.fixture(scope="session", params=["system", "system-baseline", "zig"])
+@pytest.fixture(scope="session", params=["system", "system-avx2", "system-baseline", "zig"])
 def native(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Native:
     """The functions as each compiler makes them, with and without run-time choice of instructions."""
-    compiler, _, baseline = request.param.partition("-")
-    options = ["-DRWKVFLOW_BASELINE"] if baseline else []
+    compiler, _, least = request.param.partition("-")
+    options = [f"-DRWKVFLOW_{least.upper()}"] if least else []
     return Native(encoder.build(tmp_path_factory.mktemp(request.param) / "engine", compiler, *options))
 
 

@@ -213,6 +213,15 @@ INLINE bool write_floats(const float *src, void *dst, uint64_t count) {
     return bad == 0;
 }
 
+INLINE void read_bfloats(const void *src, float *dst, uint64_t count) {
+    const uint8_t *in = (const uint8_t *)src;
+    for (uint64_t i = 0; i < count; i++) {
+        uint16_t bfloat;
+        memcpy(&bfloat, in + 2 * i, sizeof bfloat);
+        dst[i] = bfloat_to_float(bfloat);
+    }
+}
+
 INLINE void read_halves(const void *src, float *dst, uint64_t count) {
     const uint8_t *in = (const uint8_t *)src;
     for (uint64_t i = 0; i < count; i++) {
@@ -247,6 +256,15 @@ bool have_avx2() {
 #endif
 
 }  // namespace
+}  // namespace rwkvflow
+
+// RWKVFLOW_AVX2 leaves the AVX-512 versions out, for the tests again.
+#if defined(HAVE_AVX2) && !defined(RWKVFLOW_AVX2)
+#define HAVE_AVX512 1
+#include "quantize_avx512.h"
+#endif
+
+namespace rwkvflow {
 
 #ifdef HAVE_AVX2
 #define DEFINE_WRITER(name, body)                                                              \
@@ -261,35 +279,40 @@ bool have_avx2() {
 #endif
 
 DEFINE_WRITER(quantize_row_f32, write_floats(src, dst, count))
-DEFINE_WRITER(quantize_row_f16, write_halves(src, dst, count))
 DEFINE_WRITER(quantize_row_bf16, write_bfloats(src, dst, count))
-DEFINE_WRITER(quantize_row_q4_0, write_blocks<CodecQ4_0>(src, dst, count))
-DEFINE_WRITER(quantize_row_q4_1, write_blocks<CodecQ4_1>(src, dst, count))
-DEFINE_WRITER(quantize_row_q5_0, write_blocks<CodecQ5_0>(src, dst, count))
-DEFINE_WRITER(quantize_row_q5_1, write_blocks<CodecQ5_1>(src, dst, count))
-DEFINE_WRITER(quantize_row_q8_0, write_blocks<CodecQ8_0>(src, dst, count))
 
-#ifdef HAVE_AVX2
-static AVX2 void read_halves_avx2(const void *src, float *dst, uint64_t count) {
-    read_halves(src, dst, count);
-}
-#endif
-
-void dequantize_row_f16(const void *src, float *dst, uint64_t count) {
-#ifdef HAVE_AVX2
-    if (have_avx2()) return read_halves_avx2(src, dst, count);
-#endif
-    read_halves(src, dst, count);
-}
-
-void dequantize_row_bf16(const void *src, float *dst, uint64_t count) {
-    const uint8_t *in = (const uint8_t *)src;
-    for (uint64_t i = 0; i < count; i++) {
-        uint16_t bfloat;
-        memcpy(&bfloat, in + 2 * i, sizeof bfloat);
-        dst[i] = bfloat_to_float(bfloat);
+// Also written by hand for AVX-512.
+#ifdef HAVE_AVX512
+#define DEFINE_WIDE_WRITER(name, wide, body)                                                     \
+    static AVX512 bool name##_avx512(const float *src, void *dst, uint64_t count) { return wide; } \
+    static AVX2 bool name##_avx2(const float *src, void *dst, uint64_t count) { return body; }   \
+    bool name(const float *src, void *dst, uint64_t count) {                                     \
+        if (have_avx512()) return name##_avx512(src, dst, count);                                \
+        if (have_avx2()) return name##_avx2(src, dst, count);                                    \
+        return body;                                                                             \
     }
-}
+#define DEFINE_WIDE_READER(name, wide, body)                                                       \
+    static AVX512 void name##_avx512(const void *src, float *dst, uint64_t count) { return wide; } \
+    static AVX2 void name##_avx2(const void *src, float *dst, uint64_t count) { return body; }     \
+    void name(const void *src, float *dst, uint64_t count) {                                       \
+        if (have_avx512()) return name##_avx512(src, dst, count);                                  \
+        if (have_avx2()) return name##_avx2(src, dst, count);                                      \
+        return body;                                                                               \
+    }
+#else
+#define DEFINE_WIDE_WRITER(name, wide, body) DEFINE_WRITER(name, body)
+#define DEFINE_WIDE_READER(name, wide, body) \
+    void name(const void *src, float *dst, uint64_t count) { return body; }
+#endif
+
+DEFINE_WIDE_WRITER(quantize_row_f16, write_halves512(src, dst, count), write_halves(src, dst, count))
+DEFINE_WIDE_WRITER(quantize_row_q4_0, write_blocks512<BlockQ4_0>(src, dst, count), write_blocks<CodecQ4_0>(src, dst, count))
+DEFINE_WIDE_WRITER(quantize_row_q4_1, write_blocks512<BlockQ4_1>(src, dst, count), write_blocks<CodecQ4_1>(src, dst, count))
+DEFINE_WIDE_WRITER(quantize_row_q5_0, write_blocks512<BlockQ5_0>(src, dst, count), write_blocks<CodecQ5_0>(src, dst, count))
+DEFINE_WIDE_WRITER(quantize_row_q5_1, write_blocks512<BlockQ5_1>(src, dst, count), write_blocks<CodecQ5_1>(src, dst, count))
+DEFINE_WIDE_WRITER(quantize_row_q8_0, write_blocks512<BlockQ8_0>(src, dst, count), write_blocks<CodecQ8_0>(src, dst, count))
+DEFINE_WIDE_READER(dequantize_row_f16, read_halves512(src, dst, count), read_halves(src, dst, count))
+DEFINE_WIDE_READER(dequantize_row_bf16, read_bfloats512(src, dst, count), read_bfloats(src, dst, count))
 
 void dequantize_row_q4_0(const void *src, float *dst, uint64_t count) {
     const BlockQ4_0 *blocks = (const BlockQ4_0 *)src;
