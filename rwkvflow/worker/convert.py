@@ -1,14 +1,16 @@
 """One read of a checkpoint, many artifacts.
 
-The main thread reads tensors piece by piece. A pool encodes each piece once for each distinct Encoding; one thread per
-artifact (a sink) writes and hashes what it needs, in order. Reading, encoding, hashing and writing all release the GIL.
-A window bounds the pieces on their way, so memory does not depend on the size of the model.
+The main thread reads tensors piece by piece. A pool encodes each piece once for each distinct Encoding and writes it
+where it belongs; one thread per artifact (a sink) hashes what it needs, in order. Reading, encoding, writing and
+hashing release the GIL. A window bounds the pieces on their way, so memory does not depend on the size of the model.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +21,10 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from rwkvflow.worker.architecture import Architecture, architecture_of
-from rwkvflow.worker.checkpoint import Checkpoint, Origin, TensorInfo, bf16_to_float32, open_checkpoint
+from rwkvflow.worker.checkpoint import Checkpoint, Origin, TensorInfo, open_checkpoint
+from rwkvflow.worker.encode import Encoded, encode
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.base import (
-    BF16,
-    F32,
     QUANTIZED,
     TYPE_OF_DTYPE,
     Encoding,
@@ -40,10 +41,10 @@ if TYPE_CHECKING:
 
 PIECE = 1 << 20  # values read at a time; pieces are whole rows, and a multiple of 32 of them
 MOST_THREADS = 8
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of mallopt(3)
 NAMED = 4  # tensors that a warning names
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, tensor
-Encoded = tuple[memoryview, bool]  # bytes, and whether all that they hold is finite
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def convert(
     A job that cannot be done does not keep the others from being done; it leaves no file. Outcomes come in the order of
     jobs. Raises WorkerError when nothing can be done: an unreadable checkpoint, a disk without room.
     """
+    _keep_memory()
     with open_checkpoint(source) as checkpoint:
         architecture = architecture_of(checkpoint.tensors, group_norm_eps)
         native = Native(engine)
@@ -99,6 +101,14 @@ def convert(
         for outcome in outcomes:
             outcome.warnings.extend(run.warnings)
         return outcomes
+
+
+def _keep_memory() -> None:
+    """Have glibc keep what is freed for the next piece: fresh pages for each cost as much as reading the checkpoint."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 1 << 25), (M_TRIM_THRESHOLD, 1 << 30)):
+            mallopt(option, value)
 
 
 def _cores() -> int:
@@ -188,7 +198,7 @@ class _Item:
 
 
 class _Sink(threading.Thread):
-    """Writes one artifact. After a failure it goes on taking items, and drops them."""
+    """Finishes one artifact. After a failure it goes on taking items, and drops them."""
 
     def __init__(self, outcome: Outcome, writer: Writer, full: threading.Event) -> None:
         super().__init__(daemon=True)
@@ -203,9 +213,20 @@ class _Sink(threading.Thread):
     def failed(self) -> bool:
         return self.outcome.failure is not None
 
+    def write(self, slot: Slot, start: int, data: memoryview) -> None:
+        """Put bytes in their place, for whoever made them."""
+        try:
+            if self._full.is_set():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if not self.failed:
+                self.writer.write(slot, start, data)
+        except Exception as error:
+            self._fail(error)
+
     def run(self) -> None:
         while (item := self.queue.get()) is not None:
             try:
+                item.encoded.exception()  # waits; even after a failure: the file stays open until nobody writes to it
                 if not self.failed:
                     self._take(item)
             except Exception as error:
@@ -225,8 +246,6 @@ class _Sink(threading.Thread):
             )
 
     def _take(self, item: _Item) -> None:
-        if self._full.is_set():
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         data, finite = item.encoded.result()
         if not finite:
             if item.slot.encoding.kind in QUANTIZED:
@@ -245,6 +264,9 @@ class _Sink(threading.Thread):
             self.outcome.failure = str(error)
         else:
             self.outcome.failure = f"internal error: {type(error).__name__}: {error}"
+
+
+_Place = tuple[_Sink, Slot, int]  # where in the slot bytes begin
 
 
 class _Run:
@@ -267,7 +289,7 @@ class _Run:
         self._progress = on_progress
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
         self._window = threading.Semaphore(threads + 2)
-        self._surveys: list[tuple[str, Future[int]]] = []
+        self._surveys: list[tuple[str, int]] = []  # of pieces: values that are not finite
         self._needed: dict[str, NDArray[Any]] = {}
         for sink in sinks:
             sink.start()
@@ -296,10 +318,10 @@ class _Run:
         for sink in self._sinks:
             sink.join()
         self._pool.shutdown()
-        bad: dict[str, int] = {}
-        for name, future in self._surveys:
-            if count := future.result():
-                bad[name] = bad.get(name, 0) + count
+        counts: dict[str, int] = {}
+        for name, count in self._surveys:
+            counts[name] = counts.get(name, 0) + count
+        bad = {name: counts[name] for name in self._checkpoint.tensors if counts.get(name)}
         if bad:
             self.warnings.append(
                 f"the checkpoint holds {sum(bad.values())} values that are NaN or infinite, in {_names(bad)}"
@@ -330,17 +352,17 @@ class _Run:
         except BaseException:
             self._window.release()
             raise
-        encoded: dict[Encoding, Future[Encoded]] = {}
-        for _, slot in users:
-            if slot.encoding not in encoded:
-                self._fetch(slot.encoding)
-                encoded[slot.encoding] = self._pool.submit(self._encode, raw, info.dtype, slot.encoding)
-        if info.dtype in TYPE_OF_DTYPE:
-            kind = TYPE_OF_DTYPE[info.dtype]
-            self._surveys.append((name, self._pool.submit(self._native.count_not_finite, raw, kind)))
+        places: dict[Encoding, list[_Place]] = {}
         for sink, slot in users:
             offset = slot.size * start // info.numel  # whole blocks: pieces are multiples of 32 rows
-            sink.queue.put(_Item(name, slot, offset, piece, encoded[slot.encoding]))
+            places.setdefault(slot.encoding, []).append((sink, slot, offset))
+        survey = info.dtype in TYPE_OF_DTYPE
+        for encoding, group in places.items():
+            self._fetch(encoding)
+            encoded = self._pool.submit(self._make, raw, info, encoding, group, survey)
+            survey = False
+            for sink, slot, offset in group:
+                sink.queue.put(_Item(name, slot, offset, piece, encoded))
 
     def _fetch(self, encoding: Encoding) -> None:
         """Read what a transform needs besides; it stays in memory."""
@@ -354,41 +376,17 @@ class _Run:
         row = info.numel // info.shape[0]
         return self._checkpoint.read(name, start // row, count // row)
 
-    def _encode(self, raw: NDArray[Any], dtype: str, encoding: Encoding) -> Encoded:
-        import numpy as np
-
-        transform, kind = encoding.transform, encoding.kind
-        if kind is None and transform is None:
-            return _view(raw), True
-        values, source = raw, TYPE_OF_DTYPE.get(dtype)
-        if source is None or (transform is not None and transform.arithmetic):
-            values, source = _float32(raw, dtype), F32
-        if transform is not None:
-            needed = [self._needed[name] for name in transform.needs]
-            values = np.ascontiguousarray(transform.function(values, *needed))
-        if kind is None:
-            return _view(values), True
-        if source == kind and not encoding.via_f16:
-            return _view(values), self._native.count_not_finite(values, source) == 0
-        out, finite = self._native.encode(values, source, kind, values.size, encoding.via_f16)
-        return out.data, finite
-
-
-def _float32(raw: NDArray[Any], dtype: str) -> NDArray[Any]:
-    import numpy as np
-
-    if TYPE_OF_DTYPE.get(dtype) == BF16:
-        return bf16_to_float32(raw)
-    if dtype.startswith("f8"):
-        raise WorkerError(f"tensors of type {dtype} cannot be converted")
-    with np.errstate(over="ignore"):
-        return raw.astype("<f4", copy=False)
-
-
-def _view(values: NDArray[Any]) -> memoryview:
-    import numpy as np
-
-    return values.reshape(-1).view(np.uint8).data
+    def _make(
+        self, raw: NDArray[Any], info: TensorInfo, encoding: Encoding, places: Sequence[_Place], survey: bool
+    ) -> Encoded:
+        needed = [self._needed[name] for name in encoding.transform.needs] if encoding.transform else []
+        data, finite = encode(self._native, raw, info.dtype, encoding, needed)
+        for sink, slot, start in places:
+            sink.write(slot, start, data)
+        clean = finite and encoding.kind is not None and encoding.transform is None  # as what it was made from, then
+        if survey and not clean:
+            self._surveys.append((info.name, self._native.count_not_finite(raw, TYPE_OF_DTYPE[info.dtype])))
+        return data, finite
 
 
 def _names(names: Mapping[str, object]) -> str:

@@ -27,7 +27,9 @@ def write(path: Path, tensors: list[PthTensor], data: dict[str, bytes], seed: in
     order = [(name, slot) for name, slots in layout.slots.items() for slot in slots]
     random.Random(seed).shuffle(order)
     for name, slot in order:
+        writer.write(slot, 0, memoryview(data[name])[: slot.size // 2])
         writer.put(slot, 0, memoryview(data[name])[: slot.size // 2])
+        writer.write(slot, slot.size // 2, memoryview(data[name])[slot.size // 2 :])
         writer.put(slot, slot.size // 2, memoryview(data[name])[slot.size // 2 :])
     written = writer.close()
     assert written.size == layout.size == path.stat().st_size
@@ -87,7 +89,9 @@ def test_files_and_records_of_more_than_4_gib(tmp_path: Path) -> None:
     writer = PthWriter(tmp_path / "x.pth", layout)
     (slot,) = layout.slots["a"]
     for start in range(0, slot.size, 1 << 28):
+        writer.write(slot, start, memoryview(bytes(1 << 28)))
         writer.put(slot, start, memoryview(bytes(1 << 28)))
+    writer.write(layout.slots["b"][0], 0, memoryview(b"xyz"))
     writer.put(layout.slots["b"][0], 0, memoryview(b"xyz"))
     writer.close()
     with zipfile.ZipFile(tmp_path / "x.pth") as archive:

@@ -227,6 +227,7 @@ def test_a_folder_holds_what_was_put_into_it(tmp_path_factory: pytest.TempPathFa
         cut = int(random.integers(0, len(values[name]) + 1))
         for start, part in ((0, values[name][:cut]), (cut, values[name][cut:])):
             if part:
+                writer.write(slot, start, memoryview(part))
                 writer.put(slot, start, memoryview(part))
     written = writer.close()
     assert written.sha256 is None

@@ -166,14 +166,17 @@ class Written:
 
 
 class Writer(Protocol):
-    """Takes the tensors of one artifact. Used by one thread at a time."""
+    """Takes the tensors of one artifact. `write` may be called by any thread, the rest by one thread at a time."""
 
     slots: Mapping[str, tuple[Slot, ...]]
     size: int
     remarks: tuple[str, ...]
 
+    def write(self, slot: Slot, start: int, data: memoryview) -> None:
+        """Put bytes [start, start + len(data)) of a slot in their place, in any order. Raises OSError."""
+
     def put(self, slot: Slot, start: int, data: memoryview) -> None:
-        """Bytes [start, start + len(data)) of a slot, once each, ascending within a slot. Raises OSError."""
+        """The same bytes, written by now, for digests: once each, ascending within a slot. Raises OSError."""
 
     def close(self) -> Written:
         """All slots are complete: write the rest and flush it to the disk. Raises OSError."""

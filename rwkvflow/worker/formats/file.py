@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,16 +31,20 @@ class FileWriter:
         self._hash = hashlib.sha256()
         self._hashed = 0
         self._flushed = 0
+        self._writing = threading.Lock()  # the system lets in one writer at a time, and others would wait spinning
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o644)
 
-    def put(self, slot: Slot, start: int, data: memoryview) -> None:
+    def write(self, slot: Slot, start: int, data: memoryview) -> None:
         """See Writer."""
         if start + len(data) > slot.size:
             raise ValueError(f"{start + len(data)} bytes for a slot of {slot.size}")
+        self._write(slot.offset + start, data)
+
+    def put(self, slot: Slot, start: int, data: memoryview) -> None:
+        """See Writer."""
         offset = slot.offset + start
         self._literals_here()
-        self._write(offset, data)
         if offset == self._hashed:
             self._take(data)
         else:
@@ -71,9 +76,10 @@ class FileWriter:
 
     def _write(self, offset: int, data: memoryview | bytes) -> None:
         view = memoryview(data)
-        while len(view):
-            written = os.pwrite(self._fd, view, offset)
-            view, offset = view[written:], offset + written
+        with self._writing:
+            while len(view):
+                written = os.pwrite(self._fd, view, offset)
+                view, offset = view[written:], offset + written
 
     def _take(self, data: memoryview | bytes) -> None:
         self._hash.update(data)

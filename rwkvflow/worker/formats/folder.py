@@ -39,10 +39,19 @@ class FolderWriter:
         self.slots: Mapping[str, tuple[Slot, ...]] = {source: tuple(own) for source, own in slots.items()}
         self.remarks = tuple(remarks)
 
+    def write(self, slot: Slot, start: int, data: memoryview) -> None:
+        """See Writer."""
+        file, own = self._place(slot)
+        file.write(own, start, data)
+
     def put(self, slot: Slot, start: int, data: memoryview) -> None:
         """See Writer."""
+        file, own = self._place(slot)
+        file.put(own, start, data)
+
+    def _place(self, slot: Slot) -> tuple[FileWriter, Slot]:
         index = bisect_right(self._starts, slot.offset) - 1
-        self._files[index].put(replace(slot, offset=slot.offset - self._starts[index]), start, data)
+        return self._files[index], replace(slot, offset=slot.offset - self._starts[index])
 
     def close(self) -> Written:
         """See Writer. Whoever keeps the folder hashes it."""
