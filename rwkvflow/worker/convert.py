@@ -7,10 +7,8 @@ hashing release the GIL. A window bounds the pieces on their way, so memory does
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,15 +31,15 @@ from rwkvflow.worker.formats.base import (
     Writer,
     Written,
 )
-from rwkvflow.worker.native import Native
+from rwkvflow.worker.native import Native, keep_memory
 from rwkvflow.worker.protocol import WorkerError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PIECE = 1 << 20  # values read at a time; pieces are whole rows, and a multiple of 32 of them
+SMALL = 1 << 14  # values that are not worth handing to another thread
 MOST_THREADS = 8
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of mallopt(3)
 NAMED = 4  # tensors that a warning names
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, tensor
@@ -81,7 +79,7 @@ def convert(
     A job that cannot be done does not keep the others from being done; it leaves no file. Outcomes come in the order of
     jobs. Raises WorkerError when nothing can be done: an unreadable checkpoint, a disk without room.
     """
-    _keep_memory()
+    keep_memory()
     with open_checkpoint(source) as checkpoint:
         architecture = architecture_of(checkpoint.tensors, group_norm_eps)
         native = Native(engine)
@@ -101,14 +99,6 @@ def convert(
         for outcome in outcomes:
             outcome.warnings.extend(run.warnings)
         return outcomes
-
-
-def _keep_memory() -> None:
-    """Have glibc keep what is freed for the next piece: fresh pages for each cost as much as reading the checkpoint."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for option, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 1 << 25), (M_TRIM_THRESHOLD, 1 << 30)):
-            mallopt(option, value)
 
 
 def _cores() -> int:
@@ -359,7 +349,8 @@ class _Run:
         survey = info.dtype in TYPE_OF_DTYPE
         for encoding, group in places.items():
             self._fetch(encoding)
-            encoded = self._pool.submit(self._make, raw, info, encoding, group, survey)
+            submit = self._pool.submit if count > SMALL else _now
+            encoded = submit(self._make, raw, info, encoding, group, survey)
             survey = False
             for sink, slot, offset in group:
                 sink.queue.put(_Item(name, slot, offset, piece, encoded))
@@ -387,6 +378,16 @@ class _Run:
         if survey and not clean:
             self._surveys.append((info.name, self._native.count_not_finite(raw, TYPE_OF_DTYPE[info.dtype])))
         return data, finite
+
+
+def _now(function: Callable[..., Encoded], *arguments: Any) -> Future[Encoded]:
+    """As the pool's `submit`, for what is done sooner than handed over."""
+    future: Future[Encoded] = Future()
+    try:
+        future.set_result(function(*arguments))
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 def _names(names: Mapping[str, object]) -> str:

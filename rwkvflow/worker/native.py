@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SUFFIXES = (".so", ".dylib")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of mallopt(3)
 
 
 class Native:
@@ -62,6 +64,14 @@ class Native:
     def count_not_finite(self, source: NDArray[Any], source_type: int) -> int:
         """How many of the F32, F16 or BF16 values are infinite or NaN."""
         return int(self._count(source_type, source.ctypes.data, source.size))
+
+
+def keep_memory() -> None:
+    """Have glibc keep what is freed for the next piece: fresh pages for each cost as much as reading the checkpoint."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in ((M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, 1 << 25), (M_TRIM_THRESHOLD, 1 << 30)):
+            mallopt(option, value)
 
 
 def find_library(engine: Path, stem: str = "librwkv") -> Path:

@@ -30,7 +30,7 @@ class FileWriter:
         self._waiting: dict[int, int] = {}  # offset -> length, written but not hashed
         self._hash = hashlib.sha256()
         self._hashed = 0
-        self._flushed = 0
+        self._unflushed = 0  # about: threads may add to it at once
         self._writing = threading.Lock()  # the system lets in one writer at a time, and others would wait spinning
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o644)
@@ -40,6 +40,10 @@ class FileWriter:
         if start + len(data) > slot.size:
             raise ValueError(f"{start + len(data)} bytes for a slot of {slot.size}")
         self._write(slot.offset + start, data)
+        self._unflushed += len(data)
+        if self._unflushed >= EARLY:
+            self._unflushed = 0
+            _begin_write_back(self._fd)
 
     def put(self, slot: Slot, start: int, data: memoryview) -> None:
         """See Writer."""
@@ -50,9 +54,6 @@ class FileWriter:
         else:
             self._waiting[offset] = len(data)
         self._catch_up()
-        if self._hashed - self._flushed >= EARLY:
-            _begin_write_back(self._fd, self._flushed, self._hashed - self._flushed)
-            self._flushed = self._hashed
 
     def close(self) -> Written:
         """See Writer."""
@@ -110,11 +111,11 @@ class FileWriter:
                 left -= len(data)
 
 
-def _begin_write_back(fd: int, offset: int, length: int) -> None:
+def _begin_write_back(fd: int) -> None:
     """Ask Linux to start writing, so that the fsync at the end has little left to do. A hint: failing is fine."""
     function = getattr(_LIBC, "sync_file_range", None) if sys.platform == "linux" else None
     if function is not None:
-        function(ctypes.c_int(fd), ctypes.c_int64(offset), ctypes.c_int64(length), ctypes.c_uint(SYNC_FILE_RANGE_WRITE))
+        function(ctypes.c_int(fd), ctypes.c_int64(0), ctypes.c_int64(0), ctypes.c_uint(SYNC_FILE_RANGE_WRITE))
 
 
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
