@@ -110,6 +110,8 @@ inline __m256 add_pair(__m256 sum, const Pair &w, const Pair &x, const int32_t *
 inline __m256 add_minima(__m256 sum, __m128 least, __m128 sums) {
     return _mm256_fmadd_ps(_mm256_zextps128_ps256(least), _mm256_zextps128_ps256(sums), sum);
 }
+// Those of eight, a super-block, are taken off all lanes.
+inline __m256 take_minima(__m256 sum, __m256 least, __m256 sums) { return _mm256_fnmadd_ps(least, sums, sum); }
 inline float lane_sum(__m256 v) { return sum_lanes8(reinterpret_cast<V8>(v)); }
 
 template <int TYPE>
@@ -150,7 +152,7 @@ struct Group {
 };
 struct Panel {
     Group *groups;  // [rows][count]
-    __m128 *least;  // [rows][count]
+    float *least;   // [rows][count][4]
     size_t count;
 };
 
@@ -162,7 +164,7 @@ inline void unpack(const Panel &panel, size_t to, const uint8_t *at) {
         panel.groups[to].pairs[p] = load_pair<TYPE>(at + 2 * p * B::bytes);
         panel.groups[to].scale[p] = four_times(scales, p);
     }
-    if constexpr (B::min) panel.least[to] = four_halves<B::bytes>(at + 2);
+    if constexpr (B::min) _mm_storeu_ps(panel.least + 4 * to, four_halves<B::bytes>(at + 2));
 }
 
 template <int TYPE>
@@ -182,6 +184,14 @@ inline void unpack_row(const Panel &panel, size_t row, const uint8_t *at, uint32
     }
 }
 
+}  // namespace
+}  // namespace rwkvflow
+
+#include "kernels_avx2_super.h"
+
+namespace rwkvflow {
+namespace {
+
 // R rows against T tokens; `some` of the rows are there.
 template <int TYPE, int R, int T>
 inline void tile_blocks(const Panel &panel, size_t row, const Activations &x, size_t token, float *y, size_t ldy, uint32_t some) {
@@ -189,9 +199,9 @@ inline void tile_blocks(const Panel &panel, size_t row, const Activations &x, si
     for (int t = 0; t < T; ++t)
         for (int r = 0; r < R; ++r) sums[t][r] = _mm256_setzero_ps();
     const Group *groups = panel.groups + row * panel.count;
-    const __m128 *least = panel.least + row * panel.count;
+    const float *least = panel.least + 4 * row * panel.count;
     const size_t count = panel.count;
-    for (size_t g = 0; g < count; ++g, ++groups, ++least) {
+    for (size_t g = 0; g < count; ++g, ++groups) {
         for (int p = 0; p < 2; ++p)
             for (int t = 0; t < T; ++t) {
                 const size_t at = (token + static_cast<size_t>(t)) * x.stride + g * kGroup;
@@ -203,10 +213,16 @@ inline void tile_blocks(const Panel &panel, size_t row, const Activations &x, si
                     sums[t][r] = add_pair<TYPE>(sums[t][r], own.pairs[p], in, n, _mm256_mul_ps(own.scale[p], d));
                 }
             }
-        if constexpr (Block<TYPE>::min)
+        if (Block<TYPE>::super ? g % 2 != 0 : Block<TYPE>::min)
             for (int t = 0; t < T; ++t) {
-                const __m128 in = _mm_loadu_ps(x.s + ((token + static_cast<size_t>(t)) * x.stride + g * kGroup) / 32);
-                for (int r = 0; r < R; ++r) sums[t][r] = add_minima(sums[t][r], least[static_cast<size_t>(r) * count], in);
+                const float *in = x.s + ((token + static_cast<size_t>(t)) * x.stride + g * kGroup) / 32;
+                for (int r = 0; r < R; ++r) {
+                    const float *own = least + 4 * (static_cast<size_t>(r) * count + g);
+                    if constexpr (Block<TYPE>::super)
+                        sums[t][r] = take_minima(sums[t][r], _mm256_loadu_ps(own - 4), _mm256_loadu_ps(in - 4));
+                    else
+                        sums[t][r] = add_minima(sums[t][r], _mm_loadu_ps(own), _mm_loadu_ps(in));
+                }
             }
     }
     for (int t = 0; t < T; ++t)
@@ -218,15 +234,21 @@ void matmul_type(const Product &p) {
     const Matrix &w = *p.w;
     const uint8_t *at = w.data + w.row_bytes * p.row0;
     if (p.tokens == 1) {
-        for (uint32_t row = p.row0; row < p.row1; ++row, at += w.row_bytes) p.y[row] = row_blocks<TYPE>(at, w.cols, *p.x);
+        for (uint32_t row = p.row0; row < p.row1; ++row, at += w.row_bytes) {
+            if constexpr (Block<TYPE>::super) p.y[row] = row_super<TYPE>(at, w.cols, *p.x);
+            else p.y[row] = row_blocks<TYPE>(at, w.cols, *p.x);
+        }
         return;
     }
     constexpr uint32_t kRows = kScratchRows, R = 2, T = 2;  // more, and sums leave the sixteen registers
     Panel panel = {static_cast<Group *>(p.scratch), nullptr, (size_t{w.cols} + kGroup - 1) / kGroup};
-    panel.least = reinterpret_cast<__m128 *>(panel.groups + kRows * panel.count);
+    panel.least = reinterpret_cast<float *>(panel.groups + kRows * panel.count);
     for (uint32_t row = p.row0; row < p.row1; row += kRows) {
         const uint32_t rows = p.row1 - row < kRows ? p.row1 - row : kRows;
-        for (uint32_t r = 0; r < rows; ++r, at += w.row_bytes) unpack_row<TYPE>(panel, r, at, w.cols);
+        for (uint32_t r = 0; r < rows; ++r, at += w.row_bytes) {
+            if constexpr (Block<TYPE>::super) unpack_super<TYPE>(panel, r, at);
+            else unpack_row<TYPE>(panel, r, at, w.cols);
+        }
         for (uint32_t t = 0; t < p.tokens;) {
             const bool many = t + T <= p.tokens;
             for (uint32_t r = 0; r < rows; r += R) {  // rows that are not there are worked out from what was, and dropped
@@ -247,6 +269,8 @@ void matmul_quantized(const Product &p) {
         case kQ5_0: return matmul_type<kQ5_0>(p);
         case kQ5_1: return matmul_type<kQ5_1>(p);
         case kQ8_0: return matmul_type<kQ8_0>(p);
+        case kQ4_K: return matmul_type<kQ4_K>(p);
+        case kQ5_K: return matmul_type<kQ5_K>(p);
         default: return;
     }
 }

@@ -1,7 +1,8 @@
 // Decoding is bound by memory, so next to times stands the share of this machine's read bandwidth that a token reaches:
 // bytes of all weights that a token needs (all tensors but the embedding), divided by its time, against a plain streaming
-// read of a large buffer by as many threads in the same run. The two alternate, and each counts with its best round, so that
-// whatever else the machine does in between harms neither more than the other.
+// read of a large buffer by as many threads in the same run. A pass over the buffer takes about as long as a token, and the two
+// alternate. Medians stand next to the fastest pass and the fastest token: on a machine that does other things besides, the
+// fastest of each are what it can do.
 #include "bench.h"
 
 #include <pthread.h>
@@ -23,8 +24,10 @@
 namespace {
 
 constexpr size_t kBuffer = size_t{512} << 20;  // far above any cache
-constexpr int kRounds = 5;
-constexpr double kRoundSeconds = 0.7;  // of decoding
+constexpr int kRounds = 12;
+constexpr double kRoundSeconds = 0.25;  // of decoding, after each kPasses of reading
+constexpr int kPasses = 4;
+constexpr uint32_t kMost = 1u << 12;  // samples that are kept
 
 double now() {
     struct timespec t;
@@ -73,7 +76,7 @@ void *read_all(void *argument) {
     return nullptr;
 }
 
-// Bytes a second of one pass over the buffer.
+// Seconds a byte of one pass over the buffer.
 double read_once(const char *buffer, uint32_t threads) {
     static Reader readers[256];
     const size_t share = kBuffer / threads / 4096 * 4096;
@@ -84,17 +87,25 @@ double read_once(const char *buffer, uint32_t threads) {
         if (pthread_create(&readers[started].thread, nullptr, read_all, &readers[started]) != 0) break;
     read_all(&readers[0]);
     for (uint32_t i = 1; i < started; ++i) pthread_join(readers[i].thread, nullptr);
-    return static_cast<double>(share) * started / (now() - begin);
+    return (now() - begin) / (static_cast<double>(share) * started);
 }
 
-double bandwidth(const char *buffer, uint32_t threads) {
-    double best = 0;
-    for (int i = 0; i < 3; ++i) {
-        const double this_time = read_once(buffer, threads);
-        best = this_time > best ? this_time : best;
-    }
-    return best;
+int by_size(const void *a, const void *b) {
+    const double x = *static_cast<const double *>(a), y = *static_cast<const double *>(b);
+    return x < y ? -1 : x > y ? 1 : 0;
 }
+
+// Durations in seconds: the smallest and the median.
+struct Samples {
+    double seconds[kMost];
+    uint32_t count;
+    void add(double value) {
+        if (count < kMost) seconds[count++] = value;
+    }
+    void sort() { qsort(seconds, count, sizeof *seconds, by_size); }
+    double best() const { return seconds[0]; }
+    double median() const { return seconds[count / 2]; }
+};
 
 struct Options {
     uint32_t threads = 2, prefill = 256;
@@ -103,7 +114,7 @@ struct Options {
 
 struct Figures {
     char version[8];
-    double file_bytes, token_bytes, open_seconds, first_seconds, token_seconds, prefill_seconds, read_rate, peak;
+    double file_bytes, token_bytes, open_seconds, first_seconds, token_seconds, token_median, prefill_seconds, read_rate, read_median, peak;
 };
 
 // Bytes of the tensors that every token reads.
@@ -131,23 +142,28 @@ bool measure_with(rwkv_context *ctx, const Options &o, const Buffers &b, Figures
     double begin = now();
     if (!rwkv_eval(ctx, b.tokens[0], nullptr, b.state, b.logits)) return false;
     out->first_seconds = now() - begin;
+    static Samples reads, evals;
+    reads.count = evals.count = 0;
     uint32_t at = 0;
     for (int round = 0; round < kRounds; ++round) {
-        const double rate = bandwidth(b.large, o.threads);
-        out->read_rate = rate > out->read_rate ? rate : out->read_rate;
+        for (int i = 0; i < kPasses; ++i) reads.add(read_once(b.large, o.threads));
         // The buffer has pushed the model out of the caches; two tokens until all is as it will be.
         for (int i = 0; i < 2; ++i) (void)rwkv_eval(ctx, b.tokens[0], b.state, b.state, b.logits);
-        begin = now();
-        int count = 0;
         double spent = 0;
-        while (spent < kRoundSeconds || count < 4) {
+        for (int count = 0; spent < kRoundSeconds || count < 4; ++count) {
+            begin = now();
             if (!rwkv_eval(ctx, b.tokens[at++ % o.prefill], b.state, b.state, b.logits)) return false;
-            ++count;
-            spent = now() - begin;
+            const double each = now() - begin;
+            evals.add(each);
+            spent += each;
         }
-        const double each = spent / count;
-        if (round == 0 || each < out->token_seconds) out->token_seconds = each;
     }
+    reads.sort();
+    evals.sort();
+    out->token_seconds = evals.best();
+    out->token_median = evals.median();
+    out->read_rate = 1 / reads.best();
+    out->read_median = 1 / reads.median();
     for (int round = 0; round < 4; ++round) {
         begin = now();
         if (!rwkv_eval_sequence(ctx, b.tokens, o.prefill, nullptr, b.state, b.logits)) return false;
@@ -194,21 +210,24 @@ void print_text(const char *text) {
 }
 
 void print_json(const char *path, const Figures &f, const Options &o, bool first) {
-    const double rate = f.token_bytes / f.token_seconds;
     printf("%s\n    {\"path\": ", first ? "" : ",");
     print_text(path);
     printf(", \"version\": \"%s\", \"file_bytes\": %.0f, \"token_bytes\": %.0f,\n     \"open_ms\": %.3f, \"first_token_ms\": %.3f, "
-           "\"ms_per_token\": %.4f, \"tokens_per_second\": %.3f,\n     \"prefill_tokens\": %u, \"prefill_tokens_per_second\": %.2f, "
-           "\"peak_rss_bytes\": %.0f,\n     \"read_bytes_per_second\": %.0f, \"bandwidth_share\": %.4f}",
+           "\"ms_per_token\": %.4f, \"ms_per_token_median\": %.4f, \"tokens_per_second\": %.3f,\n     \"prefill_tokens\": %u, "
+           "\"prefill_tokens_per_second\": %.2f, \"peak_rss_bytes\": %.0f,\n     \"read_bytes_per_second\": %.0f, "
+           "\"read_bytes_per_second_median\": %.0f, \"bandwidth_share\": %.4f, \"bandwidth_share_median\": %.4f}",
            f.version, f.file_bytes, f.token_bytes, f.open_seconds * 1e3, f.first_seconds * 1e3, f.token_seconds * 1e3,
-           1 / f.token_seconds, o.prefill, o.prefill / f.prefill_seconds, f.peak, f.read_rate, rate / f.read_rate);
+           f.token_median * 1e3, 1 / f.token_seconds, o.prefill, o.prefill / f.prefill_seconds, f.peak, f.read_rate, f.read_median,
+           f.token_bytes / f.token_seconds / f.read_rate, f.token_bytes / f.token_median / f.read_median);
 }
 
 void print_row(const char *path, const Figures &f, const Options &o, bool first) {
     if (first)
-        printf("%8s %9s %7s %10s %8s %9s %8s  model\n", "ms/token", "tokens/s", "share", "prefill/s", "open ms", "first ms", "MB");
-    printf("%8.2f %9.1f %6.1f%% %10.1f %8.1f %9.1f %8.0f  %s\n", f.token_seconds * 1e3, 1 / f.token_seconds,
-           100 * f.token_bytes / f.token_seconds / f.read_rate, o.prefill / f.prefill_seconds, f.open_seconds * 1e3,
+        printf("%8s %8s %9s %7s %8s %10s %8s %9s %8s  model\n", "ms/token", "(median)", "tokens/s", "share", "(median)", "prefill/s",
+               "open ms", "first ms", "MB");
+    printf("%8.2f %8.2f %9.1f %6.1f%% %7.1f%% %10.1f %8.1f %9.1f %8.0f  %s\n", f.token_seconds * 1e3, f.token_median * 1e3,
+           1 / f.token_seconds, 100 * f.token_bytes / f.token_seconds / f.read_rate,
+           100 * f.token_bytes / f.token_median / f.read_median, o.prefill / f.prefill_seconds, f.open_seconds * 1e3,
            f.first_seconds * 1e3, f.peak / 1e6, path);
     fflush(stdout);
 }
@@ -244,7 +263,7 @@ int run(const char *const *paths, int count, const Options &o) {
     }
     if (o.json) printf("\n]}\n");
     else if (!first)
-        printf("%u threads read memory at %.1f GB/s; kernels: %s; prefill of %u tokens\n", o.threads, read_rate / 1e9,
+        printf("%u threads read memory at %.1f GB/s; kernels: %s; prefill of %u tokens; all but medians are of the fastest\n", o.threads, read_rate / 1e9,
                rwkvflow_get_kernels(), o.prefill);
     free(large);
     return code;
