@@ -190,8 +190,10 @@ class SafetensorsFile:
         part, info = self._slices[name], self.tensors[name]
         with _bfloat16_as_bits():
             if not info.shape or (rows is None and not start_row):
-                return np.asarray(self._file.get_tensor(name))
-            return np.asarray(part[start_row : info.shape[0] if rows is None else start_row + rows])
+                found = np.asarray(self._file.get_tensor(name))
+            else:
+                found = np.asarray(part[start_row : info.shape[0] if rows is None else start_row + rows])
+        return found.view(np.uint16) if info.dtype == "bf16" else found
 
     def float32(self, name: str, start_row: int = 0, rows: int | None = None) -> NDArray[np.float32]:
         """Rows of a tensor as float32."""
@@ -203,7 +205,7 @@ class SafetensorsFile:
 def _bfloat16_as_bits() -> Iterator[None]:
     """numpy has no bfloat16, and the package asks numpy for the dtype of that name: lend it uint16."""
     known: dict[Any, Any] = np.sctypeDict
-    if "bfloat16" in known:  # ml_dtypes does not put it here, but something else might
+    if "bfloat16" in known:  # of ml_dtypes, which onnx imports
         yield
         return
     known["bfloat16"] = np.uint16

@@ -202,3 +202,11 @@ def test_a_file_that_differs_from_the_packages_is_found(engine: Path, tmp_path: 
     path.write_bytes(data)
     with pytest.raises(WorkerError, match=r"blocks.1.ffn.key.weight holds other values than what the rwkv package"):
         ask("chatrwkv-cuda-fp16", path, source)
+
+
+def test_bf16_is_read_where_ml_dtypes_is_loaded(engine: Path, tmp_path: Path) -> None:
+    """It tells numpy of a bfloat16, and onnx, which another artifact of the same batch needs, imports it."""
+    pytest.importorskip("ml_dtypes")
+    source = small(tmp_path / "m.pth", "5.2")
+    figures = smoke.compare(expected(source), ask("safetensors", artifact(source, engine, "safetensors"), source))
+    assert figures.logits == 0
