@@ -95,6 +95,8 @@ smoke:
   tokens: 32
   # What a format may lose: logits relative to their spread, perplexity as a ratio (0.05 is five percent).
   #limits: {ggml-q5_1: {logits: 0.5, perplexity: 0.05}}
+  # Also tokens a second, on the machine that runs it: then two machines publish different figures.
+  #speed: true
 
 # Where the artifacts that passed go, with checksums, the lock and the provenance.
 publish:

@@ -59,6 +59,7 @@ def render_card(
         "percent": percent,
         "small": small,
         "share": share,
+        "rate": rate,
         "quoted": quoted,
         "count": human_count,
         "source": shown_source,
@@ -226,6 +227,13 @@ def small(value: object) -> str:
 def share(value: object) -> str:
     """0.987 → "98.7 %"."""
     return f"{value:.1%}".replace("%", " %") if isinstance(value, float | int) else "–"
+
+
+def rate(value: object) -> str:
+    """Three digits: 8.25, 81.2, 15400."""
+    if not isinstance(value, float | int):
+        return "–"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def quoted(text: object) -> str:

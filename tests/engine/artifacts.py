@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
@@ -33,6 +34,7 @@ def expected(source: Path, eps: float | None = None) -> Answers:
         return answer(Reference(checkpoint, eps), QUESTIONS)
 
 
-def ask(name: str, path: Path, source: Path, eps: float | None = None) -> Answers:
-    """The consumer's answers."""
-    return consumer_of(name)(Task(path, source, source.parent, eps, name), QUESTIONS)
+def ask(name: str, path: Path, source: Path, eps: float | None = None, truth: Answers | None = None) -> Answers:
+    """The consumer's answers, with its speed and how far it is from the logits of `truth`."""
+    asked = replace(QUESTIONS, truth=truth and truth.logits, speed=True)
+    return consumer_of(name)(Task(path, source, source.parent, eps, name), asked)

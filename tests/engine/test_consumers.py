@@ -179,6 +179,7 @@ def test_the_rwkv_package_agrees(name: str, version: str, engine: Path, tmp_path
         figures = smoke.compare(expected(source), answers)
         assert smoke.problems(name, figures, vars(FORMATS[name].limits)) == []
         assert bool(answers.note) == ("cuda" in name)
+        assert answers.runtime == ("cpu" in name)
 
 
 def test_a_matrix_without_an_eight_bit_form_is_refused(engine: Path, tmp_path: Path) -> None:

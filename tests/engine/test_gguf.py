@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
@@ -20,7 +21,7 @@ from rwkvflow.worker.convert import Job, convert
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.gguf import KINDS
 from rwkvflow.worker.gguf_file import read_gguf_index
-from rwkvflow.worker.llama import Llama
+from rwkvflow.worker.llama import TIMED, Llama
 from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.questions import Answers, Questions
 from rwkvflow.worker.reference import Reference
@@ -77,14 +78,19 @@ def test_llama_cpp_gives_the_references_logits(
     source = checkpoints.make(tmp_path / "m.pth", version, dtype, **sizes)
     asked = questions(sizes["vocab"])
     reference = expected(source, asked)
-    worst = {}
+    asked = replace(asked, truth=reference.logits, speed=True)
+    worst, lost = {}, {}
     for name, path in convert_all(source, engines, NAMES).items():
         answers = ask(name, path, source, engines, asked)
         figures = smoke.compare(reference, answers)
-        worst[name] = figures.logits
+        worst[name], lost[name] = figures.logits, figures.divergence or 0.0
+        assert (answers.runtime, len(answers.divergence)) == (True, 64)  # type: ignore[arg-type]
+        assert answers.pace is not None
+        assert answers.pace.tokens == TIMED
         if sizes["layers"] < 7:  # random layers add up to more than trained ones
             assert smoke.problems(name, figures, vars(FORMATS[name].limits)) == []
     assert worst["gguf-f32"] < 1e-4
+    assert lost["gguf-f32"] < lost["gguf-f16"] < lost["gguf-bf16"] < lost["gguf-q4_0"]
     assert worst["gguf-f32"] < worst["gguf-f16"] < worst["gguf-bf16"] < worst["gguf-q4_0"]
 
 

@@ -31,10 +31,15 @@ def test_onnxruntime_agrees_with_the_reference(version: str, engine: Path, tmp_p
         source, made = make(tmp_path / dtype, version, dtype, engine, *names, layers=3)
         wanted = expected(source)
         for name, path in zip(names, made, strict=True):
-            figures = smoke.compare(wanted, answers := ask(name, path, source))
+            figures = smoke.compare(wanted, answers := ask(name, path, source, truth=wanted))
             assert smoke.problems(name, figures, vars(FORMATS[name].limits)) == []
             assert figures.logits < (1e-5 if name == "onnx-f32" else 0.01)
             assert answers.continuations == wanted.continuations
+            assert answers.runtime
+            assert figures.divergence is not None
+            assert figures.divergence < (1e-9 if name.endswith("f32") else 1e-4)
+            assert answers.pace is not None
+            assert (answers.pace.threads, answers.pace.tokens) == (1, 20 - 8)
             exact = name == "onnx-f32"
             assert (figures.logits > 1e-5) == (dtype == "f32" and not exact)  # F16 holds these bf16 values
 
