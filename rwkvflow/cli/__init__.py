@@ -29,7 +29,7 @@ from rwkvflow.errors import RwkvflowError, UsageError
 EXIT_CODES = """\b
 Exit codes:
   0    all went well
-  1    an error of rwkvflow's own
+  1    an error of rwkvflow's own, or a model file that cannot be used
   2    the command line, recipe or workflow is wrong; nothing was run
   3    the lock is missing, disagrees with the recipe, or cannot be made
   4    this machine lacks something: see `rwkvflow doctor`

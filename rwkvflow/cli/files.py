@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from rwkvflow.cli.options import DocumentPath, ModelPath
 from rwkvflow.errors import RwkvflowError, UsageError
+
+if TYPE_CHECKING:
+    from rwkvflow.worker.origin import Origin
 
 SHOWN = 20  # tensors that `compare` lists without --all
 
@@ -21,6 +26,8 @@ SHOWN = 20  # tensors that `compare` lists without --all
 @click.option("--lora", type=DocumentPath(), help="A LoRA to merge first: a .pth or .safetensors file")
 @click.option("--alpha", type=click.FloatRange(0, min_open=True), help="That the LoRA was trained with")
 @click.option("--state", type=DocumentPath(), help="Initial states (blocks.N.att.time_state) that go along")
+@click.option("--strategy", metavar="TEXT", help='Of chatrwkv, such as "cuda fp16 *10 -> cpu fp32"')
+@click.option("--split", "limit", metavar="SIZE", help="The largest file, such as 5GB: OUT becomes a folder of several")
 @click.option("--force", is_flag=True, help="Replace OUT")
 @click.option("--threads", type=click.IntRange(1, 256), help="Default: one for each core of this machine")
 @click.option("--library", type=DocumentPath(), help="librwkv, which encodes; default: the store's")
@@ -32,6 +39,8 @@ def convert(
     lora: Path | None,
     alpha: float | None,
     state: Path | None,
+    strategy: str | None,
+    limit: str | None,
     force: bool,
     threads: int | None,
     library: Path | None,
@@ -39,31 +48,39 @@ def convert(
 ) -> None:
     """Convert the checkpoint IN to the file or folder OUT, without a recipe. Nothing is verified: `run` does that."""
     from rwkvflow.display import display_for
-    from rwkvflow.documents.nearest import did_you_mean
+    from rwkvflow.documents.formats import file_name, folder_name
     from rwkvflow.events import Notice, StepProgress
     from rwkvflow.library import find_library
     from rwkvflow.worker.convert import Job
     from rwkvflow.worker.convert import convert as run
-    from rwkvflow.worker.formats import FORMATS
+    from rwkvflow.worker.formats import FORMATS, Split
     from rwkvflow.worker.origin import Origin
     from rwkvflow.worker.protocol import WorkerError
 
     if (lora is None) != (alpha is None):
         raise UsageError("--lora and --alpha go together", remedy="say the alpha that the LoRA was trained with")
-    if name not in FORMATS:
-        raise UsageError(f"unknown format {name!r}{did_you_mean(name, tuple(FORMATS))}", remedy="rwkvflow formats")
+    name, size = _format(name, strategy), _size(limit)
+    folder = None
     if target.is_dir() and not force:
-        target = target / (source.name.removesuffix(source.suffix) + FORMATS[name].suffix)
-    if target.exists() and not force:
-        raise UsageError(f"{target} exists already", remedy="name another file, or say --force")
+        model = re.sub(r"(-00001-of-[0-9]{5})?(\.(safetensors|bin)\.index\.json|\.[^.]*)$", "", source.resolve().name)
+        made, stem = folder_name(model, name)
+        target, folder = target / file_name(model, name), target / made
+    else:
+        ending = f".{FORMATS[name].suffix.rpartition('.')[2]}"
+        stem = target.name.removesuffix(ending) or target.name
+    for place in {target, folder or target} if size else {target}:
+        if place.exists() and not force:
+            raise UsageError(f"{place} exists already", remedy="name another file, or say --force")
+    origin = Origin(source, lora, alpha, state)
+    _check(origin)
     partial = target.with_name(f".{target.name}.part")
     display = display_for(as_json=False, verbose=False)
     try:
         engine = find_library(library, store, display)
         (outcome,) = run(
-            Origin(source, lora, alpha, state),
+            origin,
             engine,
-            [Job(name, name, partial)],
+            [Job(name, name, partial, Split(size, stem) if size else None)],
             threads=threads,
             on_progress=lambda done, total, tensor: display(StepProgress("convert", done, total, "B", tensor)),
         )
@@ -71,6 +88,8 @@ def convert(
             display(Notice(warning, "warning"))
         if outcome.failure is not None:
             raise RwkvflowError(outcome.failure)
+        if folder is not None and partial.is_dir():
+            target = folder
         _put(partial, target)
     except WorkerError as error:
         raise RwkvflowError(str(error)) from error
@@ -80,8 +99,48 @@ def convert(
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
-    size = outcome.written.size if outcome.written else 0
-    click.echo(f"{target} {size} bytes" + (f" sha256:{outcome.written.sha256}" if outcome.written else ""))
+    total = outcome.written.size if outcome.written else 0
+    digest = f" sha256:{outcome.written.sha256}" if outcome.written and outcome.written.sha256 else ""
+    click.echo(f"{target} {total} bytes{digest}")
+
+
+def _format(name: str, strategy: str | None) -> str:
+    """The format that the options name. Raises UsageError."""
+    from rwkvflow.documents.check_formats import FAMILY, unknown_format
+    from rwkvflow.documents.formats import is_format, strategy_format
+
+    if strategy is not None:
+        if name != FAMILY:
+            raise UsageError(f"only {FAMILY} takes a strategy; {name} has none", remedy=f"say --format {FAMILY}")
+        try:
+            return strategy_format(strategy)
+        except ValueError as error:
+            raise UsageError(f"--strategy: not one of the rwkv package: {error}") from None
+    if not is_format(name):
+        raise UsageError(unknown_format(name), remedy="rwkvflow formats")
+    return name
+
+
+def _check(source: Origin) -> None:
+    """Say what is wrong with a file before librwkv is looked for, and built where there is none."""
+    from rwkvflow.worker.architecture import architecture_of
+    from rwkvflow.worker.checkpoint import open_checkpoint
+    from rwkvflow.worker.protocol import WorkerError
+
+    try:
+        with open_checkpoint(source) as checkpoint:
+            architecture_of(checkpoint.tensors)
+    except WorkerError as error:
+        raise RwkvflowError(str(error)) from error
+
+
+def _size(text: str | None) -> int | None:
+    from rwkvflow.documents.units import split_bytes
+
+    try:
+        return None if text is None else split_bytes(text)
+    except ValueError as error:
+        raise UsageError(f"--split: {error}") from None
 
 
 def _put(partial: Path, target: Path) -> None:

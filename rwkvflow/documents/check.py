@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from rwkvflow.documents.check_formats import listed_formats, unknown_format
 from rwkvflow.documents.destinations import FolderDestination, branch_name, parse_destination, tag_name
-from rwkvflow.documents.formats import file_name, format_names
+from rwkvflow.documents.formats import file_name, is_format
 from rwkvflow.documents.nearest import did_you_mean, nearest, one_of, shown
 from rwkvflow.documents.recipe import image_name
 from rwkvflow.documents.sources import SourceError, control_character, git_url, source_problem
@@ -66,23 +67,13 @@ def _models(source: Source) -> None:
 
 def _formats(source: Source) -> list[str]:
     """The recipe's formats, those that matrix.include adds last."""
-    known = format_names()
-    found = source.texts("formats.*")
-    for path, name in found:
-        if name not in known:
-            source.add(path, _unknown_format(name))
-    _unique(source, [(path, name) for path, name in found if name in known], "format", fold=False)
+    found = listed_formats(source)
+    _unique(source, [(path, name) for path, name in found if is_format(name)], "format", fold=False)
     formats = list(dict.fromkeys(name for _, name in found))
     for _, name in source.texts("matrix.include.*.format"):
-        if name in known and name not in formats:
+        if is_format(name) and name not in formats:
             formats.append(name)
     return formats
-
-
-def _unknown_format(name: str) -> str:
-    known = format_names()
-    near = did_you_mean(name, known)
-    return f"unknown format {shown(name)}{near or '; known are ' + one_of(known)}"
 
 
 def _images(source: Source) -> list[str]:
@@ -122,11 +113,10 @@ def _requirement_problem(text: str) -> str | None:
 
 def _file_names(source: Source, formats: Sequence[str]) -> None:
     """No two artifacts may have the same file name, on any file system."""
-    known = set(format_names())
     first: dict[str, tuple[str, str]] = {}
     for path, model in source.texts("models.*.name"):
         for name in formats:
-            if name not in known:
+            if not is_format(name):
                 continue
             before = first.setdefault(file_name(model, name).casefold(), (model, name))
             if before != (model, name) and before[0].casefold() != model.casefold():
@@ -208,13 +198,13 @@ def _regular_expression(source: Source, rule: Path_, pattern: str, replacement: 
 
 
 def _smoke(source: Source, folder: Path, formats: Sequence[str]) -> None:
-    known = [name for name in formats if name in format_names()]
+    known = [name for name in formats if is_format(name)]
     for path, _ in source.each("smoke.limits.*"):
         name = str(path[-1])
         if name in formats:
             continue
-        if name not in format_names():
-            source.add(path, _unknown_format(name), at_key=True)
+        if not is_format(name):
+            source.add(path, unknown_format(name), at_key=True)
         else:
             near = f"; did you mean {shown(meant)}?" if (meant := nearest(name, known)) else ""
             source.add(path, f"{shown(name)} is not among the recipe's formats{near}", at_key=True)
@@ -293,7 +283,7 @@ def _matrix(source: Source, formats: Sequence[str], images: Sequence[str]) -> No
                 if any(fnmatchcase(name, pattern) for name in pool) or not pool:
                     continue
                 if key == "format" and section == "include" and not re.search(r"[*?\[]", pattern):
-                    source.add(path, _unknown_format(pattern))
+                    source.add(path, unknown_format(pattern))
                 else:
                     near = did_you_mean(pattern, pool)
                     source.add(path, f"{shown(pattern)} matches no {key} of this recipe{near}")

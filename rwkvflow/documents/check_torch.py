@@ -29,8 +29,8 @@ def check_torch(recipe: Recipe, source: Source) -> list[Finding]:
 
 
 def _place(recipe: Recipe, name: str) -> Path_:
-    if name in recipe.formats:
-        return ("formats", recipe.formats.index(name))
+    if name in recipe.format_names:
+        return ("formats", recipe.format_names.index(name))
     for index, rule in enumerate(recipe.matrix.include):
         if fnmatchcase(name, rule.format):
             return ("matrix", "include", index, "format")

@@ -18,14 +18,14 @@ def combinations(recipe: Recipe) -> list[Triple]:
     """
     models = [model.name for model in recipe.models]
     images = [image.name for image in recipe.images]
-    formats = list(recipe.formats)
+    formats = list(recipe.format_names)
     for rule in recipe.matrix.include:
         if rule.format not in formats and not any(fnmatchcase(name, rule.format) for name in formats):
             formats.append(rule.format)
-    own = frozenset(recipe.formats)
+    own = frozenset(recipe.format_names)
     if not recipe.matrix.exclude and not recipe.matrix.include:
         return [(model, name, image) for model in models for name in formats for image in images]
-    excluded = [_Rule(rule, models, recipe.formats, images) for rule in recipe.matrix.exclude]
+    excluded = [_Rule(rule, models, recipe.format_names, images) for rule in recipe.matrix.exclude]
     included = [_Rule(rule, models, formats, images) for rule in recipe.matrix.include]
     return [
         triple

@@ -24,6 +24,7 @@ _PATTERNS = {
     recipe.TORCH: 'a PyTorch version such as "2.13.0"',
     recipe.EXPECT: 'a count of matches: "3", "1+" or "any"',
     recipe.TARGET: "a target triple such as x86_64-linux-gnu",
+    recipe.SPLIT: "a size such as 5GB, 500MB or 2GiB, or none",
     recipe.CMAKE_OPTION: "the name of a CMake option, without -D",
     workflow.DURATION: "a duration such as 90s, 30m or 2h",
     workflow.SIZE: "a size such as 512MiB or 4GiB",

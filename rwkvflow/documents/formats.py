@@ -19,9 +19,38 @@ def format_names() -> tuple[str, ...]:
     return tuple(suffixes())
 
 
+def is_format(name: str) -> bool:
+    """Whether this is the name of a format: one of the listed, or one that a strategy makes."""
+    from rwkvflow.worker.formats import FORMATS
+
+    return name in FORMATS
+
+
+def strategy_format(strategy: str) -> str:
+    """The name of the format for a strategy of the rwkv package. Raises ValueError with what is wrong with it."""
+    from rwkvflow.worker.formats.chatrwkv import of_strategy
+
+    return of_strategy(strategy).name
+
+
+def splitting() -> tuple[str, ...]:
+    """The formats whose files can be split, in the registry's order."""
+    from rwkvflow.worker.formats import FORMATS
+
+    return tuple(name for name, item in FORMATS.items() if item.splits)
+
+
 def file_name(model: str, format_name: str) -> str:
     """The file name of an artifact."""
-    return model + suffixes()[format_name]
+    from rwkvflow.worker.formats import FORMATS
+
+    return model + FORMATS[format_name].suffix
+
+
+def folder_name(model: str, format_name: str) -> tuple[str, str]:
+    """Of an artifact that had to be split: its folder, and how its files' names begin."""
+    stem, dot, ending = file_name(model, format_name)[len(model) :].rpartition(".")
+    return (f"{model}{stem}-{ending}", model + stem) if dot else (model + ending, "model")
 
 
 def consumers(names: Iterable[str]) -> tuple[str, ...]:

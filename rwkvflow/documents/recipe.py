@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
 
+from rwkvflow.documents.formats import strategy_format
+from rwkvflow.documents.units import split_bytes
+
 # Patterns say [0-9], never \d: pydantic's regular expressions take the digits of all scripts for \d.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 SHA256 = r"^[0-9a-f]{64}$"
@@ -18,6 +21,7 @@ TARGET = r"^[a-z0-9][a-z0-9_.-]{0,99}$"
 LICENSE = r"^[A-Za-z0-9][A-Za-z0-9.+-]{0,99}$"
 LANGUAGE = r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$"
 REPOSITORY = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+SPLIT = r"^([0-9]{1,6}(\.[0-9]{1,3})? ?(kB|MB|GB|KiB|MiB|GiB)|none)$"
 CMAKE_OPTION = r"^[A-Za-z_][A-Za-z0-9_.-]{0,99}(:[A-Z]+)?$"
 
 Name = Annotated[str, StringConstraints(pattern=NAME)]
@@ -128,8 +132,12 @@ def _option_kind(value: Any) -> str | None:
     return {str: "(text)", bool: "(flag)", int: "(number)"}.get(type(value))
 
 
+def _format_kind(value: Any) -> str | None:
+    return "(name)" if isinstance(value, str) else "(entry)" if isinstance(value, dict | FormatEntry) else None
+
+
 # Tags in parentheses cannot be keys, so that explain.py can tell them from the places of a document.
-UNION_TAGS = frozenset({"(builtin)", "(git)", "(folder)", "(text)", "(flag)", "(number)"})
+UNION_TAGS = frozenset({"(builtin)", "(git)", "(folder)", "(text)", "(flag)", "(number)", "(name)", "(entry)"})
 
 EngineSource = Annotated[
     Annotated[Literal["builtin"], Tag("(builtin)")]
@@ -274,13 +282,46 @@ class Matrix(Strict):
     )
 
 
+class FormatEntry(Strict):
+    """A format with what is special about it."""
+
+    format: str = Field(min_length=1, description="`rwkvflow formats` lists them; chatrwkv with a strategy")
+    split: Annotated[str, StringConstraints(pattern=SPLIT)] | None = Field(
+        default=None, description="As the recipe's `split`, for this format; none: never split or refuse it"
+    )
+    strategy: str | None = Field(
+        default=None,
+        description="chatrwkv only: which layers the rwkv package computes where, "
+        'e.g. "cuda fp16i8 *10 -> cuda fp16 *0+ -> cpu fp32"',
+    )
+
+    @property
+    def name(self) -> str:
+        """The format's own name. Raises ValueError for what is no strategy."""
+        return self.format if self.strategy is None else strategy_format(self.strategy)
+
+
+FormatItem = Annotated[
+    Annotated[str, Tag("(name)")] | Annotated[FormatEntry, Tag("(entry)")],
+    Discriminator(
+        _format_kind,
+        custom_error_type="expected",
+        custom_error_message="the name of a format, or a mapping with format:",
+    ),
+]
+
+
 class Recipe(Strict):
     """recipe.yaml as a whole."""
 
     version: Literal[1] = Field(default=1, description="Of the recipe's format, not of your recipe")
     name: Name = Field(description="What the release is called")
     models: Many[Model] = Field(min_length=1, description="The checkpoints to convert")
-    formats: Many[str] = Field(min_length=1, description="`rwkvflow formats` lists them")
+    formats: Many[FormatItem] = Field(min_length=1, description="`rwkvflow formats` lists them")
+    split: Annotated[str, StringConstraints(pattern=SPLIT)] | None = Field(
+        default=None,
+        description="The largest file, e.g. 5GB: an artifact above it is split as its runtime expects, or refused",
+    )
     images: Many[Image] = Field(default=(Image(),), min_length=1, description="`image:` with one mapping works too")
     engine: Engine = Field(default_factory=Engine, description="The native engine; default librwkv")
     smoke: Smoke = Field(default_factory=Smoke, description="What proves each artifact")
@@ -288,6 +329,17 @@ class Recipe(Strict):
     card: Card | None = Field(default=None, description="What the release's README.md says")
     sign: Sign | None = Field(default=None, description="Signs the release; it is not signed without")
     matrix: Matrix = Field(default_factory=Matrix, description="Changes to models × formats × images")
+
+    @property
+    def format_names(self) -> tuple[str, ...]:
+        """The names of `formats`, in order."""
+        return tuple(item if isinstance(item, str) else item.name for item in self.formats)
+
+    def split_of(self, name: str) -> int | None:
+        """Bytes above which a file of the format has to be split; None where it is written as it is."""
+        own = next((i.split for i in self.formats if isinstance(i, FormatEntry) and i.name == name), None)
+        size = own or self.split
+        return None if size in (None, "none") else split_bytes(str(size))
 
     @model_validator(mode="before")
     @classmethod

@@ -43,7 +43,10 @@ def _finish_recipe(schema: dict[str, Any]) -> None:
     """What the model has in code: the alias `image`, the formats' names."""
     properties = schema["properties"]
     names = list(format_names())
-    properties["formats"]["items"] = {"type": "string", "enum": names}
+    properties["formats"]["items"] = {
+        "anyOf": [{"type": "string", "enum": names}, {"$ref": "#/$defs/FormatEntry"}],
+    }
+    schema["$defs"]["FormatEntry"]["properties"]["format"]["enum"] = [*names, "chatrwkv"]
     images = properties.pop("images")
     images["minItems"] = 1
     schema["properties"] = {}
@@ -54,7 +57,7 @@ def _finish_recipe(schema: dict[str, Any]) -> None:
             schema["properties"]["images"] = images
     schema["not"] = {"required": ["image", "images"]}
     limits = schema["$defs"]["Smoke"]["properties"]["limits"]
-    limits["propertyNames"] = {"enum": names}
+    limits["propertyNames"] = {"anyOf": [{"enum": names}, {"pattern": "^chatrwkv-(cpu|cuda|mps)"}]}
     schema["$defs"]["Model"]["properties"]["tokenizer"]["examples"] = ["auto", "bytes", "world"]
 
 

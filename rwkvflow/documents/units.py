@@ -6,6 +6,7 @@ import re
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _BYTES = {"MiB": 1 << 20, "GiB": 1 << 30}
+_FILE_BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 def seconds(duration: str) -> float:
@@ -18,6 +19,14 @@ def size_bytes(size: str) -> int:
     """Bytes in "512MiB" or "4GiB", rounded down. ValueError for anything else."""
     number, unit = _split(size, _BYTES, "a size such as 512MiB or 4GiB")
     return int(number * _BYTES[unit])
+
+
+def split_bytes(size: str) -> int:
+    """Bytes in "5 GB", "500MB" or "2GiB", rounded down. ValueError for anything else, and for nothing."""
+    number, unit = _split(size.replace(" ", "", 1), _FILE_BYTES, "a size such as 5GB, 500MB or 2GiB")
+    if not (found := int(number * _FILE_BYTES[unit])):
+        raise ValueError("files of no bytes hold nothing; give a size such as 5GB")
+    return found
 
 
 def _split(text: str, units: dict[str, int], expected: str) -> tuple[float, str]:

@@ -25,7 +25,7 @@ class ReleaseFile:
 
 @dataclass(frozen=True)
 class Row:
-    """One artifact as the card's table shows it. `path` is a folder's where the format is one.
+    """One artifact as the card's table shows it. `path` is a folder's where the format is one, or the file was split.
 
     facts: what rwkvflow.worker.inspect.describe says of the file, without the list of tensors; empty where it does
     not know the format. smoke: the report of the smoke stage.
@@ -70,7 +70,7 @@ def gather(params: Mapping[str, Any], inputs: Mapping[str, Path], digests: Mappi
     rows: list[Row] = []
     files: dict[str, ReleaseFile] = {}
     left_out: dict[str, str] = {}
-    for path, entries in groups.items():
+    for name, entries in groups.items():
         problems = {entry["id"]: _problem(entry, inputs) for entry in entries}
         made = {digests[f"artifact/{entry['id']}"] for entry in entries if f"artifact/{entry['id']}" in digests}
         if any(problems.values()):
@@ -80,10 +80,13 @@ def gather(params: Mapping[str, Any], inputs: Mapping[str, Path], digests: Mappi
             why = "its images made different bytes, so it is not reproducible"
             left_out.update({entry["id"]: why for entry in entries})
             continue
-        own = {file.path: file for file in _files(path, inputs[f"artifact/{entries[0]['id']}"], made.pop())}
+        source = inputs[f"artifact/{entries[0]['id']}"]
+        split = entries[0].get("folder") if source.is_dir() else None
+        path = split or name
+        own = {file.path: file for file in _files(path, source, made.pop())}
         beside = {file.path: file for file in _beside(path, entries, inputs)}
         files |= own | beside
-        rows.append(_row(path, entries, own, inputs, digests))
+        rows.append(_row(path, entries, own, inputs, digests, split=split is not None))
     for target in params.get("targets", ()):
         if (folder := inputs.get(f"target/{target}")) is None:
             left_out[f"{ENGINE}/{target}"] = "it was not built"
@@ -128,6 +131,8 @@ def _row(
     own: Mapping[str, ReleaseFile],
     inputs: Mapping[str, Path],
     digests: Mapping[str, str],
+    *,
+    split: bool,
 ) -> Row:
     first = entries[0]
     return Row(
@@ -138,17 +143,17 @@ def _row(
         size=sum(file.size for file in own.values()),
         images=tuple(sorted(entry["image"] for entry in entries)),
         smoke=json.loads(inputs[f"smoke/{first['id']}"].read_text(encoding="utf-8")),
-        facts=_facts(inputs[f"artifact/{first['id']}"]),
+        facts=_facts(inputs[f"artifact/{first['id']}"], split),
         files=tuple(own),
     )
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    """What the file says of itself. Whatever a format of another kind holds is no reason not to publish it."""
+def _facts(path: Path, split: bool) -> dict[str, Any]:
+    """What the artifact says of itself. Whatever a format of another kind holds is no reason not to publish it."""
     from rwkvflow.worker.inspect import describe
     from rwkvflow.worker.protocol import WorkerError
 
-    if path.is_dir():
+    if path.is_dir() and not split:
         return {}
     try:
         facts = describe(path)

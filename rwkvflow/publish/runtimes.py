@@ -40,16 +40,20 @@ def _ggml(row: Row) -> tuple[str, ...]:
 def _safetensors(row: Row) -> tuple[str, ...]:
     version = str((row.facts.get("architecture") or {}).get("version") or "")
     variables = "RWKV_JIT_ON=0 RWKV_V7_ON=1" if version.startswith("7") else "RWKV_JIT_ON=0"
-    pth = row.path.removesuffix(".safetensors")
-    load = (
-        f"import torch; from safetensors.torch import load_file; torch.save(load_file({row.path!r}), {pth + '.pth'!r})"
-    )
+    pth = row.path.removesuffix(".safetensors").removesuffix("-safetensors")
+    files = [path for path in row.files if path.endswith(".safetensors")]
+    tensors = f"load_file({row.path!r})"
+    if len(files) > 1:
+        tensors = f"{{k: v for f in sorted(glob({row.path + '/*.safetensors'!r})) for k, v in load_file(f).items()}}"
+    glob = "from glob import glob; " if len(files) > 1 else ""
+    load = f"import torch; {glob}from safetensors.torch import load_file; torch.save({tensors}, {pth + '.pth'!r})"
     use = f"from rwkv.model import RWKV; print(RWKV({pth!r}, 'cpu fp32').forward([1, 2, 3], None)[0])"
     return (f'python -c "{load}"', f'{variables} python -c "{use}"')
 
 
 def _gguf(row: Row) -> tuple[str, ...]:
-    return (f'llama-cli -m {shlex.quote(row.path)} -p "The " -n 64',)
+    shards = sorted(path for path in row.files if path.endswith(".gguf"))  # it finds the others from the first
+    return (f'llama-cli -m {shlex.quote(shards[0] if shards else row.path)} -p "The " -n 64',)
 
 
 def _web_rwkv(row: Row) -> tuple[str, ...]:

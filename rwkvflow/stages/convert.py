@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from rwkvflow.documents.formats import folder_name
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, Ref, Step
 from rwkvflow.stages import engine, inputs
@@ -28,6 +29,13 @@ def _params(blueprint: Blueprint, which: Artifact) -> dict[str, Any]:
     return {} if eps is None else {"group_norm_eps": eps}
 
 
+def _job(blueprint: Blueprint, which: Artifact) -> dict[str, Any]:
+    size = blueprint.recipe.split_of(which.format)
+    if size is None:
+        return {"format": which.format}
+    return {"format": which.format, "split": {"size": size, "stem": folder_name(which.model, which.format)[1]}}
+
+
 def steps(blueprint: Blueprint) -> Iterator[Step]:
     """One step an artifact."""
     for which in blueprint.artifacts:
@@ -36,7 +44,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
             stage="convert",
             action="sandbox",
             command=WORKER_COMMAND,
-            params={"task": "convert", "params": _params(blueprint, which), "job": {"format": which.format}},
+            params={"task": "convert", "params": _params(blueprint, which), "job": _job(blueprint, which)},
             inputs={
                 "checkpoint": inputs.checkpoint(which.model),
                 "engine": engine.builtin(which.image),

@@ -1,12 +1,13 @@
-"""Whether each format can hold the version of the model it is to be made of, told before anything is run.
+"""Whether each format can hold the model it is made of, in files as small as `split` says: told before anything runs.
 
-A version is known from a checkpoint's names and shapes, so this looks at those that are on this machine already; the
-convert stage refuses the rest.
+Version and sizes are known from a checkpoint's names and shapes, so this looks at those that are on this machine
+already; the convert stage refuses the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from rwkvflow.documents.lock import Lock
@@ -15,41 +16,42 @@ from rwkvflow.documents.sources import LocalSource, parse_source
 from rwkvflow.errors import UsageError
 from rwkvflow.plan.matrix import Artifact, expand
 from rwkvflow.store import Store
-from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats import FORMATS, Format, Split, too_large
 from rwkvflow.worker.formats.base import ALL_VERSIONS
 
 
-def check_versions(artifacts: Iterable[Artifact], lock: Lock, folder: Path, store: Store) -> None:
-    """Raises UsageError that names every format and model that do not go together. `folder` is the recipe's."""
+def check_versions(
+    artifacts: Iterable[Artifact], lock: Lock, folder: Path, store: Store, recipe: Recipe | None = None
+) -> None:
+    """Raises UsageError that names every format and model that do not go together. `folder` is the recipe's.
+
+    With the recipe, its `split` and each model's group_norm_eps are looked at as well.
+    """
 
     def path(model: str) -> Path | None:
         locked = lock.models[model]
         return _local(locked.resolved, folder) or store.path(f"sha256:{locked.sha256}")
 
-    _check(artifacts, path)
+    _check(artifacts, path, recipe)
 
 
 def check_recipe_versions(recipe: Recipe, folder: Path) -> None:
     """The same where there is no lock yet: of the checkpoints that the recipe names by their paths."""
     sources = {model.name: model.source for model in recipe.models}
-    _check(expand(recipe), lambda model: _local(sources[model], folder))
+    _check(expand(recipe), lambda model: _local(sources[model], folder), recipe)
 
 
-def _check(artifacts: Iterable[Artifact], path_of: Callable[[str], Path | None]) -> None:
-    picky: dict[str, list[str]] = {}
+def _check(artifacts: Iterable[Artifact], path_of: Callable[[str], Path | None], recipe: Recipe | None) -> None:
+    wanted: dict[str, dict[str, Format]] = {}
     for artifact in artifacts:
-        formats = picky.setdefault(artifact.model, [])
-        if FORMATS[artifact.format].versions != ALL_VERSIONS and artifact.format not in formats:
-            formats.append(artifact.format)
-    problems = []
-    for model, formats in picky.items():
-        version = _version(path_of(model)) if formats else None
-        bad = [name for name in formats if version is not None and version not in FORMATS[name].versions]
-        if bad:
-            problems.append(
-                f"{model} is version {version}, which {' and '.join(bad)} cannot hold; "
-                f"these can: {', '.join(name for name, item in FORMATS.items() if version in item.versions)}"
-            )
+        size = recipe.split_of(artifact.format) if recipe else None
+        item = FORMATS[artifact.format]
+        wanted.setdefault(artifact.model, {})[item.name] = replace(item, split=Split(size)) if size else item
+    models = {model.name: model for model in recipe.models} if recipe else {}
+    problems: list[str] = []
+    for model, formats in wanted.items():
+        eps = models[model].group_norm_eps if model in models else None
+        problems += _problems(model, path_of(model), eps, formats.values())
     if problems:
         raise UsageError(
             "\n  ".join(problems),
@@ -62,21 +64,43 @@ def _local(source: str, folder: Path) -> Path | None:
     return parsed.below(folder) if isinstance(parsed, LocalSource) else None
 
 
-def _version(path: Path | None) -> str | None:
-    """The version of the checkpoint at `path`, without numpy; None where it cannot be known."""
-    from rwkvflow.worker import pth, safetensors_file
-    from rwkvflow.worker.architecture import version_of
-    from rwkvflow.worker.protocol import WorkerError
-    from rwkvflow.worker.rawfile import RawFile
-    from rwkvflow.worker.tensorinfo import TensorInfo
+def _problems(model: str, path: Path | None, eps: float | None, formats: Iterable[Format]) -> list[str]:
+    """Why which formats cannot hold the model at `path`; nothing where it cannot be known yet.
 
-    if path is None:
-        return None
+    Only names and shapes are read, and only where some format asks for something special.
+    """
+    picky = [
+        item
+        for item in formats
+        if item.versions != ALL_VERSIONS or item.fixed_epsilon or (item.split is not None and not item.splits)
+    ]
+    if path is None or not picky:
+        return []
+    from rwkvflow.worker.architecture import architecture_of
+    from rwkvflow.worker.checkpoint import open_checkpoint
+    from rwkvflow.worker.protocol import WorkerError
+
     try:
-        with RawFile(path) as file:
-            reader = pth if file.bytes_at(0, min(file.size, 2)) == b"PK" else safetensors_file
-            views = reader.read_index(file).views
-        tensors: Mapping[str, TensorInfo] = {name: view.info for name, view in views.items()}
-        return version_of(tensors)
+        with open_checkpoint(path) as checkpoint:
+            tensors = checkpoint.tensors
+            architecture = architecture_of(tensors, eps)
     except (WorkerError, OSError):
-        return None  # the stage that reads it says what is wrong with it
+        return []  # the stage that reads it says what is wrong with it
+    version, problems = architecture.version, []
+    if bad := [item.name for item in picky if version not in item.versions]:
+        problems.append(
+            f"{model} is version {version}, which {' and '.join(bad)} cannot hold; "
+            f"these can: {', '.join(name for name, item in FORMATS.items() if version in item.versions)}"
+        )
+    for item in picky:
+        if item.name in bad:
+            continue
+        why = item.refuse(architecture)
+        if why is None and item.split is not None and not item.splits:
+            try:
+                why = too_large(item, item.expected_size(architecture, item.held(architecture, tensors)))
+            except WorkerError:
+                continue  # as above
+        if why is not None:
+            problems.append(f"{model}: {why}")
+    return problems

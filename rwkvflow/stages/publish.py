@@ -14,11 +14,12 @@ from rwkvflow.documents.destinations import (
     RemoteDestination,
     parse_destination,
 )
-from rwkvflow.documents.formats import file_name
+from rwkvflow.documents.formats import file_name, folder_name, splitting
 from rwkvflow.documents.lock_text import lock_text
 from rwkvflow.documents.recipe import Publish
 from rwkvflow.errors import UsageError
 from rwkvflow.hashing import file_digest, text_digest, tree_digest
+from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, Ref, Source, Step
 from rwkvflow.shipped import PACKAGE
 from rwkvflow.stages import convert, engine, extra, smoke
@@ -105,6 +106,7 @@ def release_of(blueprint: Blueprint) -> tuple[dict[str, Any], dict[str, Input]]:
                 "format": which.format,
                 "image": which.image,
                 "file": f"{which.model}/{file_name(which.model, which.format)}",
+                **_folder(blueprint, which),
                 "extra": additions,
             }
         )
@@ -146,6 +148,13 @@ def release_of(blueprint: Blueprint) -> tuple[dict[str, Any], dict[str, Input]]:
     if (template := _template(blueprint)) is not None:
         refs["card-template"] = template
     return release, refs
+
+
+def _folder(blueprint: Blueprint, which: Artifact) -> dict[str, str]:
+    """What the artifact is called where it is a folder because its file would have been too large."""
+    if blueprint.recipe.split_of(which.format) is None or which.format not in splitting():
+        return {}
+    return {"folder": f"{which.model}/{folder_name(which.model, which.format)[0]}"}
 
 
 def _targets(blueprint: Blueprint) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from rwkvflow.worker.protocol import WorkerError, progress
 from rwkvflow.worker.questions import Answers, Questions, read_reference, write_answers
 from rwkvflow.worker.reference import Reference
 from rwkvflow.worker.scores import Scores
+from rwkvflow.worker.shards import files_of
 
 COMPARED_BYTES = 1 << 24  # of a tensor at a time
 HEAD_TOKENS = 128  # whose logits the forward pass computes at a time
@@ -159,7 +160,10 @@ def _row_slices(shape: tuple[int, ...], nbytes: int) -> Iterator[tuple[int, int 
 
 
 class SafetensorsFile:
-    """A .safetensors through PyPI's safetensors, with the interface that Reference reads. Use as a context manager."""
+    """A .safetensors, or a folder of its parts, through PyPI's safetensors, with the interface that Reference reads.
+
+    Use as a context manager.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises WorkerError when the package refuses the file."""
@@ -167,30 +171,31 @@ class SafetensorsFile:
 
         self._failure = safetensors.SafetensorError
         try:
-            opened: Any = safetensors.safe_open(str(path), framework="np")
+            self._files: list[Any] = [safetensors.safe_open(str(part), framework="np") for part in files_of(path)]
         except (self._failure, OSError) as error:
             raise WorkerError(f"the safetensors package refuses it: {error}") from None
-        self._file = opened
-        names: list[str] = self._file.keys()
-        self._slices: dict[str, Any] = {name: self._file.get_slice(name) for name in names}
+        self._holders: dict[str, Any] = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118
+        self._slices: dict[str, Any] = {name: file.get_slice(name) for name, file in self._holders.items()}
         self.tensors: Mapping[str, TensorInfo] = {
             name: TensorInfo(name, str(part.get_dtype()).lower(), tuple(part.get_shape()))  # F32 is our f32
             for name, part in self._slices.items()
         }
 
     def __enter__(self) -> SafetensorsFile:
-        self._file.__enter__()
+        for file in self._files:
+            file.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.__exit__(*error)
+        for file in self._files:
+            file.__exit__(*error)
 
     def raw(self, name: str, start_row: int = 0, rows: int | None = None) -> NDArray[Any]:
         """Rows of a tensor in its own type; bf16 as uint16."""
         part, info = self._slices[name], self.tensors[name]
         with _bfloat16_as_bits():
             if not info.shape or (rows is None and not start_row):
-                found = np.asarray(self._file.get_tensor(name))
+                found = np.asarray(self._holders[name].get_tensor(name))
             else:
                 found = np.asarray(part[start_row : info.shape[0] if rows is None else start_row + rows])
         return found.view(np.uint16) if info.dtype == "bf16" else found

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -21,21 +21,21 @@ from typing import TYPE_CHECKING, Any
 from rwkvflow.worker.architecture import Architecture, architecture_of
 from rwkvflow.worker.checkpoint import Checkpoint, Origin, TensorInfo, open_checkpoint
 from rwkvflow.worker.encode import Encoded, encode
-from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.base import (
     QUANTIZED,
     TYPE_OF_DTYPE,
     Encoding,
-    Format,
     Slot,
     Writer,
-    Written,
 )
+from rwkvflow.worker.jobs import Job, Outcome, check_room, format_of, shown_bytes
 from rwkvflow.worker.native import Native, keep_memory
 from rwkvflow.worker.protocol import WorkerError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+__all__ = ["PIECE", "Job", "Outcome", "convert"]
 
 PIECE = 1 << 20  # values read at a time; pieces are whole rows, and a multiple of 32 of them
 SMALL = 1 << 14  # values that are not worth handing to another thread
@@ -43,25 +43,6 @@ MOST_THREADS = 8
 NAMED = 4  # tensors that a warning names
 
 Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, tensor
-
-
-@dataclass(frozen=True)
-class Job:
-    """An artifact to make: `id` is for whoever asked."""
-
-    id: str
-    format: str
-    path: Path
-
-
-@dataclass
-class Outcome:
-    """What became of a job: `written`, or `failure` as a sentence. `warnings` are for the log."""
-
-    job: Job
-    written: Written | None = None
-    failure: str | None = None
-    warnings: list[str] = field(default_factory=list)
 
 
 def convert(
@@ -84,7 +65,7 @@ def convert(
         architecture = architecture_of(checkpoint.tensors, group_norm_eps)
         native = Native(engine)
         outcomes = [Outcome(job) for job in jobs]
-        _check_room(outcomes, architecture, checkpoint.tensors)
+        check_room(outcomes, architecture, checkpoint.tensors)
         sinks = _open(outcomes, architecture, checkpoint.tensors, engine)
         run = _Run(checkpoint, native, sinks, threads or _cores(), piece, on_progress)
         try:
@@ -109,47 +90,13 @@ def _cores() -> int:
         return min(os.cpu_count() or 1, MOST_THREADS)
 
 
-def _format_of(outcome: Outcome) -> Format | None:
-    return FORMATS.get(outcome.job.format)
-
-
-def _check_room(outcomes: Sequence[Outcome], architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> None:
-    """Settle what cannot be done before anything is written. Raises WorkerError when the disk is too small."""
-    needed: dict[Path, int] = {}
-    for outcome in outcomes:
-        item = _format_of(outcome)
-        if item is None:
-            outcome.failure = f"unknown format {outcome.job.format!r}; there are {', '.join(FORMATS)}"
-            continue
-        outcome.failure = item.refuse(architecture)
-        if outcome.failure is None:
-            try:
-                size = item.expected_size(architecture, item.held(architecture, tensors))
-            except WorkerError as error:
-                outcome.failure = str(error)
-            else:
-                needed[outcome.job.path.parent] = needed.get(outcome.job.path.parent, 0) + size
-    devices: dict[int, tuple[int, int]] = {}
-    for folder, size in needed.items():
-        folder.mkdir(parents=True, exist_ok=True)
-        state = os.statvfs(folder)
-        device = folder.stat().st_dev
-        devices[device] = (devices.get(device, (0, 0))[0] + size, state.f_bavail * state.f_frsize)
-    for size, free in devices.values():
-        if size > free:
-            raise WorkerError(
-                f"the artifacts need {_bytes(size)}, and {_bytes(free)} are free on the disk they are written to; "
-                "free some, or put the store on another disk"
-            )
-
-
 def _open(
     outcomes: Sequence[Outcome], architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path
 ) -> list[_Sink]:
     full = threading.Event()
     sinks: list[_Sink] = []
     for outcome in outcomes:
-        item = _format_of(outcome)
+        item = format_of(outcome.job)
         if outcome.failure is not None or item is None:
             continue
         try:
@@ -249,7 +196,9 @@ class _Sink(threading.Thread):
     def _fail(self, error: Exception) -> None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             self._full.set()  # the others write to the same disk: let them end with the same message
-            self.outcome.failure = f"the disk is full: {self.outcome.job.path.name} needs {_bytes(self.writer.size)}"
+            self.outcome.failure = (
+                f"the disk is full: {self.outcome.job.path.name} needs {shown_bytes(self.writer.size)}"
+            )
         elif isinstance(error, WorkerError | OSError):
             self.outcome.failure = str(error)
         else:
@@ -393,7 +342,3 @@ def _now(function: Callable[..., Encoded], *arguments: Any) -> Future[Encoded]:
 def _names(names: Mapping[str, object]) -> str:
     shown = ", ".join(list(names)[:NAMED])
     return shown + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

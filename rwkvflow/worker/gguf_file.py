@@ -211,7 +211,9 @@ class _Reader:
             self.skip(size * (length - len(first)))
         elif inner == _TEXT:
             first = []
-            for index in range(length):  # ends at MAX_INDEX at the latest: each takes 8 bytes or more
+            if length > MAX_COUNT:
+                raise self.bad(f"an array of {length} texts")
+            for index in range(length):
                 item = self.text(MAX_TEXT)
                 if index < SHOWN:
                     first.append(item)

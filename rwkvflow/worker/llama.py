@@ -109,11 +109,14 @@ def _check_processor() -> None:
         raise WorkerError("llama.cpp is built for processors with AVX2, and this one has none")
 
 
-def answers(engine: Path, artifact: Path, questions: Questions) -> Answers:
-    """What llama.cpp says. `engine` is a folder with lib/libllama.*. Raises WorkerError."""
+def answers(engine: Path, artifact: Path, questions: Questions, size: int | None = None) -> Answers:
+    """What llama.cpp says. `engine` is a folder with lib/libllama.*. Raises WorkerError.
+
+    `size` is that of all shards, where the artifact is the first of several.
+    """
     text = questions.text
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, min(threads, artifact.stat().st_size >> 24))  # small models run faster on one
+    threads = max(1, min(threads, (size or artifact.stat().st_size) >> 24))  # small models run faster on one
     scores = Scores(questions)
     with Llama(engine, artifact, threads) as model:
         for start in range(0, len(text), STEP):

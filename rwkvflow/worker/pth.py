@@ -90,6 +90,8 @@ def read_index(file: RawFile) -> Index:
 def _little_endian(file: RawFile, record: zip_directory.Record | None) -> None:
     if record is None:
         return
+    if not record.stored:
+        raise _compressed(file, record.name)
     order = file.bytes_at(record.offset, min(record.size, 16))
     if order != b"little":
         raise WorkerError(

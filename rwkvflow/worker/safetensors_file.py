@@ -17,7 +17,7 @@ from rwkvflow.worker.pth import MAX_NAME, Index, View
 from rwkvflow.worker.rawfile import RawFile
 from rwkvflow.worker.tensorinfo import ITEM_BYTES, TensorInfo
 
-MAX_HEADER: Final = 32 << 20
+MAX_HEADER: Final = 8 << 20
 DTYPES: Final = {
     "F64": "f64",
     "F32": "f32",

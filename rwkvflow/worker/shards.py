@@ -25,7 +25,7 @@ from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.pth import Index
 from rwkvflow.worker.rawfile import RawFile
 
-MAX_INDEX: Final = 32 << 20  # bytes of an index; one of a million tensors
+MAX_INDEX: Final = 8 << 20  # bytes of an index; one of a hundred thousand tensors
 MAX_SHARDS: Final = 512  # file descriptors that are open at once
 INDEX_SUFFIXES: Final = (".safetensors.index.json", ".bin.index.json")
 _SHARD = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
@@ -103,6 +103,12 @@ def open_model(path: Path | str) -> RawFile:
     if (match := _SHARD.fullmatch(found.name)) is not None and int(match[3]) > 1:
         return _gguf(found, match)
     return RawFile(found)
+
+
+def files_of(path: Path | str) -> list[Path]:
+    """The files that hold the tensors of the model at `path`, in order. Raises as open_model."""
+    with open_model(path) as file:
+        return [part.path for part in file.parts] if isinstance(file, Joined) else [file.path]
 
 
 def _in_folder(folder: Path) -> Path:

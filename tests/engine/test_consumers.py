@@ -16,7 +16,7 @@ from rwkvflow.worker import smoke
 from rwkvflow.worker.checkpoint import open_checkpoint
 from rwkvflow.worker.consumers import Task, answer, consumer_of
 from rwkvflow.worker.convert import Job, convert
-from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats import FORMATS, chatrwkv
 from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.questions import Answers, Questions
 from rwkvflow.worker.reference import Reference
@@ -180,6 +180,45 @@ def test_the_rwkv_package_agrees(name: str, version: str, engine: Path, tmp_path
         assert smoke.problems(name, figures, vars(FORMATS[name].limits)) == []
         assert bool(answers.note) == ("cuda" in name)
         assert answers.runtime == ("cpu" in name)
+
+
+STRATEGIES = (
+    "cuda fp16i8 *3 -> cuda fp16 *0+ -> cpu fp32",
+    "cuda:0 bf16 *2 -> cuda:1 fp32i8",
+    "cpu fp32 *4 -> mps fp16",
+    "cuda fp16 *99 -> cpu bf16",
+    "cpu bf16 *1 -> cpu fp32",
+    "cpu fp32i8 *2 -> cpu fp32",
+)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_any_strategy_is_what_the_rwkv_package_makes_of_it(strategy: str, engine: Path, tmp_path: Path) -> None:
+    """Tensor by tensor where a GPU would be needed to run it; run by the package where none is."""
+    pytest.importorskip("rwkv")
+    item = chatrwkv.of_strategy(strategy)
+    version = checkpoints.VERSIONS[STRATEGIES.index(strategy) % 5]
+    source = small(tmp_path / "m.pth", version, "bf16", layers=7)
+    path = artifact(source, engine, item.name)
+    answers = ask(item.name, path, source)
+    figures = smoke.compare(expected(source), answers)
+    assert smoke.problems(item.name, figures, vars(item.limits)) == []
+    assert ("equals what the package itself writes" in (answers.note or "")) == (strategy.count("cpu") < 2)
+    other = chatrwkv.of_strategy("cuda fp16 *1 -> cuda fp32" if "mps" in strategy else "cuda fp32 *1 -> mps fp16")
+    if answers.note:
+        with pytest.raises(WorkerError, match="the package writes"):
+            ask(other.name, path, source)
+    with open_checkpoint(path) as opened:
+        assert opened.metadata["_strategy"] == strategy
+
+
+def test_version_7_takes_plain_strategies_only(engine: Path, tmp_path: Path) -> None:
+    source = small(tmp_path / "m.pth", "7")
+    for strategy in ("cuda fp16 *1 -> cpu fp32", "cuda fp16i8", "cuda fp16 *9"):
+        name = chatrwkv.of_strategy(strategy).name
+        (outcome,) = convert(source, engine, [Job("x", name, tmp_path / "out.pth")])
+        assert outcome.failure == f"{name} cannot hold version 7; it holds 4, 5.0, 5.1, 5.2, 6"
+    assert artifact(source, engine, chatrwkv.of_strategy("cuda:1 bf16").name).is_file()
 
 
 def test_a_matrix_without_an_eight_bit_form_is_refused(engine: Path, tmp_path: Path) -> None:

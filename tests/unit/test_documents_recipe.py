@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from rwkvflow.documents.formats import format_names
+from rwkvflow.documents.formats import folder_name, format_names, splitting
 from rwkvflow.documents.load import load_document, load_recipe, recipe_from_text
 from rwkvflow.documents.nearest import did_you_mean, distance, nearest, one_of
 from rwkvflow.documents.recipe import Engine, Git, Image, Recipe
@@ -28,6 +28,10 @@ models:
   - {name: b, source: hf://owner/name@main/b.pth, tokenizer: world}
 formats: [ggml-q5_1, ggml-q8_0]
 """
+
+
+def formats(text: str) -> str:
+    return GOOD.replace("[ggml-q5_1, ggml-q8_0]", f"[{text}]")
 
 
 def load(text: str) -> Recipe:
@@ -101,6 +105,24 @@ def test_numbers_are_read_as_yaml_1_2_does() -> None:
     assert load(GOOD + "smoke: {limits: {ggml-q5_1: {logits: 1}}}\n").smoke.limits["ggml-q5_1"].logits == 1
     cmake = load(GOOD + "engine: {cmake: {A: ON, B: true, C: 20, D: no}}\n").engine.cmake
     assert cmake == {"A": "ON", "B": True, "C": 20, "D": "no"}
+
+
+def test_splits_and_strategies() -> None:
+    recipe = load(
+        formats(
+            "gguf-f16, {format: safetensors, split: 1.5 GiB}, {format: ggml-f16, split: none}, "
+            '{format: chatrwkv, strategy: "cuda:1  fp16i8 *10->cuda fp16 *0+ -> cpu fp32"}, chatrwkv-cpu-fp32'
+        )
+        + "image: {torch: '2.13.0'}\nsplit: 500kB\n"
+        "smoke: {limits: {chatrwkv-cuda1-fp16i8-x10-cuda-fp16-x0plus-cpu-fp32: {logits: 2}}}\n"
+    )
+    long = "chatrwkv-cuda1-fp16i8-x10-cuda-fp16-x0plus-cpu-fp32"
+    assert recipe.format_names == ("gguf-f16", "safetensors", "ggml-f16", long, "chatrwkv-cpu-fp32")
+    sizes = [recipe.split_of(name) for name in recipe.format_names]
+    assert sizes == [500_000, 3 << 29, None, 500_000, 500_000]
+    assert load(GOOD).split_of("ggml-q5_1") is None
+    assert folder_name("m", "gguf-f16") == ("m-F16-gguf", "m-F16")
+    assert folder_name("m", "safetensors") == ("m-safetensors", "m")
 
 
 def test_an_engine_from_git() -> None:
@@ -307,6 +329,52 @@ CASES = [
     (GOOD + 'matrix: {exclude: [{model: "?"}]}\n', "6:1: matrix: the rules exclude everything"),
     # aliases
     (GOOD + "image: {}\nimages: [{}]\n", "6:1: image: image and images are the same; keep one of them"),
+    # entries of formats, splits and strategies
+    (
+        formats("{format: ggml-q4_O}"),
+        "5:20: formats[0].format: unknown format 'ggml-q4_O'; did you mean 'ggml-q4_0'?",
+    ),
+    (formats("{split: 5GB}"), "5:11: formats[0]: the key 'format' is missing"),
+    (formats("{format: gguf-f16, spilt: 5GB}"), "5:30: formats[0]: unknown key 'spilt'; did you mean 'split'?"),
+    (formats("[gguf-f16]"), "5:11: formats[0]: expected the name of a format, or a mapping with format:, found a list"),
+    (
+        formats("{format: gguf-f16, split: 5}"),
+        '5:37: formats[0].split: expected text, found the number 5; write it in quotes: split: "5"',
+    ),
+    (
+        formats("{format: gguf-f16, split: 5 TB}"),
+        "5:37: formats[0].split: expected a size such as 5GB, 500MB or 2GiB, or none, found the text '5 TB'",
+    ),
+    (
+        formats("{format: gguf-f16, split: 0GB}"),
+        "5:37: formats[0].split: files of no bytes hold nothing; give a size such as 5GB",
+    ),
+    (GOOD + "split: 0 kB\n", "6:8: split: files of no bytes hold nothing; give a size such as 5GB"),
+    (GOOD + "split: all\n", "6:8: split: expected a size such as 5GB, 500MB or 2GiB, or none, found the text 'all'"),
+    (
+        formats("{format: ggml-f16, split: 5GB}"),
+        "5:37: formats[0].split: ggml-f16 cannot be split: nothing reads it in parts; these can be: "
+        + one_of(splitting()),
+    ),
+    (
+        formats("{format: ggml-f16, strategy: cpu fp32}"),
+        "5:30: formats[0].strategy: only chatrwkv takes a strategy; 'ggml-f16' has none",
+    ),
+    (
+        formats("{format: chatrwkv, strategy: cpu fp32 -> cpu fp33}"),
+        "5:40: formats[0].strategy: not a strategy of the rwkv package: stage 2: 'cpu fp33' names no type; "
+        "there are fp16, fp32 and bf16, each also with i8 behind it",
+    ),
+    (
+        formats("chatrwkv"),
+        "5:11: formats[0]: chatrwkv needs a strategy, as in "
+        '{format: chatrwkv, strategy: "cuda fp16 *10 -> cpu fp32"}; without one there are '
+        + one_of([name for name in format_names() if name.startswith("chatrwkv-")]),
+    ),
+    (
+        formats("chatrwkv-cuda-fp16, {format: chatrwkv, strategy: cuda   fp16}"),
+        "5:60: formats[1].strategy: duplicate format 'chatrwkv-cuda-fp16'; the first is formats[0]",
+    ),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import zipfile
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from rwkvflow.worker import strategy
 from rwkvflow.worker.checkpoint import NUMPY, open_checkpoint
-from rwkvflow.worker.formats import pth_writer
+from rwkvflow.worker.formats import FORMATS, chatrwkv, pth_writer
 from rwkvflow.worker.formats.base import Encoding
 from rwkvflow.worker.formats.pth_writer import PthTensor, PthWriter, pth_layout
 
@@ -126,10 +127,56 @@ def test_layers_are_shared_out_as_the_package_does(text: str, layers: int, expec
     assert ", ".join(f"{label} x{count}" for label, count in runs) == expected
 
 
-@pytest.mark.parametrize("text", ["", "gpu fp16", "cuda fp8", "cuda fp16 30", "cpu fp32 ->", "cuda  fp16\n"])
-def test_what_is_no_strategy_is_refused(text: str) -> None:
-    if text == "cuda  fp16\n":
-        assert strategy.parse(text)[0].dtype == "f16"
-        return
-    with pytest.raises(ValueError, match="is no stage of a strategy"):
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "stage 1: nothing stands there"),
+        ("gpu fp16", "'gpu' is no device"),
+        ("cuda:x fp16", "'cuda:x' is no device"),
+        ("dml fp16", "dml"),
+        ("cuda", "names no type"),
+        ("cuda fp8", "names no type"),
+        ("cuda fp16i4", "names no type"),
+        ("cuda fp16 30", r"should end in a number of layers such as \*10"),
+        ("cuda fp16 *3 *4", "should end in a number of layers"),
+        ("cpu fp32 ->", "stage 2: nothing stands there"),
+        ("cpu fp32 *0 -> cpu bf16", r"stage 1: \*0 gives it no layers"),
+        ("cuda fp16 *1+ -> cuda fp16 *1+", "stage 2: only one stage can stream"),
+        (" -> ".join(["cuda:1 fp16i8 *1"] * 20), "too many for the name of a file"),
+    ],
+)
+def test_what_is_no_strategy_is_refused(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
         strategy.parse(text)
+
+
+STAGES = st.builds(
+    lambda device, dtype, i8, layers: f"{device} {dtype}{'i8' if i8 else ''}{f' *{layers}' if layers else ''}",
+    st.sampled_from(["cpu", "cuda", "cuda:0", "cuda:12", "mps"]),
+    st.sampled_from(["fp16", "fp32", "bf16"]),
+    st.booleans(),
+    st.integers(0, 99),
+)
+
+
+@given(st.lists(STAGES, min_size=1, max_size=4), st.integers(0, 3), st.integers(1, 40))
+def test_a_strategy_and_its_name_say_the_same(stages: list[str], streamed: int, layers: int) -> None:
+    if streamed < len(stages) and "*" in stages[streamed]:
+        stages[streamed] += "+"
+    text = "  ->".join(stages)
+    item = chatrwkv.of_strategy(text)
+    assert item.strategy == strategy.normal(item.strategy) == " -> ".join(stages)
+    assert re.fullmatch(r"chatrwkv(-[a-z0-9]+)+", item.name)
+    assert chatrwkv.named(item.name) == item == FORMATS[item.name]
+    assert item.name in FORMATS
+    assert len(strategy.by_layer(strategy.parse(text), layers)) == layers + 1
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["chatrwkv", "chatrwkv-", "chatrwkv-cuda", "chatrwkv-cuda-fp16-x01", "chatrwkv-cuda-fp16-", "chatrwkv-cuda-fp16-x0",
+     "chatrwkv-cpu-fp32-cuda-fp8", "chatrwkv-cuda01-fp16", "chatrwkv-CPU-fp32", "chatrwkv-cpu-fp32/../x", "ggml-q9"],
+)  # fmt: skip
+def test_names_that_describe_no_strategy(name: str) -> None:
+    assert FORMATS.get(name) is None
+    assert name not in FORMATS

@@ -24,13 +24,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def step(folder: Path, more: str = "", text: str = RECIPE) -> Step:
-    """The publish step of a recipe."""
+def blueprint(folder: Path, more: str = "", text: str = RECIPE) -> Blueprint:
+    """A recipe, ready to be planned."""
     path = folder / "recipe.yaml"
     path.write_text(text + more, encoding="utf-8")
     checkpoint = folder / "models" / "tiny4.safetensors"
     recipe = recipe_from_text(text + more, str(path), folder)
-    blueprint = Blueprint(
+    return Blueprint(
         recipe=recipe,
         recipe_path=path,
         workflow=load_workflow(),
@@ -42,7 +42,11 @@ def step(folder: Path, more: str = "", text: str = RECIPE) -> Step:
         platform="linux-x86_64",
         artifacts=tuple(expand(recipe)),
     )
-    (found,) = publish.steps(blueprint)
+
+
+def step(folder: Path, more: str = "", text: str = RECIPE) -> Step:
+    """The publish step of a recipe."""
+    (found,) = publish.steps(blueprint(folder, more, text))
     return found
 
 

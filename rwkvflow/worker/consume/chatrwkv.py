@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvflow.worker import strategy as strategies
 from rwkvflow.worker.architecture import HEAD_NORM_EPS, Architecture, architecture_of, is_state
 from rwkvflow.worker.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from rwkvflow.worker.consume.held import AsCheckpoint, Held, compare_held
@@ -40,11 +41,12 @@ def run(task: Task, questions: Questions) -> Answers:
         architecture = architecture_of(checkpoint.tensors)
         other_eps = task.group_norm_eps not in (None, HEAD_NORM_EPS) and architecture.version != "4"
         _compare_states(checkpoint, artifact)
-        if "cuda" not in strategy and not other_eps:
+        on_gpu = any(stage.device != "cpu" for stage in strategies.parse(strategy))
+        if not on_gpu and not other_eps:
             with _named(task.artifact, ".pth") as path:
                 return one_by_one(_step(path, strategy, architecture), questions, _torch_threads())
         note = "the rwkv package has an epsilon of 64e-5 in its head group norm, and the recipe another"
-        if "cuda" in strategy:
+        if on_gpu:
             note = "the rwkv package would need a GPU to run it"
         if architecture.version == "7":
             dtype = artifact.tensors["emb.weight"].dtype if "emb.weight" in artifact.tensors else "f16"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import gguf
@@ -13,6 +15,7 @@ from rwkvflow.worker.checkpoint import Checkpoint, open_checkpoint
 from rwkvflow.worker.consumers import Task
 from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.questions import Answers, Questions
+from rwkvflow.worker.shards import files_of
 
 ROWS = 64  # of a matrix that are compared with the checkpoint
 LOST = 0.16  # of a row's largest value: what the coarsest type may be off
@@ -25,19 +28,21 @@ COMPARED = {
 
 
 def run(task: Task, questions: Questions) -> Answers:
-    """llama.cpp's answers, after a look at the file with `gguf`. Raises WorkerError."""
+    """llama.cpp's answers, after a look at the file, or its shards, with `gguf`. Raises WorkerError."""
+    files = files_of(task.artifact)
     with open_checkpoint(task.checkpoint) as checkpoint:
-        compare(task, checkpoint)
-    return llama.answers(task.engine.with_name("llama"), task.artifact, questions)
+        compare(files, checkpoint)
+    size = sum(path.stat().st_size for path in files)
+    return llama.answers(task.engine.with_name("llama"), files[0], questions, size)
 
 
-def compare(task: Task, checkpoint: Checkpoint) -> None:
-    """Raises WorkerError where PyPI's gguf cannot read the file, or reads other weights than the checkpoint's."""
+def compare(files: Sequence[Path], checkpoint: Checkpoint) -> None:
+    """Raises WorkerError where PyPI's gguf cannot read the files, or reads other weights than the checkpoint's."""
     try:
-        reader = gguf.GGUFReader(task.artifact)
+        readers = [gguf.GGUFReader(path) for path in files]
     except Exception as error:  # the package raises what numpy and mmap do
         raise WorkerError(f"the gguf package cannot read it: {type(error).__name__}: {error}") from None
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    tensors = {tensor.name: tensor for reader in readers for tensor in reader.tensors}
     count = sum(1 for name in checkpoint.tensors if name.endswith(".ln1.weight"))
     names = dict.fromkeys((a.format(i), b.format(i)) for i in range(count) for a, b in COMPARED.items())
     for theirs, ours in names:

@@ -186,6 +186,14 @@ class Writer(Protocol):
 
 
 @dataclass(frozen=True)
+class Split:
+    """How an artifact is split: `size` bytes that no file of it should have more of; `stem`, how its files begin."""
+
+    size: int
+    stem: str = "model"
+
+
+@dataclass(frozen=True)
 class Format(ABC):
     """One kind of artifact. Adding a format is adding a module here whose FORMATS holds its instances."""
 
@@ -203,6 +211,8 @@ class Format(ABC):
     tokenizer: bool = field(default=False, kw_only=True)  # whether a tokenizer that the recipe names goes into it
     # Versions of which it has a place for initial states (blocks.N.att.time_state); of others they are left out.
     states: frozenset[str] = field(default=frozenset(), kw_only=True)
+    splits: bool = field(default=False, kw_only=True)  # whether its runtime reads a model that is split over files
+    split: Split | None = field(default=None, kw_only=True)  # what the recipe asks for; not of the registry's instances
 
     def refuse(self, architecture: Architecture) -> str | None:
         """Why this format cannot hold such a model; None when it can."""
@@ -249,14 +259,30 @@ class FileFormat(Format):
     def layout(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Layout:
         """Where everything goes; `tensors` in the checkpoint's order. Raises WorkerError."""
 
+    def parts(
+        self, architecture: Architecture, tensors: Mapping[str, TensorInfo], split: Split
+    ) -> Mapping[str, Layout] | None:
+        """The files of the folder that this becomes where one file would be too large, by name; else None.
+
+        Raises WorkerError. Only of formats with `splits`.
+        """
+        return None
+
     def expected_size(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> int:
         """See Format."""
+        parts = self.parts(architecture, tensors, self.split) if self.split and self.splits else None
+        if parts is not None:
+            return sum(layout.size for layout in parts.values())
         return self.layout(architecture, tensors).size
 
     def open(self, path: Path, architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path) -> Writer:
         """See Format. The engine is not needed: layouts come from names and shapes."""
         from rwkvflow.worker.formats.file import FileWriter
 
+        if self.split and self.splits and (parts := self.parts(architecture, tensors, self.split)) is not None:
+            from rwkvflow.worker.formats.folder import FolderWriter
+
+            return FolderWriter(path, parts)
         return FileWriter(path, self.layout(architecture, tensors))
 
 

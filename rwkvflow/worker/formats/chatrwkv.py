@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 RESCALED_AFTER = 6  # layers, where any part of the strategy computes in fp16
 VERSION = "0.7"  # of the package's own files
+FAMILY = "chatrwkv"
 KINDS = {"f32": F32, "f16": F16, "bf16": BF16}
 MATRICES = ("key.weight", "value.weight", "receptance.weight", "gate.weight", "output.weight", "head.weight")
 LN0 = ("blocks.0.ln0.weight", "blocks.0.ln0.bias")
@@ -195,26 +196,38 @@ def _divided(divisor: int, dtype: str) -> Transform:
 
 # ln0 is folded in the checkpoint's type, which loses more than the strategy: 2^-9 of each value in bf16.
 LIMITS = {
-    "cpu-fp32": Limits(logits=0.15, perplexity=0.01),
-    "cpu-bf16": Limits(logits=0.5, perplexity=0.03),
-    "cuda-fp16": Limits(logits=0.15, perplexity=0.01),
-    "cuda-fp16i8": Limits(logits=1.0, perplexity=0.05),
+    "f32": Limits(logits=0.15, perplexity=0.01),
+    "bf16": Limits(logits=0.5, perplexity=0.03),
+    "f16": Limits(logits=0.15, perplexity=0.01),
+    "i8": Limits(logits=1.0, perplexity=0.05),
 }
 
 
-def _format(strategy: str) -> ChatRwkv:
-    short = strategy.replace(" ", "-")
+def of_strategy(strategy: str) -> ChatRwkv:
+    """The format for any strategy. Raises ValueError with what is wrong with it."""
+    stages = strategies.parse(strategy)
+    short = strategies.slug(stages)
+    limits = [LIMITS["i8" if stage.matrices == "u8" else stage.dtype] for stage in stages]
+    # The package knows no stages, no i8 and no streaming of version 7.
+    plain = len(stages) == 1 and stages[0].matrices != "u8" and stages[0].layers is None
     return ChatRwkv(
-        name=f"chatrwkv-{short}",
+        name=f"{FAMILY}-{short}",
         suffix=f"-{short}.pth",
-        versions=ALL_VERSIONS - {"7"} if strategy.endswith("i8") else ALL_VERSIONS,
+        versions=ALL_VERSIONS if plain else ALL_VERSIONS - {"7"},
         consumer="rwkv",
-        limits=LIMITS[short],
+        limits=Limits(max(item.logits for item in limits), max(item.perplexity for item in limits)),
         requires=("rwkv",),
         needs_torch=True,
         states=STATEFUL - {"7"},  # the package looks for none in 7
-        strategy=strategy,
+        strategy=strategies.normal(strategy),
     )
 
 
-FORMATS = tuple(_format(strategy) for strategy in ("cpu fp32", "cpu bf16", "cuda fp16", "cuda fp16i8"))
+def named(name: str) -> ChatRwkv | None:
+    """The format of a name that `of_strategy` makes; None where it makes none such."""
+    family, _, short = name.partition("-")
+    strategy = strategies.from_slug(short) if family == FAMILY and short else None
+    return of_strategy(strategy) if strategy else None
+
+
+FORMATS = tuple(of_strategy(strategy) for strategy in ("cpu fp32", "cpu bf16", "cuda fp16", "cuda fp16i8"))

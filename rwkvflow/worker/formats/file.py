@@ -55,6 +55,11 @@ class FileWriter:
             self._waiting[offset] = len(data)
         self._catch_up()
 
+    @property
+    def complete(self) -> bool:
+        """Whether every byte is there, so that nothing but `close` is left."""
+        return self._hashed == self.size
+
     def close(self) -> Written:
         """See Writer."""
         self._catch_up()

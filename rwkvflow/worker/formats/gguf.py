@@ -5,6 +5,9 @@
     tensor   name, uint32 number of dims, uint64 dims (last of PyTorch's first), uint32 type, uint64 offset
     data     from the next multiple of 32; each tensor padded to one
 
+A model above the size that a recipe names becomes a folder of STEM-00001-of-00003.gguf …, as llama.cpp's gguf-split
+cuts it: the metadata stand in the first shard; each says split.no, split.count and split.tensors.count.
+
 Keys, names, shapes and transforms are those of llama.cpp's convert_hf_to_gguf.py (conversion/rwkv.py), and which
 tensors stay unquantized is what its quantizer leaves alone (src/llama-quant.cpp). One thing is ours: files of less
 than eight bits hold `output.weight` as Q8_0, where llama.cpp's tool writes Q6_K.
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -35,28 +38,25 @@ from rwkvflow.worker.formats.base import (
     Layout,
     LayoutBuilder,
     Limits,
+    Split,
     Transform,
     size_of,
 )
 from rwkvflow.worker.formats.ggml import TRANSPOSE
-from rwkvflow.worker.formats.gguf_tokens import Vocabulary, vocabulary
+from rwkvflow.worker.formats.gguf_pairs import RESCALE, gguf_text, head, model_pairs, split_pairs, token_pairs
+from rwkvflow.worker.formats.gguf_tokens import vocabulary
+from rwkvflow.worker.formats.safetensors import grouped
 from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.shards import shard_name
 
 if TYPE_CHECKING:
     from rwkvflow.worker.architecture import Architecture
     from rwkvflow.worker.checkpoint import TensorInfo
 
-VERSION = 3
 ALIGNMENT = 32
 LONGEST_NAME = 63  # bytes of a tensor's name that ggml keeps
-CONTEXT = 1048576  # what llama.cpp's converter says of models that have no limit
-EPSILON = 1e-5  # of all layer norms in the author's code
-RESCALE = 6  # layers of version 6 after which values are halved, so that they stay in the range of F16
-QUANTIZATION_VERSION = 2  # of ggml's block layouts
 
 NUMBERS: Mapping[int, int] = {F32: 0, F16: 1, Q4_0: 2, Q4_1: 3, Q5_0: 6, Q5_1: 7, Q8_0: 8, BF16: 30}
-FILE_TYPES: Mapping[int, int] = {F32: 0, F16: 1, Q4_0: 2, Q4_1: 3, Q8_0: 7, Q5_0: 8, Q5_1: 9, BF16: 32}
-UINT32, INT32, FLOAT32, TEXT, ARRAY = 4, 5, 6, 8, 9
 
 FUSED = {"6": tuple(f"att.time_maa_{x}" for x in "wkvrg"), "7": tuple(f"att.x_{x}" for x in "rwkvag")}
 GLOBAL = {
@@ -137,6 +137,43 @@ class Gguf(FileFormat):
     def layout(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Layout:
         """See FileFormat."""
         build = LayoutBuilder()
+        listed, pairs = self._content(architecture, tensors, build)
+        _write(build, listed, pairs)
+        return build.done()
+
+    def parts(
+        self, architecture: Architecture, tensors: Mapping[str, TensorInfo], split: Split
+    ) -> Mapping[str, Layout] | None:
+        """See FileFormat."""
+        build = LayoutBuilder()
+        listed, pairs = self._content(architecture, tensors, build)
+        whole = LayoutBuilder()
+        _write(whole, listed, pairs)
+        if whole.size <= split.size:
+            return None
+        base = len(head(0, split_pairs(0, 0, 0))) + ALIGNMENT
+        sizes = [
+            len(_info(tensor, kind, 0)) + _padded(size_of(kind, math.prod(tensor.shape))) for tensor, kind in listed
+        ]
+        sizes[0] += sum(map(len, pairs))
+        groups = grouped(zip(listed, sizes, strict=True), split.size - base)
+        out = {}
+        for number, group in enumerate(groups):
+            own = split_pairs(number, len(groups), len(listed))
+            _write(build, group, [*pairs, *own] if number == 0 else own)
+            if build.size > split.size:
+                build.remark(
+                    f"{self.name}: shard {number + 1} has {build.size} bytes, more than the {split.size} of `split`: "
+                    "a shard holds a tensor or more, and the first also the vocabulary"
+                )
+            out[shard_name(split.stem, number + 1, len(groups))] = build.done()
+            build = LayoutBuilder()
+        return out
+
+    def _content(
+        self, architecture: Architecture, tensors: Mapping[str, TensorInfo], build: LayoutBuilder
+    ) -> tuple[list[tuple[_Tensor, int]], list[bytes]]:
+        """Tensors of the file with their types, and its metadata. Remarks go to `build`."""
         plan = _plan(architecture, tensors)
         kinds = [self._kind(tensor, build) for tensor in plan]
         words = vocabulary(architecture.n_vocab)
@@ -144,20 +181,7 @@ class Gguf(FileFormat):
             build.remark(f"{self.name}: {words.remark}")
         if left := [name for name in architecture.extra if name not in _sources(plan)]:
             build.remark(f"{self.name}: llama.cpp has no place for {', '.join(left[:4])}; left out")
-        pairs = [*_pairs(architecture, self.kind), *_tokens(words)]
-        head = b"GGUF" + struct.pack("<IQQ", VERSION, len(plan), len(pairs)) + b"".join(pairs)
-        offset, infos = 0, []
-        for tensor, kind in zip(plan, kinds, strict=True):
-            infos.append(_info(tensor, kind, offset))
-            offset += _padded(size_of(kind, math.prod(tensor.shape)))
-        head += b"".join(infos)
-        build.literal(head + bytes(_padded(len(head)) - len(head)))
-        for tensor, kind in zip(plan, kinds, strict=True):
-            for source in tensor.sources:
-                encoding = Encoding(kind, transform=tensor.transform)
-                build.slot(source, math.prod(tensor.shape) // len(tensor.sources), encoding)
-            build.literal(bytes(_padded(build.size) - build.size))
-        return build.done()
+        return list(zip(plan, kinds, strict=True)), [*model_pairs(architecture, self.kind), *token_pairs(words)]
 
     def _kind(self, tensor: _Tensor, build: LayoutBuilder) -> int:
         """The data type of a tensor in this file."""
@@ -174,6 +198,21 @@ class Gguf(FileFormat):
             build.remark(f"{self.name}: {tensor.name} stays unquantized: rows of {cols}, not a multiple of {block}")
             return F16
         return Q8_0 if tensor.name == "output.weight" else self.kind
+
+
+def _write(build: LayoutBuilder, listed: Sequence[tuple[_Tensor, int]], pairs: Sequence[bytes]) -> None:
+    """A file of these tensors and metadata."""
+    offset, infos = 0, []
+    for tensor, kind in listed:
+        infos.append(_info(tensor, kind, offset))
+        offset += _padded(size_of(kind, math.prod(tensor.shape)))
+    start = head(len(listed), pairs) + b"".join(infos)
+    build.literal(start + bytes(_padded(len(start)) - len(start)))
+    for tensor, kind in listed:
+        for source in tensor.sources:
+            encoding = Encoding(kind, transform=tensor.transform)
+            build.slot(source, math.prod(tensor.shape) // len(tensor.sources), encoding)
+        build.literal(bytes(_padded(build.size) - build.size))
 
 
 def _padded(size: int) -> int:
@@ -256,66 +295,7 @@ def _info(tensor: _Tensor, kind: int, offset: int) -> bytes:
     if len(name) > LONGEST_NAME or len(tensor.shape) > 4:
         raise WorkerError(f"a GGUF cannot hold {tensor.name} of shape {list(tensor.shape)}")
     dims = tuple(reversed(tensor.shape))
-    return _text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, NUMBERS[kind], offset)
-
-
-# ---- metadata ----------------------------------------------------------------------------------------------------
-
-
-def _pairs(architecture: Architecture, kind: int) -> list[bytes]:
-    """Metadata of the model."""
-    name = f"rwkv{architecture.version}"
-    lora = architecture.lora
-    sizes: dict[str, int] = {
-        "context_length": CONTEXT,
-        "embedding_length": architecture.n_embd,
-        "block_count": architecture.n_layer,
-        "feed_forward_length": architecture.n_ffn,
-        "attention.head_count": 0,  # llama.cpp wants it and does not use it
-        "wkv.head_size": architecture.head_size or 0,
-    }
-    if architecture.version == "6":
-        sizes["rescale_every_n_layers"] = RESCALE
-        sizes["time_mix_extra_dim"] = lora["maa"]
-        sizes["time_decay_extra_dim"] = lora["decay"]
-    else:
-        sizes["attention.decay_lora_rank"] = lora["w"]
-        sizes["attention.iclr_lora_rank"] = lora["a"]
-        sizes["attention.value_residual_mix_lora_rank"] = lora.get("v", lora["a"])
-        sizes["attention.gate_lora_rank"] = lora["g"]
-    return [
-        _pair("general.architecture", TEXT, _text(name.encode())),
-        _pair("general.type", TEXT, _text(b"model")),
-        *(_pair(f"{name}.{key}", UINT32, struct.pack("<I", size)) for key, size in sizes.items()),
-        _pair(f"{name}.attention.layer_norm_epsilon", FLOAT32, struct.pack("<f", EPSILON)),
-        _pair("general.file_type", UINT32, struct.pack("<I", FILE_TYPES[kind])),
-        _pair("general.quantization_version", UINT32, struct.pack("<I", QUANTIZATION_VERSION)),
-    ]
-
-
-@cache
-def _tokens(words: Vocabulary) -> tuple[bytes, ...]:
-    """Metadata of the tokenizer."""
-    count = len(words.tokens)
-    listed = struct.pack("<IQ", TEXT, count) + b"".join(map(_text, words.tokens))
-    kinds = struct.pack(f"<IQ{count}i", INT32, count, *words.kinds)
-    pairs = [
-        _pair("tokenizer.ggml.model", TEXT, _text(b"rwkv")),
-        _pair("tokenizer.ggml.tokens", ARRAY, listed),
-        _pair("tokenizer.ggml.token_type", ARRAY, kinds),
-        *(_pair(f"tokenizer.ggml.{x}_token_id", UINT32, struct.pack("<I", token)) for x, token in words.special),
-    ]
-    if words.template:
-        pairs.append(_pair("tokenizer.chat_template", TEXT, _text(words.template.encode())))
-    return tuple(pairs)
-
-
-def _pair(key: str, kind: int, value: bytes) -> bytes:
-    return _text(key.encode()) + struct.pack("<I", kind) + value
-
-
-def _text(data: bytes) -> bytes:
-    return struct.pack("<Q", len(data)) + data
+    return gguf_text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, NUMBERS[kind], offset)
 
 
 # What each type may lose, as in ggml-*: the same arithmetic on the same weights, and the embedding and the output
@@ -342,6 +322,7 @@ FORMATS = tuple(
         requires=("gguf", "pyrwkv-tokenizer"),
         engine="llama.cpp",
         fixed_epsilon=True,
+        splits=True,
         kind=kind,
     )
     for short, kind in KINDS.items()

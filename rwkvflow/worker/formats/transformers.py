@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkvflow.worker.formats.base import Encoding, Format, Layout, LayoutBuilder, Limits, Writer
+from rwkvflow.worker.formats.base import Encoding, Format, Layout, LayoutBuilder, Limits, Split, Writer
 from rwkvflow.worker.formats.ggml import TRANSPOSE
-from rwkvflow.worker.formats.safetensors import Entry, safetensors_layout
+from rwkvflow.worker.formats.safetensors import Entry, safetensors_parts
 from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.tokenizers import BYTES, VOCABULARY_BYTES, WORLD, WORLD_FILE, world_vocabulary
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rwkvflow.worker.architecture import Architecture
     from rwkvflow.worker.checkpoint import TensorInfo
 
-SHARD = 5_000_000_000  # bytes of weights in a file, as `save_pretrained` cuts them
+SHARD = 5_000_000_000  # bytes of a file, where `save_pretrained` cuts
 EPSILON = 1e-5
 RESCALE = 6  # layers of versions 4 and 6 after which their code halves values at inference, for the range of F16
 CONTEXT = 1024  # of version 4's kernel for GPUs; not a limit of the model
@@ -75,13 +75,18 @@ class Transformers(Format):
 
     def expected_size(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> int:
         """See Format; without a tokenizer.json that the recipe names."""
-        return sum(layout.size for layout in layouts(architecture, tensors).values())
+        return sum(layout.size for layout in layouts(architecture, tensors, shard=self._shard).values())
+
+    @property
+    def _shard(self) -> int:
+        return self.split.size if self.split else SHARD
 
     def open(self, path: Path, architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path) -> Writer:
         """See Format. A tokenizer.json that the recipe names is beside the engine."""
         from rwkvflow.worker.formats.folder import FolderWriter
 
-        return FolderWriter(path, layouts(architecture, tensors, tokenizer=engine.with_name("tokenizer")))
+        named = engine.with_name("tokenizer")
+        return FolderWriter(path, layouts(architecture, tensors, tokenizer=named, shard=self._shard))
 
 
 def layouts(
@@ -99,15 +104,6 @@ def layouts(
         **_tokenizer(architecture, tokenizer, remarks),
     }
     entries = list(_entries(architecture, tensors, remarks))
-    groups = _groups(entries, shard)
-    names = [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
-    if len(groups) == 1:
-        names = ["model.safetensors"]
-    else:
-        total = sum(entry.nbytes for entry in entries)
-        places = {entry.name: name for name, group in zip(names, groups, strict=True) for entry in group}
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-        files["model.safetensors.index.json"] = _json(index)
     out = {}
     for name, data in sorted(files.items()):
         build = LayoutBuilder()
@@ -116,25 +112,11 @@ def layouts(
             build.remark(f"transformers: {remark}")
         remarks.clear()
         out[name] = build.done()
-    for name, group in zip(names, groups, strict=True):
-        out[name] = safetensors_layout(group, {"format": "pt"})
-    return out
+    return out | safetensors_parts(entries, Split(shard), {"format": "pt"})
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
-
-
-def _groups(entries: list[Entry], limit: int) -> list[list[Entry]]:
-    groups: list[list[Entry]] = [[]]
-    size = 0
-    for entry in entries:
-        if groups[-1] and size + entry.nbytes > limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(entry)
-        size += entry.nbytes
-    return groups
 
 
 # ---- tensors -----------------------------------------------------------------------------------------------------
@@ -338,5 +320,6 @@ FORMATS = (
         engine="llama.cpp",
         fixed_epsilon=True,
         tokenizer=True,
+        splits=True,
     ),
 )

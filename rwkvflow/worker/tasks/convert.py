@@ -1,6 +1,7 @@
 """Task `convert`: in/checkpoint and in/engine to one artifact for each job, {"params": {"format": name}}.
 
 Beside the checkpoint in/lora, with the parameter lora_alpha, and in/state; see origin.
+A job may have {"split": {"size": bytes, "stem": how names of files begin}} beside its format.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rwkvflow.worker.convert import Job, convert
+from rwkvflow.worker.formats import Split
 from rwkvflow.worker.origin import origin_of
 from rwkvflow.worker.protocol import emit, progress
 
 
 def run(request: dict[str, Any]) -> None:
     """Emits an output or a failure for each job. Raises WorkerError when none can be done."""
-    jobs = [Job(job["id"], job["params"]["format"], Path(job["outputs"]["artifact"])) for job in request["jobs"]]
+    jobs = [_job(job["id"], job["params"], Path(job["outputs"]["artifact"])) for job in request["jobs"]]
 
     def on_progress(done: int, total: int, label: str) -> None:
         progress(done, total, "B", label)
@@ -39,3 +41,8 @@ def run(request: dict[str, Any]) -> None:
                     "size": written.size,
                 }
             )
+
+
+def _job(name: str, params: dict[str, Any], path: Path) -> Job:
+    split = params.get("split")
+    return Job(name, params["format"], path, Split(split["size"], split["stem"]) if split else None)
