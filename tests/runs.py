@@ -43,6 +43,9 @@ class Past:
                         "perplexity": 3.0 * (1 + rise),
                         "perplexity_rise": rise,
                         "logits": rise * 9,
+                        "kl_divergence": rise / 8,
+                        "agreement": 1 - rise,
+                        "tokens_per_second": 250 + number,
                         "continuations": [{"prompt": "The ", "text": text}],
                     }
                     bad = name == "ggml-q4_0" and model == "two"

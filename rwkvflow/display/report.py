@@ -13,7 +13,11 @@ from rwkvflow.display.report_plot import Point, panel
 from rwkvflow.display.words import duration
 
 MARKS = {"done": "✓", "cached": "=", "failed": "✗", "running": "…"}
-COSTS = (("perplexity_rise", 100.0, "rise of the perplexity", "%"), ("logits", 1.0, "largest error of a logit", ""))
+COSTS = (
+    ("kl_divergence", 1.0, "KL divergence, nats a token", ""),
+    ("perplexity_rise", 100.0, "rise of the perplexity", "%"),
+    ("logits", 1.0, "largest error of a logit", ""),
+)
 
 
 def report_html(run: RunData) -> str:
@@ -45,6 +49,7 @@ def report_html(run: RunData) -> str:
         texts=[item for item in run.artifacts if said(item)],
         panels=panels,
         cost=words,
+        timed=any(_number(item.smoke.get("tokens_per_second")) is not None for item in run.artifacts),
         version=__version__,
     )
 
@@ -56,9 +61,9 @@ def said(item: ArtifactRow) -> list[dict[str, Any]]:
 
 
 def cost_of(items: Sequence[ArtifactRow]) -> tuple[str, float, str, str]:
-    """What the plot shows: the perplexity's rise where it was measured, else the error of the logits."""
+    """What the plot shows: the KL divergence; where it is missing, the rise of the perplexity or the logits' error."""
     return next(
-        (cost for cost in COSTS if any(_number(item.smoke.get(cost[0])) is not None for item in items)), COSTS[1]
+        (cost for cost in COSTS if any(_number(item.smoke.get(cost[0])) is not None for item in items)), COSTS[-1]
     )
 
 

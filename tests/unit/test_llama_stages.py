@@ -120,6 +120,14 @@ def test_an_epsilon_of_the_recipe_reaches_the_conversion_and_no_other_recipe() -
     assert steps[name].params["params"] == {"group_norm_eps": 1e-05}
 
 
+def test_a_speed_that_is_asked_for_makes_only_the_smoke_anew() -> None:
+    plain, timed = plan_of(PLAIN).steps, plan_of(PLAIN + "smoke: {speed: true}\n").steps
+    changed = {name for name, step in timed.items() if step.params != plain[name].params}
+    assert changed == {"smoke/a/ggml-f16@py3.11", "smoke/a/ggml-f16@py3.12"}
+    assert timed["smoke/a/ggml-f16@py3.11"].params["params"]["speed"] is True
+    assert "speed" not in plain["smoke/a/ggml-f16@py3.11"].params["params"]
+
+
 # ---- source packages ------------------------------------------------------------------------------------------
 
 
