@@ -64,7 +64,17 @@ def report(past: Past) -> str:
 def test_tells_everything(tmp_path: Path) -> None:
     text = report(Past(tmp_path))
     page = Page(text)
-    for expected in ("demo", "failed", "engine/librwkv@py3.11", "12.5 s", "[1/2] a plain text", "+0.40 %", "3.012", "0.000500", "99.6 %"):
+    for expected in (
+        "demo",
+        "failed",
+        "engine/librwkv@py3.11",
+        "12.5 s",
+        "[1/2] a plain text",
+        "+0.40 %",
+        "3.012",
+        "0.000500",
+        "99.6 %",
+    ):
         assert expected in page.text
     assert page.text.count("convert/") == 8
     assert text.count("<svg") == 2

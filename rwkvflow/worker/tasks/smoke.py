@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rwkvflow.worker import smoke
 from rwkvflow.worker.architecture import architecture_of
 from rwkvflow.worker.checkpoint import open_checkpoint
 from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.origin import origin_of
 from rwkvflow.worker.protocol import WorkerError, emit, progress
 from rwkvflow.worker.questions import Answers, Reference, read_answers, read_reference
 from rwkvflow.worker.tasks.outputs import finish
@@ -127,7 +129,7 @@ def _judge(
     texts = [tokenizer.decode(tokens) for tokens in answers.continuations]
     continuations = list(zip(params["prompts"], texts, strict=True))
     content = smoke.report(
-        name, FORMATS[name].consumer, reference, answers, figures, _stored(name), limits, continuations, failed
+        name, FORMATS[name].consumer, reference, answers, figures, _stored(name, params), limits, continuations, failed
     )
     output = Path(job["outputs"]["smoke"])
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -148,9 +150,10 @@ def _judge(
     return None
 
 
-def _stored(name: str) -> smoke.Stored:
+def _stored(name: str, params: dict[str, Any]) -> smoke.Stored:
     """What the layout of such a file gives the checkpoint's tensors; nothing is written but empty files."""
-    with open_checkpoint("in/checkpoint") as checkpoint, tempfile.TemporaryDirectory(prefix=".layout-") as folder:
+    origin = replace(origin_of(Path("in"), params), format=name)
+    with open_checkpoint(origin) as checkpoint, tempfile.TemporaryDirectory(prefix=".layout-") as folder:
         architecture = architecture_of(checkpoint.tensors)
         writer = FORMATS[name].open(Path(folder) / "empty", architecture, checkpoint.tensors, Path("in/engine"))
         try:
