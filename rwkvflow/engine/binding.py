@@ -103,13 +103,20 @@ class Library:
         for name, (result, arguments) in functions.items():
             function = getattr(self._lib, name)
             function.restype, function.argtypes = result, arguments
-        self.ours = hasattr(self._lib, "rwkvflow_set_option")
+        self.ours = hasattr(self._lib, "rwkvflow_eval_batch")
         ours: dict[str, tuple[Any, list[Any]]] = {
             "rwkvflow_set_option": (ctypes.c_bool, [pointer, text, ctypes.c_double]),
             "rwkvflow_get_option": (ctypes.c_bool, [pointer, text, pointer]),
             "rwkvflow_get_last_message": (text, [pointer]),
             "rwkvflow_get_version": (text, [pointer]),
             "rwkvflow_eval_batch": (ctypes.c_bool, [pointer, pointer, size, pointer, pointer, pointer]),
+            "rwkvflow_tokenizer_bytes": (pointer, []),
+            "rwkvflow_tokenizer_open": (pointer, [text]),
+            "rwkvflow_tokenizer_free": (None, [pointer]),
+            "rwkvflow_tokenizer_kind": (text, [pointer]),
+            "rwkvflow_tokenizer_size": (u32, [pointer]),
+            "rwkvflow_tokenizer_encode": (ctypes.c_bool, [pointer, text, size, pointer, size, pointer]),
+            "rwkvflow_tokenizer_decode": (ctypes.c_bool, [pointer, pointer, size, pointer, size, pointer]),
         }
         for name, (result, arguments) in ours.items() if self.ours else ():
             function = getattr(self._lib, name)

@@ -205,6 +205,8 @@ class Session:
             )
         if saved.model != digest:
             raise EngineError(f"{path.name}: a state of another model file")
+        if saved.logits is None:
+            raise EngineError(f"{path.name}: a state without the logits after it")
         self._reached, self.evaluated = (saved.logits, saved.state), saved.tokens
         self._pending, self._unread = [], ""
 

@@ -1,9 +1,8 @@
 """Saved states: a file that says what it belongs to, and is refused by everything else.
 
-Layout, little-endian: 8 bytes "RWKVSTAT"; uint32 1 (of this layout); uint32 0; uint64 each: floats of the state,
-floats of the logits, tokens read so far; 16 bytes name of the state's layout and 16 bytes version of the model, ASCII
-filled up with zeros; 32 bytes fingerprint of the model file; the state and the logits as float32; and the sha256 of
-everything before it. `tools/state_file.cc` reads and writes the same.
+The layout is that of `rwkvflow_state_save` in include/rwkvflow.h, byte for byte, so files go from Python to C and the
+`rwkv` tool and back. It is read and written here as well because states of libraries that are not ours are saved too:
+those have another name in place of "librwkv", and librwkv refuses them.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ SAMPLES, SAMPLE = 1024, 4096  # of a model file that its fingerprint is made fro
 
 @dataclass(frozen=True)
 class SavedState:
-    """A state, the logits after it, and whose they are."""
+    """A state, the logits after it where they are kept, and whose they are."""
 
     state: NDArray[np.float32]
-    logits: NDArray[np.float32]
+    logits: NDArray[np.float32] | None
     tokens: int
     version: str
     layout: str
@@ -57,12 +56,13 @@ def fingerprint(path: Path) -> bytes:
 
 def write_state(path: Path, saved: SavedState) -> None:
     """Written beside and renamed: whole or absent. Raises OSError."""
+    logits = np.empty(0, np.float32) if saved.logits is None else saved.logits
     header = HEADER.pack(
         MAGIC,
         LAYOUT,
         0,
         saved.state.size,
-        saved.logits.size,
+        logits.size,
         saved.tokens,
         saved.layout.encode("ascii"),
         saved.version.encode("ascii"),
@@ -72,7 +72,7 @@ def write_state(path: Path, saved: SavedState) -> None:
     state = hashlib.sha256()
     try:
         with part.open("xb") as file:
-            for piece in (header, saved.state.astype("<f4").tobytes(), saved.logits.astype("<f4").tobytes()):
+            for piece in (header, saved.state.astype("<f4").tobytes(), logits.astype("<f4").tobytes()):
                 state.update(piece)
                 file.write(piece)
             file.write(state.digest())
@@ -93,12 +93,12 @@ def read_state(path: Path, state_len: int, logits_len: int) -> SavedState:
             _, layout, _, n_state, n_logits, tokens, name, version, model = HEADER.unpack(head)
             if layout != LAYOUT:
                 raise EngineError(f"{path.name}: layout {layout} of saved states; known is {LAYOUT}")
-            if (n_state, n_logits) != (state_len, logits_len):
+            if n_state != state_len or n_logits not in (0, logits_len):
                 raise EngineError(
                     f"{path.name}: a state of {n_state} floats and {n_logits} tokens; "
                     f"this model has {state_len} and {logits_len}"
                 )
-            size = 4 * (state_len + logits_len)
+            size = 4 * (n_state + n_logits)
             rest = file.read(size + 33)
     except OSError as error:
         raise EngineError(f"{path.name}: {error.strerror}") from error
@@ -106,4 +106,5 @@ def read_state(path: Path, state_len: int, logits_len: int) -> SavedState:
         raise EngineError(f"{path.name} is damaged")
     floats = np.frombuffer(rest[:size], "<f4").astype(np.float32)
     names = [text.rstrip(b"\0").decode("ascii", "replace") for text in (name, version)]
-    return SavedState(floats[:state_len].copy(), floats[state_len:].copy(), tokens, names[1], names[0], model)
+    logits = floats[state_len:].copy() if n_logits else None
+    return SavedState(floats[:state_len].copy(), logits, tokens, names[1], names[0], model)

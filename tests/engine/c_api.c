@@ -1,7 +1,8 @@
 /* The C API from C, for the sanitizers.
  *   c_api check MODEL SCRATCH   everything once; prints "ok", or what was wrong
  *   c_api open                  reads paths from stdin; for each opens the file and, where that works, evaluates tokens;
- *                               prints "flags message" or "opened" */
+ *                               prints "flags message" or "opened"
+ *   c_api tokenizer             the same for vocabularies, which encode and decode themselves */
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -84,6 +85,117 @@ static int check_batch(struct rwkv_context *ctx, const uint32_t *tokens, size_t 
     return 0;
 }
 
+/* A state packed, saved and damaged; buffers exactly as large as they must be. */
+static int check_states(struct rwkv_context *ctx, const char *scratch) {
+    const size_t n_state = rwkv_get_state_len(ctx), n_logits = rwkv_get_logits_len(ctx);
+    float *state = malloc(n_state * sizeof(float)), *other = malloc(n_state * sizeof(float));
+    float *logits = malloc(n_logits * sizeof(float)), *same = malloc(n_logits * sizeof(float));
+    CHECK(rwkv_eval(ctx, 1, NULL, state, logits));
+    const uint64_t bytes = rwkvflow_state_bytes(ctx, true), fewer = rwkvflow_state_bytes(ctx, false);
+    CHECK(bytes == 136 + (n_state + n_logits) * sizeof(float) && fewer == 136 + n_state * sizeof(float));
+    unsigned char *all = malloc(bytes), *bare = malloc(fewer);
+    uint64_t tokens = 0;
+    CHECK(!rwkvflow_state_pack(NULL, state, logits, 7, all, bytes) && !rwkvflow_state_pack(ctx, NULL, logits, 7, all, bytes));
+    CHECK(!rwkvflow_state_pack(ctx, state, logits, 7, all, fewer) && !rwkvflow_state_pack(ctx, state, NULL, 7, all, bytes));
+    CHECK(rwkv_get_last_error(ctx) == RWKV_ERROR_ARGS);
+    CHECK(rwkvflow_state_pack(ctx, state, logits, 7, all, bytes) && rwkvflow_state_pack(ctx, state, NULL, 8, bare, fewer));
+    CHECK(rwkvflow_state_unpack(ctx, all, bytes, other, same, &tokens) && tokens == 7);
+    CHECK(memcmp(state, other, n_state * sizeof(float)) == 0 && memcmp(logits, same, n_logits * sizeof(float)) == 0);
+    CHECK(rwkvflow_state_unpack(ctx, bare, fewer, other, NULL, &tokens) && tokens == 8);
+    CHECK(rwkvflow_state_unpack(ctx, bare, fewer, NULL, NULL, NULL));
+    CHECK(!rwkvflow_state_unpack(ctx, bare, fewer, other, same, NULL));
+    CHECK(rwkv_get_last_error(ctx) == (RWKV_ERROR_FILE | RWKV_ERROR_DATA));
+    CHECK(!rwkvflow_state_unpack(ctx, NULL, 0, other, same, &tokens) && !rwkvflow_state_unpack(NULL, all, bytes, other, same, &tokens));
+    memset(other, 0x55, n_state * sizeof(float));
+    const uint64_t places[] = {0, 7, 8, 12, 16, 24, 40, 47, 56, 72, 103, 104, bytes / 2, bytes - 33, bytes - 32, bytes - 1};
+    for (size_t i = 0; i < sizeof places / sizeof places[0]; ++i) {
+        all[places[i]] ^= 0x40;
+        CHECK(!rwkvflow_state_unpack(ctx, all, bytes, other, same, &tokens));
+        CHECK((rwkv_get_last_error(ctx) & 0xff00) == RWKV_ERROR_FILE && rwkvflow_get_last_message(ctx)[0] != 0);
+        all[places[i]] ^= 0x40;
+    }
+    for (uint64_t cut = 0; cut < bytes; cut += cut < 140 ? 1 : 997) {
+        unsigned char *part = malloc(cut + 1); /* what is behind it belongs to somebody else */
+        memcpy(part, all, cut);
+        CHECK(!rwkvflow_state_unpack(ctx, part, cut, other, same, &tokens));
+        free(part);
+    }
+    for (size_t i = 0; i < n_state * sizeof(float); ++i) CHECK(((unsigned char *)other)[i] == 0x55);
+
+    CHECK(rwkvflow_state_save(ctx, scratch, state, logits, 9));
+    CHECK(rwkvflow_state_load(ctx, scratch, other, same, &tokens) && tokens == 9);
+    CHECK(memcmp(state, other, n_state * sizeof(float)) == 0 && memcmp(logits, same, n_logits * sizeof(float)) == 0);
+    CHECK(!rwkvflow_state_save(ctx, "/does/not/exist", state, logits, 9));
+    CHECK(rwkv_get_last_error(ctx) == (RWKV_ERROR_FILE | RWKV_ERROR_FILE_OPEN));
+    CHECK(!rwkvflow_state_load(ctx, "/does/not/exist", other, same, &tokens) && !rwkvflow_state_load(ctx, "/", other, same, &tokens));
+    CHECK(!rwkvflow_state_load(ctx, NULL, other, same, &tokens) && !rwkvflow_state_load(NULL, scratch, other, same, &tokens));
+    FILE *file = fopen(scratch, "ab"); /* one byte too many */
+    CHECK(file != NULL && fputc('x', file) == 'x' && fclose(file) == 0);
+    CHECK(!rwkvflow_state_load(ctx, scratch, other, same, &tokens));
+    struct rwkv_context *clone = rwkv_clone_context(ctx, 1);
+    CHECK(rwkvflow_state_unpack(clone, all, bytes, other, same, &tokens));
+    rwkv_free(clone);
+    remove(scratch);
+    free(state);
+    free(other);
+    free(logits);
+    free(same);
+    free(all);
+    free(bare);
+    return 0;
+}
+
+static const char kWorld[] = "1 'a' 1\n2 b'\\xc3' 1\r\n3 \"it's\" 4\n\n9 'ab' 2\n7 'it' 2\n5 'i' 1\n6 '\\u00e9' 2\n4 '\\x00' 1\n";
+
+static int check_tokenizers(void) {
+    uint32_t tokens[8];
+    char text[8];
+    const char *piece;
+    size_t count, size;
+    struct rwkvflow_tokenizer *t = rwkvflow_tokenizer_bytes();
+    CHECK(t != NULL && strcmp(rwkvflow_tokenizer_kind(t), "bytes") == 0 && rwkvflow_tokenizer_size(t) == 256);
+    CHECK(rwkvflow_tokenizer_encode(t, "a\0\xff", 3, tokens, 3, &count) && count == 3);
+    CHECK(tokens[0] == 'a' && tokens[1] == 0 && tokens[2] == 255);
+    CHECK(rwkvflow_tokenizer_decode(t, tokens, 3, text, 3, &size) && size == 3 && memcmp(text, "a\0\xff", 3) == 0);
+    CHECK(!rwkvflow_tokenizer_piece(t, 256, &piece, &size) && size == 1 && piece[0] == '\xff');
+    CHECK(rwkvflow_tokenizer_encode(t, NULL, 0, NULL, 0, &count) && count == 0);
+    CHECK(!rwkvflow_tokenizer_encode(t, NULL, 1, tokens, 3, &count) && !rwkvflow_tokenizer_encode(t, "a", 1, NULL, 1, &count));
+    CHECK(!rwkvflow_tokenizer_encode(NULL, "a", 1, tokens, 1, &count) && !rwkvflow_tokenizer_encode(t, "a", 1, tokens, 1, NULL));
+    CHECK(!rwkvflow_tokenizer_decode(t, NULL, 1, text, 3, &size) && !rwkvflow_tokenizer_decode(t, tokens, 1, NULL, 3, &size));
+    rwkvflow_tokenizer_free(t);
+
+    /* The bytes of the vocabulary need not last. */
+    char *copy = malloc(sizeof kWorld - 1);
+    memcpy(copy, kWorld, sizeof kWorld - 1);
+    t = rwkvflow_tokenizer_from_memory(copy, sizeof kWorld - 1);
+    free(copy);
+    CHECK(t != NULL && strcmp(rwkvflow_tokenizer_kind(t), "world") == 0 && rwkvflow_tokenizer_size(t) == 10);
+    CHECK(rwkvflow_tokenizer_encode(t, "it'sabit\xc3\xa9i", 11, tokens, 8, &count) && count == 5);
+    CHECK(tokens[0] == 3 && tokens[1] == 9 && tokens[2] == 7 && tokens[3] == 6 && tokens[4] == 5);
+    CHECK(rwkvflow_tokenizer_encode(t, "it'sab", 6, tokens, 1, &count) && count == 2); /* told, and not written */
+    CHECK(!rwkvflow_tokenizer_encode(t, "ax", 2, tokens, 8, &count) && count == 0);
+    CHECK(rwkv_get_last_error(NULL) == (RWKV_ERROR_ARGS | RWKV_ERROR_DATA));
+    const uint32_t some[4] = {3, 0, 8, 4};
+    CHECK(rwkvflow_tokenizer_decode(t, some, 4, text, 6, &size) && size == 6 && memcmp(text, "it's\xff\0", 6) == 0);
+    CHECK(rwkvflow_tokenizer_decode(t, some, 4, text, 2, &size) && size == 6);
+    CHECK(rwkvflow_tokenizer_piece(t, 6, &piece, &size) && size == 2 && memcmp(piece, "\xc3\xa9", 2) == 0);
+    rwkvflow_tokenizer_free(t);
+    rwkvflow_tokenizer_free(NULL);
+    CHECK(rwkvflow_tokenizer_open(NULL) == NULL && rwkvflow_tokenizer_open("/does/not/exist") == NULL);
+    CHECK(rwkv_get_last_error(NULL) == (RWKV_ERROR_FILE | RWKV_ERROR_FILE_OPEN));
+    CHECK(rwkvflow_tokenizer_from_memory(NULL, 1) == NULL && rwkvflow_tokenizer_from_memory("", 0) == NULL);
+    CHECK(rwkvflow_tokenizer_from_memory(kWorld, UINT64_MAX) == NULL);
+    for (size_t cut = 1; cut < sizeof kWorld - 1; ++cut) {
+        copy = malloc(cut); /* what is behind it belongs to somebody else */
+        memcpy(copy, kWorld, cut);
+        t = rwkvflow_tokenizer_from_memory(copy, cut);
+        CHECK(t != NULL || rwkv_get_last_error(NULL) == (RWKV_ERROR_FILE | RWKV_ERROR_DATA));
+        rwkvflow_tokenizer_free(t);
+        free(copy);
+    }
+    return 0;
+}
+
 static int check(const char *path, const char *scratch) {
     CHECK(rwkv_get_print_errors(NULL));
     rwkv_set_print_errors(NULL, false);
@@ -142,7 +254,7 @@ static int check(const char *path, const char *scratch) {
     CHECK(rwkv_eval_sequence(ctx, tokens + 33, 37, other, other, same));
     CHECK(memcmp(logits, same, n_logits * sizeof(float)) == 0 && memcmp(state, other, n_state * sizeof(float)) == 0);
 
-    CHECK(check_batch(ctx, tokens, 70) == 0);
+    if (check_batch(ctx, tokens, 70) != 0 || check_states(ctx, scratch) != 0 || check_tokenizers() != 0) return 1;
 
     /* Clones side by side, the first context freed under them. */
     struct side sides[3];
@@ -217,14 +329,44 @@ static void open_one(const char *path) {
     puts("opened");
 }
 
+static bool encode_itself(const char *path, const struct rwkvflow_tokenizer *t) {
+    char text[4096];
+    FILE *file = fopen(path, "rb");
+    if (file == NULL) return false;
+    const size_t size = fread(text, 1, sizeof text, file);
+    fclose(file);
+    size_t count, length = 0;
+    if (!rwkvflow_tokenizer_encode(t, text, size, NULL, 0, &count)) return true; /* a vocabulary may lack bytes */
+    uint32_t *tokens = malloc((count + 1) * sizeof *tokens);
+    char *again = NULL;
+    bool fine = rwkvflow_tokenizer_encode(t, text, size, tokens, count, &count) &&
+                rwkvflow_tokenizer_decode(t, tokens, count, NULL, 0, &length);
+    if (fine) {
+        again = malloc(length + 1);
+        fine = rwkvflow_tokenizer_decode(t, tokens, count, again, length, &length);
+    }
+    for (size_t i = 0; fine && i < count; ++i) fine = tokens[i] < rwkvflow_tokenizer_size(t);
+    free(tokens);
+    free(again);
+    return fine;
+}
+
+static void open_tokenizer(const char *path) {
+    struct rwkvflow_tokenizer *t = rwkvflow_tokenizer_open(path);
+    if (t == NULL) printf("%d %s\n", (int)rwkv_get_last_error(NULL), rwkvflow_get_last_message(NULL));
+    else puts(encode_itself(path, t) ? "opened" : "1 it cannot encode itself");
+    rwkvflow_tokenizer_free(t);
+}
+
 int main(int argc, char **argv) {
     if (argc == 4 && strcmp(argv[1], "check") == 0) return check(argv[2], argv[3]);
-    if (argc != 2 || strcmp(argv[1], "open") != 0) return 2;
+    if (argc != 2 || (strcmp(argv[1], "open") != 0 && strcmp(argv[1], "tokenizer") != 0)) return 2;
+    void (*const one)(const char *) = argv[1][0] == 'o' ? open_one : open_tokenizer;
     rwkv_set_print_errors(NULL, false);
     char path[4096];
     while (fgets(path, sizeof path, stdin) != NULL) {
         path[strcspn(path, "\n")] = 0;
-        open_one(path);
+        one(path);
         fflush(stdout);
     }
     return 0;

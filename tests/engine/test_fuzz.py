@@ -1,4 +1,4 @@
-"""The model file reader under libFuzzer, with address and undefined behaviour sanitizers: any bytes, never a crash.
+"""The readers of model files, states and vocabularies under libFuzzer, with sanitizers: any bytes, never a crash.
 
 A finding stays beside the corpus, as `crash-<sha1>` (or leak-, oom-, timeout-), in pytest's cache folder below
 librwkv/; run the fuzzer with that file as its argument to see it again.
@@ -10,19 +10,26 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import checkpoints
 import encoder
 import librwkv
+import numpy as np
 import pytest
+import tokenizer_files
 
+from rwkvflow.engine.states import SavedState, fingerprint, write_state
 from rwkvflow.worker.convert import Job, convert
 
-SOURCE = Path(__file__).resolve().parent / "fuzz" / "fuzz_file.cc"
+SOURCES = {
+    name: Path(__file__).resolve().parent / "fuzz" / f"fuzz_{name}.cc" for name in ("file", "state", "tokenizer")
+}
 SANITIZERS = "address,undefined"
 SIZE = {"layers": 1, "width": 32, "vocab": 33, "head_size": 16}
-# Twice the seeds' largest size: room to grow, and still thousands of inputs a second.
+# Twice the models' largest size: room to grow, and still thousands of inputs a second.
 OPTIONS = ("-max_len=131072", "-len_control=0", "-timeout=20", "-rss_limit_mb=2048", "-malloc_limit_mb=1024", "-seed=7")
 ENVIRONMENT = {"ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
 
@@ -40,21 +47,25 @@ def _compiler() -> str:
 
 
 @pytest.fixture(scope="session")
-def fuzzer(request: pytest.FixtureRequest) -> Path:
-    """The program; all of librwkv is built to count what it covers."""
+def fuzzers(request: pytest.FixtureRequest) -> dict[str, Path]:
+    """The programs; all of librwkv is built to count what it covers."""
     compiler = _compiler()
-    build = librwkv.folder(request.config, "fuzz", SOURCE)
-    program = build / "fuzz_file"
-    if not program.is_file():
+    build = librwkv.folder(request.config, "fuzz", *SOURCES.values())
+    programs = {name: build / f"fuzz_{name}" for name in SOURCES}
+    if not (build / "done").is_file():
         library = librwkv.sanitized(build, compiler, f"{SANITIZERS},fuzzer-no-link")
         flags = ["-std=c++20", "-g", "-O1", "-Wall", "-Wextra", "-Werror", f"-fsanitize={SANITIZERS},fuzzer"]
-        command = [compiler, *flags, f"-I{librwkv.ENGINE / 'include'}", str(SOURCE), "-o", str(build / "part")]
-        done = subprocess.run(
-            [*command, f"-L{library}", "-lrwkv", "-lpthread", f"-Wl,-rpath,{library}"], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        (build / "part").rename(program)
-    return program
+        flags += [f"-I{librwkv.ENGINE / 'include'}", f"-I{librwkv.ENGINE / 'src'}"]
+        for name, source in SOURCES.items():
+            command = [compiler, *flags, str(source), "-o", str(programs[name])]
+            done = subprocess.run(
+                [*command, f"-L{library}", "-lrwkv", "-lpthread", f"-Wl,-rpath,{library}"],
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr
+        (build / "done").touch()
+    return programs
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +85,30 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def fuzz(program: Path, seeds: Path, corpus: Path, scratch: Path, seconds: int) -> str:
+@pytest.fixture(scope="session")
+def saved(seeds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """States of one of the models, with and without logits."""
+    root = tmp_path_factory.mktemp("saved")
+    floats = np.random.default_rng(1).standard_normal(32 * 18 + 33).astype(np.float32)
+    whole = SavedState(floats[:-33], floats[-33:], 9, "7", "librwkv", fingerprint(seeds / "7-f16.bin"))
+    write_state(root / "with", whole)
+    write_state(root / "without", replace(whole, logits=None))
+    return root
+
+
+@pytest.fixture(scope="session")
+def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small ones of both kinds."""
+    root = tmp_path_factory.mktemp("vocabularies")
+    (root / "world").write_text(tokenizer_files.world(), encoding="utf-8")
+    for number, options in enumerate(({}, {"normalizer": None, "add_prefix_space": True})):
+        (root / f"json{number}").write_text(tokenizer_files.bpe(40, **options), encoding="utf-8")
+    return root
+
+
+def fuzz(
+    program: Path, seeds: Path, corpus: Path, scratch: Path, seconds: int, env: dict[str, str] | None = None
+) -> str:
     """Run for so long, keeping what covers more in `corpus`; the fuzzer's own report. Fails with a finding."""
     corpus.mkdir(parents=True, exist_ok=True)
     found = corpus.parent / "findings"
@@ -85,7 +119,7 @@ def fuzz(program: Path, seeds: Path, corpus: Path, scratch: Path, seconds: int) 
         capture_output=True,
         text=True,
         errors="replace",
-        env={**os.environ, **ENVIRONMENT},
+        env={**os.environ, **ENVIRONMENT, **(env or {})},
         cwd=scratch,
         timeout=seconds + 120,
     )
@@ -98,22 +132,41 @@ def statistic(report: str, name: str) -> int:
     return int(next(line for line in report.splitlines() if name in line).split()[-1])
 
 
-def test_seeds_open_and_evaluate(fuzzer: Path, seeds: Path, tmp_path: Path) -> None:
+def test_seeds_open_and_evaluate(fuzzers: dict[str, Path], seeds: Path, tmp_path: Path) -> None:
     files = sorted(seeds.iterdir())
     assert len(files) == 17
     done = subprocess.run(
-        [fuzzer, *files], capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, cwd=tmp_path
+        [fuzzers["file"], *files], capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def test_twenty_seconds(fuzzer: Path, seeds: Path, tmp_path: Path) -> None:
-    report = fuzz(fuzzer, seeds, tmp_path / "corpus", tmp_path, 20)
+SECONDS = {"file": 20, "state": 5, "tokenizer": 10}
+
+
+@pytest.fixture
+def run(
+    fuzzers: dict[str, Path], seeds: Path, saved: Path, vocabularies: Path, tmp_path: Path
+) -> Callable[[str, Path, int], str]:
+    """run(name, corpus, seconds) -> the report."""
+    chosen = {"file": seeds, "state": saved, "tokenizer": vocabularies}
+
+    def call(name: str, corpus: Path, seconds: int) -> str:
+        env = {"RWKV_FUZZ_MODEL": str(seeds / "7-f16.bin")}
+        return fuzz(fuzzers[name], chosen[name], corpus, tmp_path, seconds, env)
+
+    return call
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_some_seconds(name: str, run: Callable[[str, Path, int], str], tmp_path: Path) -> None:
+    report = run(name, tmp_path / "corpus", SECONDS[name])
     assert statistic(report, "number_of_executed_units") > 500  # it does not only start
     assert statistic(report, "new_units_added") > 0  # and changes lead somewhere new
 
 
 @pytest.mark.soak
-def test_ten_minutes(fuzzer: Path, seeds: Path, tmp_path: Path) -> None:
-    report = fuzz(fuzzer, seeds, fuzzer.parent / "corpus", tmp_path, 600)
+@pytest.mark.parametrize("name", SOURCES)
+def test_ten_minutes(name: str, run: Callable[[str, Path, int], str], fuzzers: dict[str, Path]) -> None:
+    report = run(name, fuzzers[name].parent / f"corpus-{name}", 600)
     print("\n".join(line for line in report.splitlines() if "stat::" in line))

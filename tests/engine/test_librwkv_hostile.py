@@ -39,12 +39,12 @@ CHECKED = {"ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=1", "UBSAN_
 
 
 class Opener:
-    """The c_api program, opening files one after the other."""
+    """The c_api program, opening files one after the other: models, or what else it knows."""
 
-    def __init__(self, program: Path, folder: Path) -> None:
+    def __init__(self, program: Path, folder: Path, what: str = "open") -> None:
         self.path = folder / "model.bin"
         self._process = subprocess.Popen(
-            [program, "open"],
+            [program, what],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

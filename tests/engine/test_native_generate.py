@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import checkpoints
 import librwkv
 import pytest
+import tokenizer_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rwkvflow.engine import EngineError, Model
 from rwkvflow.engine.generate import Session
 from rwkvflow.engine.sampling import Sampling
+from rwkvflow.engine.states import read_state, write_state
 from rwkvflow.worker.convert import Job, convert
-from rwkvflow.worker.tokenizers import Bytes, World, world_vocabulary
+from rwkvflow.worker.tokenizers import Bytes, Json, World, world_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "Once there was "
@@ -116,6 +119,19 @@ def test_the_world_vocabulary(prompt: str, built: Path, models: dict[str, Path],
     assert native(built, tmp_path / "model.bin", prompt, *arguments[:-3]).stdout == line(text)
 
 
+def test_a_tokenizer_json(built: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(tokenizer_files.bpe(60), encoding="utf-8")
+    prompt = "The quiet owl didn't    find e\u0301 it"
+    tokenizer = Json(path)
+    with Model(models["world"], built / "librwkv.so") as model:
+        logits, _ = model.eval_sequence(tokenizer.encode(prompt))
+    first = tokenizer.decode([int(logits.argmax())])
+    done = native(built, models["world"], prompt, "-n", 1, "--temperature", 0, "--vocab", path, "-v")
+    assert f"read {len(tokenizer.encode(prompt))} tokens" in done.stderr
+    assert (done.returncode, done.stdout) == (0, line(first or "\ufffd"))
+
+
 def test_states_go_both_ways(built: Path, models: dict[str, Path], tmp_path: Path) -> None:
     cold = Sampling(temperature=0)
     with Model(models["demo"], built / "librwkv.so") as model:
@@ -134,6 +150,16 @@ def test_states_go_both_ways(built: Path, models: dict[str, Path], tmp_path: Pat
     done = native(built, models["noise"], "--state", tmp_path / "one")
     assert (done.returncode, done.stdout) == (1, "")
     assert "a state of another model file" in done.stderr
+    # Without logits, which C may leave out, there is nothing to choose from.
+    with Model(models["demo"], built / "librwkv.so") as model:
+        saved = read_state(tmp_path / "two", model.state_len, model.logits_len)
+        assert saved.logits is not None
+        write_state(tmp_path / "bare", replace(saved, logits=None))
+        assert read_state(tmp_path / "bare", model.state_len, model.logits_len).state.tobytes() == saved.state.tobytes()
+        with pytest.raises(EngineError, match="without the logits"):
+            Session(model, Bytes()).load(tmp_path / "bare")
+    done = native(built, models["demo"], "--state", tmp_path / "bare")
+    assert (done.returncode, "without the logits" in done.stderr) == (1, True)
 
 
 def test_damaged_states_are_refused(built: Path, models: dict[str, Path], tmp_path: Path) -> None:
@@ -176,8 +202,9 @@ def test_the_prompt_from_standard_input(built: Path, models: dict[str, Path]) ->
         (["{demo}", *["--stop", "x"] * 33], 2, "too many"),
         (["{demo}", "a", "-n", "1", "--save-state", "/does/not/exist"], 1, "cannot be written"),
         (["{world}", "a"], 1, "--vocab"),
-        (["{world}", "a", "--vocab", "/does/not/exist"], 1, "cannot read the vocabulary"),
+        (["{world}", "a", "--vocab", "/does/not/exist"], 1, "cannot open /does/not/exist"),
         (["README.md", "a"], 1, "README.md"),
+        (["{demo}", "a", "--vocab", "{large}"], 1, "token ids up to 323, the model a vocabulary of 256"),
     ],
 )
 def test_wrong_calls(arguments: list[str], code: int, words: str, built: Path, models: dict[str, Path]) -> None:
@@ -209,7 +236,7 @@ def test_what_is_no_vocabulary(bad: str, built: Path, models: dict[str, Path], t
     (tmp_path / "vocab.txt").write_text(bad, encoding="utf-8")
     done = native(built, models["world"], "a", "--vocab", tmp_path / "vocab.txt")
     assert done.returncode == 1
-    assert "not a vocabulary of World models" in done.stderr
+    assert "not a vocabulary of World models" in done.stderr or "token ids up to 65536" in done.stderr
 
 
 def test_a_vocabulary_that_lacks_a_byte(built: Path, models: dict[str, Path], tmp_path: Path) -> None:

@@ -3,20 +3,11 @@
 #include <stdio.h>
 
 #include "batch.h"
+#include "context.h"
 #include "memory.h"
 #include "rwkvflow.h"
 
 using namespace rwkvflow;
-
-struct rwkv_context {
-    Model *model;
-    Pool *pool;
-    Workspace one;   // for single tokens
-    Workspace many;  // for sequences and batches; made when first needed
-    Error error;
-    float group_norm_eps, layer_norm_eps;
-    float *fresh;    // a fresh state; made when first needed
-};
 
 namespace {
 

@@ -8,16 +8,18 @@
 
 #include "rwkvflow.h"
 #include "sampling.h"
-#include "state_file.h"
 #include "text.h"
-#include "vocabulary.h"
+
+using rwkvflow::Text;
+using rwkvflow::Utf8;
 
 namespace {
 
 constexpr size_t kEnd = 0;  // the token that ends a text
 constexpr size_t kBytes = 256;
 constexpr int kStops = 32;
-const char kListed[] = "rwkv_vocab_v20230424.txt";
+const char *const kListed[] = {"rwkv_vocab_v20230424.txt", "20B_tokenizer.json"};  // looked for beside a model
+constexpr size_t kPile = 50277;  // tokens of models with the latter
 
 struct Options {
     const char *model = nullptr, *prompt = nullptr, *vocabulary = nullptr, *state = nullptr, *save = nullptr;
@@ -140,12 +142,18 @@ size_t stop_at(const Text &text, const Options &o, size_t *keep) {
     return found;
 }
 
+struct SavedState {
+    float *state, *logits;
+    uint64_t tokens;  // read so far
+};
+
 class Generator {
 public:
     Generator(const Options &o, rwkv_context *ctx) : o_(o), ctx_(ctx), sampler_(o.sampling, o.seed) {}
     Generator(const Generator &) = delete;
     Generator &operator=(const Generator &) = delete;
     ~Generator() {
+        rwkvflow_tokenizer_free(tokenizer_);
         free(now_.state);
         free(now_.logits);
         free(mark_.state);
@@ -154,7 +162,7 @@ public:
 
     int run() {
         if (!open_vocabulary() || !reserve()) return 1;
-        if (o_.state != nullptr && !read_state(o_.state, ctx_, o_.model, &now_)) return 1;
+        if (o_.state != nullptr && !rwkvflow_state_load(ctx_, o_.state, now_.state, now_.logits, &now_.tokens)) return 1;
         fresh_ = o_.state == nullptr;
         Text prompt;
         if (!read_prompt(&prompt)) return 1;
@@ -171,7 +179,7 @@ public:
             fprintf(stderr, "wrote %zu tokens in %.2f s, %.1f a second\n", written_, now() - begun,
                     static_cast<double>(written_) / (now() - begun));
         }
-        return o_.save == nullptr || write_state(o_.save, ctx_, o_.model, now_) ? 0 : 1;
+        return o_.save == nullptr || rwkvflow_state_save(ctx_, o_.save, now_.state, now_.logits, now_.tokens) ? 0 : 1;
     }
 
 private:
@@ -195,24 +203,30 @@ private:
     bool open_vocabulary() {
         const size_t n_vocab = rwkv_get_n_vocab(ctx_);
         const char *path = o_.vocabulary != nullptr ? o_.vocabulary : getenv("RWKV_VOCAB");
-        if (path != nullptr && path[0] != 0) return vocabulary_.open_world(path, n_vocab);
-        if (n_vocab == kBytes) {
-            vocabulary_.open_bytes();
-            return true;
-        }
         Text beside;
-        const char *slash = strrchr(o_.model, '/');
-        beside.add(o_.model, slash == nullptr ? 0 : static_cast<size_t>(slash + 1 - o_.model));
-        beside.add(kListed, sizeof kListed);
-        FILE *file = beside.failed() ? nullptr : fopen(beside.data(), "rb");
-        if (file != nullptr) {
+        if (path == nullptr || path[0] == 0) {
+            if (n_vocab == kBytes) {
+                tokenizer_ = rwkvflow_tokenizer_bytes();
+                return tokenizer_ != nullptr;
+            }
+            const char *slash = strrchr(o_.model, '/'), *listed = kListed[n_vocab == kPile];
+            beside.add(o_.model, slash == nullptr ? 0 : static_cast<size_t>(slash + 1 - o_.model));
+            beside.add(listed, strlen(listed) + 1);
+            FILE *file = beside.failed() ? nullptr : fopen(beside.data(), "rb");
+            if (file == nullptr) {
+                fprintf(stderr,
+                        "rwkv: a model with %zu tokens needs a vocabulary: name it with --vocab or RWKV_VOCAB, or put\n"
+                        "  %s beside the model\n",
+                        n_vocab, listed);
+                return false;
+            }
             fclose(file);
-            return vocabulary_.open_world(beside.data(), n_vocab);
+            path = beside.data();
         }
-        fprintf(stderr,
-                "rwkv: a model with %zu tokens needs a vocabulary: name that of World models with --vocab or RWKV_VOCAB, or put\n"
-                "  %s beside the model; for others use rwkvflow generate\n",
-                n_vocab, kListed);
+        tokenizer_ = rwkvflow_tokenizer_open(path);
+        if (tokenizer_ == nullptr || rwkvflow_tokenizer_size(tokenizer_) <= n_vocab) return tokenizer_ != nullptr;
+        fprintf(stderr, "rwkv: %s has token ids up to %u, the model a vocabulary of %zu\n", path,
+                rwkvflow_tokenizer_size(tokenizer_) - 1, n_vocab);
         return false;
     }
 
@@ -238,11 +252,12 @@ private:
     }
 
     bool feed(const char *text, size_t size) {
-        uint32_t *ids = nullptr;
-        size_t count = 0;
-        bool fine = vocabulary_.encode(text, size, &ids, &count);
-        if (!fine) fprintf(stderr, "rwkv: the text cannot be told in tokens of this vocabulary\n");
-        fine = fine && (count == 0 || eval(ids, count));
+        size_t count;
+        if (!rwkvflow_tokenizer_encode(tokenizer_, text, size, nullptr, 0, &count)) return false;
+        if (count == 0) return true;
+        uint32_t *ids = static_cast<uint32_t *>(calloc(count, sizeof(uint32_t)));
+        if (ids == nullptr) return no_memory();
+        const bool fine = rwkvflow_tokenizer_encode(tokenizer_, text, size, ids, count, &count) && eval(ids, count);
         free(ids);
         return fine;
     }
@@ -269,7 +284,7 @@ private:
             fflush(stdout);
             last_ = text->data()[size - 1];
         }
-        text->drop_first(size);
+        text->drop(0, size);
     }
 
     bool write() {
@@ -286,7 +301,7 @@ private:
             ++written_;
             const char *piece;
             size_t size, keep;
-            vocabulary_.piece(token, &piece, &size);
+            rwkvflow_tokenizer_piece(tokenizer_, static_cast<uint32_t>(token), &piece, &size);
             const size_t before = held.size();
             decoder.put(piece, size, &held);
             since.add(held.data() + before, held.size() - before);
@@ -318,7 +333,7 @@ private:
     const Options &o_;
     rwkv_context *ctx_;
     Sampler sampler_;
-    Vocabulary vocabulary_;
+    rwkvflow_tokenizer *tokenizer_ = nullptr;
     SavedState now_ = {}, mark_ = {};
     bool fresh_ = true, marked_ = false;
     size_t written_ = 0;

@@ -16,7 +16,7 @@ const char *const kUsage =
     "  rwkv generate MODEL [PROMPT | -] [-n TOKENS] [--temperature T] [--top-p P] [--top-k K] [--presence-penalty X]\n"
     "      [--frequency-penalty X] [--penalty-decay D] [--seed N] [--stop TEXT]... [--vocab FILE] [--state FILE]\n"
     "      [--save-state FILE] [--threads N] [--group-norm-eps E] [-v]\n"
-    "      how the prompt goes on; World models need their vocabulary: --vocab, RWKV_VOCAB, or beside the model\n"
+    "      how the prompt goes on; models of World and 20B need their vocabulary: --vocab, RWKV_VOCAB, or beside the model\n"
     "  rwkv inspect MODEL        sizes, types and shapes\n"
     "  rwkv quantize IN OUT TYPE Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0\n"
     "  rwkv bench MODEL... [--threads N] [--prefill TOKENS] [--json]\n"

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+namespace rwkvflow {
+
 class Text {
 public:
     Text() = default;
@@ -23,11 +25,12 @@ public:
         size_ += count;
     }
     void add(char c) { add(&c, 1); }
-    void drop_first(size_t count) {
+    void drop(size_t at, size_t count) {
         if (count == 0) return;
-        memmove(data_, data_ + count, size_ - count);
+        memmove(data_ + at, data_ + at + count, size_ - at - count);
         size_ -= count;
     }
+    void clear() { size_ = 0; }
     void cut(size_t size) { size_ = size < size_ ? size : size_; }
 
 private:
@@ -101,3 +104,5 @@ private:
     size_t have_ = 0, want_ = 0;
     uint8_t low_ = 0, high_ = 0;
 };
+
+}  // namespace rwkvflow
