@@ -15,7 +15,6 @@ bool read_file(const char *path, uint64_t limit, uint8_t **data, uint64_t *bytes
     bool fine = true;
     for (;;) {
         if (size == room) {
-            // One byte more than there may be: whether there are more shows then.
             const uint64_t wanted = room == 0 ? 1u << 16 : mul_sat(room, 2);
             room = wanted < limit + 1 ? wanted : limit + 1;
             uint8_t *wider = room > SIZE_MAX / 2 ? nullptr : static_cast<uint8_t *>(realloc(all, static_cast<size_t>(room)));
@@ -27,11 +26,7 @@ bool read_file(const char *path, uint64_t limit, uint8_t **data, uint64_t *bytes
         }
         const size_t got = fread(all + size, 1, static_cast<size_t>(room - size), file);
         size += got;
-        if (size > limit) {
-            fine = fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DATA, "%s has more than %llu bytes", path,
-                        static_cast<unsigned long long>(limit));
-            break;
-        }
+        if (size > limit) break;
         if (got == 0) {
             if (ferror(file) != 0) fine = fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_READ, "cannot read %s: %s", path, strerror(errno));
             break;

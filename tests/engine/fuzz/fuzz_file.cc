@@ -163,6 +163,13 @@ void evaluate(rwkv_context *ctx, float *state, float *logits) {
     rwkv_eval(ctx, tokens[1], state, state, nullptr);
     rwkv_eval_sequence(ctx, tokens, 5, state, state, logits);
     rwkv_eval(ctx, static_cast<uint32_t>(n_vocab), state, state, logits);
+    // The state is read by two, and never written where another sequence reads it.
+    const float *const in[5] = {state, nullptr, state, nullptr, nullptr};
+    float *const none[5] = {}, *const over[5] = {nullptr, nullptr, nullptr, nullptr, state};
+    float *const wanted[5] = {nullptr, nullptr, logits, nullptr, nullptr};
+    rwkvflow_eval_batch(ctx, tokens, 5, in, none, wanted);
+    rwkvflow_eval_batch(ctx, tokens, 5, in, over, wanted);  // refused
+    rwkvflow_eval_batch(ctx, tokens, 5, nullptr, over, nullptr);
     rwkv_context *other = rwkv_clone_context(ctx, 2);
     if (other != nullptr) rwkv_eval(other, tokens[2], state, nullptr, logits);
     rwkv_free(other);
