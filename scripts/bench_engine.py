@@ -25,7 +25,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "5.2-0.4B": {"version": "5.2", "layers": 24, "width": 1024, "vocab": 65536},
     "6-0.4B": {"version": "6", "layers": 24, "width": 1024, "vocab": 65536},
 }
-FORMATS = ("f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+FORMATS = ("f16", "q8_0", "q5_1", "q5_k", "q5_0", "q4_1", "q4_k", "q4_0")
 
 
 def library(build: Path) -> Path:

@@ -143,7 +143,7 @@ class Library:
         return text.decode("utf-8", "replace")
 
     def quantize(self, source: Path | str, target: Path | str, kind: str) -> None:
-        """An F32 or F16 file to Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0. Raises EngineError."""
+        """An F32 or F16 file to Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K or Q5_K. Raises EngineError."""
         self.set_print_errors(None, False)
         paths = (os.fsencode(Path(path)) for path in (source, target))
         if not self.call("rwkv_quantize_model_file", *paths, kind.encode()):

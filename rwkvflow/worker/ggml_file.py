@@ -2,7 +2,8 @@
 
 Layout, little-endian: six int32 (magic 0x67676d66, version 100 or 101, vocabulary, embedding, layers, data type), then
 until the end of the file for each tensor: int32 number of dims, int32 length of the key, int32 data type, the dims
-reversed, the key in UTF-8, the data. Nothing is aligned. Blocks hold 32 weights of a row.
+reversed, the key in UTF-8, the data. Nothing is aligned. Blocks hold 32 weights of a row, or 256: q4_k and q5_k, which
+librwkv adds.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ TYPES: Final[dict[int, tuple[str, int, int]]] = {
     7: ("q5_0", 32, 22),
     8: ("q5_1", 32, 24),
     9: ("q8_0", 32, 34),
+    12: ("q4_k", 256, 144),
+    13: ("q5_k", 256, 176),
 }
 MAX_TENSORS: Final = 200_000
 MAX_KEY: Final = 1000

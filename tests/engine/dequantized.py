@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-BLOCK_BYTES = {2: 18, 3: 20, 7: 22, 8: 24, 9: 34}
+BLOCK_BYTES = {2: 18, 3: 20, 7: 22, 8: 24, 9: 34, 12: 144, 13: 176}
+SUPER = (12, 13)
 Array = np.ndarray[Any, Any]
 
 
@@ -23,6 +24,8 @@ def floats(kind: int, data: bytes) -> Array:
     if kind == 1:
         return np.frombuffer(data, "<f2").astype(np.float32)
     blocks = np.frombuffer(data, np.uint8).reshape(-1, BLOCK_BYTES[kind])
+    if kind in SUPER:
+        return np.concatenate([_super_block(kind, block) for block in blocks])
     scale = _half(blocks[:, :2])
     if kind == 9:
         return (scale * np.ascontiguousarray(blocks[:, 2:]).view(np.int8)).ravel()
@@ -39,6 +42,22 @@ def floats(kind: int, data: bytes) -> Array:
     return (scale * quants.astype(np.float32) + least).astype(np.float32).ravel()
 
 
+def _super_block(kind: int, block: Array) -> Array:
+    d, dmin = block[:4].view("<f2").astype(np.float32)
+    packed, out = block[4:16].astype(int), []
+    for sub in range(8):
+        if sub < 4:
+            scale, least = packed[sub] & 63, packed[sub + 4] & 63
+        else:
+            scale = packed[sub + 4] % 16 + 16 * (packed[sub - 4] // 64)
+            least = packed[sub + 4] // 16 + 16 * (packed[sub] // 64)
+        quants = block[-128:][sub // 2 * 32 :][:32] >> (4 * (sub % 2)) & 15
+        if kind == 13:
+            quants = quants + 16 * (block[16:48] >> sub & 1)
+        out.append(d * np.float32(scale) * quants.astype(np.float32) - dmin * np.float32(least))
+    return np.concatenate(out).astype(np.float32)
+
+
 def write(source: Path, target: Path) -> Path:
     """`source` with all tensors as F32."""
     data = source.read_bytes()
@@ -50,7 +69,7 @@ def write(source: Path, target: Path) -> Path:
         name = data[at + 12 + 4 * n_dims :][:length]
         at += 12 + 4 * n_dims + length
         count = int(np.prod(dims))
-        size = count * (4, 2)[kind] if kind < 2 else count // 32 * BLOCK_BYTES[kind]
+        size = count * (4, 2)[kind] if kind < 2 else count // (256 if kind in SUPER else 32) * BLOCK_BYTES[kind]
         values = floats(kind, data[at : at + size])
         at += size
         out += struct.pack(f"<{3 + n_dims}i", n_dims, length, 0, *dims) + name + values.astype("<f4").tobytes()

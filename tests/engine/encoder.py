@@ -14,6 +14,7 @@ ENGINE = Path(__file__).resolve().parents[2] / "rwkvflow" / "engine"
 FLAGS = [
     *("-std=c++20", "-O2", "-fPIC", "-shared", "-fno-exceptions", "-fno-rtti", "-nostdinc++", "-ffp-contract=off"),
     *("-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-DRWKV_BUILD", "-DRWKV_SHARED"),
+    *("-fno-math-errno", "-Wno-psabi"),
 ]
 
 
@@ -34,7 +35,7 @@ def build(folder: Path, compiler: str, *options: str) -> Path:
         pytest.skip(f"no {compiler} C++ compiler on this machine")
     library = folder / "lib" / "librwkv.so"
     library.parent.mkdir(parents=True)
-    sources = [str(ENGINE / "src" / name) for name in ("quantize.cc", "encode.cc")]
+    sources = [str(ENGINE / "src" / name) for name in ("quantize.cc", "quantize_k.cc", "encode.cc")]
     done = subprocess.run(
         [*command, *FLAGS, *options, f"-I{ENGINE / 'include'}", "-o", str(library), *sources, "-pthread"],
         capture_output=True,

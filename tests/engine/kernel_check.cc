@@ -112,13 +112,17 @@ static void check_shape(const Kernels *k, int32_t type, uint32_t rows, uint32_t 
 
 int main() {
     const char *const names[] = {"generic", "avx2", "avxvnni", "avx512", "neon"};
-    const int32_t types[] = {0, 1, 2, 3, 7, 8, 9};
+    const int32_t types[] = {0, 1, 2, 3, 7, 8, 9, 12, 13};
     const uint32_t blocks[] = {32, 64, 96, 128, 160, 416, 1024, 2080}, odd[] = {1, 15, 17, 40, 1030}, some[] = {1, 2, 7, 13};
+    const uint32_t supers[] = {256, 768, 1280};
     for (const char *name : names) {
         const Kernels *k = kernels_named(name);
         if (k == nullptr) continue;
         for (const int32_t type : types) {
             for (const uint32_t cols : blocks)
+                for (const uint32_t tokens : some)
+                    if (row_bytes(type, cols) != 0) check_shape(k, type, 21, cols, tokens);
+            for (const uint32_t cols : supers)
                 for (const uint32_t tokens : some) check_shape(k, type, 21, cols, tokens);
             check_shape(k, type, 37, 4096, kMostTokens);
         }

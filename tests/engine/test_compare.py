@@ -13,6 +13,8 @@ from click.testing import CliRunner, Result
 from rwkvflow.cli import cli
 from rwkvflow.worker.compare import compare
 
+SUPER = ("ggml-q4_k", "ggml-q5_k")  # of the matrices below only those with rows of 256 or a multiple of it
+
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -42,13 +44,15 @@ def test_formats_are_compared_by_values(source: Path, library: Path) -> None:
     for path in lossless:
         assert {item.kind for item in compare(source, path)} == {"equal"}
     losses = {}
-    for name in ("ggml-q8_0", "ggml-q5_1", "ggml-q5_0", "ggml-q4_1", "ggml-q4_0", "gguf-q8_0", "gguf-q4_0"):
+    for name in ("ggml-q8_0", "ggml-q5_1", "ggml-q5_0", "ggml-q4_1", "ggml-q4_0", "gguf-q8_0", "gguf-q4_0", *SUPER):
         found = {item.name: item for item in compare(source, converted(source, library, name))}
         assert {item.kind for item in found.values()} <= {"equal", "values"}
-        matrix = found["blocks.1.ffn.key.weight"]
+        matrix = found["blocks.1.ffn.value.weight"]
         assert matrix.dtypes == ("bf16", name.partition("-")[2])
         losses[name] = matrix.relative
     assert 0 < losses["ggml-q8_0"] < 0.01 < losses["ggml-q5_1"] < losses["ggml-q4_1"] < 0.12
+    assert losses["ggml-q5_k"] < 0.97 * losses["ggml-q5_1"]
+    assert losses["ggml-q4_k"] < 0.97 * losses["ggml-q4_1"]
     assert losses["ggml-q5_0"] < losses["ggml-q4_0"] < 0.15
     assert losses["gguf-q8_0"] == pytest.approx(losses["ggml-q8_0"], rel=0.01)
 

@@ -76,9 +76,11 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kinds = ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
     for number, version in enumerate(checkpoints.VERSIONS):
         lora = {"maa": 8, "decay": 8, "w": 8, "a": 8, "v": 8, "g": 8}
-        source = checkpoints.make(root / "source.pth", version, **SIZE, ffn=32, lora=lora)
         chosen = kinds if number == 5 else (kinds[number], kinds[number + 1])
-        for kind in chosen:
+        super_blocks = {"4": ("q4_k",), "7": ("q5_k",)}.get(version, ())  # of 256 weights a row
+        for kind in (*chosen, *super_blocks):
+            ffn = 256 if kind in super_blocks else 32
+            source = checkpoints.make(root / "source.pth", version, **SIZE, ffn=ffn, lora=lora)
             (outcome,) = convert(source, engine, [Job("x", f"ggml-{kind}", root / f"{version}-{kind}.bin")])
             assert outcome.failure is None, outcome.failure
     (root / "source.pth").unlink()
@@ -134,7 +136,7 @@ def statistic(report: str, name: str) -> int:
 
 def test_seeds_open_and_evaluate(fuzzers: dict[str, Path], seeds: Path, tmp_path: Path) -> None:
     files = sorted(seeds.iterdir())
-    assert len(files) == 17
+    assert len(files) == 19
     done = subprocess.run(
         [fuzzers["file"], *files], capture_output=True, text=True, env={**os.environ, **ENVIRONMENT}, cwd=tmp_path
     )

@@ -23,7 +23,7 @@ from rwkvflow.worker.convert import Job, convert
 from rwkvflow.worker.reference import logits as reference_logits
 
 VERSIONS = ("4", "5.0", "5.1", "5.2", "6", "7")
-TYPES = ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
+TYPES = ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k")
 KERNELS = ("avx2", "avx512") if platform.machine() == "x86_64" else ("neon",)
 # 120 columns in heads of 40 leave rests everywhere; rows of the quantized types must be whole blocks.
 ODD = {"layers": 3, "width": 120, "vocab": 101, "head_size": 40}
@@ -341,10 +341,11 @@ def test_quantizing_a_file_is_quantizing_the_checkpoint(
     version: str, source: str, models: Any, library: Library, tmp_path: Path
 ) -> None:
     suffix = "-from-f32" if source == "f32" else ""
-    for kind in ("q4_1", "q8_0"):
+    kinds = ["q4_1", "q4_k", "q5_k", "q8_0"]
+    for kind in kinds:
         library.quantize(models(version, source)[0], tmp_path / kind, kind.upper())
         assert (tmp_path / kind).read_bytes() == models(version, kind + suffix)[0].read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["q4_1", "q8_0"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kinds
 
 
 @pytest.mark.skipif(not Path("/usr/bin/readelf").exists(), reason="readelf is not here")

@@ -13,7 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rwkvflow.worker.formats.base import BF16, BLOCKS, F16, F32, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, QUANTIZED, size_of
+from rwkvflow.worker.dequantize import dequantize
+from rwkvflow.worker.formats.base import (
+    BF16,
+    BLOCKS,
+    F16,
+    F32,
+    Q4_0,
+    Q4_1,
+    Q4_K,
+    Q5_0,
+    Q5_1,
+    Q5_K,
+    Q8_0,
+    QUANTIZED,
+    size_of,
+)
 from rwkvflow.worker.native import Native
 
 f32 = np.float32
@@ -91,12 +106,70 @@ def q8_0(x: Array) -> bytes:
     return bytes(out)
 
 
-ORACLE: dict[int, Callable[[Array], bytes]] = {Q4_0: q4_0, Q4_1: q4_1, Q5_0: q5_0, Q5_1: q5_1, Q8_0: q8_0}
+def nearest(t: Array, most: int) -> Array:
+    return np.rint(np.clip(np.nan_to_num(t, nan=0.0, posinf=most, neginf=0.0), 0, most)).astype(f32)
+
+
+def total(terms: Array) -> Array:
+    return np.cumsum(terms, axis=0, dtype=f32)[-1]  # one after another
+
+
+def fit(x: Array, most: int, first: float, tries: int) -> tuple[Array, Array, Array]:
+    """make_qkx2_quants of ggml, for the sub-blocks in the columns of x: scales, minima and weights."""
+    weight = np.sqrt(total(x * x) / f32(32)) + np.abs(x)
+    low, high = np.minimum(x.min(0), f32(0)), x.max(0)
+    sum_w, sum_x = total(weight), total(weight * x)
+    steps = f32(most) / (high - low)
+    best, best_low = f32(1) / steps, low
+    best_q = nearest(steps * (x - low), most)
+    off = best * best_q + low - x
+    best_error = total(weight * (off * off))
+    for i in range(tries + 1):
+        steps = (f32(first) + f32(0.1) * f32(i) + f32(most)) / (high - best_low)
+        q = nearest(steps * (x - best_low), most)
+        sum_q, sum_qq, sum_xq = total(weight * q), total(weight * q * q), total(weight * q * x)
+        divisor = sum_w * sum_qq - sum_q * sum_q
+        scale = (sum_w * sum_xq - sum_x * sum_q) / divisor
+        least = (sum_qq * sum_x - sum_q * sum_xq) / divisor
+        scale, least = np.where(least > 0, sum_xq / sum_qq, scale), np.where(least > 0, f32(0), least)
+        off = scale * q + least - x
+        error = total(weight * (off * off))
+        better = (divisor > 0) & (error < best_error)
+        best, best_low = np.where(better, scale, best), np.where(better, least, best_low)
+        best_error, best_q = np.where(better, error, best_error), np.where(better, q, best_q)
+    flat = high == low
+    return np.where(flat, f32(0), best), np.where(flat, -low, -best_low), np.where(flat, f32(0), best_q)
+
+
+def super_block(x: Array, most: int, first: float, tries: int) -> bytes:
+    if not np.isfinite(x).all():
+        return b"\0\x7e\0\x7e" + bytes(BLOCKS[Q5_K if most == 31 else Q4_K][1] - 4)
+    columns = x.reshape(8, 32).T
+    scale, least, q = fit(columns, most, first, tries)
+    largest, deepest = (np.max(v, initial=f32(0)) + f32(0) for v in (scale, least))  # never -0
+    s = nearest((f32(63) / largest if largest > 0 else f32(0)) * scale, 63).astype(int)
+    m = nearest((f32(63) / deepest if deepest > 0 else f32(0)) * least, 63).astype(int)
+    packed = [s[j] | (s[j + 4] >> 4 << 6) for j in range(4)] + [m[j] | (m[j + 4] >> 4 << 6) for j in range(4)]
+    packed += [(s[j] & 15) | ((m[j] & 15) << 4) for j in range(4, 8)]
+    head = half(largest / f32(63)) + half(deepest / f32(63))
+    d, dmin = (np.frombuffer(head[at : at + 2], "<f2").astype(f32)[0] for at in (0, 2))
+    again = nearest((columns + dmin * m.astype(f32)) / (d * s.astype(f32)), most)
+    q = np.where(d * s.astype(f32) != 0, again, q).astype(int)
+    high = [sum((q[i, sub] >> 4) << sub for sub in range(8)) for i in range(32)] if most == 31 else []
+    low = [(q[i, 2 * pair] & 15) | (q[i, 2 * pair + 1] & 15) << 4 for pair in range(4) for i in range(32)]
+    return head + bytes(packed) + bytes(high) + bytes(low)
+
+
+ORACLE: dict[int, Callable[[Array], bytes]] = {
+    **{Q4_0: q4_0, Q4_1: q4_1, Q5_0: q5_0, Q5_1: q5_1, Q8_0: q8_0},
+    Q4_K: lambda x: super_block(x, 15, -1.0, 20),
+    Q5_K: lambda x: super_block(x, 31, -0.5, 15),
+}
 
 
 def expected(kind: int, x: Array) -> bytes:
     with np.errstate(all="ignore"):
-        return b"".join(ORACLE[kind](block) for block in x.reshape(-1, 32))
+        return b"".join(ORACLE[kind](block) for block in x.reshape(-1, BLOCKS[kind][0]))
 
 
 # ---- what goes in ---------------------------------------------------------------------------------------------
@@ -107,24 +180,32 @@ numbers = st.one_of(
     st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1e-45, -1e-45, 1e-39, 2.0**-126, 65504.0, 65520.0, 3e38, -3e38]),
     st.floats(width=32, allow_nan=False, allow_infinity=False),
 )
-blocks = st.integers(1, 3).flatmap(lambda n: arrays(f32, 32 * n, elements=numbers, fill=st.nothing() | st.just(0.0)))
+
+
+def blocks(kind: int) -> st.SearchStrategy[Array]:
+    length = BLOCKS[kind][0]
+    sizes = st.integers(1, 3 if length == 32 else 1).map(lambda n: n * length)
+    return sizes.flatmap(lambda size: arrays(f32, size, elements=numbers, fill=st.nothing() | st.just(0.0)))
 
 
 @pytest.mark.parametrize("kind", sorted(QUANTIZED))
 @settings(max_examples=150, deadline=None)
-@given(x=blocks)
-def test_blocks_equal_the_reference(native: Native, kind: int, x: Array) -> None:
+@given(data=st.data())
+def test_blocks_equal_the_reference(native: Native, kind: int, data: st.DataObject) -> None:
+    x = data.draw(blocks(kind))
     out, finite = native.encode(x, F32, kind, x.size)
     assert out.tobytes() == expected(kind, x)
-    scales = np.frombuffer(out.tobytes(), np.uint8).reshape(-1, BLOCKS[kind][1])[:, : 4 if kind in (Q4_1, Q5_1) else 2]
+    scales = np.frombuffer(out.tobytes(), np.uint8).reshape(-1, BLOCKS[kind][1])[
+        :, : 4 if kind in (Q4_1, Q5_1, Q4_K, Q5_K) else 2
+    ]
     assert finite == bool(np.isfinite(np.ascontiguousarray(scales).view("<f2")).all())
 
 
 @pytest.mark.parametrize("kind", sorted(QUANTIZED))
 @pytest.mark.parametrize("deviation", [1.0, 0.02, 1e-3])
 def test_many_normal_weights_equal_the_reference(native: Native, kind: int, deviation: float) -> None:
-    x = (np.random.default_rng(kind).standard_normal(32 * 300) * deviation).astype(f32)
-    out, finite = native.encode(x, F32, kind, 320)
+    x = (np.random.default_rng(kind).standard_normal(256 * 40) * deviation).astype(f32)
+    out, finite = native.encode(x, F32, kind, 1280)
     assert finite
     assert out.tobytes() == expected(kind, x)
 
@@ -133,12 +214,13 @@ def test_many_normal_weights_equal_the_reference(native: Native, kind: int, devi
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [0, 17, 31])
 def test_what_is_not_finite_is_reported(native: Native, kind: int, bad: float, at: int) -> None:
-    x = np.random.default_rng(0).standard_normal(64).astype(f32)
-    assert native.encode(x, F32, kind, 64)[1]
-    x[32 + at] = bad
-    out, finite = native.encode(x, F32, kind, 64)
+    length, size = BLOCKS[kind]
+    x = np.random.default_rng(0).standard_normal(2 * length).astype(f32)
+    assert native.encode(x, F32, kind, 2 * length)[1]
+    x[length + at] = bad
+    out, finite = native.encode(x, F32, kind, 2 * length)
     assert not finite
-    assert out.tobytes()[: BLOCKS[kind][1]] == expected(kind, x[:32])
+    assert out.tobytes()[:size] == expected(kind, x[:length])
     assert native.count_not_finite(x, F32) == 1
 
 
@@ -219,8 +301,9 @@ def test_via_f16_quantizes_what_an_f16_file_holds(native: Native, kind: int) -> 
 
 
 @pytest.mark.parametrize("kind", [F32, F16, BF16, *sorted(QUANTIZED)])
-@pytest.mark.parametrize("count", [0, 32, 4096, 2048 * 33, 65536 * 5 + 32])
+@pytest.mark.parametrize("count", [0, 32, 4096, 2048 * 33, 65536 * 5 + 288])
 def test_threads_do_not_change_bytes(native: Native, kind: int, count: int) -> None:
+    count -= count % BLOCKS[kind][0]
     x = np.random.default_rng(count).standard_normal(count).astype(f32)
     once, _ = native.encode(x, F32, kind, count, threads=1)
     assert once.size == size_of(kind, count)
@@ -233,8 +316,8 @@ def test_sizes_of_rows(native: Native) -> None:
         assert native.row_bytes(kind, length * 7) == size * 7
         if length > 1:
             assert native.row_bytes(kind, length + 1) == 0
-    for unknown in (-1, 4, 5, 6, 10, 31):
-        assert native.row_bytes(unknown, 32) == 0
+    for unknown in (-1, 4, 5, 6, 10, 11, 14, 31):
+        assert native.row_bytes(unknown, 256) == 0
 
 
 def test_arguments_that_make_no_sense_are_refused(native: Native) -> None:
@@ -249,6 +332,32 @@ def test_arguments_that_make_no_sense_are_refused(native: Native) -> None:
         native.encode(x, F32, Q4_0, 48)
     with pytest.raises(ValueError, match="no rows of"):
         native.encode(np.zeros((64, 64), f32).T, F32, Q4_0, 64)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Q4_K, "q4_k"), (Q5_K, "q5_k")])
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_super_blocks_mean_what_ggufs_own_reader_says(kind: int, name: str, data: st.DataObject) -> None:
+    quants = pytest.importorskip("gguf.quants")
+    constants = pytest.importorskip("gguf.constants")
+    size = BLOCKS[kind][1]
+    raw = data.draw(st.binary(min_size=size, max_size=size))
+    with np.errstate(all="ignore"):
+        theirs = quants.dequantize(np.frombuffer(raw, np.uint8), constants.GGMLQuantizationType(kind))
+        ours = dequantize(name, raw)
+    assert np.array_equal(ours, theirs.reshape(-1), equal_nan=True)
+
+
+@pytest.mark.parametrize(("kind", "name", "before"), [(Q4_K, "q4_k", Q4_1), (Q5_K, "q5_k", Q5_1)])
+def test_super_blocks_lose_less_than_blocks_of_more_bits(native: Native, kind: int, name: str, before: int) -> None:
+    x = np.random.default_rng(1).standard_normal(256 * 200).astype(f32)
+    names = {Q4_1: "q4_1", Q5_1: "q5_1"}
+    error = [
+        float(np.square(dequantize(called, native.encode(x, F32, number, x.size)[0].tobytes()) - x).mean())
+        for number, called in ((kind, name), (before, names[before]))
+    ]
+    assert error[0] < 0.95 * error[1]
+    assert size_of(kind, 256) < size_of(before, 256)
 
 
 def test_compilers_are_found() -> None:

@@ -42,7 +42,7 @@ def layout_of(name: str, tensors: Tensors, architecture: Architecture | None = N
 
 
 def test_names_that_recipes_rely_on() -> None:
-    seven = [f"ggml-{kind}" for kind in ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")]
+    seven = [f"ggml-{kind}" for kind in ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k")]
     wanted = [*seven, *(f"{name}-from-f32" for name in seven[2:]), "safetensors"]
     assert [name for name in FORMATS if name in wanted] == wanted
     assert FORMATS["ggml-q5_1"].suffix == "-Q5_1.bin"
@@ -51,9 +51,10 @@ def test_names_that_recipes_rely_on() -> None:
 
 def test_quality_limits_loosen_with_fewer_bits() -> None:
     for suffix in ("", "-from-f32"):
-        limits = [FORMATS[f"ggml-{kind}{suffix}"].limits for kind in ("q8_0", "q5_1", "q4_0")]
-        assert limits[0].logits < limits[1].logits < limits[2].logits
-        assert limits[0].perplexity < limits[1].perplexity < limits[2].perplexity
+        for order in (("q8_0", "q5_1", "q4_0"), ("q8_0", "q5_k", "q4_k")):
+            limits = [FORMATS[f"ggml-{kind}{suffix}"].limits for kind in order]
+            assert limits[0].logits < limits[1].logits < limits[2].logits
+            assert limits[0].perplexity < limits[1].perplexity < limits[2].perplexity
 
 
 def test_importing_the_registry_imports_no_numpy() -> None:
@@ -197,6 +198,20 @@ def test_rows_that_are_no_whole_blocks_stay_unquantized() -> None:
     assert found["blocks.0.ffn.value.weight"] == (KINDS["q4_1"], (48, 64))
     assert found["blocks.0.att.key.weight"] == (1, (48, 48))
     assert any("blocks.0.att.key.weight stays unquantized: rows of 48" in remark for remark in layout.remarks)
+
+
+@pytest.mark.parametrize(("name", "other"), [("ggml-q4_k", "q5_0"), ("ggml-q5_k-from-f32", "q5_1")])
+def test_rows_that_are_no_whole_super_blocks_get_llama_cpps_other_types(name: str, other: str) -> None:
+    layout = layout_of(name, tensors_of("4", width=64, ffn=512))
+    found = headers(layout)
+    assert found["blocks.0.ffn.value.weight"] == (KINDS[name[5:9]], (64, 512))
+    assert found["blocks.0.ffn.key.weight"] == (KINDS[other], (512, 64))
+    more = [kind for kind, _ in found.values()].count(KINDS[other]) - 1
+    which = f"blocks.0.att.receptance.weight and {more} more"
+    assert layout.remarks == (f"{name}: {other.upper()} instead for {which}: rows of 64, not a multiple of 256",)
+    layout = layout_of(name, tensors_of("4", width=48, ffn=512))
+    assert headers(layout)["blocks.0.att.key.weight"][0] == (1 if name == "ggml-q4_k" else 0)
+    assert f"{name}: blocks.0.att.key.weight stays unquantized: rows of 48, not a multiple of 32" in layout.remarks
 
 
 def test_an_incomplete_layer_of_version_7_is_named() -> None:

@@ -78,12 +78,12 @@ def ggml(path: Path, *tensors: bytes, header: tuple[int, ...] = (0x67676D66, 101
 
 def test_ggml_tensors(tmp_path: Path) -> None:
     parts = [("emb.weight", 1, (3, 64)), ("a.ü", 0, (5,)), ("b", 2, (2, 32)), ("c", 3, (1, 64)), ("d", 7, (2, 2, 32))]
-    parts += [("e", 8, (3, 96)), ("f", 9, (4, 32))]
+    parts += [("e", 8, (3, 96)), ("g", 12, (2, 512)), ("h", 13, (3, 256)), ("f", 9, (4, 32))]
     path = ggml(tmp_path / "x.bin", *(ggml_tensor(*part) for part in parts))
     index = read_ggml_index(path)
     assert (index.version, index.n_vocab, index.n_embd, index.n_layer, index.type) == (101, 3, 64, 1, "f16")
     assert [(t.name, t.type, t.shape) for t in index.tensors.values()] == [(n, TYPES[k][0], s) for n, k, s in parts]
-    expected = {"emb.weight": 384, "a.ü": 20, "b": 36, "c": 40, "d": 88, "e": 216, "f": 136}
+    expected = {"emb.weight": 384, "a.ü": 20, "b": 36, "c": 40, "d": 88, "e": 216, "g": 576, "h": 528, "f": 136}
     assert {name: tensor.nbytes for name, tensor in index.tensors.items()} == expected
     last = index.tensors["f"]
     assert last.offset + last.nbytes == path.stat().st_size

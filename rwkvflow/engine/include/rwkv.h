@@ -111,7 +111,8 @@ RWKV_API void rwkv_init_state(const struct rwkv_context *ctx, float *state);
 /* Frees a context; the model goes with the last one that uses it. Null is allowed. */
 RWKV_API void rwkv_free(struct rwkv_context *ctx);
 
-/* Quantizes an FP32 or FP16 file; format_name is Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0. False on an error. */
+/* Quantizes an FP32 or FP16 file; format_name is Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K or Q5_K. False on
+ * an error. */
 RWKV_API bool rwkv_quantize_model_file(const char *model_file_path_in, const char *model_file_path_out,
                                        const char *format_name);
 

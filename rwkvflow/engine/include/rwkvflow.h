@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-/* Types of elements, with rwkv.cpp's numbers; no file of its own has BF16. */
+/* Types of elements, with rwkv.cpp's numbers. Its own files have no Q4_K, Q5_K (ggml's numbers) and BF16; ours have no BF16. */
 enum rwkvflow_type {
     RWKVFLOW_F32 = 0,
     RWKVFLOW_F16 = 1,
@@ -17,6 +17,8 @@ enum rwkvflow_type {
     RWKVFLOW_Q5_0 = 7,
     RWKVFLOW_Q5_1 = 8,
     RWKVFLOW_Q8_0 = 9,
+    RWKVFLOW_Q4_K = 12,
+    RWKVFLOW_Q5_K = 13,
     RWKVFLOW_BF16 = 30
 };
 

@@ -2,6 +2,7 @@
 //
 // Layouts are those of rwkv.cpp's model files (ggml): little-endian, 32 weights a block, scales in IEEE half precision,
 // weight j < 16 in the low nibble of byte j and weight j + 16 in its high nibble, bit j of `qh` the fifth bit of weight j.
+// Q4_K and Q5_K, which rwkv.cpp does not have, are as in ggml's other files: 256 weights, see below.
 // Blocks stand in files at any address, so every struct here has an alignment of 1.
 #pragma once
 
@@ -14,7 +15,7 @@
 
 namespace rwkvflow {
 
-// Numbers as rwkv.cpp writes them; BF16, which its files do not have, as ggml does.
+// Numbers as rwkv.cpp writes them; of those that its files do not have (BF16, Q4_K, Q5_K) as ggml does.
 enum Type : int32_t {
     TYPE_F32 = 0,
     TYPE_F16 = 1,
@@ -23,10 +24,13 @@ enum Type : int32_t {
     TYPE_Q5_0 = 7,
     TYPE_Q5_1 = 8,
     TYPE_Q8_0 = 9,
+    TYPE_Q4_K = 12,
+    TYPE_Q5_K = 13,
     TYPE_BF16 = 30,
 };
 
-constexpr uint32_t BLOCK = 32;  // weights in a block of any quantized type
+constexpr uint32_t BLOCK = 32;         // weights in a block of any quantized type; of the K types, in a sub-block
+constexpr uint32_t SUPER_BLOCK = 256;  // weights in a super-block of the K types
 
 #pragma pack(push, 1)
 
@@ -64,17 +68,44 @@ struct BlockQ8_0 {
     int8_t qs[BLOCK];
 };
 
+// Sub-block s, weights 32 s .. 32 s + 31: w = d * scale(s) * q - dmin * minimum(s). Of the 6-bit scales and minima the first four
+// are the low bits of bytes 0 .. 3 and 4 .. 7; of the others byte 4 + s has the low four bits (of the minimum in its high
+// nibble), and the high bits of bytes s - 4 and s their upper two. Weight j of sub-blocks 2 p and 2 p + 1 is in the low and the
+// high nibble of byte 32 p + j.
+struct BlockQ4_K {
+    uint16_t d;
+    uint16_t dmin;
+    uint8_t scales[12];
+    uint8_t qs[SUPER_BLOCK / 2];
+};
+
+// The same; bit s of byte j of `qh` is the fifth bit of weight j of sub-block s.
+struct BlockQ5_K {
+    uint16_t d;
+    uint16_t dmin;
+    uint8_t scales[12];
+    uint8_t qh[SUPER_BLOCK / 8];
+    uint8_t qs[SUPER_BLOCK / 2];
+};
+
 #pragma pack(pop)
 
 static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ4_1) == 20 && sizeof(BlockQ5_0) == 22);
 static_assert(sizeof(BlockQ5_1) == 24 && sizeof(BlockQ8_0) == 34);
+static_assert(sizeof(BlockQ4_K) == 144 && sizeof(BlockQ5_K) == 176);
 
-inline bool is_quantized(int32_t type) {
-    return type == TYPE_Q4_0 || type == TYPE_Q4_1 || type == TYPE_Q5_0 || type == TYPE_Q5_1 || type == TYPE_Q8_0;
+inline bool has_super_blocks(int32_t type) {
+    return type == TYPE_Q4_K || type == TYPE_Q5_K;
 }
 
-// Weights in one unit of a type: 32 for the quantized, 1 for the others, 0 for an unknown type.
+inline bool is_quantized(int32_t type) {
+    return type == TYPE_Q4_0 || type == TYPE_Q4_1 || type == TYPE_Q5_0 || type == TYPE_Q5_1 || type == TYPE_Q8_0 ||
+           has_super_blocks(type);
+}
+
+// Weights in one unit of a type: 32 or 256 for the quantized, 1 for the others, 0 for an unknown type.
 inline uint32_t block_length(int32_t type) {
+    if (has_super_blocks(type)) return SUPER_BLOCK;
     if (is_quantized(type)) return BLOCK;
     return type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16 ? 1 : 0;
 }
@@ -90,8 +121,17 @@ inline uint32_t block_bytes(int32_t type) {
         case TYPE_Q5_0: return sizeof(BlockQ5_0);
         case TYPE_Q5_1: return sizeof(BlockQ5_1);
         case TYPE_Q8_0: return sizeof(BlockQ8_0);
+        case TYPE_Q4_K: return sizeof(BlockQ4_K);
+        case TYPE_Q5_K: return sizeof(BlockQ5_K);
         default: return 0;
     }
+}
+
+// What llama.cpp's quantizer takes where rows of `cols` weights are no whole blocks of a K type: the type of 32 weights a block
+// with as many bits, or the next larger. Any other type is its own.
+inline int32_t type_for_rows(int32_t type, uint64_t cols) {
+    if (!has_super_blocks(type) || cols % SUPER_BLOCK == 0) return type;
+    return type == TYPE_Q4_K ? TYPE_Q5_0 : TYPE_Q5_1;
 }
 
 inline uint32_t float_bits(float value) {

@@ -166,6 +166,8 @@ const char *type_name(int32_t type) {
         case RWKVFLOW_Q5_0: return "Q5_0";
         case RWKVFLOW_Q5_1: return "Q5_1";
         case RWKVFLOW_Q8_0: return "Q8_0";
+        case RWKVFLOW_Q4_K: return "Q4_K";
+        case RWKVFLOW_Q5_K: return "Q5_K";
         default: return nullptr;
     }
 }

@@ -27,7 +27,7 @@ struct Matrix {
 
 // The inputs of a matrix for several tokens. f holds `stride` floats a token (stride is a multiple of kGroupColumns, and what is
 // beyond the columns of a matrix is finite). For quantized weights the rest holds the same in 8 bits, in an order and with
-// sums that the kernels choose: q, a scale d for each block of kSlice, and s or n (in kernels_blocks.h, kernels_avx512_blocks.h).
+// sums that the kernels choose: q, a scale d for each block of kSlice, sums s of the blocks, d times those of q, and in kernels_avx512_blocks.h n.
 inline constexpr uint32_t kGroupColumns = 128;
 struct Activations {
     float *f;

@@ -228,6 +228,14 @@ void matmul_type(const Product &p) {
     }
 }
 
+}  // namespace
+}  // namespace rwkvflow
+
+#include "kernels_avx512_super.h"
+
+namespace rwkvflow {
+namespace {
+
 void matmul_quantized(const Product &p) {
     switch (p.w->type) {
         case kQ4_0: return matmul_type<kQ4_0>(p);
@@ -235,6 +243,8 @@ void matmul_quantized(const Product &p) {
         case kQ5_0: return matmul_type<kQ5_0>(p);
         case kQ5_1: return matmul_type<kQ5_1>(p);
         case kQ8_0: return matmul_type<kQ8_0>(p);
+        case kQ4_K: return matmul_super<kQ4_K>(p);
+        case kQ5_K: return matmul_super<kQ5_K>(p);
         default: return;
     }
 }
@@ -255,7 +265,10 @@ void quantize(const Activations *x, uint32_t t, uint32_t c0, uint32_t c1) {
         const __m128i zero = _mm_setzero_si128(), ones = _mm_set1_epi8(1);
         const __m128i sums = _mm_dpbusd_epi32(_mm_dpbusd_epi32(zero, ones, a), ones, b);
         _mm_storeu_si128(reinterpret_cast<__m128i *>(x->n + 4 * block), _mm_sub_epi32(zero, sums));
+        const __m128i pairs = _mm_add_epi32(sums, _mm_shuffle_epi32(sums, 0x4e));
+        const __m128i total = _mm_add_epi32(pairs, _mm_shuffle_epi32(pairs, 0xb1));
         x->d[block] = largest / 127.0f;
+        x->s[block] = x->d[block] * static_cast<float>(_mm_cvtsi128_si32(total));
     }
 }
 

@@ -22,16 +22,6 @@ inline void unpack_block(const uint8_t *block, int8_t out[32]) {
         }
     }
 }
-// Lane i: the sum over 4i .. 4i + 3 of w * q, exact.
-inline I8 byte_sums(const int8_t *w, const int8_t *q) {
-    I8 out;
-    for (int i = 0; i < 8; ++i) {
-        int32_t sum = 0;
-        for (int j = 4 * i; j < 4 * i + 4; ++j) sum += w[j] * q[j];
-        out[i] = sum;
-    }
-    return out;
-}
 // The same of a block, less its offset.
 template <int TYPE>
 inline I8 block_sums(const uint8_t *block, const int8_t *q) {
@@ -40,9 +30,6 @@ inline I8 block_sums(const uint8_t *block, const int8_t *q) {
     return byte_sums(w, q);
 }
 #endif
-
-inline V8 splat8(float v) { return V8{v, v, v, v, v, v, v, v}; }
-inline V8 to_float(I8 value) { return __builtin_convertvector(value, V8); }
 
 // A row against one token.
 template <int TYPE>
@@ -56,13 +43,6 @@ inline float row_blocks(const uint8_t *w, const int8_t *q, const float *d, const
     }
     return sum_lanes8(sum) + minima;
 }
-
-// Rows unpacked to bytes, and scales and minima to floats, for all tokens: [rows][cols], [rows][blocks] and [rows][blocks].
-struct Panel {
-    int8_t *q;
-    float *scale, *least;
-    size_t cols, blocks;
-};
 
 template <int TYPE>
 inline void unpack(const Panel &panel, const uint8_t *w, size_t row_bytes, uint32_t rows) {
@@ -101,8 +81,10 @@ void matmul_type(const Product &p) {
     const size_t row_bytes = static_cast<size_t>(w.row_bytes);
     if (p.tokens == 1) {
         const uint8_t *at = w.data + w.row_bytes * p.row0;
-        for (uint32_t row = p.row0; row < p.row1; ++row, at += row_bytes)
-            p.y[row] = row_blocks<TYPE>(at, p.x->q, p.x->d, p.x->s, w.cols / 32);
+        for (uint32_t row = p.row0; row < p.row1; ++row, at += row_bytes) {
+            if constexpr (Block<TYPE>::super) p.y[row] = row_super<TYPE>(at, p.x->q, p.x->d, p.x->s, w.cols / 32);
+            else p.y[row] = row_blocks<TYPE>(at, p.x->q, p.x->d, p.x->s, w.cols / 32);
+        }
         return;
     }
     constexpr uint32_t kPanel = 8, R = 2, T = 4;
@@ -111,7 +93,9 @@ void matmul_type(const Product &p) {
     panel.least = panel.scale + kPanel * panel.blocks;
     for (uint32_t row = p.row0; row < p.row1; row += kPanel) {
         const uint32_t rows = p.row1 - row < kPanel ? p.row1 - row : kPanel;
-        unpack<TYPE>(panel, w.data + w.row_bytes * row, row_bytes, rows);
+        const uint8_t *at = w.data + w.row_bytes * row;
+        if constexpr (Block<TYPE>::super) unpack_super<TYPE>(panel, at, row_bytes, rows);
+        else unpack<TYPE>(panel, at, row_bytes, rows);
         for (uint32_t t = 0; t < p.tokens;) {
             float *y = p.y + static_cast<size_t>(t) * p.ldy + row;
             const bool many = t + T <= p.tokens;
@@ -135,6 +119,8 @@ void matmul_quantized(const Product &p) {
         case kQ5_0: return matmul_type<kQ5_0>(p);
         case kQ5_1: return matmul_type<kQ5_1>(p);
         case kQ8_0: return matmul_type<kQ8_0>(p);
+        case kQ4_K: return matmul_type<kQ4_K>(p);
+        case kQ5_K: return matmul_type<kQ5_K>(p);
         default: return;
     }
 }

@@ -96,6 +96,34 @@ inline I8 block_sums(const uint8_t *block, const int8_t *q) {
     return dot_products(load_bytes<TYPE>(block), q);
 }
 
+// The two halves of the weights of a sub-block of a super-block.
+template <int TYPE>
+inline int8x16x2_t load_sub(const uint8_t *at, int sub) {
+    using B = Block<TYPE>;
+    int8x16x2_t out;
+    for (int half = 0; half < 2; ++half) {
+        const uint8x16_t both = vld1q_u8(at + B::quants + sub / 2 * 32 + 16 * half);
+        uint8x16_t w = sub % 2 == 0 ? vandq_u8(both, vdupq_n_u8(15)) : vshrq_n_u8(both, 4);
+        if constexpr (B::five) {
+            const uint8x16_t bits = vld1q_u8(at + B::high + 16 * half);
+            const uint8x16_t set = vtstq_u8(bits, vdupq_n_u8(static_cast<uint8_t>(1 << sub)));
+            w = vorrq_u8(w, vandq_u8(set, vdupq_n_u8(16)));
+        }
+        out.val[half] = vreinterpretq_s8_u8(w);
+    }
+    return out;
+}
+template <int TYPE>
+inline void unpack_sub(const uint8_t *at, int sub, int8_t out[32]) {
+    const int8x16x2_t w = load_sub<TYPE>(at, sub);
+    vst1q_s8(out, w.val[0]);
+    vst1q_s8(out + 16, w.val[1]);
+}
+template <int TYPE>
+inline I8 sub_sums(const uint8_t *at, int sub, const int8_t *q) {
+    return dot_products(load_sub<TYPE>(at, sub), q);
+}
+
 }  // namespace
 }  // namespace rwkvflow
 

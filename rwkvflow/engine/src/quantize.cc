@@ -2,23 +2,10 @@
 //
 // Reductions are done on the integers that floats order like, because a compiler may reorder those: that keeps vector
 // code and scalar code equal bit for bit. It also makes NaN the largest number, so that a bad block shows in its scale.
-#include "quantize.h"
-
-// RWKVFLOW_BASELINE leaves the AVX2 versions out; the tests compare.
-#if defined(__x86_64__) && !defined(RWKVFLOW_BASELINE)
-#include <cpuid.h>
-#endif
-
-#define INLINE inline __attribute__((always_inline))
+#include "quantize_dispatch.h"
 
 namespace rwkvflow {
 namespace {
-
-constexpr uint32_t ABS = 0x7fffffffu;
-
-INLINE bool half_is_finite(uint16_t half) {
-    return (half & 0x7c00u) != 0x7c00u;
-}
 
 // t, or 0 where its integer does not fit in 32 bits or t is NaN. That happens in blocks so small that the reciprocal of
 // their scale is infinite. C++ leaves the conversion undefined; x86 makes 0x80000000 of it, whose low byte is 0 as well.
@@ -231,30 +218,6 @@ INLINE void read_halves(const void *src, float *dst, uint64_t count) {
     }
 }
 
-#if defined(__x86_64__) && !defined(RWKVFLOW_BASELINE)
-#define HAVE_AVX2 1
-#define AVX2 __attribute__((target("avx2")))
-
-bool detect_avx2() {
-    uint32_t a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_AVX)) return false;
-    uint32_t low, high;
-    __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    if ((low & 6u) != 6u) return false;  // the system saves XMM and YMM registers
-    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & bit_AVX2);
-}
-
-bool have_avx2() {
-    static int known = 0;  // 0 not asked, 1 no, 2 yes; several threads would store the same
-    int state = __atomic_load_n(&known, __ATOMIC_RELAXED);
-    if (state == 0) {
-        state = detect_avx2() ? 2 : 1;
-        __atomic_store_n(&known, state, __ATOMIC_RELAXED);
-    }
-    return state == 2;
-}
-#endif
-
 }  // namespace
 }  // namespace rwkvflow
 
@@ -265,18 +228,6 @@ bool have_avx2() {
 #endif
 
 namespace rwkvflow {
-
-#ifdef HAVE_AVX2
-#define DEFINE_WRITER(name, body)                                                              \
-    static AVX2 bool name##_avx2(const float *src, void *dst, uint64_t count) { return body; } \
-    bool name(const float *src, void *dst, uint64_t count) {                                   \
-        if (have_avx2()) return name##_avx2(src, dst, count);                                  \
-        return body;                                                                           \
-    }
-#else
-#define DEFINE_WRITER(name, body) \
-    bool name(const float *src, void *dst, uint64_t count) { return body; }
-#endif
 
 DEFINE_WRITER(quantize_row_f32, write_floats(src, dst, count))
 DEFINE_WRITER(quantize_row_bf16, write_bfloats(src, dst, count))
@@ -392,6 +343,8 @@ bool quantize_row(int32_t type, const float *src, void *dst, uint64_t count) {
         case TYPE_Q5_0: return quantize_row_q5_0(src, dst, count);
         case TYPE_Q5_1: return quantize_row_q5_1(src, dst, count);
         case TYPE_Q8_0: return quantize_row_q8_0(src, dst, count);
+        case TYPE_Q4_K: return quantize_row_q4_k(src, dst, count);
+        case TYPE_Q5_K: return quantize_row_q5_k(src, dst, count);
         default: return false;
     }
 }
@@ -406,6 +359,8 @@ void dequantize_row(int32_t type, const void *src, float *dst, uint64_t count) {
         case TYPE_Q5_0: dequantize_row_q5_0(src, dst, count); break;
         case TYPE_Q5_1: dequantize_row_q5_1(src, dst, count); break;
         case TYPE_Q8_0: dequantize_row_q8_0(src, dst, count); break;
+        case TYPE_Q4_K: dequantize_row_q4_k(src, dst, count); break;
+        case TYPE_Q5_K: dequantize_row_q5_k(src, dst, count); break;
         default: break;
     }
 }

@@ -28,6 +28,8 @@ bool quantize_row_q4_1(const float *src, void *dst, uint64_t count);
 bool quantize_row_q5_0(const float *src, void *dst, uint64_t count);
 bool quantize_row_q5_1(const float *src, void *dst, uint64_t count);
 bool quantize_row_q8_0(const float *src, void *dst, uint64_t count);
+bool quantize_row_q4_k(const float *src, void *dst, uint64_t count);
+bool quantize_row_q5_k(const float *src, void *dst, uint64_t count);
 
 void dequantize_row_f16(const void *src, float *dst, uint64_t count);
 void dequantize_row_bf16(const void *src, float *dst, uint64_t count);
@@ -36,5 +38,7 @@ void dequantize_row_q4_1(const void *src, float *dst, uint64_t count);
 void dequantize_row_q5_0(const void *src, float *dst, uint64_t count);
 void dequantize_row_q5_1(const void *src, float *dst, uint64_t count);
 void dequantize_row_q8_0(const void *src, float *dst, uint64_t count);
+void dequantize_row_q4_k(const void *src, float *dst, uint64_t count);
+void dequantize_row_q5_k(const void *src, float *dst, uint64_t count);
 
 }  // namespace rwkvflow

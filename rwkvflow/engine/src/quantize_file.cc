@@ -58,10 +58,11 @@ bool write_all(const File &file, int32_t type, FILE *out, Error *error) {
     for (uint64_t i = 0; fine && i < file.count; ++i) {
         const Tensor &tensor = file.tensors[i];
         const bool encode = wanted(tensor);
+        const int32_t to = encode ? type_for_rows(type, tensor.dims[1]) : tensor.type;
         if (encode && is_quantized(tensor.type))
             return fail(error, RWKV_ERROR_MODEL_PARAMS | RWKV_ERROR_UNSUPPORTED, "%.80s is quantized already", tensor.name);
-        fine = put_header(out, tensor, encode ? type : tensor.type);
-        if (fine && encode && !put_encoded(out, tensor, type, error)) return false;
+        fine = put_header(out, tensor, to);
+        if (fine && encode && !put_encoded(out, tensor, to, error)) return false;
         if (fine && !encode) fine = put(out, tensor.data, tensor.bytes);
     }
     return fine || fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_WRITE, "cannot write: %s", strerror(errno));
@@ -97,10 +98,10 @@ bool rwkv_quantize_model_file(const char *model_file_path_in, const char *model_
     if (model_file_path_in == nullptr || model_file_path_out == nullptr || format_name == nullptr)
         return fail(error, RWKV_ERROR_ARGS, "two paths and a format are needed");
     int32_t type = -1;
-    for (int32_t candidate = RWKVFLOW_Q4_0; candidate <= RWKVFLOW_Q8_0; ++candidate)
+    for (int32_t candidate = RWKVFLOW_Q4_0; candidate <= RWKVFLOW_Q5_K; ++candidate)
         if (type_name(candidate) != nullptr && strcmp(type_name(candidate), format_name) == 0) type = candidate;
     if (type < 0)
-        return fail(error, RWKV_ERROR_ARGS | RWKV_ERROR_DATA_TYPE, "no format %.40s; use Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0", format_name);
+        return fail(error, RWKV_ERROR_ARGS | RWKV_ERROR_DATA_TYPE, "no format %.40s; use Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K or Q5_K", format_name);
     File file;
     if (!file_open(model_file_path_in, &file, error)) return false;
     bool fine = false;

@@ -18,7 +18,7 @@ const char *const kUsage =
     "      [--save-state FILE] [--threads N] [--group-norm-eps E] [-v]\n"
     "      how the prompt goes on; models of World and 20B need their vocabulary: --vocab, RWKV_VOCAB, or beside the model\n"
     "  rwkv inspect MODEL        sizes, types and shapes\n"
-    "  rwkv quantize IN OUT TYPE Q4_0, Q4_1, Q5_0, Q5_1 or Q8_0\n"
+    "  rwkv quantize IN OUT TYPE Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K or Q5_K\n"
     "  rwkv bench MODEL... [--threads N] [--prefill TOKENS] [--json]\n"
     "      times, memory, and the share of this machine's read bandwidth; 2 threads and 256 tokens unless told\n"
     "  rwkv info                 what this build and this processor can do\n"
@@ -139,8 +139,8 @@ int eval(int argc, char **argv) {
 }
 
 const char *name_of(int32_t type) {
-    const char *const names[] = {"F32", "F16", "Q4_0", "Q4_1", "?", "?", "?", "Q5_0", "Q5_1", "Q8_0"};
-    return type >= 0 && type < 10 ? names[type] : "?";
+    const char *const names[] = {"F32", "F16", "Q4_0", "Q4_1", "?", "?", "?", "Q5_0", "Q5_1", "Q8_0", "?", "?", "Q4_K", "Q5_K"};
+    return type >= 0 && type < 14 ? names[type] : "?";
 }
 
 int inspect(const char *path) {

@@ -25,6 +25,7 @@ STATEFUL = ALL_VERSIONS - {"4"}  # those that have a state for each head
 
 # Types of weights, with rwkv.cpp's numbers (engine/src/blocks.h), and their (values, bytes) of a block.
 F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, BF16 = 0, 1, 2, 3, 7, 8, 9, 30
+Q4_K, Q5_K = 12, 13  # rwkv.cpp has none of these: ggml's numbers
 BLOCKS: Mapping[int, tuple[int, int]] = {
     F32: (1, 4),
     F16: (1, 2),
@@ -34,8 +35,11 @@ BLOCKS: Mapping[int, tuple[int, int]] = {
     Q5_0: (32, 22),
     Q5_1: (32, 24),
     Q8_0: (32, 34),
+    Q4_K: (256, 144),
+    Q5_K: (256, 176),
 }
-QUANTIZED = frozenset({Q4_0, Q4_1, Q5_0, Q5_1, Q8_0})
+QUANTIZED = frozenset({Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K})
+NARROWER: Mapping[int, int] = {Q4_K: Q5_0, Q5_K: Q5_1}  # of 32 values: for rows that 256 do not divide, as in llama.cpp
 TYPE_OF_DTYPE: Mapping[str, int] = {"f32": F32, "f16": F16, "bf16": BF16}  # dtypes that the engine encodes
 
 

@@ -1,6 +1,8 @@
 """rwkv.cpp's `.bin`: a header of six int32, then each tensor with its own small header, nothing padded.
 
 Layout and transforms are those of rwkv.cpp's converter and quantizer (docs/FILE_FORMAT.md there), and so are the bytes.
+Its files have no Q4_K and Q5_K: those are librwkv's, with the numbers and blocks of ggml. Rows that 256 does not divide
+get what llama.cpp takes in their place (src/llama-quant.cpp): Q5_0 and Q5_1.
 
     header   int32 magic 0x67676d66, version 101, n_vocab, n_embd, n_layer, data type of the file
     tensor   int32 number of dims, length of the name, data type; int32 dims, last of PyTorch's first; name; data
@@ -19,10 +21,13 @@ from rwkvflow.worker.formats.base import (
     BLOCKS,
     F16,
     F32,
+    NARROWER,
     Q4_0,
     Q4_1,
+    Q4_K,
     Q5_0,
     Q5_1,
+    Q5_K,
     Q8_0,
     Encoding,
     FileFormat,
@@ -80,8 +85,11 @@ class Ggml(FileFormat):
         build = LayoutBuilder()
         header = (MAGIC, VERSION, architecture.n_vocab, architecture.n_embd, architecture.n_layer, self.kind)
         build.literal(struct.pack("<6i", *header))
+        narrowed: dict[tuple[int, int], list[str]] = {}
         for tensor in _plan(architecture, tensors):
             kind = self._kind(tensor, build)
+            if kind not in (self.kind, F32, F16):
+                narrowed.setdefault((kind, tensor.shape[-1]), []).append(tensor.name)
             if len(tensor.shape) > 4 or any(dim > LARGEST_INT32 for dim in tensor.shape):
                 raise WorkerError(f"{self.name} cannot hold {tensor.name} of shape {list(tensor.shape)}")
             key = tensor.name.encode()
@@ -91,6 +99,10 @@ class Ggml(FileFormat):
             for source in tensor.sources:
                 count = math.prod(tensor.shape) // len(tensor.sources)
                 build.slot(source, count, Encoding(kind, via_f16, tensor.transform))
+        for (kind, cols), names in narrowed.items():
+            which = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            block = BLOCKS[self.kind][0]
+            build.remark(f"{self.name}: {NAMES[kind]} instead for {which}: rows of {cols}, not a multiple of {block}")
         return build.done()
 
     def _kind(self, tensor: _Tensor, build: LayoutBuilder) -> int:
@@ -98,9 +110,11 @@ class Ggml(FileFormat):
         unquantized = F16 if self.from_f16 and _f16_in_f16_file(tensor) else F32
         if self.kind in (F32, F16) or not _quantizable(tensor):
             return unquantized
-        cols, block = tensor.shape[-1], BLOCKS[self.kind][0]
-        if cols % block == 0:
-            return self.kind
+        cols = tensor.shape[-1]
+        for kind in (self.kind, NARROWER.get(self.kind, self.kind)):
+            block = BLOCKS[kind][0]
+            if cols % block == 0:
+                return kind
         if cols > 1:  # a last dim of 1 is rwkv.cpp's own, on per-head values that nobody would expect quantized
             build.remark(f"{self.name}: {tensor.name} stays unquantized: rows of {cols}, not a multiple of {block}")
         return unquantized
@@ -197,12 +211,18 @@ LIMITS = {
     "f32": Limits(logits=1e-4, perplexity=1e-4),
     "f16": Limits(logits=0.02, perplexity=0.002),
     "q8_0": Limits(logits=0.2, perplexity=0.01),
+    "q5_k": Limits(logits=0.8, perplexity=0.05),
     "q5_1": Limits(logits=0.8, perplexity=0.05),
     "q5_0": Limits(logits=0.8, perplexity=0.05),
+    "q4_k": Limits(logits=1.5, perplexity=0.15),
     "q4_1": Limits(logits=1.5, perplexity=0.15),
     "q4_0": Limits(logits=1.5, perplexity=0.20),
 }
-KINDS = {"f32": F32, "f16": F16, "q4_0": Q4_0, "q4_1": Q4_1, "q5_0": Q5_0, "q5_1": Q5_1, "q8_0": Q8_0}
+KINDS = {
+    **{"f32": F32, "f16": F16, "q4_0": Q4_0, "q4_1": Q4_1, "q5_0": Q5_0, "q5_1": Q5_1, "q8_0": Q8_0},
+    **{"q4_k": Q4_K, "q5_k": Q5_K},
+}
+NAMES = {kind: short.upper() for short, kind in KINDS.items()}
 
 
 def _format(short: str, from_f32: bool = False) -> Ggml:

@@ -38,10 +38,10 @@ int32_t read_int(const uint8_t *data, size_t at) {
 
 void write_int(uint8_t *data, size_t at, int32_t value) { memcpy(data + at, &value, sizeof value); }
 
-// Bytes of 32 elements; 0 for types that no file has.
+// Bytes of 32 elements; 0 for types that no file has. Types 12 and 13 come in blocks of 256.
 size_t block_bytes(int32_t type) {
-    const size_t sizes[] = {128, 64, 18, 20, 0, 0, 0, 22, 24, 34};
-    return type >= 0 && type < 10 ? sizes[type] : 0;
+    const size_t sizes[] = {128, 64, 18, 20, 0, 0, 0, 22, 24, 34, 0, 0, 18, 22};
+    return type >= 0 && type < 14 ? sizes[type] : 0;
 }
 
 // The tensors that can be told apart; ends at the first that makes no sense.
@@ -78,7 +78,7 @@ struct Random {
 };
 
 int32_t likely(Random *random, int32_t old) {
-    const int32_t values[] = {0, 1, -1, 2, 3, 4, 5, 7, 8, 9, 16, 30, 31, 32, 33, 40, 64, 96, 100, 101, 128, 255, 256,
+    const int32_t values[] = {0, 1, -1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 30, 31, 32, 33, 40, 64, 96, 100, 101, 128, 255, 256,
                               1 << 16, 1 << 24, 1 << 30, 2147483647, 2147483616, -2147483647 - 1};
     switch (random->below(4)) {
         case 0: return static_cast<int32_t>(static_cast<uint32_t>(old) + random->below(65) - 32);
@@ -125,8 +125,8 @@ size_t change(uint8_t *data, size_t size, size_t max_size, Random *random) {
             return splice(data, size, max_size, one.data, one.end, nullptr, static_cast<size_t>(want));
         }
         case 3: {  // another type, and as much data as it asks for
-            const int32_t types[] = {0, 1, 2, 3, 7, 8, 9};
-            const int32_t old = read_int(data, one.start + 8), now = types[random->below(7)];
+            const int32_t types[] = {0, 1, 2, 3, 7, 8, 9, 12, 13};
+            const int32_t old = read_int(data, one.start + 8), now = types[random->below(9)];
             const size_t want = (one.end - one.data) * 32 / block_bytes(old) * block_bytes(now) / 32;
             write_int(data, one.start + 8, now);
             return splice(data, size, max_size, one.data, one.end, nullptr, want);
@@ -223,9 +223,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         free(logits);
         rwkv_free(ctx);
     }
-    const char *const kinds[] = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"};
+    const char *const kinds[] = {"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K"};
     if (size > 0 && data[size - 1] % 8 == 0) {  // on a disk, so not each time
-        rwkv_quantize_model_file(path, kQuantized, kinds[data[size - 1] / 8 % 5]);
+        rwkv_quantize_model_file(path, kQuantized, kinds[data[size - 1] / 8 % 7]);
         unlink(kQuantized);
     }
     return 0;
