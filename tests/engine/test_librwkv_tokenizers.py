@@ -270,6 +270,16 @@ def test_what_is_no_world_vocabulary(text: str, why: str, opener: Opener) -> Non
     assert why in message
 
 
+def test_large_files_of_nothing(opener: Opener) -> None:
+    """Memory goes by what is in a file, not by its size."""
+    assert opener(b"\n" * 3_000_000)[:2] == (FILE, DATA)
+    assert opener(b"1 'a' 1" + b"\n" * 3_000_000) == (0, 0, "opened")
+    many = json.dumps({**json.loads(good()["json"]), "model": {"vocab": {"a": 0}, "merges": ["0"]}})
+    refused = opener(many.replace('"0"', ",".join(['""'] * 4_200_000)).encode())
+    assert refused[:2] == (FILE, DATA)
+    assert "more merges" in refused[2]
+
+
 @pytest.mark.parametrize("kind", ["world", "json"])
 def test_truncated_and_no_text(kind: str, opener: Opener) -> None:
     whole = good()[kind]

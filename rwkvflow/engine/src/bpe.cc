@@ -442,6 +442,7 @@ struct BpeReader {
                 return value->skip();
             }))
             return refuse("its merges");
+        if (count > 4 * uint64_t{kMostTokenIds}) return refuse("more merges than there can be tokens");
         bpe->n_pairs_ = 16;
         while (bpe->n_pairs_ < 2 * count) bpe->n_pairs_ *= 2;
         bpe->pairs_ = static_cast<Bpe::Pair *>(malloc(static_cast<size_t>(bpe->n_pairs_) * sizeof(Bpe::Pair)));

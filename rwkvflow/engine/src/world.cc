@@ -119,6 +119,7 @@ bool World::open(const char *name, const char *text, size_t size, Error *error) 
     if (!is_utf8(text, size)) return refuse(1, "not UTF-8");
     size_t lines = 1;
     for (size_t i = 0; i < size; ++i) lines += text[i] == '\n';
+    if (lines > kMostTokenIds) lines = kMostTokenIds + size_t{1};  // one more is found out, as ids come once
     Lexicon::Entry *entries = static_cast<Lexicon::Entry *>(malloc(lines * sizeof(Lexicon::Entry)));
     size_t *starts = static_cast<size_t *>(malloc(lines * sizeof(size_t)));
     size_t count = 0, line = 0;
