@@ -151,7 +151,10 @@ class Checkpoint:
             shape, first = (count, *shape[1:]), start_row * view.stride[0]
         dtype = np.dtype(NUMPY[view.info.dtype])
         base = view.base + first * dtype.itemsize
-        out = np.empty(shape, dtype)
+        try:
+            out = np.empty(shape, dtype)
+        except ValueError:  # of no values, but with other sizes that no array can have
+            raise WorkerError(f"{self._file.name}: tensor {name!a} has the absurd shape {list(shape)}") from None
         if out.size == 0:
             return out
         if _row_major(shape, view.stride):

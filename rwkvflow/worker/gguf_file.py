@@ -237,6 +237,8 @@ class _Reader:
         number, offset = self.numbers("IQ")
         if number not in TYPES:
             raise self.bad(f"tensor {name!a} has the unknown type {number}")
+        if min(shape) < 1:
+            raise self.bad(f"tensor {name!a} has the dims {list(shape)}")
         kind, values, size = TYPES[number]
         if shape[-1] % values:
             raise self.bad(f"rows of tensor {name!a} are not whole blocks of {values}")

@@ -82,3 +82,52 @@ def test_convert_does_not_overwrite_and_leaves_nothing_behind(source: Path, libr
     assert sorted(item.name for item in tmp_path.iterdir()) == ["ggml-f16", "m.pth"]
     assert call("convert", source, tmp_path, "--format", "ggml-f16", "--library", library).exit_code == 0
     assert (tmp_path / "m-FP16.bin").read_bytes() == before
+
+
+def test_convert_splits_and_takes_what_is_split(source: Path, library: Path, tmp_path: Path) -> None:
+    def split(target: Path, name: str, *more: object) -> Result:
+        return call("convert", source, target, "--format", name, "--library", library, *more)
+
+    result = split(tmp_path, "gguf-f16", "--split", "300kB")
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "m-F16-gguf"
+    shards = sorted(folder.iterdir())
+    assert f"{folder} " in result.output
+    assert "sha256" not in result.output
+    assert shards[0].name == f"m-F16-00001-of-{len(shards):05d}.gguf"
+    assert all(shard.stat().st_size <= 300_000 for shard in shards)
+    assert "exists already" in str(split(tmp_path, "gguf-f16", "--split", "300kB").exception)
+    named = tmp_path / "mine.safetensors"
+    assert split(named, "safetensors-f32", "--split", "0.5 MB").exit_code == 0
+    assert (named / "mine.safetensors.index.json").is_file()
+    assert split(tmp_path / "whole", "safetensors", "--split", "1GB").exit_code == 0
+    assert (tmp_path / "whole").is_file()
+    for path in (folder, shards[0], named, named / "mine.safetensors.index.json"):
+        told = call("inspect", path)
+        assert told.exit_code == 0
+        count = len(shards) if path in (folder, shards[0]) else len(list(named.glob("*.safetensors")))
+        assert f" in {count} files, " in told.output
+        if path not in (folder, shards[0]):
+            assert call("compare", tmp_path / "whole", path, "--strict").exit_code == 0
+        back = tmp_path / f"{path.name}-back"
+        assert call("convert", path, back, "--format", "ggml-f32", "--library", library).exit_code == 0
+        back.unlink()
+    refused = split(tmp_path / "x", "ggml-f16", "--split", "100kB")
+    assert "these can be split" in str(refused.exception)
+    for words, wrong in (("a size such as 5GB", "5"), ("files of no bytes", "0GB")):
+        assert words in str(split(tmp_path / "x", "ggml-f16", "--split", wrong).exception)
+    assert not (tmp_path / "x").exists()
+
+
+def test_convert_takes_strategies(source: Path, library: Path, tmp_path: Path) -> None:
+    old = checkpoints.make(tmp_path / "six.pth", "6", "bf16", layers=2, width=128, vocab=96)
+    options = ("--library", library, "--format", "chatrwkv", "--strategy")
+    result = call("convert", old, tmp_path, *options, "cuda fp16i8 *1->cpu fp32")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "six-cuda-fp16i8-x1-cpu-fp32.pth").is_file()
+    assert "cannot hold version 7" in str(call("convert", source, tmp_path, *options, "cuda fp16i8").exception)
+    assert "'gpu' is no device" in str(call("convert", source, tmp_path, *options, "gpu fp16").exception)
+    plain = call("convert", source, tmp_path, *options[:3], "chatrwkv")
+    assert "chatrwkv needs a strategy" in str(plain.exception)
+    other = call("convert", source, tmp_path, "--format", "ggml-f16", "--strategy", "cpu fp32")
+    assert "only chatrwkv takes a strategy" in str(other.exception)

@@ -180,6 +180,7 @@ CASES: dict[str, tuple[Make, str]] = {
     "gguf-empty-texts": (gguf(text("a") + MANY, pairs=1, size=1 << 30), "broken GGUF"),
     "gguf-nested": (gguf(text("a") + struct.pack("<IIQ", 9, 9, 1), pairs=1), "an array of the type 9"),
     "gguf-dims": (gguf(MODEL, info(dims=(2**63, 2**63)), tensors=1, pairs=1), "outside the file"),
+    "gguf-no-values": (gguf(MODEL, info(dims=(2**62, 0)), tensors=1, pairs=1), "has the dims"),
     "gguf-wrapping-dims": (gguf(MODEL, info(dims=(2**32, 2**32)), tensors=1, pairs=1), "outside the file"),
     "gguf-number-of-dims": (gguf(MODEL, text("a") + struct.pack("<I", 2**31), tensors=1, pairs=1), "dims"),
     "gguf-offset": (gguf(MODEL, info(offset=2**40), tensors=1, pairs=1), "outside the file"),
@@ -191,6 +192,8 @@ CASES: dict[str, tuple[Make, str]] = {
     "gguf-type": (gguf(MODEL, info(kind=99), tensors=1, pairs=1), "unknown type 99"),
     "gguf-start": (raw(b"GGUF"), "cut short"),
     "gguf-header": (raw(b"GGUF\3\0\0\0" + bytes(10)), "cut short"),
+    "gguf-half": (gguf(MODEL, info(dims=(60,)), tensors=1, pairs=1, size=300), "outside the file"),
+    "gguf-cut-index": (gguf(MODEL, info(dims=(60,)), tensors=1, pairs=1, size=90), "cut short"),
     # safetensors
     "safetensors-10GB": (raw(struct.pack("<Q", 10**10) + b'{"a"', 10**10 + 8), "claims 10000000000 bytes"),
     "safetensors-2^63": (raw(struct.pack("<Q", 2**63) + b'{"a":1}'), "claims 9223372036854775808"),
@@ -210,6 +213,8 @@ CASES: dict[str, tuple[Make, str]] = {
     "ggml-key": (ggml(length=2**31 - 1), "a key of 2147483647"),
     "ggml-vocabulary": (ggml(start=(101, 2**31 - 1, -5, 1, 1)), "make no model"),
     "ggml-type": (ggml(start=(101, 40, 64, 1, 77)), "data type 77"),
+    "ggml-half": (ggml(size=100), "cut short"),
+    "ggml-cut-index": (ggml(size=40), "cut short"),
     "ggml-header": (raw(b"fmgg" + bytes(8)), "less than a header"),
     # torch
     "pth-bomb": (bomb, "compressed"),
@@ -317,3 +322,13 @@ def test_hostile_files(command: str, files: tuple[Path, Path]) -> None:
         if len(err) > 600:
             wrong.append(f"{name}: says too much: {len(err)} characters")
     assert not wrong, "\n".join(wrong)
+
+
+def test_a_shape_that_no_array_can_have(tmp_path: Path) -> None:
+    """Without values it fits into any file."""
+    from rwkvflow.worker.checkpoint import open_checkpoint
+    from rwkvflow.worker.protocol import WorkerError
+
+    path = raw(header({"a": entry([2**62, 2**62, 0], [0, 0])}))(tmp_path)
+    with open_checkpoint(path) as checkpoint, pytest.raises(WorkerError, match="'a' has the absurd shape"):
+        checkpoint.read("a")
