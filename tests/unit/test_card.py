@@ -6,10 +6,13 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import pytest
 import yaml
 from huggingface_hub import ModelCard
@@ -142,9 +145,48 @@ def test_every_format_of_the_registry_says_how_it_is_run() -> None:
     from rwkvflow.worker.formats import FORMATS
 
     for entry in FORMATS.values():
-        path = f"m/m{entry.suffix}"
-        (told,) = runtimes([Row("m", entry.name, path, "", 1, (), {"consumer": entry.consumer}, {}, (path,))])
-        assert any(path in line for line in told.commands[0][1]) if told.commands else entry.consumer in told.text
+        for version in entry.versions:
+            path = f"m/m{entry.suffix}"
+            facts = {"architecture": {"version": version}}
+            (told,) = runtimes([Row("m", entry.name, path, "", 1, (), {"consumer": entry.consumer}, facts, (path,))])
+            assert told.text
+            lines = [*told.setup, *told.commands[0][1]]
+            assert any(path.removesuffix(".pth") in line for line in lines)
+            for line in lines:
+                assert subprocess.run(["bash", "-n", "-c", line], check=False).returncode == 0, line
+                words = shlex.split(line)
+                if "-c" in words:
+                    compile(words[words.index("-c") + 1], line, "exec")
+            assert ("rwkv.cpp/" in " ".join(lines)) == (entry.name.startswith("ggml-") and "_k" not in entry.name)
+
+
+@pytest.mark.parametrize("name", ["onnx-f32", "ncnn-f16"])
+def test_what_the_card_says_of_folders_runs(name: str, tmp_path: Path) -> None:
+    """As it stands there, in the folder of the release."""
+    pytest.importorskip({"onnx-f32": "onnxruntime", "ncnn-f16": "ncnn"}[name])
+    from rwkvflow.worker.architecture import architecture_of
+    from rwkvflow.worker.formats import FORMATS
+    from rwkvflow.worker.formats.base import FolderFormat
+    from rwkvflow.worker.tensorinfo import TensorInfo
+
+    entry = FORMATS[name]
+    assert isinstance(entry, FolderFormat)
+    shapes = checkpoints.shapes("4", layers=1, width=32, vocab=40)
+    tensors = {tensor: TensorInfo(tensor, "f32", shape) for tensor, shape in shapes.items()}
+    path = f"m/m{entry.suffix}"
+    (tmp_path / path).mkdir(parents=True)
+    for file, layout in entry.layouts(architecture_of(tensors), tensors).items():
+        data = bytearray(layout.size)  # weights of zero
+        for offset, literal in layout.literals:
+            data[offset : offset + len(literal)] = literal
+        (tmp_path / path / file).write_bytes(data)
+    facts = {"architecture": {"version": "4"}}
+    (told,) = runtimes([Row("m", name, path, "", 1, (), {"consumer": entry.consumer}, facts, (path,))])
+    (line,) = told.commands[0][1]
+    words = [sys.executable, *shlex.split(line)[1:]]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert ("output_state_0_3" if name == "ncnn-f16" else "0. 0. 0.") in done.stdout
 
 
 def test_a_format_that_is_not_known_is_told_by_what_proved_it() -> None:
