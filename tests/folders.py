@@ -20,6 +20,7 @@ def folder_of(source: Path, folder: Path, shard: int = 10**12) -> Path:
                 values = checkpoint.read(name)
                 if slot.encoding.transform is not None:
                     values = slot.encoding.transform.function(values)
+                writer.write(slot, 0, memoryview(values.tobytes()))
                 writer.put(slot, 0, memoryview(values.tobytes()))
         writer.close()
     return folder
