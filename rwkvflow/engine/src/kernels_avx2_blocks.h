@@ -249,8 +249,10 @@ void matmul_type(const Product &p) {
             if constexpr (Block<TYPE>::super) unpack_super<TYPE>(panel, r, at);
             else unpack_row<TYPE>(panel, r, at, w.cols);
         }
+        const Next next = {at, w.row_bytes * (p.row1 - row - rows < kRows ? p.row1 - row - rows : kRows)};
         for (uint32_t t = 0; t < p.tokens;) {
             const bool many = t + T <= p.tokens;
+            next.prefetch(t, many ? T : 1, p.tokens);
             for (uint32_t r = 0; r < rows; r += R) {  // rows that are not there are worked out from what was, and dropped
                 float *y = p.y + static_cast<size_t>(t) * p.ldy + row + r;
                 const uint32_t some = rows - r < R ? rows - r : R;

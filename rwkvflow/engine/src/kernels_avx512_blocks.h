@@ -150,7 +150,7 @@ inline void store_sums(const __m512 sums[4], float *y, uint32_t rows) {
     memcpy(all, sums, sizeof all);
     float out[4];
     sum4(all, out);
-    memcpy(y, out, rows * sizeof(float));
+    _mm_mask_storeu_ps(y, static_cast<__mmask8>((1u << rows) - 1), _mm_loadu_ps(out));
 }
 
 // A row against one token.
@@ -213,8 +213,10 @@ void matmul_type(const Product &p) {
             }
             if (rest != 0) *to = load_last_group<TYPE>(at, rest);
         }
+        const Next next = {w.data + w.row_bytes * (row + rows), w.row_bytes * (p.row1 - row - rows < kPanel ? p.row1 - row - rows : kPanel)};
         for (uint32_t t = 0; t < p.tokens;) {
             const uint32_t left = p.tokens - t;
+            next.prefetch(t, left >= 4 ? 4 : left, p.tokens);
             for (uint32_t r = 0; r < rows; r += 4) {  // rows that are not there are worked out from what was, and dropped
                 const Group<MIN> *from = panel + r * groups;
                 float *y = p.y + static_cast<size_t>(t) * p.ldy + row + r;

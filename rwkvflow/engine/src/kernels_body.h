@@ -66,6 +66,17 @@ inline void sum4(const V16 v[4], float out[4]) {
 constexpr size_t kAhead = 4096;  // bytes
 inline void prefetch(const void *at) { __builtin_prefetch(static_cast<const char *>(at) + kAhead, 0, 3); }
 
+// With many tokens, rows are read and then worked on for long. Meanwhile the memory brings those that come next, a piece with
+// every few tokens.
+struct Next {
+    const uint8_t *at;
+    uint64_t bytes;
+    void prefetch(uint32_t token, uint32_t count, uint32_t tokens) const {
+        const uint64_t end = bytes * (token + count) / tokens;
+        for (uint64_t i = bytes * token / tokens / 64 * 64; i < end; i += 64) __builtin_prefetch(at + i, 0, 2);
+    }
+};
+
 }  // namespace
 }  // namespace rwkvflow
 

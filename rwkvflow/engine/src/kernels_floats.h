@@ -102,10 +102,11 @@ inline void floats_of(const uint8_t *from, uint32_t cols, float *to) {
     }
 }
 
-inline void panel_floats(const Part16 &p, uint32_t rows, uint32_t tokens, V16 *sums, float *y, size_t ldy) {
+inline void panel_floats(const Part16 &p, const Next &next, uint32_t rows, uint32_t tokens, V16 *sums, float *y, size_t ldy) {
     constexpr uint32_t R = RWKV_TILE_ROWS, T = RWKV_TILE_TOKENS;
     for (uint32_t t = 0; t < tokens;) {
         const bool many = t + T <= tokens;
+        next.prefetch(t, many ? T : 1, tokens);
         for (uint32_t r = 0; r < rows;) {
             const bool some = r + R <= rows;
             if (many && some) tile_floats<R, T>(p, r, t, sums, y, ldy);
@@ -136,7 +137,10 @@ void matmul_floats(const Product &p) {
             at = w.data + w.row_bytes * row + c * (HALF ? size_t{2} : size_t{4});
             for (uint32_t r = 0; r < rows; ++r) floats_of<HALF>(at + w.row_bytes * r, cols, panel + r * size_t{padded});
             const Part16 part = {panel, padded, p.x->f + c, p.x->stride, padded, c == 0, c + cols == w.cols};
-            panel_floats(part, rows, p.tokens, sums, p.y + row, p.ldy);
+            // Where rows come in parts, the next ones are asked for with the last part.
+            const uint32_t later = p.row1 - row - rows < kScratchRows ? p.row1 - row - rows : kScratchRows;
+            const Next next = {w.data + w.row_bytes * (row + rows), c + cols == w.cols ? w.row_bytes * later : 0};
+            panel_floats(part, next, rows, p.tokens, sums, p.y + row, p.ldy);
         }
     }
 }
