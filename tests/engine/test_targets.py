@@ -28,7 +28,7 @@ TOKENS = [int(t) for t in np.random.default_rng(8).integers(0, 101, 40)]
 SIZE = {"layers": 2, "width": 128, "vocab": 101, "head_size": 32}
 EXACT = (("4", "f32"), ("5.2", "f16"), ("6", "f32"), ("7", "f16"))
 # Activations are rounded to 8 bits here: where the last bit of a sum differs, one of them may end up a step apart.
-QUANTIZED = (("4", "q4_0"), ("5.2", "q5_0"), ("6", "q8_0"), ("7", "q5_1"))
+QUANTIZED = (("4", "q4_0"), ("4", "q4_k"), ("5.2", "q5_0"), ("6", "q8_0"), ("7", "q5_1"), ("7", "q5_k"))
 
 Cross = Callable[[str], Path]
 
