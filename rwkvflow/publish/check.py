@@ -255,6 +255,7 @@ def _locked(folder: Path, digests: Mapping[str, str], found: Findings) -> dict[s
         return {}
     files = {f"model/{name}": file.sha256 for name, file in lock.models.items()}
     files |= {f"tokenizer/{name}": file.sha256 for name, file in lock.tokenizers.items()}
+    files |= {f"package/{package.filename}": package.sha256 for package in (lock.packages or {}).values()}
     for image in lock.images.values():
         for wheels in image.platforms.values():
             files |= {f"wheel/{wheel.filename}": wheel.sha256 for wheel in wheels.worker}

@@ -18,7 +18,7 @@ TREE = "rwkvflowTree1"
 
 @dataclass(frozen=True)
 class Material:
-    """One thing that went in. `kind`: model, tokenizer, engine, worker, base or wheel."""
+    """One thing that went in. `kind`: model, tokenizer, engine, package, worker, base or wheel."""
 
     name: str  # unique, such as model/rwkv7-demo, wheel/numpy-2.4.1-cp311-….whl
     kind: str
@@ -77,6 +77,8 @@ def _materials(params: Mapping[str, Any]) -> Iterator[Material]:
             digest = {"sha256": file["sha256"]}
             yield Material(f"{kind}/{name}", kind, digest, public_uri(file["source"]), file["size"])
     yield _engine_source(params["engine"])
+    for package in params.get("packages", {}).values():
+        yield Material(f"package/{package['filename']}", "package", {"sha256": package["sha256"]})
     yield Material("worker", "worker", {TREE: _hex(params["worker"])})
     wheels: dict[tuple[str, str], list[str]] = {}
     for image, identity in params["images"].items():
@@ -115,6 +117,12 @@ def wheel_version(filename: str) -> tuple[str, str] | None:
     """(normalized name, version) of a wheel's file name; None where it is none."""
     match = re.fullmatch(r"([^-]+)-([^-]+)-.+\.whl", filename)
     return (re.sub(r"[-_.]+", "-", match[1]).lower(), match[2].replace("_", "+")) if match else None
+
+
+def package_version(filename: str) -> tuple[str, str] | None:
+    """(normalized name, version) of a source package's file name; None where it is none."""
+    match = re.fullmatch(r"(.+)-([^-]+)\.tar\.gz", filename)
+    return (re.sub(r"[-_.]+", "-", match[1]).lower(), match[2]) if match else None
 
 
 def _hex(digest: str) -> str:

@@ -14,7 +14,7 @@ from uuid import NAMESPACE_URL, uuid5
 from rwkvflow import __version__
 from rwkvflow.documents.sources import HubSource, SourceError, parse_source
 from rwkvflow.publish.artifacts import Row
-from rwkvflow.publish.materials import Engine, Material, materials, wheel_version
+from rwkvflow.publish.materials import Engine, Material, materials, package_version, wheel_version
 from rwkvflow.publish.statement import HOME
 
 if TYPE_CHECKING:
@@ -71,13 +71,14 @@ def _material(material: Material, params: Mapping[str, Any]) -> Component:
         "model": ComponentType.MACHINE_LEARNING_MODEL,
         "tokenizer": ComponentType.DATA,
         "engine": ComponentType.LIBRARY,
+        "package": ComponentType.LIBRARY,
         "worker": ComponentType.APPLICATION,
         "base": ComponentType.CONTAINER,
         "wheel": ComponentType.LIBRARY,
     }
     name, version = material.name.partition("/")[2] or material.name, None
     purl = _purl(material)
-    if material.kind == "wheel" and (known := wheel_version(name)):
+    if known := _index_name(material):
         name, version = known
     elif material.kind == "engine":
         name, version = "engine sources", material.digest.get("gitCommit")
@@ -91,10 +92,16 @@ def _material(material: Material, params: Mapping[str, Any]) -> Component:
     return component
 
 
+def _index_name(material: Material) -> tuple[str, str] | None:
+    """Name and version in the package index of what comes from there."""
+    read = {"wheel": wheel_version, "package": package_version}.get(material.kind)
+    return read(material.name.partition("/")[2]) if read else None
+
+
 def _purl(material: Material) -> PackageURL | None:
     from packageurl import PackageURL
 
-    if material.kind == "wheel" and (known := wheel_version(material.name.partition("/")[2])):
+    if known := _index_name(material):
         return PackageURL(type="pypi", name=known[0], version=known[1])
     if material.uri is None or not material.uri.startswith("hf://"):
         return None

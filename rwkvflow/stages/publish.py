@@ -15,6 +15,7 @@ from rwkvflow.documents.destinations import (
     parse_destination,
 )
 from rwkvflow.documents.formats import file_name, folder_name, splitting
+from rwkvflow.documents.lock import LLAMA
 from rwkvflow.documents.lock_text import lock_text
 from rwkvflow.documents.recipe import Publish
 from rwkvflow.errors import UsageError
@@ -22,7 +23,7 @@ from rwkvflow.hashing import file_digest, text_digest, tree_digest
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, Ref, Source, Step
 from rwkvflow.shipped import PACKAGE
-from rwkvflow.stages import convert, engine, extra, smoke
+from rwkvflow.stages import convert, engine, extra, llama, smoke
 from rwkvflow.stages.common import Blueprint
 from rwkvflow.stages.image import identity
 from rwkvflow.stages.web import shown
@@ -136,6 +137,7 @@ def release_of(blueprint: Blueprint) -> tuple[dict[str, Any], dict[str, Input]]:
             "digest": blueprint.lock.engine.digest,
             "builds": {name: build.request for name, build in engine.builds(blueprint).items()},
         },
+        **_packages(blueprint),
         **_targets(blueprint),
         "worker": blueprint.worker.digest,
         "lock": text_digest(lock_text(blueprint.lock)),
@@ -155,6 +157,13 @@ def _folder(blueprint: Blueprint, which: Artifact) -> dict[str, str]:
     if blueprint.recipe.split_of(which.format) is None or which.format not in splitting():
         return {}
     return {"folder": f"{which.model}/{folder_name(which.model, which.format)[0]}"}
+
+
+def _packages(blueprint: Blueprint) -> dict[str, Any]:
+    """The source packages that were built to prove formats; nothing where none was."""
+    if not llama.wanted(blueprint):
+        return {}
+    return {"packages": {LLAMA: llama.package(blueprint).model_dump(mode="json")}}
 
 
 def _targets(blueprint: Blueprint) -> dict[str, Any]:

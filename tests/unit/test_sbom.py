@@ -95,3 +95,12 @@ def test_a_hostile_name_stays_text(run: Made) -> None:
     run.params["engine"]["source"] = '"><script>\u202e'
     assert parts(run)["engine"]["name"] == "engine sources"
     bill(run)
+
+
+def test_a_source_package_that_was_built_is_a_part(run: Made) -> None:
+    filename = "llama_cpp_python-0.3.36.tar.gz"
+    run.params["packages"] = {"llama.cpp": {"filename": filename, "sha256": "ab" * 32}}
+    found = parts(run)[f"package/{filename}"]
+    assert (found["name"], found["version"]) == ("llama-cpp-python", "0.3.36")
+    assert found["purl"] == "pkg:pypi/llama-cpp-python@0.3.36"
+    assert found["hashes"] == [{"alg": "SHA-256", "content": "ab" * 32}]

@@ -114,7 +114,10 @@ def _in_a_process_of_its_own(
         if "No module named 'web_rwkv_py'" in text:
             return "it is not installed"
         if re.search(r"failed to request (device|adapter)|no (suitable )?(graphics )?adapter", text, re.IGNORECASE):
-            return "there is no Vulkan driver here"
+            return (
+                "there is no Vulkan driver here. `rwkvflow image bootstrap --package mesa-vulkan-drivers` makes a "
+                "base image with one, for `image.base`; on the host, install mesa-vulkan-drivers or a GPU's driver"
+            )
         lines = [line for line in text.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
         raise WorkerError(f"web-rwkv-py cannot run it: {lines[-1].strip()[:500]}")
 
