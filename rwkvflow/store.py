@@ -85,7 +85,7 @@ class Store:
     """Content-addressed storage shared by all runs of one user. Safe between threads and processes."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root = root.absolute()  # steps run in folders of their own
         self.remote: Second | None = None
         with clear_errors(f"store {root}"):
             for name in ("blobs", "trees", "external", "index", "last", "logs", "tmp", "locks", "downloads"):

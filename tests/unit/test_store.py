@@ -212,3 +212,8 @@ def test_a_manifest_does_not_depend_on_order(entries: list[tuple[str, str, bool]
     shuffled = list(entries)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert manifest_digest(entries) == manifest_digest(shuffled)
+
+
+def test_a_relative_place_holds_wherever_a_step_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Store(Path("store")).root == tmp_path / "store"
