@@ -13,7 +13,7 @@ from typing import Any
 
 from rwkvflow import pipeline
 from rwkvflow.documents.load import load_lock, load_workflow, recipe_from_text
-from rwkvflow.documents.lock import Lock
+from rwkvflow.documents.lock import Lock, pinned_files
 from rwkvflow.errors import LockError, PublishError, UsageError
 from rwkvflow.events import Listener
 from rwkvflow.files import remove
@@ -120,7 +120,7 @@ def _seed(root: Path, lock: Lock) -> None:
     if not usual.is_dir():
         return
     store, downloads = Store(usual), root / "downloads"
-    for file in (*lock.models.values(), *lock.tokenizers.values()):
+    for _, _, file in pinned_files(lock):
         if (known := store.path(f"sha256:{file.sha256}")) is not None:
             _copy(known, downloads / file.sha256)
     for image in lock.images.values():

@@ -180,7 +180,8 @@ PLACES = {
     "Limit": "smoke.limits.FORMAT",
     "Combination": "matrix.exclude[], matrix.include[]",
     "StageLimits": "stages.STAGE",
-    "LockedFile": "models.NAME, tokenizers.NAME",
+    "LockedFile": "models.NAME, tokenizers.NAME, loras.NAME, states.NAME",
+    "LockedPart": "models.NAME.files.FILE",
     "LockedWheels": "images.NAME.platforms.PLATFORM",
     "LockedWheel": "one wheel",
 }

@@ -47,9 +47,10 @@ def _unique(source: Source, found: Iterable[tuple[Path_, str]], what: str, *, fo
 
 
 def _models(source: Source) -> None:
-    for path, text in source.texts("models.*.source"):
-        if problem := source_problem(text):
-            source.add(path, problem)
+    for key, folder in (("source", True), ("lora.source", False), ("state.source", False)):
+        for path, text in source.texts(f"models.*.{key}"):
+            if problem := source_problem(text, folder=folder):
+                source.add(path, problem)
     for path, text in source.texts("models.*.tokenizer"):
         if text in TOKENIZERS:
             continue

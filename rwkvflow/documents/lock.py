@@ -12,21 +12,41 @@ from pydantic import Field, StringConstraints, field_validator
 
 from rwkvflow.documents.combine import formats_of
 from rwkvflow.documents.formats import consumers, engines
-from rwkvflow.documents.recipe import Git, Image, LocalFolder, Many, Model, Recipe, Sha256, Strict
+from rwkvflow.documents.recipe import (
+    Git,
+    Image,
+    InitialState,
+    LocalFolder,
+    Lora,
+    Many,
+    Model,
+    Recipe,
+    Sha256,
+    Strict,
+)
+from rwkvflow.documents.sources import part_of
 
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Bytes = Annotated[int, Field(ge=0)]
 
 
+class LockedPart(Strict):
+    """A file of a folder."""
+
+    sha256: Sha256
+    size: Bytes
+
+
 class LockedFile(Strict):
-    """A file that a recipe fetches."""
+    """A file that a recipe fetches, or the files of a folder that make a model."""
 
     source: str = Field(description="As in the recipe")
     resolved: str = Field(
         description="The same with a hub branch replaced by a commit; local paths stay relative to the recipe"
     )
-    sha256: Sha256
+    sha256: Sha256 = Field(description="Of a folder: of what `sha256sum` prints for its files, sorted by name")
     size: Bytes
+    files: dict[str, LockedPart] | None = Field(default=None, description="Of a folder: those that are used, by name")
 
 
 class LockedWheel(Strict):
@@ -101,6 +121,8 @@ class Lock(Strict):
     tokenizers: dict[str, LockedFile] = Field(
         default_factory=dict, description="By model: tokenizer files that the recipe names by a source"
     )
+    loras: dict[str, LockedFile] | None = Field(default=None, description="By model: what is merged into it")
+    states: dict[str, LockedFile] | None = Field(default=None, description="By model: its initial states")
     images: dict[str, LockedImage]
     engine: LockedEngine
     packages: dict[str, LockedPackage] | None = Field(
@@ -119,7 +141,12 @@ def locked_parts(recipe: Recipe) -> dict[str, Any]:
     return {
         "version": recipe.version,
         "models": {
-            model.name: {"source": model.source, "sha256": model.sha256, "tokenizer": _tokenizer(model)}
+            model.name: {
+                "source": model.source,
+                "sha256": model.sha256,
+                "tokenizer": _tokenizer(model),
+                **{kind: [item.source, item.sha256] for kind, item in adapters_of(model).items()},
+            }
             for model in recipe.models
         },
         "images": {
@@ -138,6 +165,23 @@ def locked_parts(recipe: Recipe) -> dict[str, Any]:
         },
         **({"packages": list(packages)} if (packages := packages_of(recipe)) else {}),
     }
+
+
+def adapters_of(model: Model) -> dict[str, Lora | InitialState]:
+    """What a recipe names beside a model's checkpoint: "lora" and "state", where it does."""
+    named: dict[str, Lora | InitialState | None] = {"lora": model.lora, "state": model.state}
+    return {kind: item for kind, item in named.items() if item is not None}
+
+
+def pinned_files(lock: Lock) -> Iterator[tuple[str, str, LockedFile | LockedPart]]:
+    """(place in the lock, source of the file, its pin) of every file that is fetched, those of folders one by one."""
+    named = {"models": lock.models, "loras": lock.loras, "states": lock.states, "tokenizers": lock.tokenizers}
+    for kind, entries in named.items():
+        for name, locked in sorted((entries or {}).items()):
+            if locked.files is None:
+                yield f"{kind}.{name}", locked.resolved, locked
+            for part, pin in sorted((locked.files or {}).items()):
+                yield f"{kind}.{name}", part_of(locked.resolved, part), pin
 
 
 def packages_of(recipe: Recipe) -> tuple[str, ...]:
@@ -202,6 +246,14 @@ def _models(recipe: Recipe, lock: Lock) -> Iterator[str]:
             yield _was(f"models.{model.name}", "source", locked.source, model.source)
         elif locked is not None and model.sha256 not in (None, locked.sha256):
             yield _was(f"models.{model.name}", "sha256", locked.sha256, model.sha256)
+    for kind, entries in (("lora", lock.loras or {}), ("state", lock.states or {})):
+        named = {model.name: item for model in recipe.models if (item := adapters_of(model).get(kind))}
+        yield from _names(f"{kind}s", set(named), set(entries))
+        for name, item in sorted(named.items()):
+            if (file := entries.get(name)) and file.source != item.source:
+                yield _was(f"{kind}s.{name}", "source", file.source, item.source)
+            elif file and item.sha256 not in (None, file.sha256):
+                yield _was(f"{kind}s.{name}", "sha256", file.sha256, item.sha256)
     wanted = {model.name: tokenizer for model in recipe.models if (tokenizer := _tokenizer(model))}
     yield from _names("tokenizers", set(wanted), set(lock.tokenizers))
     for name, tokenizer in sorted(wanted.items()):

@@ -39,17 +39,35 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class Lora(Strict):
+    """A LoRA that is merged into a checkpoint before it is converted."""
+
+    source: str = Field(min_length=1, description="A .pth or .safetensors file, written as a model's source")
+    alpha: float = Field(gt=0, description="The alpha that it was trained with; its rank is read from the tensors")
+    sha256: Sha256 | None = Field(default=None, description="Expected digest of the file")
+
+
+class InitialState(Strict):
+    """Initial states of a model, as state tuning makes them."""
+
+    source: str = Field(min_length=1, description="A .pth or .safetensors file of blocks.N.att.time_state")
+    sha256: Sha256 | None = Field(default=None, description="Expected digest of the file")
+
+
 class Model(Strict):
     """One checkpoint to convert."""
 
     name: Name = Field(description="File names and identifiers are made from it, e.g. rwkv7-world-0.1b")
     source: str = Field(
         min_length=1,
-        description="A path (relative to the recipe), file:, https://… or hf://owner/name[@revision]/path",
+        description="A path (relative to the recipe), file:, https://… or hf://owner/name[@revision]/path; a folder or "
+        "repository of a Hugging Face model as well",
     )
     sha256: Sha256 | None = Field(
         default=None, description="Expected digest of the file; else the lock's first download decides"
     )
+    lora: Lora | None = Field(default=None, description="Merged into it first")
+    state: InitialState | None = Field(default=None, description="Goes along into formats that have a place for it")
     tokenizer: str = Field(
         default="auto",
         description="auto (by vocabulary size), bytes, world, or the source of a tokenizer.json (20B models)",

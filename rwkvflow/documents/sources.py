@@ -1,8 +1,9 @@
 """The one parser of source strings: where a checkpoint, a tokenizer or an engine comes from.
 
     hf://owner/name[@revision]/path/in/repository     a file of a hub model repository
+    hf://owner/name[@revision][/path]                 the Hugging Face model in it, or in a folder of it
     https://host/path                                 a file of a web server (http:// on loopback only)
-    file:path, file:///absolute/path, path            a file of this machine, relative to the recipe
+    file:path, file:///absolute/path, path            a file of this machine, relative to the recipe, or a folder
 
 Everything here is text in, text out: nothing touches a network or a disk.
 """
@@ -37,15 +38,15 @@ class SourceError(UsageError, ValueError):
 
 @dataclass(frozen=True)
 class HubSource:
-    """One file of a hub model repository. `revision` None means the default branch."""
+    """A file of a hub model repository, or a folder. `revision` None means the default branch."""
 
     repo: str  # owner/name
-    path: str  # POSIX, inside the repository
+    path: str  # POSIX, inside the repository; "" for all of it
     revision: str | None = None
 
     def __str__(self) -> str:
         at = f"@{quote(self.revision, safe='')}" if self.revision else ""
-        return f"hf://{self.repo}{at}/{self.path}"
+        return f"hf://{self.repo}{at}" + (f"/{self.path}" if self.path else "")
 
     @property
     def pinned(self) -> bool:
@@ -69,7 +70,7 @@ class WebSource:
 
 @dataclass(frozen=True)
 class LocalSource:
-    """One file of this machine; `path` is as in the recipe, percent-decoded where it came from a file: URL."""
+    """A file or folder of this machine; `path` is as in the recipe, percent-decoded where it came from a file: URL."""
 
     path: str
 
@@ -84,8 +85,8 @@ class LocalSource:
 Source = HubSource | WebSource | LocalSource
 
 
-def parse_source(text: str) -> Source:
-    """Understand a source string. Raises SourceError with what to write instead."""
+def parse_source(text: str, *, folder: bool = False) -> Source:
+    """Understand a source string; `folder`: it may name one. Raises SourceError with what to write instead."""
     if not text.strip():
         raise SourceError("the source is empty")
     if text != text.strip():
@@ -95,27 +96,34 @@ def parse_source(text: str) -> Source:
     found = _SCHEME.match(text)
     scheme = found[1] if found else ""
     if text.startswith("file:"):
-        return LocalSource(_file(text))
+        return LocalSource(_file(text.rstrip("/") if folder else text))
     if text[len(scheme) :].startswith("://"):
         if scheme in ("http", "https"):
             return WebSource(_web(text))
         if scheme == "hf":
-            return _hub(text)
+            return _hub(text, folder)
         if scheme.lower() in SCHEMES:
             raise SourceError(f"the scheme must be lower case: {scheme.lower()}://")
         known = "known are hf://, https://, file: and paths"
         raise SourceError(f"unknown scheme {shown(scheme + '://')}; {known}{did_you_mean(scheme.lower(), SCHEMES)}")
     if scheme.lower() in ("hf", "http", "https"):
         raise SourceError(f"{shown(text)} lacks the // after the scheme")
+    if folder and text.strip("/"):
+        return LocalSource(text.rstrip("/"))
     if text.endswith(("/", "\\")):
         raise SourceError(f"{shown(text)} names a folder; name the file in it")
     return LocalSource(text)
 
 
-def source_problem(text: str) -> str | None:
+def part_of(folder: str, name: str) -> str:
+    """The source of a file in a folder that a source names."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def source_problem(text: str, *, folder: bool = False) -> str | None:
     """What is wrong with a source, in words; None where nothing is."""
     try:
-        parse_source(text)
+        parse_source(text, folder=folder)
     except SourceError as error:
         return str(error)
     return None
@@ -161,15 +169,17 @@ def git_url(text: str) -> str:
     return text
 
 
-def _hub(text: str) -> HubSource:
+def _hub(text: str, folder: bool) -> HubSource:
     parts = text.removeprefix("hf://").split("/")
+    if folder and len(parts) > 2 and parts[-1] == "":
+        parts.pop()
     if parts[0] in ("models", "datasets", "spaces", "buckets"):
         raise SourceError(f"{shown(text)}: only model repositories can be read", remedy=_HUB_HELP)
-    if len(parts) < 3:
+    if len(parts) < (2 if folder else 3):
         raise SourceError(f"{shown(text)} names no file of a repository", remedy=_HUB_HELP)
     name, at, revision = parts[1].partition("@")
     rest = parts[2:]
-    if revision == "refs" and len(rest) > 2 and rest[0] in ("pr", "convert"):
+    if revision == "refs" and len(rest) > (1 if folder else 2) and rest[0] in ("pr", "convert"):
         revision, rest = "/".join([revision, *rest[:2]]), rest[2:]  # the hub's own refs have slashes
     repo = _repo(parts[0], name, text)
     path = "/".join(rest)

@@ -21,6 +21,8 @@ def guess_name(source: str) -> str:
     release numbers say nothing that a user of the artifact would look for.
     """
     file = unquote(re.split(r"[/\\]", source.partition("?")[0].rstrip("/"))[-1])
+    if source.startswith("hf://") and source.rstrip("/").count("/") == 3:
+        file = file.partition("@")[0]  # the repository itself, perhaps at a revision
     stem = re.sub(r"\.(pth|pt|bin|safetensors)$", "", file, flags=re.IGNORECASE).lower()
     words = [
         word
@@ -35,7 +37,7 @@ def guess_name(source: str) -> str:
 
 def recipe_template(source: str, name: str | None = None) -> str:
     """Text of a recipe for one model. UsageError where the source or the name cannot be one."""
-    if problem := source_problem(source):
+    if problem := source_problem(source, folder=True):
         raise UsageError(f"{source!r}: {problem}", remedy="give a path, https://… or hf://owner/name[@revision]/path")
     if name is not None and not re.fullmatch(NAME, name):
         raise UsageError(f"{name!r} is no name", remedy="use letters, digits, '.', '-' and '_', e.g. rwkv7-world-0.1b")
@@ -63,6 +65,8 @@ models:
     source: @SOURCE@
     # The file's digest, where you know it. Without it, the lock pins what the first download brings.
     #sha256: "0000000000000000000000000000000000000000000000000000000000000000"
+    # A LoRA to merge into it first, with the alpha that it was trained with.
+    #lora: {source: lora.pth, alpha: 32}
     # auto (by the size of the vocabulary), bytes, world, or the source of a tokenizer.json (20B models).
     #tokenizer: auto
     # Epsilon of the head group norm of versions 5 to 7, where the model was made with another than 64e-5.

@@ -235,7 +235,7 @@ def _inputs(folder: Path, statement: Mapping[str, Any], digests: Mapping[str, st
         if name in stated and stated[name].get("sha256") != value:
             found.problems.append(f"{PROVENANCE} was edited: {name} is not what {LOCK} pins")
     if len(found.problems) == before:
-        count = sum(name.startswith("model/") for name in stated)
+        count = len({name.split("/")[1] for name in stated if name.startswith("model/")})
         found.checked.append(
             f"{LOCK}: pins what {PROVENANCE} says went in: {count} checkpoint{'s' if count != 1 else ''}, "
             f"{len(stated) - 1} inputs in all"
@@ -253,8 +253,13 @@ def _locked(folder: Path, digests: Mapping[str, str], found: Findings) -> dict[s
     except RwkvflowError as error:
         found.problems.append(f"{LOCK} cannot be read: {str(error).splitlines()[0]}")
         return {}
-    files = {f"model/{name}": file.sha256 for name, file in lock.models.items()}
-    files |= {f"tokenizer/{name}": file.sha256 for name, file in lock.tokenizers.items()}
+    kinds = {"model": lock.models, "tokenizer": lock.tokenizers, "lora": lock.loras, "state": lock.states}
+    files = {}
+    for kind, entries in kinds.items():
+        for name, file in (entries or {}).items():
+            if file.files is None:
+                files[f"{kind}/{name}"] = file.sha256
+            files |= {f"{kind}/{name}/{part}": pin.sha256 for part, pin in (file.files or {}).items()}
     files |= {f"package/{package.filename}": package.sha256 for package in (lock.packages or {}).values()}
     for image in lock.images.values():
         for wheels in image.platforms.values():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rwkvflow.documents.sources import COMMIT, HubSource, LocalSource, SourceError, parse_source
+from rwkvflow.documents.sources import COMMIT, HubSource, LocalSource, SourceError, parse_source, part_of
 from rwkvflow.hashing import file_digest, walk
 
 # A folder's digest is no sha256 of a file, so that nobody takes it for one: see rwkvflow.hashing.manifest_digest.
@@ -18,7 +18,7 @@ TREE = "rwkvflowTree1"
 
 @dataclass(frozen=True)
 class Material:
-    """One thing that went in. `kind`: model, tokenizer, engine, package, worker, base or wheel."""
+    """One thing that went in. `kind`: model, lora, state, tokenizer, engine, package, worker, base or wheel."""
 
     name: str  # unique, such as model/rwkv7-demo, wheel/numpy-2.4.1-cp311-….whl
     kind: str
@@ -41,7 +41,7 @@ class Engine:
 def public_uri(source: str) -> str | None:
     """A source as others can use it; None for a file of this machine."""
     try:
-        parsed = parse_source(source)
+        parsed = parse_source(source, folder=True)
     except SourceError:
         return None
     return None if isinstance(parsed, LocalSource) else str(parsed)
@@ -54,11 +54,11 @@ def shown_source(source: str) -> str:
 
 
 def hub_repositories(params: Mapping[str, Any]) -> list[str]:
-    """owner/name of each hub repository that a checkpoint came from, sorted."""
+    """owner/name of each hub repository that a checkpoint or a LoRA came from, sorted."""
     found = set()
-    for model in params["models"].values():
+    for file in (*params["models"].values(), *params.get("loras", {}).values()):
         try:
-            source = parse_source(model["source"])
+            source = parse_source(file["source"], folder=True)
         except SourceError:
             continue
         if isinstance(source, HubSource):
@@ -72,10 +72,12 @@ def materials(params: Mapping[str, Any]) -> list[Material]:
 
 
 def _materials(params: Mapping[str, Any]) -> Iterator[Material]:
-    for kind in ("model", "tokenizer"):
+    for kind in ("model", "tokenizer", "lora", "state"):
         for name, file in params.get(f"{kind}s", {}).items():
-            digest = {"sha256": file["sha256"]}
-            yield Material(f"{kind}/{name}", kind, digest, public_uri(file["source"]), file["size"])
+            for part, pin in file.get("files", {"": file}).items():
+                source = part_of(file["source"], part) if part else file["source"]
+                uri, digest = public_uri(source), {"sha256": pin["sha256"]}
+                yield Material(f"{kind}/{name}" + (f"/{part}" if part else ""), kind, digest, uri, pin["size"])
     yield _engine_source(params["engine"])
     for package in params.get("packages", {}).values():
         yield Material(f"package/{package['filename']}", "package", {"sha256": package["sha256"]})

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from packageurl import PackageURL
 
 
+ORIGINS = ("model", "lora", "state")  # kinds of what an artifact's values come from
+
+
 def sbom_bytes(
     params: Mapping[str, Any], rows: Sequence[Row], engines: Sequence[Engine], license_id: str | None
 ) -> bytes:
@@ -53,7 +56,7 @@ def sbom_bytes(
         component = _artifact(row, license_id)
         bom.components.add(component)
         artifacts.append(component)
-        used = [inputs[f"model/{row.model}"]] if f"model/{row.model}" in inputs else []
+        used = [inputs[name] for kind in ORIGINS for name in inputs if f"{name}/".startswith(f"{kind}/{row.model}/")]
         for image in row.images:
             used += [*built.get(image, []), *_of_image(inputs, params, image)]
         bom.register_dependency(component, [*used, inputs["worker"]])
@@ -69,6 +72,8 @@ def _material(material: Material, params: Mapping[str, Any]) -> Component:
 
     kinds = {
         "model": ComponentType.MACHINE_LEARNING_MODEL,
+        "lora": ComponentType.MACHINE_LEARNING_MODEL,
+        "state": ComponentType.DATA,
         "tokenizer": ComponentType.DATA,
         "engine": ComponentType.LIBRARY,
         "package": ComponentType.LIBRARY,
@@ -106,7 +111,7 @@ def _purl(material: Material) -> PackageURL | None:
     if material.uri is None or not material.uri.startswith("hf://"):
         return None
     try:
-        source = parse_source(material.uri)
+        source = parse_source(material.uri, folder=True)
     except SourceError:
         return None
     if not isinstance(source, HubSource):

@@ -228,6 +228,7 @@ def _lay_out(workdir: Path, command: Command) -> None:
     for name, path in command.inputs.items():
         if not path.exists():
             raise StepFailed(f"input {name}: {path} does not exist")
+        (inside / name).parent.mkdir(exist_ok=True)  # files of a folder are inputs of their own
         (inside / name).symlink_to(path.resolve())
     if command.request is not None:
         (inside / "request.json").write_bytes(command.request)

@@ -26,7 +26,7 @@ def _tokenizer(blueprint: Blueprint, which: Artifact) -> dict[str, Input]:
 def _params(blueprint: Blueprint, which: Artifact) -> dict[str, Any]:
     """What the tensors do not tell of a model, where the recipe does."""
     eps = blueprint.models[which.model].group_norm_eps
-    return {} if eps is None else {"group_norm_eps": eps}
+    return {**({} if eps is None else {"group_norm_eps": eps}), **inputs.origin_params(blueprint, which.model)}
 
 
 def _job(blueprint: Blueprint, which: Artifact) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
             command=WORKER_COMMAND,
             params={"task": "convert", "params": _params(blueprint, which), "job": _job(blueprint, which)},
             inputs={
-                "checkpoint": inputs.checkpoint(which.model),
+                **inputs.origin(blueprint, which.model),
                 "engine": engine.builtin(which.image),
                 "environment": environment(which.image),
                 **_tokenizer(blueprint, which),

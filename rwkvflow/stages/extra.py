@@ -38,7 +38,11 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
                 command=stage.command,
                 params={},
                 inputs={
-                    **{key: _input(blueprint, what, which) for key, what in stage.inputs.items()},
+                    **{
+                        name: found
+                        for key, what in stage.inputs.items()
+                        for name, found in _input(blueprint, key, what, which).items()
+                    },
                     "environment": environment(which.image),
                 },
                 outputs=stage.outputs,
@@ -48,14 +52,15 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
             )
 
 
-def _input(blueprint: Blueprint, what: str, which: Artifact) -> Input:
+def _input(blueprint: Blueprint, key: str, what: str, which: Artifact) -> dict[str, Input]:
+    if what == "checkpoint":
+        return inputs.checkpoint(blueprint, which.model, key)
     named: dict[str, Ref] = {
         "artifact": convert.artifact(which),
-        "checkpoint": inputs.checkpoint(which.model),
         "engine": engine.used(blueprint, which.image),
         "smoke": smoke.report(which),
     }
     if what in named:
-        return named[what]
+        return {key: named[what]}
     path = (blueprint.workflow_path.parent / what).resolve()
-    return Source(tree_digest(path) if path.is_dir() else file_digest(path), path)
+    return {key: Source(tree_digest(path) if path.is_dir() else file_digest(path), path)}

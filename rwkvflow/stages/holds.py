@@ -60,7 +60,7 @@ def _check(artifacts: Iterable[Artifact], path_of: Callable[[str], Path | None],
 
 
 def _local(source: str, folder: Path) -> Path | None:
-    parsed = parse_source(source)
+    parsed = parse_source(source, folder=True)
     return parsed.below(folder) if isinstance(parsed, LocalSource) else None
 
 

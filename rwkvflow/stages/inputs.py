@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from rwkvflow.documents.lock import LockedFile
+from rwkvflow.documents.lock import LockedFile, LockedPart, adapters_of
 from rwkvflow.documents.recipe import Git, LocalFolder
+from rwkvflow.documents.sources import part_of
 from rwkvflow.errors import LockError
 from rwkvflow.hashing import tree_digest
 from rwkvflow.plan.step import Input, Ref, Source, Step
@@ -15,9 +17,24 @@ ENGINE_SOURCE = "fetch/engine-source"
 BUILTIN_TOKENIZERS = ("auto", "bytes", "world")
 
 
-def checkpoint(model: str) -> Ref:
-    """The checkpoint of a model."""
-    return Ref(f"fetch/{model}", "file")
+def checkpoint(blueprint: Blueprint, model: str, name: str = "checkpoint") -> dict[str, Input]:
+    """The checkpoint of a model under a name; of a folder, each of its files below it."""
+    files = _locked(blueprint.lock.models, model).files
+    if files is None:
+        return {name: Ref(f"fetch/{model}", "file")}
+    return {f"{name}/{part}": Ref(f"fetch/{model}/{part}", "file") for part in sorted(files)}
+
+
+def origin(blueprint: Blueprint, model: str) -> dict[str, Input]:
+    """All that a model is made of, as worker.origin finds it: the checkpoint, a LoRA, initial states."""
+    beside = {kind: Ref(f"fetch/{model}/{kind}", "file") for kind in adapters_of(blueprint.models[model])}
+    return {**checkpoint(blueprint, model), **beside}
+
+
+def origin_params(blueprint: Blueprint, model: str) -> dict[str, Any]:
+    """What a task has to know besides."""
+    lora = blueprint.models[model].lora
+    return {} if lora is None else {"lora_alpha": lora.alpha}
 
 
 def tokenizer(blueprint: Blueprint, model: str) -> Ref | None:
@@ -40,9 +57,14 @@ def engine_source(blueprint: Blueprint) -> Input:
 def steps(blueprint: Blueprint) -> Iterator[Step]:
     """One step a file, and one for the engine's git repository."""
     for model in blueprint.models:
-        yield _file(blueprint, f"fetch/{model}", _locked(blueprint.lock.models, model))
+        yield from _checkpoint(blueprint, model)
+        for kind in adapters_of(blueprint.models[model]):
+            entries = {"lora": blueprint.lock.loras, "state": blueprint.lock.states}[kind]
+            locked = _locked(entries or {}, model)
+            yield _file(blueprint, f"fetch/{model}/{kind}", locked.resolved, locked)
         if tokenizer(blueprint, model):
-            yield _file(blueprint, f"fetch/{model}/tokenizer", _locked(blueprint.lock.tokenizers, model))
+            locked = _locked(blueprint.lock.tokenizers, model)
+            yield _file(blueprint, f"fetch/{model}/tokenizer", locked.resolved, locked)
     source = blueprint.recipe.engine.source
     if isinstance(source, Git):
         url, _, commit = blueprint.lock.engine.resolved.rpartition("@")
@@ -65,7 +87,15 @@ def _locked(entries: dict[str, LockedFile], model: str) -> LockedFile:
         raise LockError(f"the lock does not know the files of {model}", remedy="run `rwkvflow lock`") from error
 
 
-def _file(blueprint: Blueprint, name: str, locked: LockedFile) -> Step:
+def _checkpoint(blueprint: Blueprint, model: str) -> Iterator[Step]:
+    locked = _locked(blueprint.lock.models, model)
+    if locked.files is None:
+        yield _file(blueprint, f"fetch/{model}", locked.resolved, locked)
+    for part, pin in sorted((locked.files or {}).items()):
+        yield _file(blueprint, f"fetch/{model}/{part}", part_of(locked.resolved, part), pin)
+
+
+def _file(blueprint: Blueprint, name: str, resolved: str, locked: LockedFile | LockedPart) -> Step:
     return Step(
         id=name,
         stage="fetch",
@@ -74,5 +104,5 @@ def _file(blueprint: Blueprint, name: str, locked: LockedFile) -> Step:
         inputs={},
         outputs=("file",),
         limits=blueprint.limits("fetch", cores=0),
-        local={"resolved": locked.resolved, "folder": str(blueprint.folder)},
+        local={"resolved": resolved, "folder": str(blueprint.folder)},
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rwkvflow.documents.lock import Lock, LockedFile
+from rwkvflow.documents.lock import Lock, LockedFile, LockedPart, pinned_files
 from rwkvflow.documents.recipe import Git, Recipe
 from rwkvflow.documents.sources import LocalSource, parse_source
 from rwkvflow.events import Listener, Notice
@@ -19,19 +19,18 @@ from rwkvflow.store import Store
 
 def local_path(resolved: str, folder: Path) -> Path | None:
     """The file itself where a source is one of this machine's; such files are used in place."""
-    source = parse_source(resolved)
+    source = parse_source(resolved, folder=True)
     return source.below(folder) if isinstance(source, LocalSource) else None
 
 
 def changed_files(lock: Lock, folder: Path, store: Store, emit: Listener) -> list[str]:
     """What is no longer as locked, a sentence each. `folder` is what the recipe's paths are relative to."""
     found = []
-    for kind, entries in (("models", lock.models), ("tokenizers", lock.tokenizers)):
-        for name, locked in sorted(entries.items()):
-            path = local_path(locked.resolved, folder)
-            problem = path and _problem(path, locked, store, emit)
-            if problem:
-                found.append(f"{kind}.{name}: {locked.resolved} {problem}")
+    for place, resolved, pin in pinned_files(lock):
+        path = local_path(resolved, folder)
+        problem = path and _problem(path, pin, store, emit)
+        if problem:
+            found.append(f"{place}: {resolved} {problem}")
     return found
 
 
@@ -49,7 +48,7 @@ def changed_engine(recipe: Recipe, lock: Lock, folder: Path) -> list[str]:
     return [f"engine: {what} that was locked"]
 
 
-def _problem(path: Path, locked: LockedFile, store: Store, emit: Listener) -> str | None:
+def _problem(path: Path, locked: LockedFile | LockedPart, store: Store, emit: Listener) -> str | None:
     wanted = f"sha256:{locked.sha256}"
     if store.adopted(path, wanted):
         return None

@@ -15,7 +15,7 @@ from rwkvflow.documents.destinations import (
     parse_destination,
 )
 from rwkvflow.documents.formats import file_name, folder_name, splitting
-from rwkvflow.documents.lock import LLAMA
+from rwkvflow.documents.lock import LLAMA, LockedFile
 from rwkvflow.documents.lock_text import lock_text
 from rwkvflow.documents.recipe import Publish
 from rwkvflow.errors import UsageError
@@ -118,19 +118,11 @@ def release_of(blueprint: Blueprint) -> tuple[dict[str, Any], dict[str, Input]]:
     release = {
         "name": blueprint.recipe.name,
         "entries": entries,
-        "models": {
-            name: {
-                "source": blueprint.lock.models[name].resolved,
-                "sha256": blueprint.lock.models[name].sha256,
-                "size": blueprint.lock.models[name].size,
-            }
-            for name in blueprint.models
-        },
+        "models": {name: {**_pin(blueprint.lock.models[name]), **_files(blueprint, name)} for name in blueprint.models},
         "tokenizers": {
-            name: {"source": file.resolved, "sha256": file.sha256, "size": file.size}
-            for name, file in blueprint.lock.tokenizers.items()
-            if name in blueprint.models
+            name: _pin(file) for name, file in blueprint.lock.tokenizers.items() if name in blueprint.models
         },
+        **_adapters(blueprint),
         "images": {image: identity(blueprint, image) for image in blueprint.images},
         "engine": {
             "source": blueprint.lock.engine.resolved,
@@ -164,6 +156,27 @@ def _packages(blueprint: Blueprint) -> dict[str, Any]:
     if not llama.wanted(blueprint):
         return {}
     return {"packages": {LLAMA: llama.package(blueprint).model_dump(mode="json")}}
+
+
+def _pin(file: LockedFile) -> dict[str, Any]:
+    return {"source": file.resolved, "sha256": file.sha256, "size": file.size}
+
+
+def _files(blueprint: Blueprint, model: str) -> dict[str, Any]:
+    """The files of a folder."""
+    files = blueprint.lock.models[model].files
+    return {} if files is None else {"files": {name: pin.model_dump() for name, pin in files.items()}}
+
+
+def _adapters(blueprint: Blueprint) -> dict[str, Any]:
+    """What was merged into models and went along with them; nothing where the recipe names none."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, model in blueprint.models.items():
+        if model.lora is not None and blueprint.lock.loras:
+            found.setdefault("loras", {})[name] = {**_pin(blueprint.lock.loras[name]), "alpha": model.lora.alpha}
+        if model.state is not None and blueprint.lock.states:
+            found.setdefault("states", {})[name] = _pin(blueprint.lock.states[name])
+    return found
 
 
 def _targets(blueprint: Blueprint) -> dict[str, Any]:

@@ -28,20 +28,20 @@ from rwkvflow.documents.lock import (
     LockedPackage,
     LockedWheel,
     LockedWheels,
+    adapters_of,
     consumers_of,
     packages_of,
     recipe_digest,
 )
 from rwkvflow.documents.recipe import Git, Image, LocalFolder, Recipe
-from rwkvflow.documents.sources import HubSource, LocalSource, WebSource, parse_source
 from rwkvflow.errors import DocumentError, Interrupted, LockError, RwkvflowError, StoreError
 from rwkvflow.events import Listener, Notice, StepProgress, silent
-from rwkvflow.hashing import text_digest, tree_digest
+from rwkvflow.hashing import tree_digest
 from rwkvflow.shipped import PACKAGE
-from rwkvflow.stages.fetch import check_local, fetch_file, mismatch
 from rwkvflow.stages.git import resolve_git
 from rwkvflow.stages.pins import consumer, package, pinned
-from rwkvflow.stages.web import Connection, Policy, netrc_login, retrying, shown, temporary
+from rwkvflow.stages.resolve_files import Files
+from rwkvflow.stages.web import Policy
 from rwkvflow.stages.wheels import resolve_wheels
 from rwkvflow.store import Store
 
@@ -69,20 +69,30 @@ def resolve(
     there is one kind, LockError where there are several.
     """
     cancel = cancel or threading.Event()
-    work = _Work(recipe, recipe_path.parent, previous, store, emit, cancel, policy or Policy())
+    work = _Work(recipe, recipe_path.parent, previous, store, emit, cancel)
+    files = Files(recipe_path.parent, store, emit, cancel, policy or Policy())
     models: dict[str, LockedFile] = {}
+    adapters: dict[str, dict[str, LockedFile]] = {"lora": {}, "state": {}}
     tokenizers: dict[str, LockedFile] = {}
     images: dict[str, LockedImage] = {}
     engines: list[LockedEngine] = []
     tasks = _Tasks()
     for model in recipe.models:
         before = previous.models.get(model.name) if previous else None
-        tasks.add(f"models.{model.name}", models, model.name, work.file, model.name, model.source, model.sha256, before)
+        tasks.add(
+            f"models.{model.name}", models, model.name, files.model, model.name, model.source, model.sha256, before
+        )
+        for kind, item in adapters_of(model).items():
+            known = (getattr(previous, f"{kind}s") or {}).get(model.name) if previous else None
+            name = f"{model.name}/{kind}"
+            tasks.add(
+                f"{kind}s.{model.name}", adapters[kind], model.name, files.file, name, item.source, item.sha256, known
+            )
         if model.tokenizer not in BUILTIN_TOKENIZERS:
             before = previous.tokenizers.get(model.name) if previous else None
             name = f"{model.name}/tokenizer"
             tasks.add(
-                f"tokenizers.{model.name}", tokenizers, model.name, work.file, name, model.tokenizer, None, before
+                f"tokenizers.{model.name}", tokenizers, model.name, files.file, name, model.tokenizer, None, before
             )
     bases = cache(base_of)
     for image in recipe.images:
@@ -93,6 +103,8 @@ def resolve(
         recipe=recipe_digest(recipe),
         models=models,
         tokenizers=tokenizers,
+        loras=adapters["lora"] or None,
+        states=adapters["state"] or None,
         images=images,
         engine=engines[0],
         packages=packages_for(recipe),
@@ -133,103 +145,12 @@ class _Work:
     store: Store
     emit: Listener
     cancel: threading.Event
-    policy: Policy
     unchanged: bool = field(init=False)
     _guard: threading.Lock = field(default_factory=threading.Lock, init=False)
     _known: dict[Any, Future[tuple[LockedWheel, ...]]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.unchanged = self.previous is not None and self.previous.recipe == recipe_digest(self.recipe)
-
-    # ---- files -------------------------------------------------------------------------------------------------
-
-    def file(self, name: str, text: str, sha256: str | None, before: LockedFile | None) -> LockedFile:
-        """A checkpoint or tokenizer: where exactly, its sha256 and size."""
-        source = parse_source(text)
-        if isinstance(source, LocalSource):
-            return self._local(name, text, source, sha256, before)
-        if before is not None and before.source == text and sha256 in (None, before.sha256):
-            return before
-        if isinstance(source, HubSource):
-            return self._hub(name, text, source, sha256)
-        return self._web(name, text, source, sha256)
-
-    def _local(
-        self, name: str, text: str, source: LocalSource, sha256: str | None, before: LockedFile | None
-    ) -> LockedFile:
-        path = source.below(self.folder)
-        check_local(path, None)
-        if before is not None and before.source == text and sha256 in (None, before.sha256):
-            known = self.store.path(f"sha256:{before.sha256}")  # only while size and times are what they were
-            if known == path.absolute() and path.stat().st_size == before.size:
-                return before
-        got, size = fetch_file(
-            text, path, sha256=sha256, recipe_folder=self.folder, on_bytes=self._meter(name, path), cancel=self.cancel
-        )
-        self.store.adopt(path.absolute(), f"sha256:{got}")
-        return LockedFile(source=text, resolved=text, sha256=got, size=size)
-
-    def _hub(self, name: str, text: str, source: HubSource, sha256: str | None) -> LockedFile:
-        from rwkvflow.stages.hub import Hub
-
-        hub = Hub.of_environment()
-        with Connection(self.policy, self.cancel) as connection:
-            found = hub.resolve(source, connection)
-        resolved = str(found.source)
-        if found.sha256 is None or found.size is None:
-            got, size = self._download(name, resolved, sha256, found.size)
-        else:
-            got, size = found.sha256, found.size
-            if problem := mismatch(resolved, got, None, sha256, None):
-                raise problem
-        return LockedFile(source=text, resolved=resolved, sha256=got, size=size)
-
-    def _web(self, name: str, text: str, source: WebSource, sha256: str | None) -> LockedFile:
-        size = self._size(source) if sha256 is not None else None
-        if sha256 is None or size is None:
-            sha256, size = self._download(name, str(source), sha256, None)
-        return LockedFile(source=text, resolved=str(source), sha256=sha256, size=size)
-
-    def _size(self, source: WebSource) -> int | None:
-        """What HEAD tells; None where the server does not say, and the download must."""
-        with Connection(self.policy, self.cancel) as connection:
-
-            def ask() -> int | None:
-                with connection.request("HEAD", source.url, {}, netrc_login) as (response, _):
-                    if problem := temporary(response, shown(source.url)):
-                        raise problem
-                    length = response.headers.get("content-length", "")
-                    page = response.headers.get("content-type", "").startswith("text/html")
-                    return int(length) if response.status_code == 200 and length.isdecimal() and not page else None
-
-            return retrying(ask, connection)
-
-    def _download(self, name: str, resolved: str, sha256: str | None, size: int | None) -> tuple[str, int]:
-        """Only the bytes tell the sha256: they go into the store, and the run need not fetch them again."""
-        target = self.store.root / "downloads" / f"lock-{text_digest(resolved).removeprefix('sha256:')}"
-        got, length = fetch_file(
-            resolved,
-            target,
-            sha256=sha256,
-            size=size,
-            recipe_folder=self.folder,
-            on_bytes=self._meter(name, None, size),
-            cancel=self.cancel,
-            policy=self.policy,
-        )
-        self.store.put_file(target, f"sha256:{got}")
-        return got, length
-
-    def _meter(self, name: str, path: Path | None, size: int | None = None) -> Callable[[int], None]:
-        total = path.stat().st_size if path is not None else size
-        done = 0
-
-        def on_bytes(count: int) -> None:
-            nonlocal done
-            done += count
-            self.emit(StepProgress(f"lock/{name}", done, total, "B", "hashing" if path else "downloading"))
-
-        return on_bytes
 
     # ---- images ------------------------------------------------------------------------------------------------
 

@@ -81,7 +81,7 @@ def _llama(which: Artifact) -> dict[str, Input]:
 
 def _inputs(blueprint: Blueprint, which: Artifact) -> dict[str, Input]:
     found: dict[str, Input] = {
-        "checkpoint": inputs.checkpoint(which.model),
+        **inputs.origin(blueprint, which.model),
         "environment": environment(which.image),
     }
     if own := inputs.tokenizer(blueprint, which.model):
@@ -97,6 +97,7 @@ def _common(blueprint: Blueprint, which: Artifact) -> dict[str, Any]:
         "group_norm_eps": model.group_norm_eps,
         "prompts": list(smoke.prompts),
         "tokens": smoke.tokens,
+        **inputs.origin_params(blueprint, which.model),
     }
 
 

@@ -25,8 +25,6 @@ from rwkvflow.worker.rawfile import RawFile
 from rwkvflow.worker.tensorinfo import TensorInfo
 
 CONFIG: Final = "config.json"
-#: Files of a tokenizer that a folder may hold; the smoke test takes the first that is there.
-TOKENIZERS: Final = ("tokenizer.json", "rwkv_vocab_v20230424.txt")
 MAX_CONFIG: Final = 1 << 20
 EPSILON: Final = 1e-5  # of all layer norms but the head's; no format can say otherwise
 #: What a folder may hold, best first: where one kind is there, the others are copies of the same model.

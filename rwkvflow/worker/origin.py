@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+TOKENIZERS = ("rwkv_vocab_v20230424.txt", "tokenizer.json")  # files of a Hugging Face model's folder
 LORA, STATE = "lora", "state"  # names of the files beside the checkpoint
 
 
@@ -36,3 +38,15 @@ def origin_of(folder: Path, params: Mapping[str, Any]) -> Origin:
         params.get("lora_alpha"),
         state if state.exists() else None,
     )
+
+
+def tokenizer_of(folder: Path, kind: str) -> Path | None:
+    """The tokenizer of a task: `tokenizer` where the recipe names one, for "auto" that of the model's folder."""
+    named = folder / "tokenizer"
+    if named.exists():
+        return named
+    for name in TOKENIZERS if kind == "auto" else ():
+        readable = not name.endswith(".json") or importlib.util.find_spec("tokenizers") is not None
+        if readable and (found := folder / "checkpoint" / name).is_file():
+            return found
+    return None

@@ -15,7 +15,7 @@ import numpy as np
 from rwkvflow.worker import smoke
 from rwkvflow.worker.checkpoint import open_checkpoint
 from rwkvflow.worker.consumers import answer
-from rwkvflow.worker.origin import origin_of
+from rwkvflow.worker.origin import origin_of, tokenizer_of
 from rwkvflow.worker.protocol import WorkerError, emit
 from rwkvflow.worker.questions import LOGIT_TOKENS, TEXT_TOKENS, TRUTH_BYTES, Questions, Reference, write_reference
 from rwkvflow.worker.reference import Reference as Forward
@@ -64,8 +64,7 @@ def ask(params: dict[str, Any], text: str, tokenizer: Tokenizer) -> Questions:
 
 
 def _tokenizer(kind: str, n_vocab: int) -> Tokenizer:
-    named = Path("in/tokenizer")
-    return open_tokenizer(kind, n_vocab, named if named.exists() else None)
+    return open_tokenizer(kind, n_vocab, tokenizer_of(Path("in"), kind))
 
 
 def _text(path: Path) -> str:

@@ -23,7 +23,7 @@ from rwkvflow.worker import smoke
 from rwkvflow.worker.architecture import architecture_of
 from rwkvflow.worker.checkpoint import open_checkpoint
 from rwkvflow.worker.formats import FORMATS
-from rwkvflow.worker.origin import origin_of
+from rwkvflow.worker.origin import origin_of, tokenizer_of
 from rwkvflow.worker.protocol import WorkerError, emit, progress
 from rwkvflow.worker.questions import Answers, Reference, read_answers, read_reference
 from rwkvflow.worker.tasks.outputs import finish
@@ -36,10 +36,8 @@ CONSUMERS = "rwkvflow.worker.consumers"  # the module that runs artifacts in a p
 def run(request: dict[str, Any]) -> None:
     """See the module. Raises WorkerError when the reference cannot be used; an artifact's trouble is its own."""
     reference = read_reference(REFERENCE)
-    named = Path("in/tokenizer")
-    tokenizer = open_tokenizer(
-        reference.tokenizer, reference.answers.logits.shape[1], named if named.exists() else None
-    )
+    kind = reference.tokenizer
+    tokenizer = open_tokenizer(kind, reference.answers.logits.shape[1], tokenizer_of(Path("in"), kind))
     jobs = request["jobs"]
     for done, (job, result) in enumerate(_answers(jobs, reference, request["params"])):
         progress(done, len(jobs), "artifacts", job["params"]["format"])
