@@ -263,10 +263,10 @@ def test_other_versions_and_sizes_are_refused() -> None:
 
 def test_unknown_tensors_are_left_out_and_named() -> None:
     tensors = tensors_of("7")
-    tensors["blocks.0.att.time_state"] = TensorInfo("blocks.0.att.time_state", "bf16", (2, 64, 64))
+    tensors["blocks.0.att.of_the_user"] = TensorInfo("blocks.0.att.of_the_user", "bf16", (2, 64, 64))
     layout = layout_of("gguf-f16", tensors)
-    assert "blocks.0.att.time_state" not in layout.slots
-    assert any("no place for blocks.0.att.time_state" in remark for remark in layout.remarks)
+    assert "blocks.0.att.of_the_user" not in layout.slots
+    assert any("no place for blocks.0.att.of_the_user" in remark for remark in layout.remarks)
 
 
 def test_a_dtype_that_is_the_files_own_is_not_encoded() -> None:

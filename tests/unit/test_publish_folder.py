@@ -97,6 +97,7 @@ def test_a_release_holds_artifacts_sums_lock_provenance_and_a_card(made: Made, t
         "recipe.yaml",
         "recipe.lock.yaml",
         "provenance.json",
+        "quality.json",
         "sbom.cdx.json",
         "README.md",
         "SHA256SUMS",
