@@ -20,11 +20,13 @@ import numpy as np
 import pytest
 
 from rwkvflow.worker import convert as convert_module
+from rwkvflow.worker.checkpoint import open_checkpoint
 from rwkvflow.worker.convert import Job, Outcome, convert
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.base import BLOCKS, FileFormat
 from rwkvflow.worker.formats.ggml import KINDS
 from rwkvflow.worker.protocol import WorkerError, parse
+from rwkvflow.worker.rawfile import RawFile
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "convert.tsv"
@@ -398,6 +400,28 @@ if status.exists():  # unlike ru_maxrss, this knows nothing of the process that 
 else:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
+
+
+def test_many_formats_take_one_read_of_the_checkpoint(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = checkpoints.make(tmp_path / "x.pth", version="7", layers=2, width=256, vocab=4096)
+    read = 0
+    original = RawFile.into
+
+    def into(self: RawFile, buffer: memoryview, offset: int) -> None:
+        nonlocal read
+        read += len(buffer)
+        original(self, buffer, offset)
+
+    monkeypatch.setattr(RawFile, "into", into)
+    with open_checkpoint(source) as checkpoint:
+        index, tensors = read, sum(info.nbytes for info in checkpoint.tensors.values())
+    monkeypatch.setattr(os, "pread", lambda *_: pytest.fail("an artifact was read back to be hashed"))
+    made = make(source, engine, tmp_path / "out", *(n for n in held("7") if n.startswith(("ggml-", "gguf-"))))
+    assert len(made) >= 20
+    assert all(outcome.failure is None for outcome in made.values())
+    assert read == index + index + tensors
 
 
 def test_memory_does_not_grow_with_the_model(engine: Path, tmp_path: Path) -> None:

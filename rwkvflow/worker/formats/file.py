@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
-import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,8 +11,7 @@ from pathlib import Path
 from rwkvflow.worker.formats.base import Layout, Slot, Written
 
 PIECE = 1 << 20  # bytes read back at a time, where a file does not come in its own order
-EARLY = 16 << 20  # bytes after which the kernel is asked to begin writing to the disk
-SYNC_FILE_RANGE_WRITE = 2
+EARLY = 16 << 20  # bytes after which the system is asked to begin writing to the disk
 
 
 class FileWriter:
@@ -43,7 +40,7 @@ class FileWriter:
         self._unflushed += len(data)
         if self._unflushed >= EARLY:
             self._unflushed = 0
-            _begin_write_back(self._fd)
+            _to_disk(self._fd, self._hashed)
 
     def put(self, slot: Slot, start: int, data: memoryview) -> None:
         """See Writer."""
@@ -116,11 +113,11 @@ class FileWriter:
                 left -= len(data)
 
 
-def _begin_write_back(fd: int) -> None:
-    """Ask Linux to start writing, so that the fsync at the end has little left to do. A hint: failing is fine."""
-    function = getattr(_LIBC, "sync_file_range", None) if sys.platform == "linux" else None
-    if function is not None:
-        function(ctypes.c_int(fd), ctypes.c_int64(0), ctypes.c_int64(0), ctypes.c_uint(SYNC_FILE_RANGE_WRITE))
+def _to_disk(fd: int, end: int) -> None:
+    """Have the system write what stands before `end`, and forget what is written: a hint.
 
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+    So the fsync at the end has little left to do, and artifacts do not push everything else out of the page cache. New
+    pages for all of them would cost more than the encoding, above all in a virtual machine.
+    """
+    if end and hasattr(os, "posix_fadvise"):  # not on macOS
+        os.posix_fadvise(fd, 0, end, os.POSIX_FADV_DONTNEED)
