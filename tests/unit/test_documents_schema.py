@@ -134,7 +134,7 @@ def test_init_refuses_what_cannot_be_a_source_or_name() -> None:
 @given(st.text(max_size=40))
 def test_any_source_gives_a_right_recipe_or_is_refused(source: str) -> None:
     assert re.fullmatch(NAME, guess_name(source))
-    if source_problem(source) is None:
+    if source_problem(source, folder=True) is None:
         try:
             text = recipe_template(source)
             text.encode()
