@@ -71,6 +71,13 @@ def test_a_version_that_a_format_cannot_hold_is_refused_by_name() -> None:
     assert only_4.refuse(architecture) == "safetensors cannot hold version 7; it holds 4"
 
 
+@pytest.mark.parametrize("version", ["5.2", "6"])
+def test_a_single_head_is_refused_where_the_file_could_not_tell_it(version: str) -> None:
+    one, two = (architecture_of(tensors_of(version, width=width)) for width in (64, 128))
+    assert "single head" in (FORMATS["ggml-f16"].refuse(one) or "")
+    assert FORMATS["ggml-f16"].refuse(two) is None
+
+
 def test_another_epsilon_is_refused_where_the_runtime_has_its_own() -> None:
     for version in checkpoints.VERSIONS:
         architecture = architecture_of(tensors_of(version), 1e-5)

@@ -80,6 +80,14 @@ class Ggml(FileFormat):
     kind: int = F32
     from_f16: bool = False
 
+    def refuse(self, architecture: Architecture) -> str | None:
+        """See Format. A file tells the number of heads by a dimension, which rwkv.cpp squeezes away where it is 1."""
+        if refused := super().refuse(architecture):
+            return refused
+        if architecture.version in ("5.2", "6") and architecture.n_head == 1:
+            return f"{self.name} cannot hold a version {architecture.version} model with a single head"
+        return None
+
     def layout(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Layout:
         """See FileFormat."""
         build = LayoutBuilder()
