@@ -70,7 +70,7 @@ def model(file: Path, library: Path) -> Iterator[Model]:
 @pytest.fixture(scope="session")
 def noise(library: Path, converted: Callable[[Path, str], Path], tmp_path_factory: pytest.TempPathFactory) -> Model:
     """Random weights: any byte may follow any other."""
-    source = checkpoints.make(tmp_path_factory.mktemp("noise") / "noise.pth", "6", layers=1, width=64, vocab=256)
+    source = checkpoints.make(tmp_path_factory.mktemp("noise") / "noise.pth", "6", layers=1, width=128, vocab=256)
     return Model(converted(source, "f32"), library)
 
 
