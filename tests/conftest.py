@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 
 # huggingface_hub reads it once, when it is first imported, which another test in this process may do before ours.
 os.environ["HF_HUB_DISABLE_XET"] = "1"
+
+# A job that a shell starts in the background ignores it, and so would every program that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = Path(os.environ.get("RWKVFLOW_FIXTURES", ROOT.parent / "shared" / "fixtures"))

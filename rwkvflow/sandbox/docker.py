@@ -27,7 +27,7 @@ from rwkvflow.sandbox.daemon import (
     platform_of,
     remedy_for,
 )
-from rwkvflow.sandbox.image_build import Build
+from rwkvflow.sandbox.image_build import Build, LayerLost
 from rwkvflow.sandbox.lines import LineSplitter, Tail
 from rwkvflow.stages.dockerfile import NOBODY
 
@@ -40,6 +40,7 @@ TAG_LABEL = "org.rwkvflow.tag"
 POLL_S = 0.1
 TMP_BYTES = 256 << 20  # of /tmp in memory; counts toward the memory limit
 KILLED = 137
+BUILDS = 3  # of an image whose layers others remove meanwhile
 _Piece = tuple[bytes | None, bytes | None]  # of standard output and standard error
 
 
@@ -87,8 +88,15 @@ class DockerSandbox:
         if spec.base is None:
             raise StepFailed(f"image {spec.image}: no base image is locked", remedy="run `rwkvflow lock`")
         ensure_base(spec.base, self.client, on_line)
-        build = Build(self.client, self._possible(limits), on_line, cancel)
-        build.run(context(spec), reference(spec.tag), {**spec.labels, TAG_LABEL: spec.tag})
+        for left in reversed(range(BUILDS)):
+            build = Build(self.client, self._possible(limits), on_line, cancel)
+            try:
+                build.run(context(spec), reference(spec.tag), {**spec.labels, TAG_LABEL: spec.tag})
+                return
+            except LayerLost:
+                if not left:
+                    raise
+                on_line("a layer was removed while it was built upon (an image prune?): building again")
 
     def tags(self) -> list[str]:
         """The tags of all environments in this engine."""

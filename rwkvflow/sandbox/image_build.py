@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 POLL_S = 0.2
 
 
+# What engines say where a layer that the builder has just made or found is gone: someone pruned images meanwhile.
+LOST_LAYER = ("unknown parent image ID", "failed to get layer", "layer does not exist")
+
+
+class LayerLost(StepFailed):
+    """The build cannot go on, and would succeed from the start."""
+
+
 class _Stopped(Exception):
     """The build was cancelled or took too long."""
 
@@ -78,7 +86,8 @@ class Build:
             lines.close()
             text = str((message.get("errorDetail") or {}).get("message") or message["error"])
             log = str(self._tail)
-            raise StepFailed(
+            kind = LayerLost if any(words in text for words in LOST_LAYER) else StepFailed
+            raise kind(
                 f"image build: {text}\n{log}".rstrip(),
                 remedy=remedy_for(text) or remedy_for(log.rpartition("\n")[2]) or "the lines above come from the build",
             )
