@@ -305,7 +305,7 @@ def test_the_tool(models: Any, built: Path, library: Library, tmp_path: Path) ->
     assert len(tool("eval", path, 1).stdout.splitlines()) == 5
     figures = json.loads(tool("bench", path, "--json", "--threads", 1, "--prefill", 8).stdout)["models"][0]
     assert figures["token_bytes"] < figures["file_bytes"] < path.stat().st_size
-    assert figures["ms_per_token"] * figures["tokens_per_second"] == pytest.approx(1000, rel=1e-3)
+    assert figures["ms_per_token"] * figures["tokens_per_second"] == pytest.approx(1000, rel=0.01)
     assert figures["bandwidth_share"] > 0
     quantized = tmp_path / "q"
     assert tool("quantize", path, quantized, "Q5_1").returncode == 0
