@@ -14,7 +14,7 @@ import pytest
 
 from rwkvflow.worker.convert import Job, convert
 
-KERNELS = ("generic", "avx2", "avx512") if platform.machine() == "x86_64" else ("generic", "neon")
+KERNELS = ("generic", "avx2", "avxvnni", "avx512") if platform.machine() == "x86_64" else ("generic", "neon", "i8mm")
 # 120 columns in heads of 40 leave rests behind every vector; 128 in heads of 32 none.
 SIZES = {
     "odd": {"layers": 2, "width": 120, "vocab": 101, "head_size": 40},

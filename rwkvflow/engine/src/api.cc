@@ -204,8 +204,9 @@ void rwkv_free(struct rwkv_context *ctx) {
 
 const char *rwkv_get_system_info_string(void) {
     static thread_local char text[96];
-    snprintf(text, sizeof text, "AVX2=%d AVX512=%d NEON=%d KERNELS=%s", kernels_named("avx2") != nullptr,
-             kernels_named("avx512") != nullptr, kernels_named("neon") != nullptr, kernels()->name);
+    const auto runs = [](const char *name) { return static_cast<int>(kernels_named(name) != nullptr); };
+    snprintf(text, sizeof text, "AVX2=%d AVX_VNNI=%d AVX512=%d NEON=%d I8MM=%d KERNELS=%s", runs("avx2"), runs("avxvnni"),
+             runs("avx512"), runs("neon"), runs("i8mm"), kernels()->name);
     return text;
 }
 

@@ -8,6 +8,8 @@
 #include <cpuid.h>
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace rwkvflow {
@@ -45,15 +47,20 @@ int x86_level() {
 
 #elif defined(__aarch64__)
 
-bool has_dot_product() {
 #if defined(__linux__)
-    return (getauxval(AT_HWCAP) & (1ul << 20)) != 0;  // HWCAP_ASIMDDP
+bool has_dot_product() { return (getauxval(AT_HWCAP) & (1ul << 20)) != 0; }        // HWCAP_ASIMDDP
+bool has_matrix_products() { return (getauxval(AT_HWCAP2) & (1ul << 13)) != 0; }  // HWCAP2_I8MM
 #elif defined(__APPLE__)
-    return true;  // every Apple processor that macOS for ARM runs on
-#else
-    return false;
-#endif
+bool has_dot_product() { return true; }  // every Apple processor that macOS for ARM runs on
+bool has_matrix_products() {
+    int answer = 0;
+    size_t size = sizeof answer;
+    return sysctlbyname("hw.optional.arm.FEAT_I8MM", &answer, &size, nullptr, 0) == 0 && answer != 0;
 }
+#else
+bool has_dot_product() { return false; }
+bool has_matrix_products() { return false; }
+#endif
 
 #endif
 
@@ -63,7 +70,7 @@ const Kernels *decide() {
         const Kernels *chosen = kernels_named(wanted);
         if (chosen != nullptr) return chosen;
     }
-    const char *const best_first[] = {"avx512", "avxvnni", "avx2", "neon"};
+    const char *const best_first[] = {"avx512", "avxvnni", "avx2", "i8mm", "neon"};
     for (const char *name : best_first) {
         const Kernels *chosen = kernels_named(name);
         if (chosen != nullptr) return chosen;
@@ -82,6 +89,7 @@ const Kernels *kernels_named(const char *name) {
     if (strcmp(name, "avx512") == 0 && level >= 2) return &kKernelsAvx512;
 #elif defined(__aarch64__)
     if (strcmp(name, "neon") == 0 && has_dot_product()) return &kKernelsNeon;
+    if (strcmp(name, "i8mm") == 0 && has_dot_product() && has_matrix_products()) return &kKernelsNeonI8mm;
 #endif
     return nullptr;
 }

@@ -11,14 +11,15 @@ uint32_t round_up(uint32_t n) { return (n + kSlice - 1) / kSlice * kSlice; }
 
 Activations take_activations(Arena *arena, uint32_t tokens, uint32_t columns, bool quantized) {
     Activations out = {};
-    out.stride = (columns + kGroupColumns - 1) / kGroupColumns * kGroupColumns;
-    const uint64_t all = mul_sat(tokens, out.stride);
+    out.stride = stride_for(columns);
+    const uint32_t room = tokens == 1 ? 1 : (tokens + kTokenUnit - 1) / kTokenUnit * kTokenUnit;
+    const uint64_t all = mul_sat(room, out.stride);
     out.f = arena->take<float>(all);
     if (quantized) {
         out.q = arena->take<int8_t>(all);
-        out.d = arena->take<float>(all / kSlice);
-        out.s = arena->take<float>(all / kSlice);
-        out.n = arena->take<int32_t>(all / 8);
+        out.d = arena->take<float>(mul_sat(all / kSlice, kBlockScales));
+        out.s = arena->take<float>(mul_sat(all / kSlice, kBlockScales));
+        out.n = arena->take<int32_t>(mul_sat(all / kSlice, kBlockSums));
     }
     return out;
 }
@@ -76,7 +77,8 @@ void head(const Part &part) {
     const Activations &in = part.work->in[0];
     const Part::Range c = part.share(model->n_embd);
     float *to[kMaxBlock];
-    uint32_t wanted = 0;
+    uint32_t all = 0, wanted = 0;
+    for (uint32_t t = 0; t < part.count; ++t) all += block->logits[t] != nullptr;
     for (uint32_t t = 0; t < part.count; ++t) {
         if (block->logits[t] == nullptr) continue;
         const float *x = part.row(part.work->x, t);
@@ -84,7 +86,7 @@ void head(const Part &part) {
         part.k->moments(x, model->n_embd, block->layer_norm_eps, &mean, &scale);
         part.k->normalize(x + c.begin, mean, scale, model->ln_out_w + c.begin, model->ln_out_b + c.begin,
                           in.f + static_cast<size_t>(wanted) * in.stride + c.begin, c.size());
-        if (is_quantized(model->head.type)) part.k->quantize(&in, wanted, c.begin, c.end);
+        if (is_quantized(model->head.type)) part.k->quantize(&in, wanted, all, c.begin, c.end);
         to[wanted++] = block->logits[t];
     }
     if (wanted == 0) return;  // for every thread
@@ -195,7 +197,7 @@ void Part::keep_last(uint32_t at, Range c) const {
 
 void Part::ready(const Activations &x, const Matrix &for_matrix, Range c) const {
     if (!is_quantized(for_matrix.type) || c.size() == 0) return;
-    for (uint32_t t = 0; t < count; ++t) k->quantize(&x, t, c.begin, c.end);
+    for (uint32_t t = 0; t < count; ++t) k->quantize(&x, t, count, c.begin, c.end);
 }
 
 void Part::matmul(const Matrix &w, const Activations &x, float *y, uint32_t ldy, Range rows) const {

@@ -1,10 +1,11 @@
 // The arithmetic of the engine, once for each instruction set: kernels_generic.cc, kernels_avx2.cc, kernels_avxvnni.cc,
-// kernels_avx512.cc and kernels_neon.cc compile kernels_body.h with their own flags and fill in the few parts that need intrinsics.
+// kernels_avx512.cc, kernels_neon.cc and kernels_neon_i8mm.cc compile kernels_body.h with their own flags and fill in the few parts
+// that need intrinsics.
 //
 // In any of them what a row, a channel or a head comes to does not depend on which others, or how many tokens, are worked on
-// with it: so neither the number of threads, nor how rows are shared out, nor how a sequence is cut reaches a result. Between
-// instruction sets results differ in the last bits, as products are fused where the instruction is there; exp and tanh
-// are our own and the same.
+// with it: so neither the number of threads, nor how rows are shared out, nor how a sequence is cut reaches a result. Nor does the
+// instruction set: every sum has its order, integers are exact, and exp and tanh are our own. Only the generic kernels differ
+// from all others in the last bits, as they do not fuse products with sums.
 //
 // This header is included by files with different flags: no inline functions here, or the linker could keep the copy with
 // the newer instructions for everybody.
@@ -25,10 +26,17 @@ struct Matrix {
     int32_t type;
 };
 
-// The inputs of a matrix for several tokens. f holds `stride` floats a token (stride is a multiple of kGroupColumns, and what is
-// beyond the columns of a matrix is finite). For quantized weights the rest holds the same in 8 bits, in an order and with
-// sums that the kernels choose: q, a scale d for each block of kSlice, sums s of the blocks, d times those of q, and in kernels_avx512_blocks.h n.
-inline constexpr uint32_t kGroupColumns = 128;
+// The inputs of a matrix for several tokens. f holds `stride` floats a token, and what is beyond the columns of a matrix is finite.
+// For quantized weights the rest holds the same in 8 bits, in an order that the kernels choose, which is another one for a single
+// token: q, a scale d for each block of kSlice, and what follows from the sums of blocks: s and n.
+inline constexpr uint32_t kGroupColumns = 256;
+inline constexpr uint32_t kTokenUnit = 8;    // room for tokens comes in multiples of this, where there is any for more than one
+inline constexpr uint32_t kBlockScales = 2;  // elements of d, and of s, for each block of a token
+inline constexpr uint32_t kBlockSums = 6;    // of n
+// Not a multiple of a large power of two: the same column of several tokens would get in each other's way in caches.
+constexpr uint32_t stride_for(uint32_t columns) {
+    return ((columns + kGroupColumns - 1) / kGroupColumns | 1) * kGroupColumns;
+}
 struct Activations {
     float *f;
     int8_t *q;
@@ -49,11 +57,11 @@ struct Kernels {
     const char *name;
 
     // y[t * ldy + row] = sum over c of w[row][c] * x[t][c], for row0 <= row < row1 and t < tokens <= kMostTokens. Quantized weights read what
-    // quantize made. scratch: the thread's own, 64-byte aligned, scratch_bytes() of it.
+    // quantize made for as many tokens (one, or more). scratch: the thread's own, 64-byte aligned, scratch_bytes() of it.
     void (*matmul)(const Matrix *w, const Activations *x, uint32_t tokens, uint32_t row0, uint32_t row1, float *y, uint32_t ldy,
                    void *scratch);
-    // Makes the 8-bit form of token t from f for columns [c0, c1), both multiples of kSlice.
-    void (*quantize)(const Activations *x, uint32_t t, uint32_t c0, uint32_t c1);
+    // Makes the 8-bit form of token t of `tokens` from f for columns [c0, c1), both multiples of kSlice.
+    void (*quantize)(const Activations *x, uint32_t t, uint32_t tokens, uint32_t c0, uint32_t c1);
 
     // mean and 1 / sqrt(variance + eps) of n floats.
     void (*moments)(const float *x, uint32_t n, float eps, float *mean, float *scale);
@@ -97,9 +105,10 @@ extern const Kernels kKernelsAvxVnni;
 extern const Kernels kKernelsAvx512;
 #elif defined(__aarch64__)
 extern const Kernels kKernelsNeon;
+extern const Kernels kKernelsNeonI8mm;
 #endif
 
-// The best ones that this processor and operating system can run; RWKV_KERNELS=generic|avx2|avxvnni|avx512|neon in the environment
+// The best ones that this processor and operating system can run; RWKV_KERNELS=generic|avx2|avxvnni|avx512|neon|i8mm in the environment
 // names others, and is ignored where they would not run. Decided once.
 const Kernels *kernels();
 // By name; null where they are not in this build or would not run here.

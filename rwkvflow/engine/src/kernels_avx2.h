@@ -7,6 +7,7 @@
 
 #define RWKV_HAS_HALF
 #define RWKV_HAS_FUSED
+#define RWKV_HAS_QUANTIZE
 #define RWKV_TILE_ROWS 2
 #define RWKV_TILE_TOKENS 3
 #define RWKV_QUANTIZED_KERNELS "kernels_avx2_blocks.h"

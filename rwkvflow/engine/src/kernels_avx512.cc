@@ -11,6 +11,7 @@
 
 #define RWKV_HAS_HALF
 #define RWKV_HAS_FUSED
+#define RWKV_HAS_QUANTIZE
 #define RWKV_HAS_SUM4
 #define RWKV_QUANTIZED_KERNELS "kernels_avx512_blocks.h"
 #define RWKV_TILE_ROWS 4

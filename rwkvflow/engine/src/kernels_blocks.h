@@ -1,12 +1,10 @@
-// Products with quantized matrices, for instruction sets of 256 or 128 bits and for none. Block b of a row adds to eight lanes
-// of one register, scaled; minima, times the sums of the inputs, to another sum. As in kernels_floats.h, rows and tokens may be
-// taken together in any number.
+// Products with quantized matrices in plain C++, for processors that none of the other kernels is for: kernels_tiles.h says what
+// they come to, but that nothing is fused here. Rows are unpacked to bytes, and compilers make vector code of the sums.
 #pragma once
 
 namespace rwkvflow {
 namespace {
 
-#if !defined(RWKV_HAS_BLOCKS)
 // The weights of a block as bytes, less the offset of the types that have one.
 template <int TYPE>
 inline void unpack_block(const uint8_t *block, int8_t out[32]) {
@@ -22,129 +20,78 @@ inline void unpack_block(const uint8_t *block, int8_t out[32]) {
         }
     }
 }
-// The same of a block, less its offset.
-template <int TYPE>
-inline I8 block_sums(const uint8_t *block, const int8_t *q) {
-    int8_t w[32];
-    unpack_block<TYPE>(block, w);
-    return byte_sums(w, q);
-}
-#endif
 
-// A row against one token.
+// The weights of sub-block `sub` of a super-block.
 template <int TYPE>
-inline float row_blocks(const uint8_t *w, const int8_t *q, const float *d, const float *s, uint32_t blocks) {
-    V8 sum = {};
-    float minima = 0;
-    for (uint32_t b = 0; b < blocks; ++b, w += Block<TYPE>::bytes) {
-        prefetch(w);
-        sum = fused(to_float(block_sums<TYPE>(w, q + b * size_t{32})), splat8(half_scale(w) * d[b]), sum);
-        if constexpr (Block<TYPE>::min) minima += half_scale(w + 2) * s[b];
+inline void unpack_sub(const uint8_t *at, uint32_t sub, int8_t out[32]) {
+    using B = Block<TYPE>;
+    const uint8_t *both = at + B::quants + sub / 2 * 32;
+    for (int i = 0; i < 32; ++i) {
+        int q = both[i] >> (sub % 2 * 4) & 15;
+        if constexpr (B::five) q |= (at[B::high + i] >> sub & 1) << 4;
+        out[i] = static_cast<int8_t>(q);
     }
-    return sum_lanes8(sum) + minima;
 }
+
+// Rows as bytes, scales and minima: [rows][blocks][32], [rows][blocks] and [rows][blocks].
+struct Panel {
+    int8_t *q;
+    float *scale, *least;
+    size_t blocks;
+};
 
 template <int TYPE>
-inline void unpack(const Panel &panel, const uint8_t *w, size_t row_bytes, uint32_t rows) {
-    for (uint32_t r = 0; r < rows; ++r)
-        for (size_t b = 0; b < panel.blocks; ++b) {
-            const uint8_t *at = w + r * row_bytes + b * Block<TYPE>::bytes;
-            unpack_block<TYPE>(at, panel.q + r * panel.cols + b * 32);
-            panel.scale[r * panel.blocks + b] = half_scale(at);
-            if constexpr (Block<TYPE>::min) panel.least[r * panel.blocks + b] = half_scale(at + 2);
+inline void unpack_row(const Panel &panel, size_t row, const uint8_t *at) {
+    for (size_t b = row * panel.blocks; b < (row + 1) * panel.blocks; at += Block<TYPE>::bytes) {
+        prefetch(at);
+        if constexpr (Block<TYPE>::super) {
+            super_scales(at, panel.scale + b, panel.least + b);
+            for (uint32_t sub = 0; sub < 8; ++sub) unpack_sub<TYPE>(at, sub, panel.q + b++ * 32);
+        } else {
+            panel.scale[b] = half_scale(at);
+            panel.least[b] = Block<TYPE>::min ? half_scale(at + 2) : 0.0f;
+            unpack_block<TYPE>(at, panel.q + b++ * 32);
         }
+    }
 }
 
-template <int R, int T, bool MIN>
-inline void tile_blocks(const Panel &panel, uint32_t row, const Activations &x, uint32_t token, float *y, size_t ldy) {
-    V8 sums[R][T] = {};
-    float minima[R][T] = {};
-    const size_t stride = x.stride, blocks = stride / 32;
-    for (size_t b = 0; b < panel.blocks; ++b)
-        for (int r = 0; r < R; ++r) {
-            const size_t at = (row + static_cast<size_t>(r)) * panel.blocks + b;
-            for (int t = 0; t < T; ++t) {
-                const size_t in = (token + static_cast<size_t>(t)) * blocks + b;
-                const I8 whole = byte_sums(panel.q + at * 32, x.q + in * 32);
-                sums[r][t] = fused(to_float(whole), splat8(panel.scale[at] * x.d[in]), sums[r][t]);
-                if constexpr (MIN) minima[r][t] += panel.least[at] * x.s[in];
-            }
-        }
-    for (int r = 0; r < R; ++r)
-        for (int t = 0; t < T; ++t) y[static_cast<size_t>(t) * ldy + static_cast<size_t>(r)] = sum_lanes8(sums[r][t]) + minima[r][t];
+template <bool MIN>
+inline float row_product(const Panel &panel, size_t row, const Activations &x, size_t token) {
+    float sums[8] = {};
+    for (size_t b = 0; b < panel.blocks; ++b) {
+        const size_t own = row * panel.blocks + b, in = token * x.stride / 32 + b;
+        const int8_t *w = panel.q + own * 32, *q = x.q + in * 32;
+        int32_t whole = 0;
+        for (int i = 0; i < 32; ++i) whole += w[i] * q[i];
+        sums[b % 8] += static_cast<float>(whole) * (panel.scale[own] * x.d[in]);
+        if constexpr (MIN) sums[b % 8] += panel.least[own] * x.s[in];
+    }
+    return ((sums[0] + sums[1]) + (sums[4] + sums[5])) + ((sums[2] + sums[3]) + (sums[6] + sums[7]));
 }
 
 template <int TYPE>
 void matmul_type(const Product &p) {
-    constexpr bool MIN = Block<TYPE>::min;
     const Matrix &w = *p.w;
-    const size_t row_bytes = static_cast<size_t>(w.row_bytes);
-    if (p.tokens == 1) {
-        const uint8_t *at = w.data + w.row_bytes * p.row0;
-        for (uint32_t row = p.row0; row < p.row1; ++row, at += row_bytes) {
-            if constexpr (Block<TYPE>::super) p.y[row] = row_super<TYPE>(at, p.x->q, p.x->d, p.x->s, w.cols / 32);
-            else p.y[row] = row_blocks<TYPE>(at, p.x->q, p.x->d, p.x->s, w.cols / 32);
-        }
-        return;
-    }
-    constexpr uint32_t kPanel = 8, R = 2, T = 4;
-    Panel panel = {static_cast<int8_t *>(p.scratch), nullptr, nullptr, w.cols, w.cols / 32};
-    panel.scale = reinterpret_cast<float *>(panel.q + kPanel * panel.cols);
-    panel.least = panel.scale + kPanel * panel.blocks;
-    for (uint32_t row = p.row0; row < p.row1; row += kPanel) {
-        const uint32_t rows = p.row1 - row < kPanel ? p.row1 - row : kPanel;
-        const uint8_t *at = w.data + w.row_bytes * row;
-        if constexpr (Block<TYPE>::super) unpack_super<TYPE>(panel, at, row_bytes, rows);
-        else unpack<TYPE>(panel, at, row_bytes, rows);
-        for (uint32_t t = 0; t < p.tokens;) {
-            float *y = p.y + static_cast<size_t>(t) * p.ldy + row;
-            const bool many = t + T <= p.tokens;
-            for (uint32_t r = 0; r < rows;) {
-                const bool some = r + R <= rows;
-                if (many && some) tile_blocks<R, T, MIN>(panel, r, *p.x, t, y + r, p.ldy);
-                else if (many) tile_blocks<1, T, MIN>(panel, r, *p.x, t, y + r, p.ldy);
-                else if (some) tile_blocks<R, 1, MIN>(panel, r, *p.x, t, y + r, p.ldy);
-                else tile_blocks<1, 1, MIN>(panel, r, *p.x, t, y + r, p.ldy);
-                r += some ? R : 1;
-            }
-            t += many ? T : 1;
-        }
+    Panel panel = {static_cast<int8_t *>(p.scratch), nullptr, nullptr, w.cols / 32};
+    constexpr uint32_t kRows = 8;
+    panel.scale = reinterpret_cast<float *>(panel.q + kRows * panel.blocks * 32);
+    panel.least = panel.scale + kRows * panel.blocks;
+    const uint8_t *at = w.data + w.row_bytes * p.row0;
+    for (uint32_t row = p.row0; row < p.row1; row += kRows) {
+        const uint32_t rows = p.row1 - row < kRows ? p.row1 - row : kRows;
+        for (uint32_t r = 0; r < rows; ++r, at += w.row_bytes) unpack_row<TYPE>(panel, r, at);
+        for (uint32_t t = 0; t < p.tokens; ++t)
+            for (uint32_t r = 0; r < rows; ++r)
+                p.y[static_cast<size_t>(t) * p.ldy + row + r] = row_product<Block<TYPE>::min>(panel, r, *p.x, t);
     }
 }
 
-void matmul_quantized(const Product &p) {
-    switch (p.w->type) {
-        case kQ4_0: return matmul_type<kQ4_0>(p);
-        case kQ4_1: return matmul_type<kQ4_1>(p);
-        case kQ5_0: return matmul_type<kQ5_0>(p);
-        case kQ5_1: return matmul_type<kQ5_1>(p);
-        case kQ8_0: return matmul_type<kQ8_0>(p);
-        case kQ4_K: return matmul_type<kQ4_K>(p);
-        case kQ5_K: return matmul_type<kQ5_K>(p);
-        default: return;
-    }
-}
-
-void quantize(const Activations *x, uint32_t t, uint32_t c0, uint32_t c1) {
+void quantize(const Activations *x, uint32_t t, uint32_t, uint32_t c0, uint32_t c1) {
     for (uint32_t c = c0; c < c1; c += 32) {
         const size_t at = static_cast<size_t>(t) * x->stride + c;
-        const V16 low = load16(x->f + at), high = load16(x->f + at + 16);
-        const V16 sizes = maximum(absolute(low), absolute(high));
-        float largest = 0;
-        for (int i = 0; i < 16; ++i) largest = sizes[i] > largest ? sizes[i] : largest;
-        const float scale = largest / 127.0f, inverse = largest > 0 ? 127.0f / largest : 0.0f;
-        // Adding 1.5 * 2^23 rounds to an integer, ties to even, which then stands in the low bits.
-        const V16 round = splat(12582912.0f);
-        const U16 a = as_bits(low * inverse + round), b = as_bits(high * inverse + round);
-        int32_t sum = 0;
-        for (int i = 0; i < 16; ++i) {
-            const int8_t p = static_cast<int8_t>(a[i] & 255u), r = static_cast<int8_t>(b[i] & 255u);
-            x->q[at + i] = p;
-            x->q[at + 16 + i] = r;
-            sum += p + r;
-        }
-        x->d[at / 32] = scale;
-        x->s[at / 32] = scale * static_cast<float>(sum);
+        int32_t sum;
+        quantize_block(x->f + at, x->q + at, &x->d[at / 32], &sum);
+        x->s[at / 32] = x->d[at / 32] * static_cast<float>(sum);
     }
 }
 

@@ -1,8 +1,8 @@
 // The body of every kernels_*.cc: see kernels.h. Before including it a file defines RWKV_KERNELS_TABLE (the table's name),
 // RWKV_KERNELS_NAME (text), and in namespace rwkvflow::{anonymous} the parts that its instruction set has a better way for:
-// RWKV_HAS_FUSED (fused: 16 and 8 lanes), RWKV_HAS_HALF (load_half16, half_scale), RWKV_HAS_SUM4 (sum4), RWKV_HAS_BLOCKS
-// (unpack_block, byte_sums, block_sums, and of super-blocks unpack_sub and sub_sums), or RWKV_QUANTIZED_KERNELS, a header
-// with another matmul_quantized and quantize.
+// RWKV_HAS_FUSED (fused: 16 and 8 lanes), RWKV_HAS_HALF (load_half16, half_scale), RWKV_HAS_SUM4 (sum4), or
+// RWKV_QUANTIZED_KERNELS, a header with another matmul_type and quantize, and RWKV_HAS_QUANTIZE where that does not need
+// what it is made of in kernels_quantized.h.
 //
 // Everything is in an anonymous namespace on purpose: see kernels.h.
 #pragma once
@@ -82,10 +82,10 @@ struct Next {
 
 #include "kernels_floats.h"
 #include "kernels_recurrent.h"
+#include "kernels_quantized.h"
 #if defined(RWKV_QUANTIZED_KERNELS)
 #include RWKV_QUANTIZED_KERNELS
 #else
-#include "kernels_super.h"
 #include "kernels_blocks.h"
 #endif
 
