@@ -51,16 +51,25 @@ def _cmake(tool: str, arguments: list[str], build: Path, env: dict[str, str] | N
 
 def with_zig(config: pytest.Config) -> Path:
     """A folder with librwkv.so, rwkv (the tool) and rwkv-check (kernel_check.cc), as the engine stage builds them."""
+    return _with_zig(config, "zig", None)
+
+
+def static(config: pytest.Config) -> Path:
+    """The same for x86-64, with a tool and an rwkv-check that need nothing of the machine but its kernel."""
+    return _with_zig(config, "static", "x86_64-linux-musl")
+
+
+def _with_zig(config: pytest.Config, name: str, target: str | None) -> Path:
     if not all(importlib.util.find_spec(name) for name in ("ziglang", "cmake", "ninja")):
         pytest.skip("the packages ziglang, cmake and ninja are not here")
-    build = folder(config, "zig")
+    build = folder(config, name)
     if not (build / "done").is_file():
         build.mkdir(parents=True, exist_ok=True)
         assert config.cache is not None
         env = dict(os.environ)
         env.setdefault(toolchain.CACHE_VARIABLE, str(config.cache.mkdir("zig")))
         os.environ.setdefault(toolchain.CACHE_VARIABLE, env[toolchain.CACHE_VARIABLE])
-        tools = toolchain.prepare("zig", None, build)
+        tools = toolchain.prepare("zig", target, build)
         _cmake(tools.cmake, list(tools.arguments), build / "out", dict(tools.env))
         (build / "done").touch()
     return build / "out"

@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import platform
-import shutil
 import struct
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import checkpoints
+import emulators
 import librwkv
 import numpy as np
 import pytest
@@ -26,9 +26,12 @@ ROOT = Path(__file__).resolve().parents[2]
 SYSROOT = Path("/usr/aarch64-linux-gnu")  # Debian's libc6-arm64-cross
 TOKENS = [int(t) for t in np.random.default_rng(8).integers(0, 101, 40)]
 SIZE = {"layers": 2, "width": 128, "vocab": 101, "head_size": 32}
-EXACT = (("4", "f32"), ("5.2", "f16"), ("6", "f32"), ("7", "f16"))
-# Activations are rounded to 8 bits here: where the last bit of a sum differs, one of them may end up a step apart.
-QUANTIZED = (("4", "q4_0"), ("4", "q4_k"), ("5.2", "q5_0"), ("6", "q8_0"), ("7", "q5_1"), ("7", "q5_k"))
+KINDS = {
+    "4": ("f32", "q4_0", "q4_k"),
+    "5.2": ("f16", "q5_0"),
+    "6": ("f32", "q8_0"),
+    "7": ("f16", "q4_1", "q5_1", "q5_k"),
+}
 
 Cross = Callable[[str], Path]
 
@@ -73,11 +76,12 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     root = tmp_path_factory.mktemp("models")
     library = librwkv.with_zig(request.config) / "librwkv.so"
     made = {}
-    for version, kind in (*EXACT, *QUANTIZED):
+    for version, kinds in KINDS.items():
         source = checkpoints.make(root / f"{version}.pth", version, **SIZE)
-        made[version, kind] = root / f"{version}-{kind}.bin"
-        (outcome,) = convert(source, library, [Job("x", f"ggml-{kind}", made[version, kind])])
-        assert outcome.failure is None
+        for kind in kinds:
+            made[version, kind] = root / f"{version}-{kind}.bin"
+            (outcome,) = convert(source, library, [Job("x", f"ggml-{kind}", made[version, kind])])
+            assert outcome.failure is None
     return made
 
 
@@ -91,19 +95,25 @@ def logits(command: list[str | Path], model: Path, out: Path, kernels: str = "")
 
 
 def qemu() -> str:
-    found = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
-    if found is None:
-        pytest.skip("no qemu-aarch64 on this machine (Debian: apt-get install qemu-user-static)")
-    return found
+    return emulators.find("qemu-user-static", "qemu-aarch64-static", "qemu-aarch64")
 
 
-def same_logits(emulated: list[str | Path], models: Models, native: Path, scratch: Path) -> None:
+def same_logits(emulated: list[str | Path], models: Models, native: Path, scratch: Path, *sets: str) -> None:
+    """Bit for bit, with each of these sets of kernels; and the generic ones with the generic ones.
+
+    This machine has a set that fuses products, as all x86-64 and aarch64 processors of the last decade do.
+    """
+    for kernels in sets:
+        told = subprocess.run(
+            [*emulated, "info"], capture_output=True, text=True, env={**os.environ, "RWKV_KERNELS": kernels}, check=True
+        )
+        assert told.stdout.split()[-1] == f"KERNELS={kernels}"
     for (version, kind), model in models.items():
         here = logits([native / "rwkv"], model, scratch / "here")
-        there = logits(emulated, model, scratch / "there")
-        worst = float(np.abs(here - there).max())
         assert here.std() > 0.5, "logits that say something"
-        assert worst < (1e-4 if (version, kind) in EXACT else 0.03), (version, kind, worst)
+        for kernels in sets:
+            there = logits(emulated, model, scratch / "there", kernels)
+            assert here.tobytes() == there.tobytes(), (version, kind, kernels, float(np.abs(here - there).max()))
         plain = [logits(tool, model, scratch / "plain", "generic") for tool in ([native / "rwkv"], emulated)]
         assert plain[0].tobytes() == plain[1].tobytes(), (version, kind)
 
@@ -114,9 +124,9 @@ def test_aarch64_gives_the_same_logits(
     """The tool that Linux distributions run, with glibc."""
     emulator = qemu()
     if not SYSROOT.is_dir():
-        pytest.skip("no aarch64 libc on this machine (Debian: apt-get install libc6-arm64-cross)")
+        emulators.missing("aarch64 libc", "libc6-arm64-cross")
     tool = cross("aarch64-linux-gnu.2.17") / "bin" / "rwkv"
-    same_logits([emulator, "-L", SYSROOT, tool], models, librwkv.with_zig(request.config), tmp_path)
+    same_logits([emulator, "-L", SYSROOT, tool], models, librwkv.with_zig(request.config), tmp_path, "neon", "i8mm")
 
 
 @pytest.mark.soak
@@ -125,20 +135,19 @@ def test_the_static_tool_of_a_phone_gives_the_same_logits(
 ) -> None:
     tool = cross("aarch64-linux-musl") / "bin" / "rwkv"
     assert b"/lib/ld-" not in tool.read_bytes(), "a static program"
-    same_logits([qemu(), tool], models, librwkv.with_zig(request.config), tmp_path)
+    same_logits([qemu(), tool], models, librwkv.with_zig(request.config), tmp_path, "i8mm")
 
 
-@pytest.mark.soak
 def test_windows_gives_the_same_logits(
     cross: Cross, models: Models, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wine = shutil.which("wine")
-    if wine is None or platform.machine() != "x86_64":
-        pytest.skip("no wine on this machine (Debian: apt-get install wine wine64)")
+    if platform.machine() != "x86_64":
+        pytest.skip("wine runs programs for the machine's own processor")
+    wine = emulators.find("wine wine64", "wine")
     monkeypatch.setenv("WINEPREFIX", str(tmp_path / "prefix"))
     monkeypatch.setenv("WINEDEBUG", "-all")
     tool = cross("x86_64-windows-gnu") / "bin" / "rwkv.exe"
-    same_logits([wine, tool], models, librwkv.with_zig(request.config), tmp_path)
+    same_logits([wine, tool], models, librwkv.with_zig(request.config), tmp_path, "avx2")
 
 
 def kind(path: Path) -> tuple[str, int]:
