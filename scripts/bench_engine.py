@@ -11,6 +11,9 @@ Decoding is measured by the `rwkv bench` of the build, one process a model: pass
 and tokens alternate, and the share of the bandwidth is that of the fastest token to the fastest pass, which is what the
 machine does undisturbed; the share of the medians stands beside it.
 
+One token each of 8 and of 32 sequences takes turns with single tokens, in this process: `batch` is how many times as
+fast a token is then.
+
 --llama measures llama.cpp beside it, in turns, on a GGUF of the same checkpoint; it is built below that folder when it
 is not there yet, with its own defaults for the very processor that builds it.
 """
@@ -19,8 +22,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +48,8 @@ SUPER = ("q5_k", "q4_k")  # where the build has them
 SHARES = {"f16": 0.9, "q8_0": 0.9, "q5_1": 0.75, "q5_0": 0.75, "q4_1": 0.75, "q4_0": 0.75}
 SMALL = ("0.1B-v7",)  # fits the caches in part: no share is asked for
 OPEN_MS = 50
+BATCHES = (8, 32)
+BATCH_ROUNDS = 7
 LLAMA_PREFILL = 2.5
 RWKV_CPP_PREFILL = 6
 
@@ -115,6 +122,26 @@ def measure(options: argparse.Namespace, path: Path) -> dict[str, Any]:
     return {**figures, "kernels": answer["kernels"], "threads": answer["threads"]}
 
 
+def batches(options: argparse.Namespace, path: Path) -> dict[str, float]:
+    """How many times as fast a token is in a batch of so many as alone."""
+    import numpy as np
+
+    from rwkvflow.engine import Model
+
+    seconds: dict[int, list[float]] = {1: [], **{count: [] for count in BATCHES}}
+    with Model(path, library(options.engine), options.threads) as model:
+        ids = np.arange(max(BATCHES), dtype=np.uint32) * 977 % model.n_vocab
+        states = np.tile(model.init_state(), (ids.size, 1))
+        for turn in range(-1, BATCH_ROUNDS):  # the first brings in pages
+            for count, spent in seconds.items():
+                start = time.perf_counter()
+                model.eval_batch(ids[:count], states[:count], out=states[:count])
+                if turn >= 0:
+                    spent.append((time.perf_counter() - start) / count)
+    alone = statistics.median(seconds[1])
+    return {str(count): alone / statistics.median(seconds[count]) for count in BATCHES}
+
+
 def work(options: argparse.Namespace, name: str, kind: str) -> dict[str, Any] | None:
     """One model in one type: made, measured, removed."""
     engine = library(options.engine)
@@ -122,7 +149,7 @@ def work(options: argparse.Namespace, name: str, kind: str) -> dict[str, Any] | 
     (path,) = make(options.folder, name, [f"ggml-{kind}"], engine)
     found: dict[str, Any] | None = None
     if not options.make_only and not options.only_llama:
-        found = {"model": name, "type": kind, **measure(options, path)}
+        found = {"model": name, "type": kind, **measure(options, path), "batch": batches(options, path)}
         print(row(found), flush=True)
     if beside:
         (gguf,) = make(options.folder, name, [f"gguf-{kind}"], engine)
@@ -145,7 +172,7 @@ def known() -> set[str]:
     return set(FORMATS)
 
 
-HEADER = f"{'model':10} {'type':5} ms/token (median)  share (median)  prefill/s  open ms     MB"
+HEADER = f"{'model':10} {'type':5} ms/token (median)  share (median)  prefill/s  open ms     MB  batch of 8, 32"
 
 
 def row(found: dict[str, Any]) -> str:
@@ -154,6 +181,7 @@ def row(found: dict[str, Any]) -> str:
         f"{found['model']:10} {found['type']:5} {found['ms_per_token']:8.2f} {found['ms_per_token_median']:8.2f}"
         f" {found['bandwidth_share']:6.1%} {found['bandwidth_share_median']:8.1%}"
         f" {found['prefill_tokens_per_second']:10.1f} {found['open_ms']:8.1f} {found['peak_rss_bytes'] / 1e6:6.0f}"
+        f"  {', '.join(f'{times:.1f}' for times in found['batch'].values())} times"
     )
 
 
