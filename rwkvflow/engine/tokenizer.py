@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,10 @@ class Tokenizer:
         data = text.encode() if isinstance(text, str) else text
         room = len(data)
         while True:
-            ids = (ctypes.c_uint32 * room)()
-            count = self._call("rwkvflow_tokenizer_encode", data, len(data), ids, room)
+            ids = array("i", (0,)) * room  # Python lists signed numbers faster, and a ctypes array takes twice as long
+            count = self._call("rwkvflow_tokenizer_encode", data, len(data), ids.buffer_info()[0], room)
             if count <= room:
-                return ids[:count]
+                return ids[:count].tolist()
             room = count  # normalizing made the text longer
 
     def decode(self, tokens: Sequence[int]) -> str:

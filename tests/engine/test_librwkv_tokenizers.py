@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
+import random
+import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator
@@ -90,6 +93,7 @@ def agree(text: str, ours: Tokenizer, other: Any) -> None:
 @example(text="x  y   z\u00a0\u2003 \u0085w\r\n \n'twas we'LL 12½ ²x_y")
 @example(text="\ud55c\u1112\u1161\u11ab\u1100\u1161 q\u0307\u0323 \u212b\u2126")
 @example(text="a" * 3000 + " " * 3000 + "\u0301\u0323" * 3000)
+@example(text="xe\u0323\u0301 é\u0323é\u0301ñÅ\u0301\u0301 e\u00ade\u0301")
 def test_bpe_is_what_tokenizers_does(
     text: str, small: list[tuple[str, Tokenizer]], theirs: Callable[[str], Any]
 ) -> None:
@@ -167,6 +171,125 @@ def test_world_has_its_tokens(world: tuple[Tokenizer, World, Any]) -> None:
     assert (ours.name, ours.size) == ("world", python.size)
     for token in range(65536):
         assert ours.piece(token) == python.piece(token)
+
+
+# What breaks literals and tables: zeros, line ends, quotes, the last byte. Few, so that tokens begin alike.
+BYTES = st.sampled_from(b"\x00\x01\n'\"\\ab\x7f\x80\xff")
+SHORT = st.lists(BYTES, min_size=1, max_size=12).map(bytes)
+
+
+@st.composite
+def vocabularies(draw: st.DrawFn) -> dict[bytes, int]:
+    """Tokens and their ids. Some go on for long, and others begin as they do, or leave them on the way."""
+    tokens = set(draw(st.lists(SHORT, min_size=1, max_size=30)))
+    for stem in draw(st.lists(SHORT, max_size=3)):
+        whole = (stem * 4096)[: draw(st.integers(1, 30) | st.integers(1, 4096))]
+        for size in draw(st.lists(st.integers(1, len(whole)), max_size=8)):
+            tokens.add(whole[:size])
+            tokens.add(whole[: size - 1] + bytes([draw(BYTES)]))
+    ids = draw(st.lists(st.integers(1, (1 << 20) - 1), min_size=len(tokens), max_size=len(tokens), unique=True))
+    return dict(zip(sorted(tokens), ids, strict=True))
+
+
+def longest_first(vocabulary: dict[bytes, int], data: bytes) -> list[int] | str:
+    """Token ids, or what the error says: by trying all sizes."""
+    sizes, ids, at = sorted({len(token) for token in vocabulary}, reverse=True), [], 0
+    while at < len(data):
+        size = next((size for size in sizes if data[at : at + size] in vocabulary and at + size <= len(data)), None)
+        if size is None:
+            return f"none for the byte {data[at]} at {at}"
+        ids.append(vocabulary[data[at : at + size]])
+        at += size
+    return ids
+
+
+def opened(vocabulary: dict[bytes, int], library: Library, folder: Path) -> Tokenizer:
+    lines = (f"{number} {token!r} {len(token)}\n" for token, number in vocabulary.items())
+    (folder / "vocabulary").write_text("".join(lines), encoding="utf-8")
+    return Tokenizer(folder / "vocabulary", library)
+
+
+@settings(max_examples=300, suppress_health_check=CHECKED)
+@given(vocabulary=vocabularies(), data=st.data())
+def test_the_longest_token_is_taken(vocabulary: dict[bytes, int], data: Any, library: Library, tmp_path: Path) -> None:
+    tokens = st.sampled_from(sorted(vocabulary))
+    begun = st.builds(lambda token, size: token[:size], tokens, st.integers(0, 40))
+    text = b"".join(data.draw(st.lists(tokens | begun | SHORT, max_size=20)))
+    ours = opened(vocabulary, library, tmp_path)
+    wanted = longest_first(vocabulary, text)
+    if isinstance(wanted, str):
+        with pytest.raises(EngineError, match=wanted):
+            ours.encode(text)
+    else:
+        assert ours.encode(text) == wanted
+        assert ours.decode_bytes(wanted) == text
+    for token, number in vocabulary.items():
+        assert ours.encode(token) == [number]
+
+
+def test_every_pair_of_bytes_is_a_token(library: Library, tmp_path: Path) -> None:
+    """The fullest table that there can be, and some that leave it after three bytes and after many."""
+    vocabulary = {bytes([byte]): byte for byte in range(256)}
+    vocabulary |= {bytes([first, second]): 256 + 256 * first + second for first in range(256) for second in range(256)}
+    further = [bytes([byte, 255 - byte]) * (1 + byte) + bytes([last]) for byte in range(256) for last in (0, byte, 255)]
+    vocabulary |= {token: 70000 + number for number, token in enumerate(sorted({*further} - {*vocabulary}))}
+    ours, chance = opened(vocabulary, library, tmp_path), random.Random(3)
+    texts = [chance.randbytes(3000), b"".join(chance.choices(further, k=60)), b"".join(part[:-1] for part in further)]
+    for text in texts:
+        assert ours.encode(text) == longest_first(vocabulary, text)
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from rwkvflow.engine import Library, Tokenizer
+library = Library(sys.argv[1])
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text()).group(1)) * 1024
+before = peak()
+Tokenizer(sys.argv[2], library)
+print(peak() - before)
+"""
+
+
+def hostile(name: str) -> Iterator[bytes]:
+    """Tokens without end that would fill a carelessly built table with nothing."""
+    for number in itertools.count():
+        begin = number.to_bytes(3, "big")
+        if name == "long and alike":
+            yield b"a" * 4090 + begin
+        elif name == "long and different":
+            yield begin + b"a" * 150
+        elif name == "a chain":  # each begins with the one before
+            yield bytes([97 + number // 4096]) * (number % 4096 + 1)
+        else:  # children whose places, as sets, are in each other's way wherever they are put: lines through one point
+            yield from (begin + bytes([place << 4 | times(number % 16, place)]) for place in range(16))
+
+
+def times(a: int, b: int) -> int:
+    """In the field of sixteen."""
+    out = 0
+    for bit in range(4):
+        out ^= a << bit if b >> bit & 1 else 0
+    for bit in (2, 1, 0):
+        out ^= 0b10011 << bit if out >> bit & 16 else 0
+    return out
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("name", ["long and alike", "long and different", "a chain", "in the way"])
+def test_memory_goes_by_the_vocabulary(name: str, library: Library, tmp_path: Path) -> None:
+    vocabulary: dict[bytes, int] = {}
+    for token in hostile(name):
+        vocabulary[token] = len(vocabulary)
+        if len(vocabulary) == 100_000 or len(token) * len(vocabulary) > 16_000_000:
+            break
+    opened(vocabulary, library, tmp_path)
+    file = tmp_path / "vocabulary"
+    command = [sys.executable, "-c", PEAK, str(library.path), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 4 * file.stat().st_size + 250 * len(vocabulary) + (8 << 20)
 
 
 # ---- what is none ------------------------------------------------------------------------------------------------

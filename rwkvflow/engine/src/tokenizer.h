@@ -74,12 +74,15 @@ public:
     const Pieces &pieces() const { return pieces_; }
 
 private:
+    static constexpr uint32_t kNone = ~0u;  // no token
     struct Pair {
         uint32_t left, right, rank, merged;
     };
     struct Work;
-    friend struct BpeReader;
+    friend struct BpeReader;  // of a tokenizer.json: bpe_file.cc
 
+    bool reserve_pairs(uint64_t count);  // once, for so many add_pair
+    void add_pair(const Pair &pair);     // of two with the same left and right the last one counts
     bool find(uint32_t left, uint32_t right, Pair *out) const;
     bool normalized(const char *text, size_t size, Work *work, Ids *out) const;
     bool words(const char *text, size_t size, Work *work, Ids *out) const;

@@ -21,6 +21,18 @@ uint32_t value_of(const uint32_t (&runs)[N], uint32_t code) {
     return runs[low] & 255;
 }
 
+// ASCII, which most texts are mostly made of, without a search.
+struct AsciiClasses {
+    uint8_t of[128];
+    constexpr AsciiClasses() : of() {
+        for (uint32_t code = 0, run = 0; code < 128; ++code) {
+            while (kWordClasses[run + 1] >> 8 <= code) ++run;
+            of[code] = kWordClasses[run] & 255;
+        }
+    }
+};
+constexpr AsciiClasses kAsciiClasses;
+
 uint32_t combining(uint32_t code) { return code < 0x300 || code >= kNoCharacter ? 0 : value_of(kCombining, code); }
 
 // A list of code points, each with its combining class in the low byte.
@@ -96,6 +108,39 @@ bool sort_marks(uint32_t *marks, size_t count) {
     return true;
 }
 
+// Puts together what was taken apart.
+bool compose(Codes *codes, Text *out) {
+    for (size_t i = 0, start; i < codes->count; i = i == start ? i + 1 : i) {
+        for (start = i; i < codes->count && (codes->data[i] & 255) != 0;) ++i;
+        if (!sort_marks(codes->data + start, i - start)) return false;
+    }
+    size_t kept = 0, starter = 0;
+    bool has_starter = false;
+    uint32_t before = 0;  // the class of what was kept last since the starter; 0 for nothing
+    for (size_t i = 0; i < codes->count; ++i) {
+        const uint32_t code = codes->data[i] >> 8, mark = codes->data[i] & 255;
+        if (has_starter && (kept == starter + 1 || (before != 0 && before < mark))) {
+            const uint32_t one = composite(codes->data[starter] >> 8, code);
+            if (one != 0) {
+                codes->data[starter] = one << 8;
+                continue;
+            }
+        }
+        if (mark == 0) {
+            has_starter = true;
+            starter = kept;
+        }
+        before = mark;
+        codes->data[kept++] = codes->data[i];
+    }
+    for (size_t i = 0; i < kept; ++i) add_code_point(codes->data[i] >> 8, out);
+    return !out->failed();
+}
+
+// Whether a character is below U+0300, by its first byte. NFC leaves those as they are, but for marks that follow, and never
+// changes what is before them.
+bool stays(char first_byte) { return static_cast<uint8_t>(first_byte) < 0xcc; }
+
 }  // namespace
 
 uint32_t code_point_at(const char *at, const char *end, uint32_t *size) {
@@ -138,50 +183,42 @@ void add_code_point(uint32_t c, Text *out) {
 
 bool is_utf8(const char *text, size_t size) {
     uint32_t length;
-    for (const char *at = text, *end = text + size; at != end; at += length)
-        if (code_point_at(at, end, &length) >= kNoCharacter) return false;
+    for (const char *at = text, *end = text + size; at != end; at += length) {
+        length = 1;
+        if (static_cast<uint8_t>(*at) >= 0x80 && code_point_at(at, end, &length) >= kNoCharacter) return false;
+    }
     return true;
 }
 
 WordClass word_class(uint32_t code) {
+    if (code < 128) return static_cast<WordClass>(kAsciiClasses.of[code]);
     return code >= kNoCharacter ? WordClass::kOther : static_cast<WordClass>(value_of(kWordClasses, code));
 }
 
 bool is_surely_nfc(const char *text, size_t size) {
     for (size_t i = 0; i < size; ++i)
-        if (static_cast<uint8_t>(text[i]) >= 0xcc) return false;  // U+0300 and above
+        if (!stays(text[i])) return false;
     return true;
 }
 
 bool add_nfc(const char *text, size_t size, Text *out) {
     Codes codes;
-    uint32_t length;
-    for (const char *at = text, *end = text + size; at != end; at += length)
-        if (!decompose(code_point_at(at, end, &length), &codes)) return false;
-    for (size_t i = 0, start; i < codes.count; i = i == start ? i + 1 : i) {
-        for (start = i; i < codes.count && (codes.data[i] & 255) != 0;) ++i;
-        if (!sort_marks(codes.data + start, i - start)) return false;
-    }
-    size_t kept = 0, starter = 0;
-    bool has_starter = false;
-    uint32_t before = 0;  // the class of what was kept last since the starter; 0 for nothing
-    for (size_t i = 0; i < codes.count; ++i) {
-        const uint32_t code = codes.data[i] >> 8, mark = codes.data[i] & 255;
-        if (has_starter && (kept == starter + 1 || (before != 0 && before < mark))) {
-            const uint32_t one = composite(codes.data[starter] >> 8, code);
-            if (one != 0) {
-                codes.data[starter] = one << 8;
-                continue;
-            }
+    uint32_t length = 0;
+    const char *const end = text + size;
+    while (text != end) {
+        // What stays goes over as it is, but for the last one of it, which what follows may change.
+        const char *last = text, *at = text;
+        for (; at != end && stays(*at); at += length) {
+            last = at;
+            code_point_at(at, end, &length);
         }
-        if (mark == 0) {
-            has_starter = true;
-            starter = kept;
-        }
-        before = mark;
-        codes.data[kept++] = codes.data[i];
+        if (at == end) last = end;
+        out->add(text, static_cast<size_t>(last - text));
+        codes.count = 0;
+        for (text = last; text != end && (text < at || !stays(*text)); text += length)
+            if (!decompose(code_point_at(text, end, &length), &codes)) return false;
+        if (!compose(&codes, out)) return false;
     }
-    for (size_t i = 0; i < kept; ++i) add_code_point(codes.data[i] >> 8, out);
     return !out->failed();
 }
 

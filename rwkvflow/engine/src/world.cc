@@ -65,17 +65,17 @@ bool literal(Reader *in, Text *out) {
     const bool bytes = in->take('b');
     const char quote = in->take('\'') ? '\'' : in->take('"') ? '"' : 0;
     if (quote == 0) return false;
-    while (in->at != in->end) {
-        const char c = *in->at++;
-        if (c == quote) return true;
-        if (c == '\\') {
-            if (!escape(in, bytes, out)) return false;
-        } else {
-            if (bytes && static_cast<uint8_t>(c) >= 0x80) return false;
-            out->add(c);
+    for (;;) {
+        const char *start = in->at;
+        while (in->at != in->end && *in->at != quote && *in->at != '\\') {
+            if (bytes && static_cast<uint8_t>(*in->at) >= 0x80) return false;
+            ++in->at;
         }
+        out->add(start, static_cast<size_t>(in->at - start));
+        if (in->at == in->end) return false;
+        if (*in->at++ == quote) return true;
+        if (!escape(in, bytes, out)) return false;
     }
-    return false;
 }
 
 }  // namespace
