@@ -1,8 +1,7 @@
 // Products with quantized matrices in 256-bit registers, for kernels_avx2.h: kernels_tiles.h says what they come to.
 //
 // A row with one token: two blocks are a pair, with the weights 0 .. 15 of both in one register and 16 .. 31 in another, and
-// four pairs a group. Inputs are kept in the same order. Sums of a group's eight blocks are gathered in one register,
-// which has even blocks in its lower lanes, and scaled there.
+// four pairs a group, of whose sums the even blocks' are in the lower lanes.
 #pragma once
 
 namespace rwkvflow {
@@ -11,30 +10,30 @@ namespace {
 enum : uint32_t { kLanes = 8, kTile = 4 };
 typedef V8 Lanes;
 typedef I8 LaneInts;
+enum : uint32_t { kTogether = 2 };
+typedef __m256 Wide;
 
 // Word j of a block of row or token `own` of `count`: registers have a word of each.
 constexpr size_t word_of(size_t j, size_t own, size_t count) { return j * count + own; }
+
+// Whose sum is in a lane of the running sums.
+constexpr size_t block_of(size_t lane) { return lane % 4 * 2 + lane / 4; }
+inline Wide zero() { return _mm256_setzero_ps(); }
+inline float sum_of(Wide sums) {
+    const __m128 pairs = _mm_add_ps(_mm256_castps256_ps128(sums), _mm256_extractf128_ps(sums, 1));
+    const __m128 fours = _mm_add_ps(pairs, _mm_movehl_ps(pairs, pairs));
+    return _mm_cvtss_f32(_mm_add_ss(fours, _mm_shuffle_ps(fours, fours, 1)));
+}
 
 }  // namespace
 }  // namespace rwkvflow
 
 #include "kernels_tiles.h"
 #include "kernels_x86_blocks.h"
+#include "kernels_x86_rows.h"
 
 namespace rwkvflow {
 namespace {
-
-// What is kept of a group's inputs: 256 bytes of q, eight of 16 floats of d and of s, three times eight of 48 words of n.
-constexpr size_t lane_of(size_t block) { return block % 8 / 2 + block % 2 * 4; }
-inline void place_row(const Activations &x, uint32_t token, size_t block, const int8_t bytes[32], float d, int32_t sum, float s) {
-    const size_t first = size_t{token} * x.stride, lane = first / 16 + block / 8 * 16 + lane_of(block);
-    int8_t *q = x.q + first + block / 2 * 64 + block % 2 * 16;
-    memcpy(q, bytes, 16);
-    memcpy(q + 32, bytes + 16, 16);
-    x.d[lane] = d;
-    x.s[lane] = s;
-    for (size_t i = 0; i < 3; ++i) x.n[lane / 16 * 48 + i * 16 + lane % 16] = -sum * kOffsets[i];
-}
 
 // What the sums of a type start from, or -1 for nothing.
 template <int TYPE>
@@ -159,15 +158,8 @@ inline __m256i pair_sums(const Pair &w, const int8_t *q) {
 #endif
 }
 
-// A group of inputs, in the order of lane_of.
-struct Group {
-    const int8_t *q;
-    const float *d, *s;
-    const int32_t *n;
-};
-
 template <int TYPE>
-inline __m256 add_group(__m256 sum, const uint8_t *w, const Group &x) {
+inline Wide add_group(Wide sums, const uint8_t *w, const Group &x) {
     using B = Block<TYPE>;
     __m256i pairs[4];
     for (int p = 0; p < 4; ++p) {
@@ -185,45 +177,13 @@ inline __m256 add_group(__m256 sum, const uint8_t *w, const Group &x) {
         scale = _mm256_permutevar8x32_ps(scale, lanes);
         least = _mm256_permutevar8x32_ps(least, lanes);
     } else {
-        const auto block = [=](int lane) { return w + (lane % 4 * 2 + lane / 4) * B::bytes; };
+        const auto block = [=](int lane) { return w + block_of(static_cast<size_t>(lane)) * B::bytes; };
         scale = eight_halves(block);
         if constexpr (B::min) least = eight_halves([=](int lane) { return block(lane) + 2; });
     }
-    sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), _mm256_mul_ps(scale, _mm256_loadu_ps(x.d)), sum);
-    if constexpr (B::min) sum = _mm256_fmadd_ps(least, _mm256_loadu_ps(x.s), sum);
-    return sum;
-}
-
-// The last group of a row, of less than eight blocks: those that are missing add nothing, whatever their inputs are.
-template <int TYPE>
-__attribute__((noinline)) __m256 add_last_group(__m256 sum, const uint8_t *w, const Group &x, size_t blocks) {
-    uint8_t padded[8 * size_t{Block<TYPE>::bytes}] = {};
-    float d[8] = {}, s[8] = {};
-    memcpy(padded, w, blocks * Block<TYPE>::bytes);
-    for (size_t i = 0; i < blocks; ++i) {
-        d[lane_of(i)] = x.d[lane_of(i)];
-        s[lane_of(i)] = x.s[lane_of(i)];
-    }
-    return add_group<TYPE>(sum, padded, {x.q, d, s, x.n});
-}
-
-template <int TYPE>
-inline float row_product(const uint8_t *w, uint32_t cols, const Activations &x) {
-    constexpr size_t bytes = (Block<TYPE>::super ? size_t{1} : size_t{8}) * Block<TYPE>::bytes;
-    __m256 sum = _mm256_setzero_ps();
-    Group in = {x.q, x.d, x.s, x.n};
-    uint32_t blocks = cols / 32;
-    for (; blocks >= 8; blocks -= 8, w += bytes) {
-        for (size_t i = 0; i < bytes; i += 64) prefetch(w + i);
-        sum = add_group<TYPE>(sum, w, in);
-        in = {in.q + 256, in.d + 16, in.s + 16, in.n + 48};
-    }
-    if constexpr (!Block<TYPE>::super)
-        if (blocks != 0) sum = add_last_group<TYPE>(sum, w, in, blocks);
-    // Lane i has the running sum 2 i, lane 4 + i that of 2 i + 1.
-    const __m128 pairs = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
-    const __m128 fours = _mm_add_ps(pairs, _mm_movehl_ps(pairs, pairs));
-    return _mm_cvtss_f32(_mm_add_ss(fours, _mm_shuffle_ps(fours, fours, 1)));
+    sums = _mm256_fmadd_ps(_mm256_cvtepi32_ps(whole), _mm256_mul_ps(scale, _mm256_loadu_ps(x.d)), sums);
+    if constexpr (B::min) sums = _mm256_fmadd_ps(least, _mm256_loadu_ps(x.s), sums);
+    return sums;
 }
 
 }  // namespace

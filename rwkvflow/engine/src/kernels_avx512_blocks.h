@@ -3,7 +3,7 @@
 // A row with one token: four blocks, 128 weights, are a half; one register of unsigned bytes holds the weights 0 .. 15 of each
 // block, one the weights 16 .. 31. Two dot product instructions give four lanes of exact sums a block, and those of two halves,
 // a group, are gathered in one register. There the sum of block q is in the lanes 4 q and 4 q + 2, that of block 4 + q in the two
-// others: everything is there twice. Inputs are kept in the same order.
+// others: everything is there twice.
 #pragma once
 
 namespace rwkvflow {
@@ -12,9 +12,22 @@ namespace {
 enum : uint32_t { kLanes = 16, kTile = 8 };
 typedef V16 Lanes;
 typedef int32_t LaneInts __attribute__((vector_size(64)));
+enum : uint32_t { kTogether = 4 };
+typedef __m512 Wide;
 
 // Word j of a block of row or token `own` of `count`: registers have a word of each.
 constexpr size_t word_of(size_t j, size_t own, size_t count) { return j * count + own; }
+
+// Whose sum is in a lane of the running sums.
+constexpr size_t block_of(size_t lane) { return lane / 4 + lane % 2 * 4; }
+inline Wide zero() { return _mm512_setzero_ps(); }
+inline float sum_of(Wide sums) {
+    const __m512 pairs = _mm512_add_ps(sums, _mm512_shuffle_f32x4(sums, sums, _MM_SHUFFLE(2, 3, 0, 1)));
+    // 0 + 1 and 4 + 5 in the first two lanes of the one, 2 + 3 and 6 + 7 of the other; then in turns.
+    const __m128 both = _mm_unpacklo_ps(_mm512_castps512_ps128(pairs), _mm512_extractf32x4_ps(pairs, 2));
+    const __m128 fours = _mm_add_ps(both, _mm_movehl_ps(both, both));
+    return _mm_cvtss_f32(_mm_add_ss(fours, _mm_shuffle_ps(fours, fours, 1)));
+}
 
 }  // namespace
 }  // namespace rwkvflow
@@ -22,22 +35,10 @@ constexpr size_t word_of(size_t j, size_t own, size_t count) { return j * count 
 #define RWKV_AVX512_VNNI
 #include "kernels_tiles.h"
 #include "kernels_x86_blocks.h"
+#include "kernels_x86_rows.h"
 
 namespace rwkvflow {
 namespace {
-
-// What is kept of a group's inputs: 256 bytes of q, 16 floats of d and of s, 48 words of n.
-inline void place_row(const Activations &x, uint32_t token, size_t block, const int8_t bytes[32], float d, int32_t sum, float s) {
-    const size_t first = size_t{token} * x.stride, group = first / 16 + block / 8 * 16;
-    int8_t *q = x.q + first + block / 4 * 128 + block % 4 * 16;
-    memcpy(q, bytes, 16);
-    memcpy(q + 64, bytes + 16, 16);
-    for (size_t lane = block % 4 * 4 + block / 4 % 2; lane < block % 4 * 4 + 4; lane += 2) {
-        x.d[group + lane] = d;
-        x.s[group + lane] = s;
-        for (size_t i = 0; i < 3; ++i) x.n[group * 3 + i * 16 + lane] = -sum * kOffsets[i];
-    }
-}
 
 // What the sums of a type start from, or -1 for nothing.
 template <int TYPE>
@@ -172,15 +173,8 @@ inline Half load_super(const uint8_t *at, int half) {
     return h;
 }
 
-// A group of inputs.
-struct Group {
-    const int8_t *q;
-    const float *d, *s;
-    const int32_t *n;
-};
-
 template <int TYPE>
-inline __m512 add_group(__m512 sum, const uint8_t *w, const Group &x) {
+inline Wide add_group(Wide sums, const uint8_t *w, const Group &x) {
     using B = Block<TYPE>;
     Half halves[2];
     __m512i lanes[2];
@@ -209,43 +203,9 @@ inline __m512 add_group(__m512 sum, const uint8_t *w, const Group &x) {
         scale = _mm512_cvtph_ps(_mm512_castsi512_si256(words));
         if constexpr (B::min) least = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(words, 1));
     }
-    sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), _mm512_mul_ps(scale, _mm512_loadu_ps(x.d)), sum);
-    if constexpr (B::min) sum = _mm512_fmadd_ps(least, _mm512_loadu_ps(x.s), sum);
-    return sum;
-}
-
-// The last group of a row, of less than eight blocks: those that are missing add nothing, whatever their inputs are.
-template <int TYPE>
-__attribute__((noinline)) __m512 add_last_group(__m512 sum, const uint8_t *w, const Group &x, size_t blocks) {
-    uint8_t padded[8 * size_t{Block<TYPE>::bytes}] = {};
-    float d[16], s[16];
-    memcpy(padded, w, blocks * Block<TYPE>::bytes);
-    for (size_t lane = 0; lane < 16; ++lane) {
-        const bool there = lane / 4 + lane % 2 * 4 < blocks;
-        d[lane] = there ? x.d[lane] : 0.0f;
-        s[lane] = there ? x.s[lane] : 0.0f;
-    }
-    return add_group<TYPE>(sum, padded, {x.q, d, s, x.n});
-}
-
-template <int TYPE>
-inline float row_product(const uint8_t *w, uint32_t cols, const Activations &x) {
-    constexpr size_t bytes = (Block<TYPE>::super ? size_t{1} : size_t{8}) * Block<TYPE>::bytes;
-    __m512 sum = _mm512_setzero_ps();
-    Group in = {x.q, x.d, x.s, x.n};
-    uint32_t blocks = cols / 32;
-    for (; blocks >= 8; blocks -= 8, w += bytes) {
-        for (size_t i = 0; i < bytes; i += 64) prefetch(w + i);
-        sum = add_group<TYPE>(sum, w, in);
-        in = {in.q + 256, in.d + 16, in.s + 16, in.n + 48};
-    }
-    if constexpr (!Block<TYPE>::super)
-        if (blocks != 0) sum = add_last_group<TYPE>(sum, w, in, blocks);
-    // Quarters 0 and 1, 2 and 3: the running sums 0 + 1 and 4 + 5 in the first two lanes of the one, 2 + 3 and 6 + 7 of the other.
-    const __m512 pairs = _mm512_add_ps(sum, _mm512_shuffle_f32x4(sum, sum, _MM_SHUFFLE(2, 3, 0, 1)));
-    const __m128 lower = _mm512_castps512_ps128(pairs), upper = _mm512_extractf32x4_ps(pairs, 2);
-    const __m128 fours = _mm_add_ps(_mm_unpacklo_ps(lower, upper), _mm_movehl_ps(upper, _mm_unpacklo_ps(lower, upper)));
-    return _mm_cvtss_f32(_mm_add_ss(fours, _mm_shuffle_ps(fours, fours, 1)));
+    sums = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), _mm512_mul_ps(scale, _mm512_loadu_ps(x.d)), sums);
+    if constexpr (B::min) sums = _mm512_fmadd_ps(least, _mm512_loadu_ps(x.s), sums);
+    return sums;
 }
 
 }  // namespace

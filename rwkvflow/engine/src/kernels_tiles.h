@@ -3,7 +3,7 @@
 // What a row and a token come to is the same in all kernels, for one token or many: of every block of 32 weights the exact
 // integer sum of products of bytes, made a float, times the product of both scales, is added to one of eight running sums, that
 // of block b to number b % 8; of types with minima the minimum times the scaled sum of the inputs is added to the same after it.
-// Products and additions are fused where the instruction set has it. At last (sum_eight): ((0 + 1) + (4 + 5)) + ((2 + 3) + (6 + 7)).
+// Products and additions are fused where the instruction set has it. At last: ((0 + 1) + (4 + 5)) + ((2 + 3) + (6 + 7)).
 //
 // For many tokens kLanes rows are worked on side by side, one in each lane, against kTile tokens: so nothing is added across
 // lanes, and scales of rows are a register. Rows come packed, and tokens in tiles: words of four weights or inputs, in the order
@@ -23,7 +23,7 @@ struct Panel {
     size_t blocks;
 };
 
-// kTile tokens: q [blocks][8 * kTile words], d and s [blocks][kTile], n [blocks][3][kTile]; see Starts.
+// kTile tokens: q [blocks][8 * kTile words], d and s [blocks][kTile], n [blocks][3][kTile]; see kOffsets.
 struct Tile {
     int8_t *q;
     float *d, *s;
