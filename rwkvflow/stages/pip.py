@@ -139,8 +139,12 @@ def run_pip(
 
 
 def versions(name: str, target: Target, cancel: threading.Event | None = None) -> list[str]:
-    """Versions of a package that have a wheel for the target, the newest last; empty where there is none."""
-    ran = run_pip(target, ["download", "--no-deps", "--quiet", *target.options, f"{name}==0.dev0"], cancel=cancel)
+    """Versions of a package that have a wheel for the target, the newest last; empty where there is none.
+
+    Those of all: a constraint on the package in the user's configuration would make pip see a conflict, and list none.
+    """
+    arguments = ["download", "--no-deps", "--quiet", *target.options, f"{name}==0.dev0"]
+    ran = run_pip(target, arguments, environment={"PIP_CONSTRAINT": os.devnull}, cancel=cancel)
     for line in ran.lines:
         if found := re.search(r"\(from versions: ([^)]*)\)", line):
             return [version for version in found[1].split(", ") if version != "none"]

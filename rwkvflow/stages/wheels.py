@@ -252,7 +252,8 @@ def _only_for_gpus(version: str, target: Target) -> LockError:
 def _explained(target: Target, wanted: Sequence[Requirement], ran: Ran, cancel: threading.Event | None) -> LockError:
     """Why pip found no set of wheels."""
     text = "\n".join(ran.lines)
-    if "(constraint) torch" in text:
+    named = any(canonicalize_name(item.name) == "torch" for item in wanted)
+    if "(constraint) torch" in text and not named:  # that of _small_torch
         return _needs_torch(wanted)
     if lacking := re.search(r"No matching distribution found for ([A-Za-z0-9._-]+)", text):
         found = versions(lacking[1], target, cancel)
@@ -261,7 +262,11 @@ def _explained(target: Target, wanted: Sequence[Requirement], ran: Ran, cancel: 
             f"no wheel for Python {target.python} on {target.platform} fits {_named(lacking[1], wanted)}; {offered}",
             remedy="change the requirement, or the image's python",
         )
-    remedy = "change the requirements of the image" if "ResolutionImpossible" in text else None
+    remedy = None
+    if "ResolutionImpossible" in text:
+        remedy = "change the requirements of the image"
+        if "(constraint)" in text:
+            remedy += ", or the constraint in pip's own configuration"
     return LockError(f"pip cannot resolve {', '.join(map(str, wanted))}: {ran.errors}", remedy=remedy)
 
 

@@ -91,6 +91,7 @@ def wheelhouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     wheel(folder, "torch", "2.13.0", "cp311-none-macosx_11_0_arm64", markers)
     wheel(folder, "torch", "2.12.0", f"cp312-cp312-{X86}", for_gpus)
     wheel(folder, "torch", "2.14.0", f"cp311-cp311-{X86}", for_gpus)
+    wheel(folder, "torch", "2.14.0+cu126", f"cp311-cp311-{X86}", for_gpus)
     wheel(folder, "wants-torch", "1.0", requires=("torch",))
     return folder
 
@@ -176,6 +177,19 @@ def test_gpu_builds_are_taken_only_by_name(lock: Locking, wheelhouse: Path) -> N
         ) as no:
             resolve_wheels("3.11", platform, [f"torch=={version}"])
         assert f"{version}+cu126" in (no.value.remedy or "")
+
+
+def test_constraints_of_pips_configuration_hide_no_torch(
+    lock: Locking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there is looked for without them; what is taken still keeps to them."""
+    (tmp_path / "constraints.txt").write_text("torch<=2.13.5\n")
+    (tmp_path / "pip.conf").write_text(f"[global]\nconstraint = {tmp_path / 'constraints.txt'}\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    made = lock({"images": [{"torch": "2.13.0"}]}, platforms=[LINUX])
+    assert "torch==2.13.0+cpu" in names(made.images["py3.11-torch2.13.0"].platforms[LINUX].worker)
+    with pytest.raises(LockError, match=r"pip cannot resolve .*torch==2\.14\.0\+cu126"):
+        resolve_wheels("3.11", LINUX, ["torch==2.14.0+cu126"])
 
 
 def test_torch_must_be_named_by_the_image(wheelhouse: Path) -> None:
