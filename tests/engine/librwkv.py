@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from rwkvflow.files import locked
 from rwkvflow.worker import toolchain
 
 ENGINE = Path(__file__).resolve().parents[2] / "rwkvflow" / "engine"
@@ -39,6 +43,14 @@ def folder(config: pytest.Config, name: str, *further: Path) -> Path:
     return wanted
 
 
+@contextlib.contextmanager
+def _building(config: pytest.Config, name: str) -> Iterator[Path]:
+    """The same folder, by one process at a time: several files of tests need it, in parallel."""
+    build = folder(config, name)
+    with locked(build.with_name(f"{name}.lock"), fcntl.LOCK_EX):
+        yield build
+
+
 def _run(command: list[str], env: dict[str, str] | None = None) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
@@ -62,16 +74,16 @@ def static(config: pytest.Config) -> Path:
 def _with_zig(config: pytest.Config, name: str, target: str | None) -> Path:
     if not all(importlib.util.find_spec(name) for name in ("ziglang", "cmake", "ninja")):
         pytest.skip("the packages ziglang, cmake and ninja are not here")
-    build = folder(config, name)
-    if not (build / "done").is_file():
-        build.mkdir(parents=True, exist_ok=True)
-        assert config.cache is not None
-        env = dict(os.environ)
-        env.setdefault(toolchain.CACHE_VARIABLE, str(config.cache.mkdir("zig")))
-        os.environ.setdefault(toolchain.CACHE_VARIABLE, env[toolchain.CACHE_VARIABLE])
-        tools = toolchain.prepare("zig", target, build)
-        _cmake(tools.cmake, list(tools.arguments), build / "out", dict(tools.env))
-        (build / "done").touch()
+    with _building(config, name) as build:
+        if not (build / "done").is_file():
+            build.mkdir(parents=True, exist_ok=True)
+            assert config.cache is not None
+            env = dict(os.environ)
+            env.setdefault(toolchain.CACHE_VARIABLE, str(config.cache.mkdir("zig")))
+            os.environ.setdefault(toolchain.CACHE_VARIABLE, env[toolchain.CACHE_VARIABLE])
+            tools = toolchain.prepare("zig", target, build)
+            _cmake(tools.cmake, list(tools.arguments), build / "out", dict(tools.env))
+            (build / "done").touch()
     return build / "out"
 
 
@@ -80,14 +92,14 @@ def with_sanitizers(config: pytest.Config, which: str = "address,undefined") -> 
     compiler, c_compiler = shutil.which("g++"), shutil.which("gcc")
     if compiler is None or c_compiler is None or not sys.platform.startswith("linux"):
         pytest.skip("no gcc on this machine")
-    build = folder(config, which.replace(",", "-"))
-    program = build / "c_api"
-    if not (build / "done").is_file():
-        sanitized(build, compiler, which)
-        flags = ["-std=c11", "-g", "-Wall", "-Wextra", "-Werror", f"-fsanitize={which}", f"-I{ENGINE / 'include'}"]
-        library = [f"-L{build / 'out'}", "-lrwkv", "-lpthread", f"-Wl,-rpath,{build / 'out'}"]
-        _run([c_compiler, *flags, "-o", str(program), str(PROGRAM), *library])
-        (build / "done").touch()
+    with _building(config, which.replace(",", "-")) as build:
+        program = build / "c_api"
+        if not (build / "done").is_file():
+            sanitized(build, compiler, which)
+            flags = ["-std=c11", "-g", "-Wall", "-Wextra", "-Werror", f"-fsanitize={which}", f"-I{ENGINE / 'include'}"]
+            library = [f"-L{build / 'out'}", "-lrwkv", "-lpthread", f"-Wl,-rpath,{build / 'out'}"]
+            _run([c_compiler, *flags, "-o", str(program), str(PROGRAM), *library])
+            (build / "done").touch()
     return program
 
 
