@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import checkpoints
@@ -74,3 +76,19 @@ def test_no_threads_race(
     version: str, request: pytest.FixtureRequest, files: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
     check(librwkv.with_sanitizers(request.config, "thread"), files["even", version], tmp_path / "scratch", "")
+
+
+def test_work_that_threads_take_from_each_other_is_done_once(tmp_path: Path) -> None:
+    compiler = shutil.which("g++")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("no g++ on this machine")
+    program, source = tmp_path / "pool_check", Path(__file__).parent / "pool_check.cc"
+    flags = ["-std=gnu++20", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=thread", "-pthread"]
+    sources = [source, librwkv.ENGINE / "src" / "pool.cc"]
+    subprocess.run([compiler, *flags, f"-I{librwkv.ENGINE / 'src'}", "-o", program, *sources], check=True)
+    for threads in (1, 2, 3, 9):
+        done = subprocess.run([program, str(threads)], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        wrong, helped = map(int, done.stdout.split())
+        assert (threads, wrong) == (threads, 0)
+        assert (helped > 0) == (threads > 1)

@@ -91,26 +91,28 @@ void head(const Part &part) {
     }
     if (wanted == 0) return;  // for every thread
     part.barrier();
-    const Part::Range rows = part.share(model->n_vocab);
-    if (wanted == 1) {
-        part.k->matmul(&model->head, &in, 1, rows.begin, rows.end, to[0], model->n_vocab, part.scratch());
-        return;
-    }
     float *strip = part.work->strips + static_cast<size_t>(part.work->tokens) * kHeadRows * part.index;
-    Matrix some = model->head;
-    for (uint32_t row = rows.begin; row < rows.end; row += some.rows) {
-        some.rows = rows.end - row < kHeadRows ? rows.end - row : kHeadRows;
-        some.data = model->head.data + model->head.row_bytes * row;
-        part.k->matmul(&some, &in, wanted, 0, some.rows, strip, kHeadRows, part.scratch());
-        for (uint32_t i = 0; i < wanted; ++i)
-            memcpy(to[i] + row, strip + static_cast<size_t>(i) * kHeadRows, some.rows * sizeof(float));
-    }
+    part.each_piece(model->n_vocab, kSlice, [&](Part::Range rows) {
+        if (wanted == 1) {
+            part.k->matmul(&model->head, &in, 1, rows.begin, rows.end, to[0], model->n_vocab, part.scratch());
+            return;
+        }
+        Matrix some = model->head;
+        for (uint32_t row = rows.begin; row < rows.end; row += some.rows) {
+            some.rows = rows.end - row < kHeadRows ? rows.end - row : kHeadRows;
+            some.data = model->head.data + model->head.row_bytes * row;
+            part.k->matmul(&some, &in, wanted, 0, some.rows, strip, kHeadRows, part.scratch());
+            for (uint32_t i = 0; i < wanted; ++i)
+                memcpy(to[i] + row, strip + static_cast<size_t>(i) * kHeadRows, some.rows * sizeof(float));
+        }
+    });
 }
 
 void work_on_block(void *argument, uint32_t index) {
     const Block *block = static_cast<const Block *>(argument);
     const Model *model = block->model;
-    Part part = {block, model, block->kernels,      block->work, nullptr, 0, index, pool_size(block->pool), block->count, 0};
+    uint32_t turn = 0;
+    Part part = {block, model, block->kernels, block->work, nullptr, 0, index, pool_size(block->pool), block->count, 0, &turn};
     embed(part);
     for (uint32_t i = 0; i < model->n_layer; ++i) {
         part.layer = &model->layers[i];
@@ -163,13 +165,13 @@ void init_state(const Model *model, float *state) {
     }
 }
 
-Part::Range Part::share(uint32_t n, uint32_t unit) const {
-    const uint64_t units = (static_cast<uint64_t>(n) + unit - 1) / unit;
-    const uint64_t begin = units * index / threads * unit, end = units * (index + 1) / threads * unit;
+Part::Range Part::share(uint32_t n) const {
+    const uint64_t units = units_of(n, kSlice);
+    const uint64_t begin = units * index / threads * kSlice, end = units * (index + 1) / threads * kSlice;
     return {begin < n ? static_cast<uint32_t>(begin) : n, end < n ? static_cast<uint32_t>(end) : n};
 }
 
-Part::Range Part::share_heads() const { return share(model->n_att, lcm(model->head_size, kSlice)); }
+uint32_t Part::head_unit() const { return lcm(model->head_size, kSlice); }
 
 void Part::norm(const float *w, const float *b, Range c) const {
     if (c.size() == 0) return;
@@ -204,11 +206,16 @@ void Part::matmul(const Matrix &w, const Activations &x, float *y, uint32_t ldy,
     if (rows.size() != 0) k->matmul(&w, &x, count, rows.begin, rows.end, y, ldy, scratch());
 }
 
+void Part::tanh(const Activations &x, Range c) const {
+    for (uint32_t t = 0; t < count; ++t) k->tanh(x.f + static_cast<size_t>(t) * x.stride + c.begin, c.size());
+}
+
 void Part::output() const {
     barrier();
-    const Range c = share(model->n_embd);
-    matmul(layer->o, work->att, work->more, work->ld, c);
-    for (uint32_t t = 0; t < count; ++t) k->add(row(work->x, t) + c.begin, row(work->more, t) + c.begin, c.size());
+    each_piece(model->n_embd, kSlice, [&](Range c) {
+        matmul(layer->o, work->att, work->more, work->ld, c);
+        for (uint32_t t = 0; t < count; ++t) k->add(row(work->x, t) + c.begin, row(work->more, t) + c.begin, c.size());
+    });
     barrier();
 }
 
@@ -230,23 +237,27 @@ void channel_mix(const Part &part) {
     part.keep_last(at, c);
     part.barrier();
 
-    const Part::Range f = part.share(model->n_ffn);
-    part.matmul(l.ffn_k, work->in[0], work->ffn.f, work->ffn.stride, f);
-    for (uint32_t t = 0; t < part.count; ++t)
-        part.k->relu_squared(work->ffn.f + static_cast<size_t>(t) * work->ffn.stride + f.begin, f.size());
-    part.ready(work->ffn, l.ffn_v, f);
-    if (gated) part.matmul(l.ffn_r, work->in[1], work->r, work->ld, c);
+    const Matrix *const matrices[] = {&l.ffn_k, &l.ffn_r};
+    part.each_row(matrices, [&](uint32_t i, Part::Range f) {
+        if (i == 1) return part.matmul(l.ffn_r, work->in[1], work->r, work->ld, f);
+        part.matmul(l.ffn_k, work->in[0], work->ffn.f, work->ffn.stride, f);
+        for (uint32_t t = 0; t < part.count; ++t)
+            part.k->relu_squared(work->ffn.f + static_cast<size_t>(t) * work->ffn.stride + f.begin, f.size());
+        part.ready(work->ffn, l.ffn_v, f);
+    });
     part.barrier();
 
-    part.matmul(l.ffn_v, work->ffn, work->more, work->ld, c);
-    for (uint32_t t = 0; t < part.count; ++t) {
-        float *x = part.row(work->x, t) + c.begin;
-        const float *y = part.row(work->more, t) + c.begin;
-        if (gated)
-            part.k->add_gated(x, part.row(work->r, t) + c.begin, y, c.size());
-        else
-            part.k->add(x, y, c.size());
-    }
+    part.each_piece(model->n_embd, kSlice, [&](Part::Range d) {
+        part.matmul(l.ffn_v, work->ffn, work->more, work->ld, d);
+        for (uint32_t t = 0; t < part.count; ++t) {
+            float *x = part.row(work->x, t) + d.begin;
+            const float *y = part.row(work->more, t) + d.begin;
+            if (gated)
+                part.k->add_gated(x, part.row(work->r, t) + d.begin, y, d.size());
+            else
+                part.k->add(x, y, d.size());
+        }
+    });
     part.barrier();
 }
 

@@ -2,10 +2,12 @@
 // sequence, or one token each of so many sequences (a batch). Both are columns that all matrices are multiplied with at once;
 // they differ in where a column's state comes from, and where it goes.
 //
-// A layer is a few phases with a barrier after each. In a phase a thread owns a slice of columns (or of a matrix's rows, which
-// are the columns of its output) for all tokens of the block, so weights are read once a block, each by one thread, and state
-// is read and written by the thread that owns the channel or head. What a thread computes does not depend on how slices are
-// cut, so results do not depend on the number of threads, nor on how a sequence is cut into blocks, nor on what else is in a batch.
+// A layer is a few phases with a barrier after each. In a phase columns (or a matrix's rows, which are the columns of its
+// output) are cut into slices, and a thread works on one for all tokens of the block: so weights are read once a block, each by
+// one thread, and the state of a channel or head is read and written by one. Where there is little to do the cut is fixed
+// (share); rows of matrices, and heads, are handed out in pieces as threads get to them (each_piece, each_row).
+// What a slice comes to does not depend on how slices are cut, nor on who works on one, so results do not depend on the
+// number of threads, nor on how a sequence is cut into blocks, nor on what else is in a batch.
 #pragma once
 
 #include "model.h"
@@ -72,14 +74,44 @@ struct Part {
     uint32_t index, threads;
     uint32_t count;         // tokens
     uint64_t state_at;      // where in a state the layer's is: [C] of the time mix, [C] of the feed-forward part, then the version's own
+    uint32_t *turn;         // counts what is handed out in pieces; the same for every thread. See pool_take.
 
-    // This thread's share of n columns, in units: [begin, end), possibly empty.
     struct Range {
         uint32_t begin, end;
         uint32_t size() const { return end - begin; }
     };
-    Range share(uint32_t n, uint32_t unit = kSlice) const;
-    Range share_heads() const;  // of the A columns, cut between heads and between blocks of kSlice
+    // This thread's share of n columns, cut between blocks of kSlice: possibly empty.
+    Range share(uint32_t n) const;
+    // body(range) for pieces of n columns, cut between units of them, until other threads have begun all that is left.
+    template <typename Body>
+    void each_piece(uint32_t n, uint32_t unit, Body body) const {
+        const auto at = [=](uint32_t i) { return static_cast<uint64_t>(i) * unit < n ? i * unit : n; };
+        for (Pieces p = {block->pool, index, ++*turn, units_of(n, unit)}; pool_take(&p);) body(Range{at(p.begin), at(p.end)});
+    }
+    // The same for the A columns, cut between heads and between blocks of kSlice.
+    template <typename Body>
+    void each_heads(Body body) const {
+        each_piece(model->n_att, head_unit(), body);
+    }
+    // The same for the rows of some matrices, as if they were one: body(which, range of its rows). An absent matrix has none.
+    template <uint32_t N, typename Body>
+    void each_row(const Matrix *const (&matrices)[N], Body body) const {
+        uint32_t all = 0;
+        for (const Matrix *m : matrices) all += units_of(m->rows, kSlice);
+        for (Pieces p = {block->pool, index, ++*turn, all}; pool_take(&p);) {
+            uint32_t first = 0;
+            for (uint32_t i = 0; i < N && first < p.end; ++i) {
+                const uint32_t rows = matrices[i]->rows, units = units_of(rows, kSlice);
+                if (p.begin < first + units) {
+                    const uint32_t from = p.begin > first ? p.begin - first : 0, to = (p.end < first + units ? p.end - first : units);
+                    body(i, Range{from * kSlice, to == units ? rows : to * kSlice});
+                }
+                first += units;
+            }
+        }
+    }
+    static uint32_t units_of(uint32_t n, uint32_t unit) { return n / unit + (n % unit != 0); }
+    uint32_t head_unit() const;
 
     void barrier() const { pool_barrier(block->pool); }
     void *scratch() const { return work->scratch + work->scratch_stride * index; }
@@ -96,10 +128,11 @@ struct Part {
     // Makes columns of c ready for a matrix of this type.
     void ready(const Activations &x, const Matrix &for_matrix, Range c) const;
     void matmul(const Matrix &w, const Activations &x, float *y, uint32_t ldy, Range rows) const;
+    void tanh(const Activations &x, Range c) const;
     // Versions 5 and 6: the heads of the columns of a, from r, k, v and a decay (w->w a token where null) to att, with the
     // norm of each head; then times the gate where there is one.
     void heads5(Range a, const float *decay, bool gated) const;
-    // x += O * att for this thread's share, with barriers around it; the end of every time mix.
+    // x += O * att, with barriers around it; the end of every time mix.
     void output() const;
 };
 

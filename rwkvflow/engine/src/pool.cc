@@ -13,6 +13,7 @@ namespace rwkvflow {
 namespace {
 
 constexpr int kSpins = 2000;
+constexpr uint32_t kHelped = 8;  // that a thread looks for work at: each look may cost a cache miss
 
 void relax() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -58,6 +59,11 @@ struct alignas(kAlignment) Gate {
     }
 };
 
+// How much of a thread's share has been taken, in the turn that stands in the upper half; an earlier turn is nothing yet.
+struct alignas(kAlignment) Share {
+    uint64_t taken;
+};
+
 }  // namespace
 
 struct Pool {
@@ -72,6 +78,7 @@ struct Pool {
         uint32_t index;
         pthread_t thread;
     } *workers;
+    Share shares[kMaxThreads];
 };
 
 namespace {
@@ -136,6 +143,7 @@ void pool_run(Pool *pool, void (*work)(void *, uint32_t), void *argument) {
     if (pool->size > 1) {
         pool->work = work;
         pool->argument = argument;
+        for (uint32_t i = 0; i < pool->size; ++i) pool->shares[i].taken = 0;
         pool->start.raise();
     }
     work(argument, 0);
@@ -151,6 +159,32 @@ void pool_barrier(Pool *pool) {
     } else {
         pool->barrier.wait_beyond(seen);
     }
+}
+
+bool pool_take(Pieces *p) {
+    Pool *pool = p->pool;
+    const uint32_t size = pool->size;
+    if (size == 1) {
+        p->begin = p->end, p->end = p->units;
+        return p->begin < p->end;
+    }
+    for (; p->passed < size && p->passed <= kHelped; ++p->passed) {
+        const uint64_t whose = (p->index + p->passed) % size;
+        const uint32_t first = static_cast<uint32_t>(p->units * whose / size);
+        const uint32_t share = static_cast<uint32_t>(p->units * (whose + 1) / size) - first;
+        // Only who does what is decided here, so no order of memory is asked for: barriers see to that.
+        uint64_t *taken = &pool->shares[whose].taken, seen = __atomic_load_n(taken, __ATOMIC_RELAXED);
+        while (seen >> 32 <= p->turn) {
+            const uint32_t from = seen >> 32 == p->turn ? static_cast<uint32_t>(seen) : 0;
+            if (from == share) break;
+            const uint32_t to = from + (share - from + 3) / 4;
+            if (!__atomic_compare_exchange_n(taken, &seen, static_cast<uint64_t>(p->turn) << 32 | to, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+                continue;
+            p->begin = first + from, p->end = first + to;
+            return true;
+        }
+    }
+    return false;
 }
 
 }  // namespace rwkvflow

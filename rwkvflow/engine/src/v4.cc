@@ -30,10 +30,11 @@ void time_mix_v4(const Part &p) {
     p.keep_last(0, c);
     p.barrier();
 
+    float *const to[] = {w->k, w->v, w->r};
+    p.each_row(matrices, [&](uint32_t i, Part::Range a) { p.matmul(*matrices[i], w->in[i], to[i], w->ld, a); });
+    p.barrier();
+
     const Part::Range a = p.share(p.model->n_att);
-    p.matmul(l.k, w->in[0], w->k, w->ld, a);
-    p.matmul(l.v, w->in[1], w->v, w->ld, a);
-    p.matmul(l.r, w->in[2], w->r, w->ld, a);
     for (uint32_t t = 0; t < p.count; ++t) {
         const float *in = p.in(t) + 2 * width + a.begin;
         float *out = p.out(t) + 2 * width + a.begin;

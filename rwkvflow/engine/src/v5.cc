@@ -58,13 +58,14 @@ void time_mix_v5(const Part &p) {
     p.keep_last(0, c);
     p.barrier();
 
-    const Part::Range a = p.share_heads();
-    p.matmul(l.k, w->in[0], w->k, w->ld, a);
-    p.matmul(l.v, w->in[1], w->v, w->ld, a);
-    p.matmul(l.r, w->in[2], w->r, w->ld, a);
-    if (gated) p.matmul(l.g, w->in[3], w->g, w->ld, a);
-    p.heads5(a, l.decay, gated);
-    p.ready(w->att, l.o, a);
+    float *const to[] = {w->k, w->v, w->r, w->g};
+    p.each_row(matrices, [&](uint32_t i, Part::Range a) { p.matmul(*matrices[i], w->in[i], to[i], w->ld, a); });
+    p.barrier();
+
+    p.each_heads([&](Part::Range a) {
+        p.heads5(a, l.decay, gated);
+        p.ready(w->att, l.o, a);
+    });
     p.output();
 }
 

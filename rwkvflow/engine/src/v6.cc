@@ -35,41 +35,46 @@ void time_mix_v6(const Part &p) {
     p.ready(w->in[5], l.mix1, c);
     p.barrier();
 
-    const uint32_t rank = l.mix1.rows / 5;
+    Matrix parts[5];
     for (uint32_t i = 0; i < 5; ++i) {
-        Matrix part = l.mix1;
-        part.data += part.row_bytes * (static_cast<uint64_t>(rank) * i);
-        const Part::Range low = p.share(rank);
-        p.matmul(part, w->in[5], w->low[i].f, w->low[i].stride, low);
-        for (uint32_t t = 0; t < p.count; ++t)
-            p.k->tanh(w->low[i].f + static_cast<size_t>(t) * w->low[i].stride + low.begin, low.size());
-        p.ready(w->low[i], l.mix2[i], low);
+        parts[i] = l.mix1;
+        parts[i].rows /= 5;
+        parts[i].data += parts[i].row_bytes * (static_cast<uint64_t>(parts[i].rows) * i);
     }
+    const Matrix *const mixes[] = {&parts[0], &parts[1], &parts[2], &parts[3], &parts[4]};
+    p.each_row(mixes, [&](uint32_t i, Part::Range d) {
+        p.matmul(parts[i], w->in[5], w->low[i].f, w->low[i].stride, d);
+        p.tanh(w->low[i], d);
+        p.ready(w->low[i], l.mix2[i], d);
+    });
     p.barrier();
 
     const Matrix *const matrices[] = {&l.w1, &l.k, &l.v, &l.r, &l.g};
-    for (uint32_t i = 0; i < 5; ++i) {
-        p.matmul(l.mix2[i], w->low[i], w->more, w->ld, c);
-        p.shift(w->in[i], l.mix[i], w->more, 0, c);
-        p.ready(w->in[i], *matrices[i], c);
-    }
-    p.keep_last(0, c);
+    p.each_piece(p.model->n_embd, kSlice, [&](Part::Range d) {
+        for (uint32_t i = 0; i < 5; ++i) {
+            p.matmul(l.mix2[i], w->low[i], w->more, w->ld, d);
+            p.shift(w->in[i], l.mix[i], w->more, 0, d);
+            p.ready(w->in[i], *matrices[i], d);
+        }
+        p.keep_last(0, d);
+    });
     p.barrier();
 
-    const Part::Range d = p.share(l.w1.rows), a = p.share_heads();
-    p.matmul(l.w1, w->in[0], decayed.f, decayed.stride, d);
-    for (uint32_t t = 0; t < p.count; ++t) p.k->tanh(decayed.f + static_cast<size_t>(t) * decayed.stride + d.begin, d.size());
-    p.ready(decayed, l.w2, d);
-    p.matmul(l.k, w->in[1], w->k, w->ld, a);
-    p.matmul(l.v, w->in[2], w->v, w->ld, a);
-    p.matmul(l.r, w->in[3], w->r, w->ld, a);
-    p.matmul(l.g, w->in[4], w->g, w->ld, a);
+    float *const to[] = {nullptr, w->k, w->v, w->r, w->g};
+    p.each_row(matrices, [&](uint32_t i, Part::Range d) {
+        if (i != 0) return p.matmul(*matrices[i], w->in[i], to[i], w->ld, d);
+        p.matmul(l.w1, w->in[0], decayed.f, decayed.stride, d);
+        p.tanh(decayed, d);
+        p.ready(decayed, l.w2, d);
+    });
     p.barrier();
 
-    p.matmul(l.w2, decayed, w->w, w->ld, a);
-    for (uint32_t t = 0; t < p.count; ++t) p.k->decay6(p.row(w->w, t) + a.begin, l.decay + a.begin, a.size());
-    p.heads5(a, nullptr, true);
-    p.ready(w->att, l.o, a);
+    p.each_heads([&](Part::Range a) {
+        p.matmul(l.w2, decayed, w->w, w->ld, a);
+        for (uint32_t t = 0; t < p.count; ++t) p.k->decay6(p.row(w->w, t) + a.begin, l.decay + a.begin, a.size());
+        p.heads5(a, nullptr, true);
+        p.ready(w->att, l.o, a);
+    });
     p.output();
 }
 

@@ -30,51 +30,15 @@ void bind_v7(Binder *b, Layer *l) {
     l->ffn_mix_k = b->vector("ffn.x_k", c);
 }
 
-void time_mix_v7(const Part &p) {
+namespace {
+
+// From r, k, v and the insides of the low-rank pairs to att, with the norm of each head and the gate.
+void heads7(const Part &p, Part::Range a) {
     const Layer &l = *p.layer;
     Workspace *w = p.work;
     const uint32_t n = p.model->head_size;
     const size_t heads_at = 2 * static_cast<size_t>(p.model->n_embd);
     const bool first = p.number == 0;
-    enum { kR, kW, kK, kV, kA, kG };  // the order of x_rwkvag
-
-    const Part::Range c = p.share(p.model->n_embd);
-    p.norm(l.ln1_w, l.ln1_b, c);
-    const Matrix *const matrices[] = {&l.r, &l.w1, &l.k, &l.v, &l.a1, &l.g1};
-    for (int i = 0; i < 6; ++i) {
-        p.shift(w->in[i], l.mix[i], nullptr, 0, c);
-        p.ready(w->in[i], *matrices[i], c);
-    }
-    // Values and their low-rank pair share an input; both types are served.
-    if (!first) p.ready(w->in[kV], l.v1, c);
-    p.keep_last(0, c);
-    p.barrier();
-
-    struct Pair {
-        const Matrix *one, *two;
-        const Activations *in, *low;
-    };
-    const Pair pairs[] = {{&l.w1, &l.w2, &w->in[kW], &w->low[0]},
-                          {&l.a1, &l.a2, &w->in[kA], &w->low[1]},
-                          {&l.g1, &l.g2, &w->in[kG], &w->low[2]},
-                          {&l.v1, &l.v2, &w->in[kV], &w->low[3]}};
-    const Part::Range a = p.share_heads();
-    for (int i = 0; i < (first ? 3 : 4); ++i) {
-        const Pair &pair = pairs[i];
-        const Part::Range d = p.share(pair.one->rows);
-        p.matmul(*pair.one, *pair.in, pair.low->f, pair.low->stride, d);
-        for (uint32_t t = 0; t < p.count; ++t) {
-            float *low = pair.low->f + static_cast<size_t>(t) * pair.low->stride + d.begin;
-            if (i == 0) p.k->tanh(low, d.size());
-            if (i == 2) p.k->sigmoid(low, nullptr, d.size());
-        }
-        p.ready(*pair.low, *pair.two, d);
-    }
-    p.matmul(l.r, w->in[kR], w->r, w->ld, a);
-    p.matmul(l.k, w->in[kK], w->k, w->ld, a);
-    p.matmul(l.v, w->in[kV], w->v, w->ld, a);
-    p.barrier();
-
     p.matmul(l.w2, w->low[0], w->w, w->ld, a);
     p.matmul(l.a2, w->low[1], w->a, w->ld, a);
     p.matmul(l.g2, w->low[2], w->g, w->ld, a);
@@ -108,7 +72,47 @@ void time_mix_v7(const Part &p) {
     }
     for (uint32_t t = 0; t < p.count; ++t)
         p.k->multiply(w->att.f + static_cast<size_t>(t) * w->att.stride + a.begin, p.row(w->g, t) + a.begin, a.size());
-    p.ready(w->att, l.o, a);
+}
+
+}  // namespace
+
+void time_mix_v7(const Part &p) {
+    const Layer &l = *p.layer;
+    Workspace *w = p.work;
+    enum { kR, kW, kK, kV, kA, kG };  // the order of x_rwkvag
+
+    const Part::Range c = p.share(p.model->n_embd);
+    p.norm(l.ln1_w, l.ln1_b, c);
+    const Matrix *const matrices[] = {&l.r, &l.w1, &l.k, &l.v, &l.a1, &l.g1};
+    for (int i = 0; i < 6; ++i) {
+        p.shift(w->in[i], l.mix[i], nullptr, 0, c);
+        p.ready(w->in[i], *matrices[i], c);
+    }
+    // Values and their low-rank pair share an input; both types are served.
+    if (l.v1.data != nullptr) p.ready(w->in[kV], l.v1, c);
+    p.keep_last(0, c);
+    p.barrier();
+
+    // Low-rank pairs, then the rest.
+    const Matrix *const rows[] = {&l.w1, &l.a1, &l.g1, &l.v1, &l.r, &l.k, &l.v};
+    const Matrix *const pairs[] = {&l.w2, &l.a2, &l.g2, &l.v2};
+    const Activations *const in[] = {&w->in[kW], &w->in[kA], &w->in[kG], &w->in[kV], &w->in[kR], &w->in[kK], &w->in[kV]};
+    float *const to[] = {w->r, w->k, w->v};
+    p.each_row(rows, [&](uint32_t i, Part::Range d) {
+        if (i >= 4) return p.matmul(*rows[i], *in[i], to[i - 4], w->ld, d);
+        const Activations &low = w->low[i];
+        p.matmul(*rows[i], *in[i], low.f, low.stride, d);
+        if (i == 0) p.tanh(low, d);
+        if (i == 2)
+            for (uint32_t t = 0; t < p.count; ++t) p.k->sigmoid(low.f + static_cast<size_t>(t) * low.stride + d.begin, nullptr, d.size());
+        p.ready(low, *pairs[i], d);
+    });
+    p.barrier();
+
+    p.each_heads([&](Part::Range a) {
+        heads7(p, a);
+        p.ready(w->att, l.o, a);
+    });
     p.output();
 }
 
