@@ -108,7 +108,7 @@ def ran(base_tag: str, tmp_path_factory: pytest.TempPathFactory) -> Ran:
         make(made.folder / "models" / f"{version}.pth", version)
     made.write("text.txt", TEXT)
     made.write("recipe.yaml", yaml.safe_dump(recipe(base_tag), sort_keys=False))
-    done = made("run", "recipe.yaml", "--sandbox", "docker", "--json")
+    done = made("run", "recipe.yaml", "--sandbox", "docker", "--json", timeout=2700)  # nine minutes, on an idle machine
     failed = [event.get("message") for event in done.events if event.get("status") == "failed"]
     assert done.code == 0, done.err + "\n".join(map(str, failed))
     reports = {}
