@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import importlib.util
@@ -10,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,23 +31,31 @@ def digest(*further: Path) -> str:
     return state.hexdigest()[:16]
 
 
-def folder(config: pytest.Config, name: str, *further: Path) -> Path:
-    """Where a build of these sources is kept; older ones of the same name go."""
+def built(config: pytest.Config, name: str, make: Callable[[Path], None], *further: Path) -> Path:
+    """The folder where a build of these sources and `further` ones is kept; make(folder) builds it where it is not.
+
+    By one process at a time, as several files of tests need it in parallel. Older ones of the same name go.
+    """
     assert config.cache is not None
     root = Path(config.cache.mkdir("librwkv"))
     wanted = root / f"{name}-{digest(*further)}"
     for old in root.glob(f"{name}-*"):
         if old != wanted:
             shutil.rmtree(old, ignore_errors=True)
+    with locked(root / f"{name}.lock", fcntl.LOCK_EX):
+        if not (wanted / "done").is_file():
+            wanted.mkdir(exist_ok=True)
+            make(wanted)
+            (wanted / "done").touch()
     return wanted
 
 
-@contextlib.contextmanager
-def _building(config: pytest.Config, name: str) -> Iterator[Path]:
-    """The same folder, by one process at a time: several files of tests need it, in parallel."""
-    build = folder(config, name)
-    with locked(build.with_name(f"{name}.lock"), fcntl.LOCK_EX):
-        yield build
+def gcc(name: str = "gcc") -> str:
+    """The compiler `gcc` or `g++`, whose sanitizers are used; skips where there is none."""
+    found = shutil.which(name)
+    if found is None or not sys.platform.startswith("linux"):
+        pytest.skip(f"no {name} on this machine")
+    return found
 
 
 def _run(command: list[str], env: dict[str, str] | None = None) -> None:
@@ -74,33 +81,29 @@ def static(config: pytest.Config) -> Path:
 def _with_zig(config: pytest.Config, name: str, target: str | None) -> Path:
     if not all(importlib.util.find_spec(name) for name in ("ziglang", "cmake", "ninja")):
         pytest.skip("the packages ziglang, cmake and ninja are not here")
-    with _building(config, name) as build:
-        if not (build / "done").is_file():
-            build.mkdir(parents=True, exist_ok=True)
-            assert config.cache is not None
-            env = dict(os.environ)
-            env.setdefault(toolchain.CACHE_VARIABLE, str(config.cache.mkdir("zig")))
-            os.environ.setdefault(toolchain.CACHE_VARIABLE, env[toolchain.CACHE_VARIABLE])
-            tools = toolchain.prepare("zig", target, build)
-            _cmake(tools.cmake, list(tools.arguments), build / "out", dict(tools.env))
-            (build / "done").touch()
-    return build / "out"
+
+    def make(build: Path) -> None:
+        assert config.cache is not None
+        env = dict(os.environ)
+        env.setdefault(toolchain.CACHE_VARIABLE, str(config.cache.mkdir("zig")))
+        os.environ.setdefault(toolchain.CACHE_VARIABLE, env[toolchain.CACHE_VARIABLE])
+        tools = toolchain.prepare("zig", target, build)
+        _cmake(tools.cmake, list(tools.arguments), build / "out", dict(tools.env))
+
+    return built(config, name, make) / "out"
 
 
 def with_sanitizers(config: pytest.Config, which: str = "address,undefined") -> Path:
     """The program c_api.c, and out/rwkv-check beside it, built by the system's compilers to check themselves."""
-    compiler, c_compiler = shutil.which("g++"), shutil.which("gcc")
-    if compiler is None or c_compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip("no gcc on this machine")
-    with _building(config, which.replace(",", "-")) as build:
-        program = build / "c_api"
-        if not (build / "done").is_file():
-            sanitized(build, compiler, which)
-            flags = ["-std=c11", "-g", "-Wall", "-Wextra", "-Werror", f"-fsanitize={which}", f"-I{ENGINE / 'include'}"]
-            library = [f"-L{build / 'out'}", "-lrwkv", "-lpthread", f"-Wl,-rpath,{build / 'out'}"]
-            _run([c_compiler, *flags, "-o", str(program), str(PROGRAM), *library])
-            (build / "done").touch()
-    return program
+    compiler, c_compiler = gcc("g++"), gcc()
+
+    def make(build: Path) -> None:
+        sanitized(build, compiler, which)
+        flags = ["-std=c11", "-g", "-Wall", "-Wextra", "-Werror", f"-fsanitize={which}", f"-I{ENGINE / 'include'}"]
+        library = [f"-L{build / 'out'}", "-lrwkv", "-lpthread", f"-Wl,-rpath,{build / 'out'}"]
+        _run([c_compiler, *flags, "-o", str(build / "c_api"), str(PROGRAM), *library])
+
+    return built(config, which.replace(",", "-"), make) / "c_api"
 
 
 def sanitized(build: Path, compiler: str, which: str) -> Path:

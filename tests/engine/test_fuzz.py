@@ -50,22 +50,22 @@ def _compiler() -> str:
 def fuzzers(request: pytest.FixtureRequest) -> dict[str, Path]:
     """The programs; all of librwkv is built to count what it covers."""
     compiler = _compiler()
-    build = librwkv.folder(request.config, "fuzz", *SOURCES.values())
-    programs = {name: build / f"fuzz_{name}" for name in SOURCES}
-    if not (build / "done").is_file():
+
+    def make(build: Path) -> None:
         library = librwkv.sanitized(build, compiler, f"{SANITIZERS},fuzzer-no-link")
         flags = ["-std=c++20", "-g", "-O1", "-Wall", "-Wextra", "-Werror", f"-fsanitize={SANITIZERS},fuzzer"]
         flags += [f"-I{librwkv.ENGINE / 'include'}", f"-I{librwkv.ENGINE / 'src'}"]
         for name, source in SOURCES.items():
-            command = [compiler, *flags, str(source), "-o", str(programs[name])]
+            command = [compiler, *flags, str(source), "-o", str(build / f"fuzz_{name}")]
             done = subprocess.run(
                 [*command, f"-L{library}", "-lrwkv", "-lpthread", f"-Wl,-rpath,{library}"],
                 capture_output=True,
                 text=True,
             )
             assert done.returncode == 0, done.stderr
-        (build / "done").touch()
-    return programs
+
+    build = librwkv.built(request.config, "fuzz", make, *SOURCES.values())
+    return {name: build / f"fuzz_{name}" for name in SOURCES}
 
 
 @pytest.fixture(scope="session")

@@ -167,8 +167,7 @@ void init_state(const Model *model, float *state) {
 
 Part::Range Part::share(uint32_t n) const {
     const uint64_t units = units_of(n, kSlice);
-    const uint64_t begin = units * index / threads * kSlice, end = units * (index + 1) / threads * kSlice;
-    return {begin < n ? static_cast<uint32_t>(begin) : n, end < n ? static_cast<uint32_t>(end) : n};
+    return {cut(units * index / threads, kSlice, n), cut(units * (index + 1) / threads, kSlice, n)};
 }
 
 uint32_t Part::head_unit() const { return lcm(model->head_size, kSlice); }

@@ -85,8 +85,8 @@ struct Part {
     // body(range) for pieces of n columns, cut between units of them, until other threads have begun all that is left.
     template <typename Body>
     void each_piece(uint32_t n, uint32_t unit, Body body) const {
-        const auto at = [=](uint32_t i) { return static_cast<uint64_t>(i) * unit < n ? i * unit : n; };
-        for (Pieces p = {block->pool, index, ++*turn, units_of(n, unit)}; pool_take(&p);) body(Range{at(p.begin), at(p.end)});
+        for (Pieces p = {block->pool, index, ++*turn, units_of(n, unit)}; pool_take(&p);)
+            body(Range{cut(p.begin, unit, n), cut(p.end, unit, n)});
     }
     // The same for the A columns, cut between heads and between blocks of kSlice.
     template <typename Body>
@@ -98,19 +98,19 @@ struct Part {
     void each_row(const Matrix *const (&matrices)[N], Body body) const {
         uint32_t all = 0;
         for (const Matrix *m : matrices) all += units_of(m->rows, kSlice);
-        for (Pieces p = {block->pool, index, ++*turn, all}; pool_take(&p);) {
+        each_piece(all, 1, [&](Range p) {
             uint32_t first = 0;
             for (uint32_t i = 0; i < N && first < p.end; ++i) {
                 const uint32_t rows = matrices[i]->rows, units = units_of(rows, kSlice);
-                if (p.begin < first + units) {
-                    const uint32_t from = p.begin > first ? p.begin - first : 0, to = (p.end < first + units ? p.end - first : units);
-                    body(i, Range{from * kSlice, to == units ? rows : to * kSlice});
-                }
+                if (p.begin < first + units)
+                    body(i, Range{p.begin > first ? (p.begin - first) * kSlice : 0, cut(p.end - first, kSlice, rows)});
                 first += units;
             }
-        }
+        });
     }
     static uint32_t units_of(uint32_t n, uint32_t unit) { return n / unit + (n % unit != 0); }
+    // Where so many units of n columns end.
+    static uint32_t cut(uint64_t units, uint32_t unit, uint32_t n) { return units * unit < n ? static_cast<uint32_t>(units * unit) : n; }
     uint32_t head_unit() const;
 
     void barrier() const { pool_barrier(block->pool); }

@@ -89,7 +89,7 @@ void time_mix_v7(const Part &p) {
         p.ready(w->in[i], *matrices[i], c);
     }
     // Values and their low-rank pair share an input; both types are served.
-    if (l.v1.data != nullptr) p.ready(w->in[kV], l.v1, c);
+    if (p.number > 0) p.ready(w->in[kV], l.v1, c);
     p.keep_last(0, c);
     p.barrier();
 
