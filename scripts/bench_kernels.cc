@@ -9,8 +9,8 @@
 #include <string.h>
 #include <time.h>
 
-#include "kernels.h"
-#include "quantize.h"
+#include "kernels/common/kernels.h"
+#include "quantize/quantize.h"
 
 using namespace rwkvflow;
 

@@ -33,10 +33,10 @@ class Kernels:
 
 
 KERNELS = {
-    "avx2": Kernels("kernels_avx2.cc", "x86_64-linux-gnu", AVX2, "vpmaddubsw", 32),
-    "avxvnni": Kernels("kernels_avxvnni.cc", "x86_64-linux-gnu", [*AVX2, "-mavxvnni"], "vpdpbusd", 32),
+    "avx2": Kernels("avx2.cc", "x86_64-linux-gnu", AVX2, "vpmaddubsw", 32),
+    "avxvnni": Kernels("avxvnni.cc", "x86_64-linux-gnu", [*AVX2, "-mavxvnni"], "vpdpbusd", 32),
     "avx512": Kernels(
-        "kernels_avx512.cc",
+        "avx512.cc",
         "x86_64-linux-gnu",
         [*AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni"))],
         "vpdpbusd",
@@ -58,7 +58,7 @@ def assembly(kernels: Kernels, engine: Path, clang: str) -> list[str]:
         "-fno-rtti",
     ]
     command += ["-ffp-contract=off", "-fno-math-errno", "-Wno-psabi", *kernels.flags, "-S", "-o", "-"]
-    command += [f"-I{engine / 'include'}", f"-I{engine / 'src'}", str(engine / "src" / kernels.file)]
+    command += [f"-I{engine / 'include'}", f"-I{engine / 'src'}", str(engine / "src/kernels/x86" / kernels.file)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stderr)

@@ -1,4 +1,4 @@
-"""Writes rwkvflow/engine/src/unicode_tables.h: what the engine's tokenizers know of Unicode.
+"""Writes rwkvflow/engine/src/tokenizer/unicode_tables.h: what the engine's tokenizers know of Unicode.
 
     pip install unicodedata2==16.0.0
     python scripts/unicode_tables.py [--check]
@@ -18,7 +18,7 @@ from typing import Any
 
 import unicodedata2 as unicode  # type: ignore[import-not-found, unused-ignore]
 
-TARGET = Path(__file__).resolve().parents[1] / "rwkvflow" / "engine" / "src" / "unicode_tables.h"
+TARGET = Path(__file__).resolve().parents[1] / "rwkvflow" / "engine" / "src" / "tokenizer" / "unicode_tables.h"
 VERSION = "16.0.0"
 LAST = 0x10FFFF
 SPACES = {9, 10, 11, 12, 13, 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000}

@@ -35,9 +35,11 @@ def build(folder: Path, compiler: str, *options: str) -> Path:
         pytest.skip(f"no {compiler} C++ compiler on this machine")
     library = folder / "lib" / "librwkv.so"
     library.parent.mkdir(parents=True)
-    sources = [str(ENGINE / "src" / name) for name in ("quantize.cc", "quantize_k.cc", "encode.cc")]
+    names = ("quantize/quantize.cc", "quantize/quantize_k.cc", "api/encode.cc")
+    sources = [str(ENGINE / "src" / name) for name in names]
+    includes = [f"-I{ENGINE / folder}" for folder in ("include", "src")]
     done = subprocess.run(
-        [*command, *FLAGS, *options, f"-I{ENGINE / 'include'}", "-o", str(library), *sources, "-pthread"],
+        [*command, *FLAGS, *options, *includes, "-o", str(library), *sources, "-pthread"],
         capture_output=True,
         text=True,
     )

@@ -6,8 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels.h"
-#include "quantize.h"
+#include "kernels/common/kernels.h"
+#include "quantize/quantize.h"
 
 using namespace rwkvflow;
 

@@ -25,7 +25,8 @@ CHECK = Path(__file__).resolve().parent / "kernel_check.cc"
 def digest(*further: Path) -> str:
     """Of everything that a build reads."""
     state = hashlib.sha256()
-    files = [*ENGINE.rglob("*.cc"), *ENGINE.rglob("*.h"), ENGINE / "CMakeLists.txt", PROGRAM, CHECK]
+    files = [path for kind in ("cc", "h", "inc") for path in ENGINE.rglob(f"*.{kind}")]
+    files += [ENGINE / "CMakeLists.txt", PROGRAM, CHECK]
     for path in sorted([*files, Path(__file__), *further]):
         state.update(path.name.encode() + b"\0" + path.read_bytes())
     return state.hexdigest()[:16]

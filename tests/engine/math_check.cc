@@ -1,9 +1,9 @@
-// Largest errors of kernels_math.h against double precision, in units in the last place: "exp tanh logistic", then how many
+// Largest errors of kernels/common/math.h against double precision, in units in the last place: "exp tanh logistic", then how many
 // of the special cases were wrong.
 #include <math.h>
 #include <stdio.h>
 
-#include "kernels_math.h"
+#include "kernels/common/math.h"
 
 using namespace rwkvflow;
 

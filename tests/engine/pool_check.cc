@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "pool.h"
+#include "base/pool.h"
 
 using namespace rwkvflow;
 

@@ -79,7 +79,7 @@ def test_no_threads_race(
 def test_work_that_threads_take_from_each_other_is_done_once(tmp_path: Path) -> None:
     program, source = tmp_path / "pool_check", Path(__file__).parent / "pool_check.cc"
     flags = ["-std=gnu++20", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=thread", "-pthread"]
-    sources = [source, librwkv.ENGINE / "src" / "pool.cc"]
+    sources = [source, librwkv.ENGINE / "src" / "base" / "pool.cc"]
     subprocess.run([librwkv.gcc("g++"), *flags, f"-I{librwkv.ENGINE / 'src'}", "-o", program, *sources], check=True)
     for threads in (1, 2, 3, 9):
         done = subprocess.run([program, str(threads)], capture_output=True, text=True, check=False)

@@ -362,6 +362,6 @@ def test_super_blocks_lose_less_than_blocks_of_more_bits(native: Native, kind: i
 
 def test_compilers_are_found() -> None:
     """The tests above would all be skipped without one; this says so once."""
-    assert Path(encoder.ENGINE / "src" / "quantize.cc").is_file()
+    assert Path(encoder.ENGINE / "src" / "quantize" / "quantize.cc").is_file()
     if not encoder.compilers():
         pytest.skip("no C++ compiler on this machine")

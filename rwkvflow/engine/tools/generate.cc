@@ -8,7 +8,7 @@
 
 #include "rwkvflow.h"
 #include "sampling.h"
-#include "text.h"
+#include "base/text.h"
 
 using rwkvflow::Text;
 using rwkvflow::Utf8;

@@ -23,7 +23,7 @@ ALL_VERSIONS = frozenset({"4", "5.0", "5.1", "5.2", "6", "7"})
 
 STATEFUL = ALL_VERSIONS - {"4"}  # those that have a state for each head
 
-# Types of weights, with rwkv.cpp's numbers (engine/src/blocks.h), and their (values, bytes) of a block.
+# Types of weights, with rwkv.cpp's numbers (engine/src/quantize/blocks.h), and their (values, bytes) of a block.
 F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, BF16 = 0, 1, 2, 3, 7, 8, 9, 30
 Q4_K, Q5_K = 12, 13  # rwkv.cpp has none of these: ggml's numbers
 BLOCKS: Mapping[int, tuple[int, int]] = {

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "rwkvflow.h"
-#include "sha256.h"
+#include "base/sha256.h"
 
 extern "C" size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
 

@@ -1,0 +1,107 @@
+// Which kernels this processor and this operating system can run, asked of them directly.
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/common/kernels.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
+namespace rwkvflow {
+
+namespace {
+
+#if defined(__x86_64__) || defined(_M_X64)
+
+struct Registers {
+    unsigned a, b, c, d;
+};
+
+Registers cpuid(unsigned leaf, unsigned part) {
+    Registers r = {};
+    __cpuid_count(leaf, part, r.a, r.b, r.c, r.d);
+    return r;
+}
+
+bool has(unsigned value, unsigned bit) { return ((value >> bit) & 1) != 0; }
+
+// Dot products of bytes in 256-bit registers, in AVX2's encoding.
+bool x86_vnni() { return cpuid(0, 0).a >= 7 && cpuid(7, 0).a >= 1 && has(cpuid(7, 1).a, 4); }
+
+// 1: AVX2, FMA and F16C; 2: also AVX-512 F, BW, DQ, VL and VNNI. Both with the operating system saving the registers.
+int x86_level() {
+    if (cpuid(0, 0).a < 7) return 0;
+    const Registers one = cpuid(1, 0), seven = cpuid(7, 0);
+    if (!has(one.c, 27) || !has(one.c, 28) || !has(one.c, 12) || !has(one.c, 29) || !has(seven.b, 5)) return 0;
+    unsigned low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low & 0x6) != 0x6) return 0;
+    const bool wide = has(seven.b, 16) && has(seven.b, 17) && has(seven.b, 30) && has(seven.b, 31) && has(seven.c, 11);
+    return wide && (low & 0xe6) == 0xe6 ? 2 : 1;
+}
+
+#elif defined(__aarch64__)
+
+#if defined(__linux__)
+bool has_dot_product() { return (getauxval(AT_HWCAP) & (1ul << 20)) != 0; }        // HWCAP_ASIMDDP
+bool has_matrix_products() { return (getauxval(AT_HWCAP2) & (1ul << 13)) != 0; }  // HWCAP2_I8MM
+#elif defined(__APPLE__)
+bool has_dot_product() { return true; }  // every Apple processor that macOS for ARM runs on
+bool has_matrix_products() {
+    int answer = 0;
+    size_t size = sizeof answer;
+    return sysctlbyname("hw.optional.arm.FEAT_I8MM", &answer, &size, nullptr, 0) == 0 && answer != 0;
+}
+#else
+bool has_dot_product() { return false; }
+bool has_matrix_products() { return false; }
+#endif
+
+#endif
+
+const Kernels *decide() {
+    const char *wanted = getenv("RWKV_KERNELS");
+    if (wanted != nullptr) {
+        const Kernels *chosen = kernels_named(wanted);
+        if (chosen != nullptr) return chosen;
+    }
+    const char *const best_first[] = {"avx512", "avxvnni", "avx2", "i8mm", "neon"};
+    for (const char *name : best_first) {
+        const Kernels *chosen = kernels_named(name);
+        if (chosen != nullptr) return chosen;
+    }
+    return &kKernelsGeneric;
+}
+
+}  // namespace
+
+const Kernels *kernels_named(const char *name) {
+    if (strcmp(name, "generic") == 0) return &kKernelsGeneric;
+#if defined(__x86_64__) || defined(_M_X64)
+    const int level = x86_level();
+    if (strcmp(name, "avx2") == 0 && level >= 1) return &kKernelsAvx2;
+    if (strcmp(name, "avxvnni") == 0 && level >= 1 && x86_vnni()) return &kKernelsAvxVnni;
+    if (strcmp(name, "avx512") == 0 && level >= 2) return &kKernelsAvx512;
+#elif defined(__aarch64__)
+    if (strcmp(name, "neon") == 0 && has_dot_product()) return &kKernelsNeon;
+    if (strcmp(name, "i8mm") == 0 && has_dot_product() && has_matrix_products()) return &kKernelsNeonI8mm;
+#endif
+    return nullptr;
+}
+
+const Kernels *kernels() {
+    static const Kernels *chosen = nullptr;
+    const Kernels *now = __atomic_load_n(&chosen, __ATOMIC_ACQUIRE);
+    if (now == nullptr) {
+        now = decide();  // the same in every thread, so it does not matter who stores it
+        __atomic_store_n(&chosen, now, __ATOMIC_RELEASE);
+    }
+    return now;
+}
+
+}  // namespace rwkvflow
