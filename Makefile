@@ -12,8 +12,8 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 tests/unit
-	$(BIN)/pytest -n 2 --dist loadfile tests/engine tests/e2e
+	$(BIN)/pytest -n 2 --durations=25 tests/unit
+	$(BIN)/pytest -n 2 --durations=25 --dist loadfile tests/engine tests/e2e
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -6,9 +6,12 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import hypothesis
+import kept
 import pytest
+from shared_errors import pytest_runtest_makereport  # noqa: F401 - a hook
 
 # huggingface_hub reads it once, when it is first imported, which another test in this process may do before ours.
 os.environ["HF_HUB_DISABLE_XET"] = "1"
@@ -17,6 +20,7 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
+KEPT = pytest.StashKey[IO[str]]()  # open as long as this run lasts
 FIXTURES = Path(os.environ.get("RWKVFLOW_FIXTURES", ROOT.parent / "shared" / "fixtures"))
 
 # A deadline in milliseconds asserts time, and on a busy machine fails for no reason. CI tries the same examples every
@@ -42,6 +46,12 @@ def fixtures() -> Path:
     if not FIXTURES.is_dir():
         pytest.skip(f"no fixtures at {FIXTURES.name}/ beside the checkout; set RWKVFLOW_FIXTURES")
     return FIXTURES
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Make room for what tests keep between runs; once, before the workers of xdist start."""
+    if not hasattr(session.config, "workerinput"):
+        session.config.stash[KEPT] = kept.use(ROOT / ".rwkvflow" / "tests")
 
 
 def _docker_problem() -> str | None:
