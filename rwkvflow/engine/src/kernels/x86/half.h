@@ -1,6 +1,10 @@
 // Half precision with F16C, for avx2.cc and avx512.cc.
 #pragma once
 
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
 namespace rwkvflow {
 namespace {
 
