@@ -7,11 +7,11 @@ import signal
 import sys
 from types import FrameType
 
-from rwkvflow.errors import DocumentError, RwkvflowError
+from rwkvflow.base.errors import DocumentError, RwkvflowError
 
 
 def main() -> None:
-    """Run the command line; exits with the codes of rwkvflow.errors."""
+    """Run the command line; exits with the codes of rwkvflow.base.errors."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     signal.signal(signal.SIGTERM, _terminate)
     import click

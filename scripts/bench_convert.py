@@ -41,7 +41,7 @@ ONE_READ = 1.01  # bytes read by the bytes of the checkpoint
 CONVERT = """
 import sys
 from pathlib import Path
-from rwkvflow.worker.convert import Job, convert
+from rwkvflow.worker.write.convert import Job, convert
 
 def read():
     with open("/proc/self/io") as file:
@@ -154,9 +154,9 @@ def measure(name: str, formats: tuple[str, ...], source: Path, engine: Path, fol
 
 def holding(name: str, source: Path) -> tuple[tuple[str, ...], int]:
     """The formats of a set that can hold the checkpoint, and the bytes that they take."""
-    from rwkvflow.worker.architecture import architecture_of
-    from rwkvflow.worker.checkpoint import open_checkpoint
     from rwkvflow.worker.formats import FORMATS
+    from rwkvflow.worker.model.architecture import architecture_of
+    from rwkvflow.worker.read.checkpoint import open_checkpoint
 
     families = tuple(f for f in FORMATS if f.startswith(("ggml-", "gguf-")))
     named = {"plain": PLAIN, "ggml+gguf": families, "all": tuple(FORMATS)}
@@ -169,7 +169,7 @@ def holding(name: str, source: Path) -> tuple[tuple[str, ...], int]:
 
 def random_checkpoints(folder: Path) -> list[Path]:
     """One of each size."""
-    import checkpoints
+    from helpers import checkpoints
 
     made = []
     for label, width in SIZES.items():

@@ -89,9 +89,9 @@ def tool(build: Path) -> Path:
 
 def make(folder: Path, name: str, formats: list[str], engine: Path) -> list[Path]:
     """A random model in these formats; what is there already stays, and so does the checkpoint they come from."""
-    import checkpoints
+    from helpers import checkpoints
 
-    from rwkvflow.worker.convert import Job, convert
+    from rwkvflow.worker.write.convert import Job, convert
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = {kind: folder / f"{name}-{kind}{'.gguf' if kind.startswith('gguf') else '.bin'}" for kind in formats}

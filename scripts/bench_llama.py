@@ -24,10 +24,10 @@ def build(folder: Path) -> Path:
     program = folder / "build" / "llama-bench"
     if program.is_file():
         return program
+    from rwkvflow.lock.pins import package
+    from rwkvflow.net.source_package import fetch_package
     from rwkvflow.sandbox.host import host_platform
     from rwkvflow.stages.llama import KEPT, ROOT
-    from rwkvflow.stages.pins import package
-    from rwkvflow.stages.source_package import fetch_package
 
     source, scratch = folder / "llama.cpp", folder / "scratch"
     if not source.is_dir():

@@ -26,9 +26,9 @@ sys.path.insert(0, "tests/unit")
 start = time.perf_counter()
 from test_recipes import stand_in
 from rwkvflow.documents.load import load_recipe, load_workflow
-from rwkvflow.pipeline import make_plan
+from rwkvflow.app.pipeline import make_plan
 from rwkvflow.plan.matrix import expand
-from rwkvflow.stages.common import Blueprint
+from rwkvflow.stages.blueprint import Blueprint
 path = Path(sys.argv[1])
 recipe = load_recipe(path)
 plan = make_plan(Blueprint(recipe=recipe, recipe_path=path, workflow=load_workflow(None), workflow_path=path,

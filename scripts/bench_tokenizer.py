@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkvflow.engine import Library, Tokenizer
-from rwkvflow.worker.tokenizers import WORLD, world_vocabulary
+from rwkvflow.worker.model.tokenizers import WORLD, world_vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 TWENTY = ROOT.parent / "shared" / "fixtures" / "20B_tokenizer.json"

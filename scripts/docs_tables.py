@@ -75,6 +75,40 @@ def exit_codes() -> str:
     return table(("code", "meaning"), [(number, text) for number, text in rows], right=(0,))
 
 
+# ---- the house ------------------------------------------------------------------------------------------------------
+
+TOP = (
+    ("Makefile", "demo, test, and the parts of test; `make help` lists them"),
+    ("workflow.yaml", "time, memory and retries of each stage"),
+    ("recipes/", "the demo, the demo with PyTorch and in all formats, and the author's released models"),
+    ("images/", "the Dockerfile's template, the pinned versions"),
+    ("docs/", "what is too long for this page"),
+    ("scripts/", "training the demo models, benchmarks, the tables in these pages"),
+)
+TESTS = (
+    ("unit/", "the rooms' own tests: no network, no Docker, enforced"),
+    ("engine/", "builds the engine, and compares it with the reference"),
+    ("e2e/", "real containers, servers and clients"),
+    ("helpers/", "what tests share"),
+)
+
+
+def layers() -> str:
+    """Where things live: the rooms of the package from high to low, as the test of imports has them."""
+    from tests.helpers.layers import ROOMS, WORKER_ROOMS
+
+    rows = [(0, name, text) for name, text in TOP] + [(0, "rwkvflow/", "")]
+    package = ROOT / "rwkvflow"
+    for room, text in ROOMS:
+        rows.append((1, f"{room}/", text))
+        if room == "worker":
+            rows += [(2, f"{name}/", about) for name, about in WORKER_ROOMS if (package / room / name).is_dir()]
+    rows += [(0, "tests/", ""), *((1, name, text) for name, text in TESTS)]
+    width = max(2 * depth + len(name) for depth, name, _ in rows) + 1
+    lines = [f"{'  ' * depth + name:<{width}} {text}".rstrip() for depth, name, text in rows]
+    return "\n".join(["```text", *lines, "```"])
+
+
 # ---- documents -------------------------------------------------------------------------------------------------------
 
 
@@ -228,7 +262,7 @@ RULES = {
 
 def patch_rules() -> str:
     """The shipped rules in their order, over all targets and toolchains."""
-    from rwkvflow.worker.patch_rules import BASELINES, shipped_rules
+    from rwkvflow.worker.build.patch_rules import BASELINES, shipped_rules
 
     where: dict[str, dict[str, None]] = {}
     for platform in BASELINES:
@@ -242,7 +276,7 @@ def patch_rules() -> str:
 
 def baselines() -> str:
     """The processors that `native` becomes."""
-    from rwkvflow.worker.patch_rules import BASELINES
+    from rwkvflow.worker.build.patch_rules import BASELINES
 
     rows = [(code(name), code(f"-mcpu={zig}"), code(flag)) for name, (zig, flag) in BASELINES.items()]
     return table(("target", "zig", "gcc, clang"), rows)
@@ -326,7 +360,7 @@ def _option(item: click.Option) -> tuple[str, str]:
 # ---- putting it into the files ---------------------------------------------------------------------------------------
 
 FILES: Mapping[str, Parts] = {
-    "README.md": {"formats": formats, "exit-codes": exit_codes},
+    "README.md": {"formats": formats, "layers": layers, "exit-codes": exit_codes},
     "docs/recipe.md": {"recipe-keys": lambda: keys("recipe")},
     "docs/workflow.md": {"workflow-keys": lambda: keys("workflow")},
     "docs/lock.md": {"lock-keys": lambda: keys("lock")},

@@ -1,5 +1,5 @@
 // A door to llama.cpp whose shape does not change with llama.h: compiled beside it, called through ctypes by
-// rwkvflow/worker/llama.py. One context is used by one thread.
+// rwkvflow/worker/formats/gguf/llama.py. One context is used by one thread.
 #include <stdint.h>
 #include <string.h>
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import click
 
 from rwkvflow import __version__
+from rwkvflow.base.errors import RwkvflowError, UsageError
 from rwkvflow.cli.bench import bench, perplexity
 from rwkvflow.cli.cache import cache
 from rwkvflow.cli.ci import ci, matrix, publish
@@ -24,7 +25,6 @@ from rwkvflow.cli.options import request_of as _request
 from rwkvflow.cli.options import run_options as _run_options
 from rwkvflow.cli.report import report
 from rwkvflow.cli.verify import verify
-from rwkvflow.errors import RwkvflowError, UsageError
 
 EXIT_CODES = """\b
 Exit codes:
@@ -58,7 +58,7 @@ def run(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
 
     What is done already is not done again; what failed or was interrupted goes on from there.
     """
-    from rwkvflow import pipeline
+    from rwkvflow.app import pipeline
     from rwkvflow.display import display_for
 
     display = display_for(as_json=as_json, verbose=verbose)
@@ -79,8 +79,8 @@ def run(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
 @click.option("-v", "--verbose", is_flag=True, help="Also the limits of each step")
 def plan(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
     """Show what a run would do, and why. Makes the lock where there is none."""
+    from rwkvflow.app.explain import standing
     from rwkvflow.display.words import duration
-    from rwkvflow.questions import standing
 
     prepared = _prepare(recipe, options)
     rows = standing(prepared)
@@ -103,7 +103,7 @@ def plan(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
 @_run_options
 def explain(step: str, recipe: Path, **options: Any) -> None:
     """Say what a step is made of, and what changed."""
-    from rwkvflow.questions import explanation
+    from rwkvflow.app.explain import explanation
 
     for line in explanation(_prepare(recipe, options), step):
         click.echo(line)
@@ -119,8 +119,8 @@ def lock(recipe: Path, sandbox: str, store: Path | None, fresh: bool) -> None:
 
     What still agrees with the recipe is kept, unless --fresh is given. Prints what changed as a diff.
     """
+    from rwkvflow.app.pipeline import Request, lock_path, relock
     from rwkvflow.display import display_for
-    from rwkvflow.pipeline import Request, lock_path, relock
 
     display = display_for(as_json=False, verbose=False)
     try:
@@ -136,9 +136,9 @@ def lock(recipe: Path, sandbox: str, store: Path | None, fresh: bool) -> None:
 @click.argument("documents", nargs=-1, required=True, type=_Path())
 def validate(documents: tuple[Path, ...]) -> None:
     """Check recipes, workflows and locks; print every error as file:line:column."""
+    from rwkvflow.base.errors import DocumentError, Finding
     from rwkvflow.documents.load import load_document, load_recipe
-    from rwkvflow.errors import DocumentError, Finding
-    from rwkvflow.stages.holds import check_recipe_versions
+    from rwkvflow.lock.fit import check_recipe_versions
 
     recipes: list[Path] = []
     findings: list[Finding] = []
@@ -161,7 +161,7 @@ def validate(documents: tuple[Path, ...]) -> None:
 @click.option("--image", "image_name", help="Which image, where the recipe has several")
 def render(recipe: Path, image_name: str | None, **options: Any) -> None:
     """Print the Dockerfile of RECIPE's image."""
-    from rwkvflow.questions import dockerfiles
+    from rwkvflow.app.explain import dockerfiles
 
     texts = dockerfiles(_prepare(recipe, options))
     if image_name is not None and image_name not in texts:
@@ -196,8 +196,8 @@ def init(source: str, output: Path | None) -> None:
 def inspect(file: Path, as_json: bool, tensors: bool) -> None:
     """Tell what a model file is; nothing in it is run."""
     from rwkvflow.display.inspect import describe_lines
-    from rwkvflow.worker.inspect import describe
     from rwkvflow.worker.protocol import WorkerError
+    from rwkvflow.worker.read.inspect import describe
 
     try:
         description = describe(file)
@@ -235,7 +235,7 @@ def schema(document: Literal["recipe", "workflow", "lock"]) -> None:
 def doctor(as_json: bool, store: Path | None) -> None:
     """Say what this machine has and lacks, with the remedy for each."""
     from rwkvflow.sandbox.doctor import examine
-    from rwkvflow.store import default_root
+    from rwkvflow.store.store import default_root
 
     checks = examine(store or default_root())
     if as_json:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rwkvflow.base.errors import UsageError
 from rwkvflow.cli.models import (
     default_threads,
     engine_errors,
@@ -21,10 +22,9 @@ from rwkvflow.cli.models import (
     tokenizer_option,
 )
 from rwkvflow.cli.options import DocumentPath
-from rwkvflow.errors import UsageError
 
 if TYPE_CHECKING:
-    from rwkvflow.measure import Measured
+    from rwkvflow.app.bench import Measured
 
 
 @click.command()
@@ -42,7 +42,7 @@ def bench(
 
     Every figure is a median over all rounds. The bandwidth is measured, not looked up: how fast as many threads read.
     """
-    from rwkvflow.measure import Plan, bandwidth, measure
+    from rwkvflow.app.bench import Plan, bandwidth, measure
 
     threads = options["threads"] or default_threads()
     libraries = [library_of(options), *([against] if against else [])]

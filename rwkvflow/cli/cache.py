@@ -14,7 +14,7 @@ import click
 @click.pass_context
 def cache(context: click.Context, store: Path | None) -> None:
     """Look after the store."""
-    from rwkvflow.store import Store, default_root
+    from rwkvflow.store.store import Store, default_root
 
     context.obj = Store(store or default_root())
 
@@ -24,7 +24,7 @@ def cache(context: click.Context, store: Path | None) -> None:
 @click.pass_obj
 def cache_ls(store: Any, as_json: bool) -> None:
     """List what is in the store, largest first."""
-    from rwkvflow.collect import entries
+    from rwkvflow.store.collect import entries
 
     rows = entries(store)
     if as_json:
@@ -39,8 +39,8 @@ def cache_ls(store: Any, as_json: bool) -> None:
 @click.pass_obj
 def cache_verify(store: Any) -> None:
     """Hash everything in the store; what is damaged is removed and made again by the next run."""
-    from rwkvflow.collect import verify
-    from rwkvflow.errors import StoreError
+    from rwkvflow.base.errors import StoreError
+    from rwkvflow.store.collect import verify
 
     with store.using():
         damaged = verify(store)
@@ -58,8 +58,8 @@ def cache_verify(store: Any) -> None:
 @click.pass_obj
 def cache_gc(store: Any, older_than: float | None, max_size: str | None, dry_run: bool) -> None:
     """Remove what no finished step refers to."""
-    from rwkvflow.collect import collect
-    from rwkvflow.documents.units import size_bytes
+    from rwkvflow.documents.yaml.units import size_bytes
+    from rwkvflow.store.collect import collect
 
     with store.exclusive():
         gone = collect(

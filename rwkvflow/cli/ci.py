@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import click
 
+from rwkvflow.base.errors import PublishError, UsageError
 from rwkvflow.cli.options import DocumentPath, recipe_argument, request_of, run_options
-from rwkvflow.errors import PublishError, UsageError
 
 _by = click.option(
     "--by",
@@ -127,7 +127,7 @@ def _write(workflow: Callable[[Any], str], options: dict[str, Any]) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would change at each place")
 def publish(recipe: Path, as_json: bool, verbose: bool, dry_run: bool, **options: Any) -> None:
     """Publish what `rwkvflow run --only` made in several jobs. Makes nothing; refuses where anything is missing."""
-    from rwkvflow import pipeline, questions
+    from rwkvflow.app import explain, pipeline
     from rwkvflow.display import display_for
     from rwkvflow.execute.publishing import look_again
 
@@ -138,7 +138,7 @@ def publish(recipe: Path, as_json: bool, verbose: bool, dry_run: bool, **options
         prepared = pipeline.publish_only(pipeline.prepare(request_of(recipe, options), display))
         if not prepared.plan.targets:
             raise UsageError(f"{recipe} names no place to publish to", remedy="add `publish:` to it")
-        missing = questions.missing(prepared)
+        missing = explain.missing(prepared)
         if missing:
             names = "".join(f"\n  {name}: {why}" for name, why in missing.items())
             raise PublishError(
@@ -146,7 +146,7 @@ def publish(recipe: Path, as_json: bool, verbose: bool, dry_run: bool, **options
                 remedy="run the jobs that make them, with the same store or remote store: rwkvflow run --only ID",
             )
         if dry_run:
-            for line in questions.publishing(prepared):
+            for line in explain.publishing(prepared):
                 click.echo(line)
             return
         look_again(prepared.store, prepared.plan)  # whoever asks for it by name wants to be sure

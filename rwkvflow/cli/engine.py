@@ -29,7 +29,7 @@ def engine_build(recipe: Path, **options: Any) -> None:
 @run_options
 def diff(recipe: Path, **options: Any) -> None:
     """Show what was patched of what CMake wrote."""
-    from rwkvflow.questions import engine_patches
+    from rwkvflow.app.explain import engine_patches
 
     for line in engine_patches(prepared_run(recipe, options)):
         click.echo(line)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rwkvflow.base.errors import RwkvflowError, UsageError
 from rwkvflow.cli.options import DocumentPath, ModelPath
-from rwkvflow.errors import RwkvflowError, UsageError
 
 if TYPE_CHECKING:
-    from rwkvflow.worker.origin import Origin
+    from rwkvflow.worker.model.origin import Origin
 
 SHOWN = 20  # tensors that `compare` lists without --all
 
@@ -47,15 +47,15 @@ def convert(
     store: Path | None,
 ) -> None:
     """Convert the checkpoint IN to the file or folder OUT, without a recipe. Nothing is verified: `run` does that."""
+    from rwkvflow.app.library import find_library
+    from rwkvflow.base.events import Notice, StepProgress
     from rwkvflow.display import display_for
     from rwkvflow.documents.formats import file_name, folder_name
-    from rwkvflow.events import Notice, StepProgress
-    from rwkvflow.library import find_library
-    from rwkvflow.worker.convert import Job
-    from rwkvflow.worker.convert import convert as run
     from rwkvflow.worker.formats import FORMATS, Split
-    from rwkvflow.worker.origin import Origin
+    from rwkvflow.worker.model.origin import Origin
     from rwkvflow.worker.protocol import WorkerError
+    from rwkvflow.worker.write.convert import Job
+    from rwkvflow.worker.write.convert import convert as run
 
     if (lora is None) != (alpha is None):
         raise UsageError("--lora and --alpha go together", remedy="say the alpha that the LoRA was trained with")
@@ -106,7 +106,7 @@ def convert(
 
 def _format(name: str, strategy: str | None) -> str:
     """The format that the options name. Raises UsageError."""
-    from rwkvflow.documents.check_formats import FAMILY, unknown_format
+    from rwkvflow.documents.check.formats import FAMILY, unknown_format
     from rwkvflow.documents.formats import is_format, strategy_format
 
     if strategy is not None:
@@ -123,9 +123,9 @@ def _format(name: str, strategy: str | None) -> str:
 
 def _check(source: Origin) -> None:
     """Say what is wrong with a file before librwkv is looked for, and built where there is none."""
-    from rwkvflow.worker.architecture import architecture_of
-    from rwkvflow.worker.checkpoint import open_checkpoint
+    from rwkvflow.worker.model.architecture import architecture_of
     from rwkvflow.worker.protocol import WorkerError
+    from rwkvflow.worker.read.checkpoint import open_checkpoint
 
     try:
         with open_checkpoint(source) as checkpoint:
@@ -135,7 +135,7 @@ def _check(source: Origin) -> None:
 
 
 def _size(text: str | None) -> int | None:
-    from rwkvflow.documents.units import split_bytes
+    from rwkvflow.documents.yaml.units import split_bytes
 
     try:
         return None if text is None else split_bytes(text)
@@ -157,8 +157,8 @@ def _put(partial: Path, target: Path) -> None:
 @click.option("--strict", is_flag=True, help="End with exit code 1 where anything differs")
 def compare(first: Path, second: Path, as_json: bool, every: bool, strict: bool) -> None:
     """Tell, tensor by tensor, how two model files differ, whatever their formats."""
-    from rwkvflow.worker.compare import compare as compared
     from rwkvflow.worker.protocol import WorkerError
+    from rwkvflow.worker.read.compare import compare as compared
 
     try:
         found = list(compared(first, second))

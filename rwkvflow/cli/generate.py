@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rwkvflow.base.errors import UsageError
 from rwkvflow.cli.models import engine_errors, engine_options, open_model, tokenizer_of, tokenizer_option, write
 from rwkvflow.cli.options import DocumentPath
-from rwkvflow.errors import UsageError
 
 if TYPE_CHECKING:
     from rwkvflow.engine.binding import Model
-    from rwkvflow.engine.generate import Session
+    from rwkvflow.engine.session import Session
 
 
 def _writing_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -78,7 +78,7 @@ def generate(model: Path, prompt: str, max_tokens: int, **options: Any) -> None:
 @_writing_options
 def chat(model: Path, max_tokens: int, system: str | None, user: str, assistant: str, **options: Any) -> None:
     """Talk with the model file MODEL. One line is one question; Ctrl-C ends an answer, Ctrl-D the conversation."""
-    from rwkvflow.engine.generate import Chat
+    from rwkvflow.engine.session import Chat
 
     with engine_errors(), open_model(model, options) as opened:
         session = _session(opened, options)
@@ -114,8 +114,8 @@ def _questions() -> Iterator[str]:
 
 
 def _session(model: Model, options: dict[str, Any]) -> Session:
-    from rwkvflow.engine.generate import Session, random_seed
     from rwkvflow.engine.sampling import Sampling
+    from rwkvflow.engine.session import Session, random_seed
 
     sampling = Sampling(
         temperature=options["temperature"],

@@ -29,7 +29,7 @@ def image() -> None:
 def bootstrap(suite: str, packages: tuple[str, ...], tag: str | None, mirror: str | None, store: Path | None) -> None:
     """Make a base image from Debian packages, for sites without a registry. Needs mmdebstrap or debootstrap."""
     from rwkvflow.sandbox.bootstrap import bootstrap_image
-    from rwkvflow.store import default_root
+    from rwkvflow.store.store import default_root
 
     made = bootstrap_image(
         suite,
@@ -47,7 +47,7 @@ def bootstrap(suite: str, packages: tuple[str, ...], tag: str | None, mirror: st
 @store_option
 def image_ls(sandbox: str, store: Path | None) -> None:
     """List the environments that there are."""
-    from rwkvflow.pipeline import environments
+    from rwkvflow.app.pipeline import environments
 
     for tag, used in environments(sandbox, store):
         click.echo(f"{tag[:24]}  {used or '(unused)'}")
@@ -58,7 +58,7 @@ def image_ls(sandbox: str, store: Path | None) -> None:
 @store_option
 def image_prune(sandbox: str, store: Path | None) -> None:
     """Remove the environments that no finished step refers to."""
-    from rwkvflow.pipeline import environments
+    from rwkvflow.app.pipeline import environments
 
     gone = [tag for tag, used in environments(sandbox, store, remove=True) if not used]
     click.echo(f"{len(gone)} removed")
@@ -78,10 +78,10 @@ def image_build(recipe: Path, **options: Any) -> None:
 @run_options
 def image_push(recipe: Path, place: str, **options: Any) -> None:
     """Push the environments of RECIPE to a registry, each under its image's name, and print them by digest."""
+    from rwkvflow.app.explain import standing
+    from rwkvflow.app.pipeline import prepare
+    from rwkvflow.base.errors import EnvironmentMissing, UsageError
     from rwkvflow.documents.destinations import OciDestination, parse_destination
-    from rwkvflow.errors import EnvironmentMissing, UsageError
-    from rwkvflow.pipeline import prepare
-    from rwkvflow.questions import standing
     from rwkvflow.sandbox.daemon import connect
     from rwkvflow.sandbox.docker import reference
     from rwkvflow.sandbox.image_push import push_image

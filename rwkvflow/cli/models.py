@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rwkvflow.base.errors import RwkvflowError, UsageError
 from rwkvflow.cli.options import DocumentPath
-from rwkvflow.errors import RwkvflowError, UsageError
 
 if TYPE_CHECKING:
     from rwkvflow.engine.binding import Model
-    from rwkvflow.worker.tokenizers import Tokenizer
+    from rwkvflow.worker.model.tokenizers import Tokenizer
 
 KINDS = ("auto", "bytes", "world")
 
@@ -78,8 +78,8 @@ def engine_errors() -> Iterator[None]:
 
 def library_of(options: dict[str, Any]) -> Path:
     """The library that the options ask for."""
+    from rwkvflow.app.library import find_library
     from rwkvflow.display.plain import PlainDisplay
-    from rwkvflow.library import find_library
 
     return find_library(options["library"], options["store"], PlainDisplay())
 
@@ -93,7 +93,7 @@ def open_model(path: Path, options: dict[str, Any]) -> Model:
 
 def tokenizer_of(kind: str, n_vocab: int) -> Tokenizer:
     """The tokenizer that the option asks for. Raises UsageError where it must be named."""
-    from rwkvflow.worker.tokenizers import PseudoRandom, open_tokenizer
+    from rwkvflow.worker.model.tokenizers import PseudoRandom, open_tokenizer
 
     if kind in KINDS:
         found = open_tokenizer(kind, n_vocab)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from rwkvflow.pipeline import Prepared, Request
+    from rwkvflow.app.pipeline import Prepared, Request
 
 
 class DocumentPath(click.Path):
@@ -68,7 +68,7 @@ def run_options(function: Callable[..., None]) -> Callable[..., None]:
 
 def request_of(recipe: Path, options: dict[str, Any]) -> Request:
     """The options as the pipeline takes them."""
-    from rwkvflow.pipeline import Request
+    from rwkvflow.app.pipeline import Request
 
     return Request(
         recipe=recipe,
@@ -83,15 +83,15 @@ def request_of(recipe: Path, options: dict[str, Any]) -> Request:
 
 def prepared_run(recipe: Path, options: dict[str, Any]) -> Prepared:
     """A run that could start; notices go to standard error."""
+    from rwkvflow.app.pipeline import prepare
     from rwkvflow.display.plain import PlainDisplay
-    from rwkvflow.pipeline import prepare
 
     return prepare(request_of(recipe, options), PlainDisplay())
 
 
 def run_stages(recipe: Path, options: dict[str, Any], stages: list[str]) -> list[str]:
     """Carry out a recipe up to some stages; where their outputs are."""
-    from rwkvflow import pipeline
+    from rwkvflow.app import pipeline
     from rwkvflow.display import display_for
 
     display = display_for(as_json=False, verbose=False)

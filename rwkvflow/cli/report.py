@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
+from rwkvflow.base.errors import UsageError
 from rwkvflow.cli.options import DocumentPath
-from rwkvflow.errors import UsageError
 
 
 @click.command()
@@ -24,8 +24,8 @@ def report(run: Path, output: Path | None, listing: bool, back: int, store: Path
     """
     from rwkvflow.display.report import report_html
     from rwkvflow.display.report_data import gather
-    from rwkvflow.history import runs
-    from rwkvflow.store import Store, default_root, run_id
+    from rwkvflow.store.history import runs
+    from rwkvflow.store.store import Store, default_root, run_id
 
     kept = Store(store or default_root())
     files = [run] if run.suffix == ".jsonl" else runs(kept, run_id(run))

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rwkvflow.errors import PublishError, UsageError
+from rwkvflow.base.errors import PublishError, UsageError
 
 if TYPE_CHECKING:
-    from rwkvflow.publish.check import Findings
+    from rwkvflow.release.check import Findings
 
 
 @click.command()
@@ -77,7 +77,7 @@ def verify(target: str, key: Path | None, again: bool, recipe: Path | None, sand
 def _here(target: str) -> Iterator[Path]:
     """The release as a folder of this machine; what is elsewhere is fetched into one first."""
     if target.startswith("hf://"):
-        from rwkvflow.stages.snapshot import fetch_repository
+        from rwkvflow.net.snapshot import fetch_repository
 
         with tempfile.TemporaryDirectory(prefix="rwkvflow-verify-") as folder:
             commit = fetch_repository(
@@ -95,7 +95,7 @@ def _here(target: str) -> Iterator[Path]:
 
 
 def _checked(folder: Path, key: Path | None) -> Findings:
-    from rwkvflow.publish.check import check_release, total_size
+    from rwkvflow.release.check import check_release, total_size
 
     if not sys.stderr.isatty() or not folder.is_dir():
         return check_release(folder, key=key)
@@ -111,8 +111,8 @@ def _checked(folder: Path, key: Path | None) -> Findings:
 
 
 def _rebuild(folder: Path, recipe: Path | None, sandbox: str, found: Findings) -> None:
+    from rwkvflow.app.rebuild import rebuild
     from rwkvflow.display import display_for
-    from rwkvflow.rebuild import rebuild
 
     display = display_for(as_json=False, verbose=False)
     try:

@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Protocol
 
-from rwkvflow.events import Event
+from rwkvflow.base.events import Event
 
 
 class Display(Protocol):

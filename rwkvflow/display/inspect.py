@@ -9,7 +9,7 @@ SHOWN = 24  # names of metadata that are shown without --tensors
 
 
 def describe_lines(description: Mapping[str, Any], *, tensors: bool) -> Iterator[str]:
-    """Lines for what rwkvflow.worker.inspect.describe found."""
+    """Lines for what rwkvflow.worker.read.inspect.describe found."""
     size, count = description["bytes"], description["parameters"]
     parts = f" in {len(files)} files" if (files := description.get("files")) else ""
     yield f"{description['file']}: {description['format']}, {_bytes(size)}{parts}, {_count(count)} parameters"

@@ -6,11 +6,11 @@ import sys
 import threading
 from typing import TextIO
 
-from rwkvflow.events import Event
+from rwkvflow.base.events import Event
 
 
 class JsonLines:
-    """Writes each event as it happens. The fields are those of `rwkvflow.events`."""
+    """Writes each event as it happens. The fields are those of `rwkvflow.base.events`."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stdout

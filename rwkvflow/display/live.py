@@ -9,8 +9,17 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from rwkvflow.base.events import (
+    Event,
+    Notice,
+    RunFinished,
+    RunStarted,
+    StepFinished,
+    StepLog,
+    StepProgress,
+    StepStarted,
+)
 from rwkvflow.display.words import duration, figures, headline, one_line, summary
-from rwkvflow.events import Event, Notice, RunFinished, RunStarted, StepFinished, StepLog, StepProgress, StepStarted
 
 STEP_WIDTH = 38  # most ids of steps; longer ones push the rest to the right
 MARKS = {"done": ("✓", "green"), "failed": ("✗", "bold red"), "skipped": ("–", "yellow"), "cancelled": ("–", "yellow")}

@@ -6,8 +6,8 @@ import sys
 import threading
 from typing import TextIO
 
+from rwkvflow.base.events import Event, Notice, RunFinished, RunStarted, StepFinished, StepLog, StepStarted
 from rwkvflow.display.words import duration, figures, headline, summary
-from rwkvflow.events import Event, Notice, RunFinished, RunStarted, StepFinished, StepLog, StepStarted
 
 
 class PlainDisplay:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from rwkvflow.history import hide, read, secrets
-from rwkvflow.store import Store
+from rwkvflow.store.history import hide, read, secrets
+from rwkvflow.store.store import Store
 
 LOG_BYTES = 100_000  # of a step's log, from its end
 PATCH_BYTES = 500_000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rwkvflow.events import RunFinished, RunStarted
+from rwkvflow.base.events import RunFinished, RunStarted
 
 
 def duration(seconds: float) -> str:

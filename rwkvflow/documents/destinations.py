@@ -15,8 +15,8 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
-from rwkvflow.documents.nearest import did_you_mean, shown
 from rwkvflow.documents.sources import SourceError, control_character, parse_repository
+from rwkvflow.documents.yaml.nearest import did_you_mean, shown
 
 # Of fsspec's protocols, those that a release can be written to, and that keep it.
 REMOTE = (

@@ -10,10 +10,10 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from rwkvflow.base.errors import Finding
 from rwkvflow.documents import recipe, workflow
-from rwkvflow.documents.nearest import did_you_mean, nearest, one_of, shown
-from rwkvflow.documents.yaml_source import Items, Node, Scalar, Source, render_path, resolve
-from rwkvflow.errors import Finding
+from rwkvflow.documents.yaml.nearest import did_you_mean, nearest, one_of, shown
+from rwkvflow.documents.yaml.source import Items, Node, Scalar, Source, render_path, resolve
 
 _PATTERNS = {
     recipe.NAME: "a name of letters, digits, '.', '-' and '_' that starts with a letter or digit (100 at most)",

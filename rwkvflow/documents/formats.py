@@ -28,7 +28,7 @@ def is_format(name: str) -> bool:
 
 def strategy_format(strategy: str) -> str:
     """The name of the format for a strategy of the rwkv package. Raises ValueError with what is wrong with it."""
-    from rwkvflow.worker.formats.chatrwkv import of_strategy
+    from rwkvflow.worker.formats.chatrwkv.layout import of_strategy
 
     return of_strategy(strategy).name
 

@@ -8,17 +8,17 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from rwkvflow.documents.check import check_recipe
-from rwkvflow.documents.check_torch import check_torch
-from rwkvflow.documents.check_workflow import check_workflow
+from rwkvflow.base.errors import DocumentError, LockError
+from rwkvflow.base.shipped import shipped
+from rwkvflow.documents.check.recipe import check_recipe
+from rwkvflow.documents.check.torch import check_torch
+from rwkvflow.documents.check.workflow import check_workflow
 from rwkvflow.documents.combine import combinations
 from rwkvflow.documents.explain import explain
 from rwkvflow.documents.lock import Lock
 from rwkvflow.documents.recipe import Recipe
 from rwkvflow.documents.workflow import Workflow
-from rwkvflow.documents.yaml_source import Source, parse, read_text
-from rwkvflow.errors import DocumentError, LockError
-from rwkvflow.shipped import shipped
+from rwkvflow.documents.yaml.source import Source, parse, read_text
 
 M = TypeVar("M", bound=BaseModel)
 Check = Callable[[Source], None]

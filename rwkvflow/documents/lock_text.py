@@ -6,12 +6,13 @@ import json
 import os
 import re
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rwkvflow.documents.lock import Lock
-from rwkvflow.documents.yaml_source import resolve
-from rwkvflow.errors import LockError
+from rwkvflow.base.errors import LockError
+from rwkvflow.documents.lock import Lock, LockedWheel
+from rwkvflow.documents.yaml.source import resolve
 
 HEADER = """\
 # Made by `rwkvflow lock` from the recipe beside it: every input, pinned. Commit it, review it, do not edit it.
@@ -20,6 +21,9 @@ HEADER = """\
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./+@:~%=-]*")
 _WORDS_OF_YAML_1_1 = frozenset({"yes", "no", "on", "off", "y", "n", "null", "true", "false"})
+_NAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
+_VERSION = re.compile(r"^[0-9A-Za-z.!+_-]+$")
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
 
@@ -110,3 +114,13 @@ def _plain_hash(value: str) -> bool:
 
 def _escape(match: re.Match[str]) -> str:
     return f"\\u{ord(match[0]):04x}"
+
+
+def requirements_text(wheels: Iterable[LockedWheel]) -> str:
+    """A pip --require-hashes file: one `name==version --hash=sha256:…` a line, sorted by name. Raises LockError."""
+    lines = []
+    for wheel in sorted(wheels, key=lambda item: item.name):
+        if not (_NAME.fullmatch(wheel.name) and _VERSION.fullmatch(wheel.version) and _SHA256.fullmatch(wheel.sha256)):
+            raise LockError(f"lock: not a wheel that pip could be asked for: {wheel.name!r} {wheel.version!r}")
+        lines.append(f"{wheel.name}=={wheel.version} --hash=sha256:{wheel.sha256}\n")
+    return "".join(lines)

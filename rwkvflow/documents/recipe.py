@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
 
 from rwkvflow.documents.formats import strategy_format
-from rwkvflow.documents.units import split_bytes
+from rwkvflow.documents.yaml.units import split_bytes
 
 # Patterns say [0-9], never \d: pydantic's regular expressions take the digits of all scripts for \d.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"

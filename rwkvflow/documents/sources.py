@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
-from rwkvflow.documents.nearest import did_you_mean, shown
-from rwkvflow.errors import UsageError
+from rwkvflow.base.errors import UsageError
+from rwkvflow.documents.yaml.nearest import did_you_mean, shown
 
 SCHEMES = ("hf", "https", "http", "file")
 COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -9,9 +9,9 @@ import json
 import re
 from urllib.parse import unquote
 
+from rwkvflow.base.errors import UsageError
 from rwkvflow.documents.recipe import NAME
 from rwkvflow.documents.sources import source_problem
-from rwkvflow.errors import UsageError
 
 
 def guess_name(source: str) -> str:

@@ -1,6 +1,7 @@
 """librwkv and Python's door to it."""
 
-from rwkvflow.engine.binding import EngineError, Library, Model
+from rwkvflow.engine.binding import Library, Model
+from rwkvflow.engine.errors import EngineError
 from rwkvflow.engine.tokenizer import Tokenizer
 
 __all__ = ["EngineError", "Library", "Model", "Tokenizer"]

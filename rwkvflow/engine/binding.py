@@ -12,16 +12,15 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rwkvflow.engine.errors import EngineError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from rwkvflow.engine.generate import Tokenizer
-    from rwkvflow.engine.sampling import Sampling
 
     Floats = NDArray[np.float32]
 
@@ -47,14 +46,6 @@ WHAT = {
     13: "bad data",
     14: "a tensor is missing",
 }
-
-
-class EngineError(Exception):
-    """The library refused something. `flags` are those of rwkv.h, 0 where it gave none."""
-
-    def __init__(self, message: str, flags: int = 0) -> None:
-        super().__init__(message)
-        self.flags = flags
 
 
 def find_library() -> Path:
@@ -313,27 +304,6 @@ class Model:
         pointers = [array.ctypes.data for array in (given, kept, places)]
         self._check(self.library.call("rwkvflow_eval_batch", self._alive(), ids.ctypes.data, ids.size, *pointers))
         return logits, out
-
-    def generate(
-        self,
-        prompt: str,
-        tokenizer: Tokenizer,
-        *,
-        max_tokens: int = 256,
-        sampling: Sampling | None = None,
-        seed: int = 0,
-        stops: Sequence[str] = (),
-    ) -> Iterator[str]:
-        """How a text goes on, piece by piece as it comes. The same seed gives the same text.
-
-        rwkvflow.engine.generate.Session does more: it goes on after that, saves states and says why it ended.
-        Raises EngineError, ValueError.
-        """
-        from rwkvflow.engine.generate import Session
-
-        session = Session(self, tokenizer, sampling, seed)
-        session.feed(prompt)
-        return session.generate(max_tokens, stops)
 
     def _states(self, state: Floats | None, out: Floats | None) -> tuple[int | None, Floats]:
         import numpy as np

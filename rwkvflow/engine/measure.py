@@ -21,7 +21,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkvflow.engine.binding import CHUNK, EngineError, Model
+from rwkvflow.engine.binding import CHUNK, Model
+from rwkvflow.engine.errors import EngineError
 
 if TYPE_CHECKING:
     import numpy as np

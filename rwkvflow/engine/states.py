@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvflow.engine.binding import EngineError
+from rwkvflow.engine.errors import EngineError
 
 MAGIC = b"RWKVSTAT"
 LAYOUT = 1

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rwkvflow.engine.binding import EngineError, Library
+from rwkvflow.engine.binding import Library
+from rwkvflow.engine.errors import EngineError
 
 
 class Tokenizer:

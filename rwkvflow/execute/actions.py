@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rwkvflow.base.errors import FetchError, RwkvflowError, SmokeFailed, StepFailed
+from rwkvflow.base.hashing import SKIPPED
+from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.documents.lock import LockedBase, LockedPackage, LockedWheel
-from rwkvflow.errors import FetchError, RwkvflowError, SmokeFailed, StepFailed
 from rwkvflow.execute.base import Action, Job, Made, Probe, Product, Work
 from rwkvflow.execute.publishing import publish_actions, publish_probes
-from rwkvflow.hashing import SKIPPED
+from rwkvflow.lock.local_files import local_path
+from rwkvflow.net.download import fetch_file, fetch_git
+from rwkvflow.net.source_package import fetch_package
+from rwkvflow.net.wheels import download_wheels
 from rwkvflow.plan.step import Limits, Step, canonical
 from rwkvflow.sandbox.base import Command, EnvironmentSpec, Result, Sandbox
-from rwkvflow.shipped import PACKAGE
-from rwkvflow.stages.dockerfile import pinned_reference
-from rwkvflow.stages.fetch import fetch_file, fetch_git
-from rwkvflow.stages.local import local_path
-from rwkvflow.stages.source_package import fetch_package
-from rwkvflow.stages.wheels import download_wheels
-from rwkvflow.store import Output, Store
+from rwkvflow.sandbox.dockerfile import pinned_reference
+from rwkvflow.store.store import Output, Store
 from rwkvflow.worker import protocol
 
 Results = Mapping[str, "Made | RwkvflowError"]

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rwkvflow.errors import RwkvflowError
-from rwkvflow.events import Status
+from rwkvflow.base.errors import RwkvflowError
+from rwkvflow.base.events import Status
 from rwkvflow.plan.step import Limits, Step
-from rwkvflow.store import Output
+from rwkvflow.store.store import Output
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from rwkvflow.errors import Interrupted, RwkvflowError, StepFailed
-from rwkvflow.events import Listener, StepFinished, StepLog, StepProgress, StepStarted
+from rwkvflow.base.errors import Interrupted, RwkvflowError, StepFailed
+from rwkvflow.base.events import Listener, StepFinished, StepLog, StepProgress, StepStarted
 from rwkvflow.execute.base import Action, Job, Made, Outcome, Probe, Work
 from rwkvflow.plan.plan import Plan, input_digests, needs, reason
 from rwkvflow.plan.step import Ref, Source, Step, key_of
-from rwkvflow.store import Output, Record, Store
+from rwkvflow.store.store import Output, Record, Store
 
 RECORD, PRESENT = 1, 2
 POLL_SECONDS = 0.2

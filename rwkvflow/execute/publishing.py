@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from rwkvflow.errors import RwkvflowError
+from rwkvflow.base.errors import RwkvflowError
+from rwkvflow.base.files import read_json, write_json
+from rwkvflow.base.hashing import text_digest
 from rwkvflow.execute.base import Action, Job, Made, Probe, Product, Work
-from rwkvflow.files import read_json, write_json
-from rwkvflow.hashing import text_digest
 from rwkvflow.plan.step import Step, canonical
-from rwkvflow.store import Store
+from rwkvflow.store.store import Store
 
 FOLDER = "publish-folder"
 REMOTE = ("publish-hub", "publish-oci", "publish-remote")
@@ -36,9 +36,9 @@ def _each(action: Callable[[Job, Work], Made | RwkvflowError]) -> Action:
 
 
 def _publish(store: Store, job: Job, work: Work) -> Made:
-    from rwkvflow.publish.base import Told
+    from rwkvflow.net.progress import Told
     from rwkvflow.publish.places import publisher
-    from rwkvflow.publish.release import assemble
+    from rwkvflow.release.release import assemble
 
     step = job.step
     release = assemble(step.params["release"], job.inputs, job.digests, step.local)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from rwkvflow.errors import UsageError
+from rwkvflow.base.errors import UsageError
 from rwkvflow.plan.matrix import Artifact
 
 By = Literal["artifact", "model", "format", "image"]

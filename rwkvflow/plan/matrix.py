@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from rwkvflow.base.errors import UsageError
 from rwkvflow.documents.combine import combinations
-from rwkvflow.documents.nearest import did_you_mean, nearest, shown
 from rwkvflow.documents.recipe import Recipe
-from rwkvflow.errors import UsageError
+from rwkvflow.documents.yaml.nearest import did_you_mean, nearest, shown
 
 
 @dataclass(frozen=True, slots=True, order=True)

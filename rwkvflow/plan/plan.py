@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from rwkvflow.errors import RwkvflowError
+from rwkvflow.base.errors import RwkvflowError
 from rwkvflow.plan.explain import differences
 from rwkvflow.plan.step import Json, Ref, Source, Step, key_of
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from rwkvflow.errors import Interrupted, StoreError
-from rwkvflow.hashing import file_digest
-from rwkvflow.publish.artifacts import ReleaseFile
-from rwkvflow.publish.release import Release
+from rwkvflow.base.errors import StoreError
+from rwkvflow.base.hashing import file_digest
+from rwkvflow.net.progress import Told
+from rwkvflow.release.artifacts import ReleaseFile
+from rwkvflow.release.release import Release
 
 Kind = Literal["add", "replace", "delete"]
 _MARKS: Mapping[Kind, str] = {"add": "+", "replace": "~", "delete": "-"}
@@ -57,20 +57,6 @@ class Published:
 
     to: str
     facts: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Told:
-    """Whom a publisher talks to, and who may stop it."""
-
-    log: Callable[[str], None] = lambda line: None
-    progress: Callable[[int, int], None] = lambda done, total: None  # bytes
-    cancel: threading.Event | None = None
-
-    def check(self) -> None:
-        """Raise Interrupted once `cancel` is set."""
-        if self.cancel is not None and self.cancel.is_set():
-            raise Interrupted("publishing was stopped", remedy="run again: what has arrived is not sent again")
 
 
 class Publisher(Protocol):

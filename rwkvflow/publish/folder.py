@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkvflow.errors import PublishError, StoreError
-from rwkvflow.files import clear_errors, read_json, remove, sync, write_json
-from rwkvflow.publish.names import PROVENANCE, STATE
+from rwkvflow.base.errors import PublishError, StoreError
+from rwkvflow.base.files import clear_errors, read_json, remove, sync, write_json
+from rwkvflow.release.names import PROVENANCE, STATE
 
 if TYPE_CHECKING:
-    from rwkvflow.publish.release import Release, ReleaseFile
+    from rwkvflow.release.release import Release, ReleaseFile
 
 CHUNK = 4 << 20
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -65,7 +65,7 @@ def publish_folder(release: Release, target: Path, *, key: str, on_bytes: Callab
 
 def _ours(target: Path) -> bool:
     """Whether a folder is a release: published here, or downloaded."""
-    from rwkvflow.publish.statement import BUILD_TYPE
+    from rwkvflow.release.statement import BUILD_TYPE
 
     if "key" in (read_json(target / STATE) or {}):
         return True

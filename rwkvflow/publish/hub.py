@@ -14,15 +14,16 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from rwkvflow.errors import PublishError
-from rwkvflow.hashing import CHUNK
-from rwkvflow.publish.artifacts import ReleaseFile, from_bytes
-from rwkvflow.publish.base import Change, Changes, Proven, Published, Told
+from rwkvflow.base.errors import PublishError
+from rwkvflow.base.hashing import CHUNK
+from rwkvflow.net.http import Policy, TemporaryProblemError
+from rwkvflow.net.progress import Told
+from rwkvflow.publish.base import Change, Changes, Proven, Published
 from rwkvflow.publish.hub_calls import Addition, ConflictError, Head, HubCalls, RemoteFile
-from rwkvflow.publish.names import CARD, PROVENANCE, SIGNATURE, SUMS
-from rwkvflow.publish.release import Release
-from rwkvflow.publish.sums import parse_sums
-from rwkvflow.stages.web import Policy, TemporaryProblemError
+from rwkvflow.release.artifacts import ReleaseFile, from_bytes
+from rwkvflow.release.names import CARD, PROVENANCE, SIGNATURE, SUMS
+from rwkvflow.release.release import Release
+from rwkvflow.release.sums import parse_sums
 
 LARGEST = 50 * 10**9  # bytes; downloads of more are refused by the hub outside xet
 ATTRIBUTES = ".gitattributes"

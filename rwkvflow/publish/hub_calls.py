@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from rwkvflow.base.errors import FetchError, PublishError, RwkvflowError
 from rwkvflow.documents.sources import HubSource
-from rwkvflow.errors import FetchError, PublishError, RwkvflowError
-from rwkvflow.publish.base import Told
-from rwkvflow.stages.hub import API_TIMEOUT_S, Hub, library, transport_errors
-from rwkvflow.stages.hub_session import stopped_by
-from rwkvflow.stages.web import TEMPORARY, Connection, Policy, TemporaryProblemError, retry_after, retrying, scrub
+from rwkvflow.net.http import TEMPORARY, Connection, Policy, TemporaryProblemError, retry_after, retrying, scrub
+from rwkvflow.net.hub import API_TIMEOUT_S, Hub, library, transport_errors
+from rwkvflow.net.hub_session import stopped_by
+from rwkvflow.net.progress import Told
 
 T = TypeVar("T")
 READ_MOST = 64 << 20  # bytes; what is read back is text

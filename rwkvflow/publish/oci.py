@@ -10,17 +10,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from rwkvflow.base.errors import PublishError
+from rwkvflow.base.hashing import text_digest
 from rwkvflow.documents.destinations import OciDestination
-from rwkvflow.errors import PublishError
-from rwkvflow.hashing import text_digest
+from rwkvflow.net.http import Policy
+from rwkvflow.net.oci_registry import MANIFEST, Registry
+from rwkvflow.net.progress import Told
 from rwkvflow.plan.step import canonical
-from rwkvflow.publish.artifacts import ReleaseFile, from_bytes
-from rwkvflow.publish.base import Change, Changes, Proven, Published, Told
-from rwkvflow.publish.card import human_count
-from rwkvflow.publish.names import CARD, PLOT, SUMS
-from rwkvflow.publish.registry import MANIFEST, Registry
-from rwkvflow.publish.release import Release
-from rwkvflow.stages.web import Policy
+from rwkvflow.publish.base import Change, Changes, Proven, Published
+from rwkvflow.release.artifacts import ReleaseFile, from_bytes
+from rwkvflow.release.card import human_count
+from rwkvflow.release.names import CARD, PLOT, SUMS
+from rwkvflow.release.release import Release
 
 ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
 CONFIG = "application/vnd.cncf.model.config.v1+json"

@@ -7,17 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rwkvflow.base.files import read_json
 from rwkvflow.documents.destinations import (
     FolderDestination,
     HubDestination,
     OciDestination,
     parse_destination,
 )
-from rwkvflow.files import read_json
-from rwkvflow.publish.base import Change, Changes, Published, Publisher, Told
+from rwkvflow.net.progress import Told
+from rwkvflow.publish.base import Change, Changes, Published, Publisher
 from rwkvflow.publish.folder import publish_folder
-from rwkvflow.publish.names import STATE
-from rwkvflow.publish.release import Release
+from rwkvflow.release.names import STATE
+from rwkvflow.release.release import Release
 
 
 def publisher(params: Mapping[str, Any], folder: Path, key: str) -> Publisher:

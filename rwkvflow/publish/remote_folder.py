@@ -15,13 +15,14 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from rwkvflow.errors import PublishError, RwkvflowError
-from rwkvflow.hashing import CHUNK
-from rwkvflow.publish.artifacts import ReleaseFile
-from rwkvflow.publish.base import Change, Changes, Proven, Published, Told, content
-from rwkvflow.publish.names import STATE, SUMS
-from rwkvflow.publish.release import Release
-from rwkvflow.stages.web import scrub
+from rwkvflow.base.errors import PublishError, RwkvflowError
+from rwkvflow.base.hashing import CHUNK
+from rwkvflow.net.http import scrub
+from rwkvflow.net.progress import Told
+from rwkvflow.publish.base import Change, Changes, Proven, Published, content
+from rwkvflow.release.artifacts import ReleaseFile
+from rwkvflow.release.names import STATE, SUMS
+from rwkvflow.release.release import Release
 
 T = TypeVar("T")
 READ_BACK = 8 << 20  # bytes; larger files are read back by their size only

@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 
-from rwkvflow.errors import StepFailed
-from rwkvflow.hashing import file_digest, walk
+from rwkvflow.base.errors import StepFailed
+from rwkvflow.base.hashing import file_digest, walk
+from rwkvflow.base.shipped import shipped
 from rwkvflow.sandbox.base import EnvironmentSpec
-from rwkvflow.shipped import shipped
 
 CHUNK = 1 << 20
 _REQUIREMENT = re.compile(r"^(?P<name>[^\s=]+)==(?P<version>\S+)(?P<hashes>(\s+--hash=sha256:[0-9a-f]{64})+)$")
@@ -97,7 +97,7 @@ def folder_entries(name: str, folder: Path) -> list[Entry]:
 
 
 def parse_requirements(text: str) -> dict[tuple[str, Version], frozenset[str]]:
-    """(normalized name, version) -> accepted sha256 digests, of a file as pins.requirements_text writes it."""
+    """(normalized name, version) -> accepted sha256 digests, of a file that `requirements_text` wrote."""
     result: dict[tuple[str, Version], frozenset[str]] = {}
     for line in text.replace("\\\n", " ").splitlines():
         if not line.strip() or line.lstrip().startswith("#"):

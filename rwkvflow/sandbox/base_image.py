@@ -7,12 +7,12 @@ import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rwkvflow.base.errors import EnvironmentMissing, LockError, StepFailed
 from rwkvflow.documents.lock import LockedBase
-from rwkvflow.errors import EnvironmentMissing, LockError, StepFailed
 from rwkvflow.sandbox.base import OnLine
 from rwkvflow.sandbox.base_names import command_for
 from rwkvflow.sandbox.daemon import connect, plain_errors, remedy_for
-from rwkvflow.stages.dockerfile import LOCAL, from_reference, split_reference
+from rwkvflow.sandbox.dockerfile import LOCAL, from_reference, split_reference
 
 if TYPE_CHECKING:
     import docker

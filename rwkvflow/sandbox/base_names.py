@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from rwkvflow.errors import UsageError
+from rwkvflow.base.errors import UsageError
 
 SUITES: Mapping[str, str] = {"bookworm": "3.11", "trixie": "3.13"}  # Debian release -> its Python
 PACKAGE = re.compile(r"^[a-z0-9][a-z0-9.+-]+$")  # Debian Policy Manual, 5.6.1

@@ -19,16 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkvflow import process
+from rwkvflow.base import process
+from rwkvflow.base.errors import EnvironmentMissing, StepFailed, UsageError
+from rwkvflow.base.files import clear_errors, locked, remove
+from rwkvflow.base.hashing import file_digest
 from rwkvflow.documents.lock import LockedBase
-from rwkvflow.errors import EnvironmentMissing, StepFailed, UsageError
-from rwkvflow.files import clear_errors, locked, remove
-from rwkvflow.hashing import file_digest
 from rwkvflow.sandbox.base import OnLine
 from rwkvflow.sandbox.base_image import local_image, root_digest
 from rwkvflow.sandbox.base_names import SUITES, check_packages, default_tag
 from rwkvflow.sandbox.daemon import connect, plain_errors
-from rwkvflow.stages.dockerfile import ENVIRONMENT, split_reference
+from rwkvflow.sandbox.dockerfile import ENVIRONMENT, split_reference
 
 if TYPE_CHECKING:
     import docker

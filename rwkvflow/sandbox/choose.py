@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from rwkvflow.errors import EnvironmentMissing, UsageError
+from rwkvflow.base.errors import EnvironmentMissing, UsageError
 from rwkvflow.sandbox.base import Sandbox
 
 NAMES = ("auto", "docker", "host")

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkvflow.errors import EnvironmentMissing, RwkvflowError, StepFailed
+from rwkvflow.base.errors import EnvironmentMissing, RwkvflowError, StepFailed
 
 if TYPE_CHECKING:
     import docker

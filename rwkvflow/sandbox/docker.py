@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkvflow.errors import EnvironmentMissing, StepFailed
+from rwkvflow.base.errors import EnvironmentMissing, StepFailed
 from rwkvflow.plan.step import Limits
 from rwkvflow.sandbox.archive import context
 from rwkvflow.sandbox.base import Command, EnvironmentSpec, OnLine, Result
@@ -27,9 +27,9 @@ from rwkvflow.sandbox.daemon import (
     platform_of,
     remedy_for,
 )
+from rwkvflow.sandbox.dockerfile import NOBODY
 from rwkvflow.sandbox.image_build import Build, LayerLost
 from rwkvflow.sandbox.lines import LineSplitter, Tail
-from rwkvflow.stages.dockerfile import NOBODY
 
 if TYPE_CHECKING:
     import docker

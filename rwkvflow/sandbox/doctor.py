@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rwkvflow.errors import RwkvflowError
+from rwkvflow.base.errors import RwkvflowError
 from rwkvflow.sandbox.bootstrap import tools
 from rwkvflow.sandbox.daemon import platform_of
 from rwkvflow.sandbox.host import host_platform

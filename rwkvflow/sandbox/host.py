@@ -20,16 +20,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from rwkvflow import process
-from rwkvflow.errors import EnvironmentMissing, StepFailed
-from rwkvflow.files import clear_errors, read_json, remove, write_json
-from rwkvflow.hashing import SKIPPED
+from rwkvflow.base import process
+from rwkvflow.base.errors import EnvironmentMissing, StepFailed
+from rwkvflow.base.files import clear_errors, read_json, remove, write_json
+from rwkvflow.base.hashing import SKIPPED
 from rwkvflow.plan.step import Limits
 from rwkvflow.sandbox.archive import requirements_by_role, wheels_of
 from rwkvflow.sandbox.base import Command, EnvironmentSpec, OnLine, Result
+from rwkvflow.sandbox.dockerfile import ENVIRONMENT
 from rwkvflow.sandbox.memory import Limit
 from rwkvflow.sandbox.pythons import find_python
-from rwkvflow.stages.dockerfile import ENVIRONMENT
 
 MARKER = "complete.json"
 LOCK_POLL_S = 0.2

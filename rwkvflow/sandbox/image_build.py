@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rwkvflow.errors import StepFailed
+from rwkvflow.base.errors import StepFailed
 from rwkvflow.plan.step import Limits
 from rwkvflow.sandbox.archive import Entry, stream
 from rwkvflow.sandbox.base import OnLine

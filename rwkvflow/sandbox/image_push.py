@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from rwkvflow.base.errors import PublishError
 from rwkvflow.documents.destinations import OciDestination
-from rwkvflow.errors import PublishError
-from rwkvflow.publish.base import Told
-from rwkvflow.publish.registry import Registry
+from rwkvflow.net.http import Policy, scrub
+from rwkvflow.net.oci_registry import Registry
+from rwkvflow.net.progress import Told
 from rwkvflow.sandbox.base import OnLine
 from rwkvflow.sandbox.daemon import plain_errors
-from rwkvflow.stages.web import Policy, scrub
 
 if TYPE_CHECKING:
     import docker

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rwkvflow import process
-from rwkvflow.errors import EnvironmentMissing
+from rwkvflow.base import process
+from rwkvflow.base.errors import EnvironmentMissing
 
 THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
 _PROBE = (

@@ -8,8 +8,8 @@ from typing import Any
 from rwkvflow.documents.formats import folder_name
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, Ref, Step
-from rwkvflow.stages import engine, inputs
-from rwkvflow.stages.common import WORKER_COMMAND, Blueprint, environment, image_step
+from rwkvflow.stages import engine, fetch
+from rwkvflow.stages.blueprint import WORKER_COMMAND, Blueprint, environment, image_step
 from rwkvflow.worker.formats import FORMATS
 
 
@@ -19,14 +19,14 @@ def artifact(which: Artifact) -> Ref:
 
 
 def _tokenizer(blueprint: Blueprint, which: Artifact) -> dict[str, Input]:
-    own = inputs.tokenizer(blueprint, which.model) if FORMATS[which.format].tokenizer else None
+    own = fetch.tokenizer(blueprint, which.model) if FORMATS[which.format].tokenizer else None
     return {"tokenizer": own} if own else {}
 
 
 def _params(blueprint: Blueprint, which: Artifact) -> dict[str, Any]:
     """What the tensors do not tell of a model, where the recipe does."""
     eps = blueprint.models[which.model].group_norm_eps
-    return {**({} if eps is None else {"group_norm_eps": eps}), **inputs.origin_params(blueprint, which.model)}
+    return {**({} if eps is None else {"group_norm_eps": eps}), **fetch.origin_params(blueprint, which.model)}
 
 
 def _job(blueprint: Blueprint, which: Artifact) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
             command=WORKER_COMMAND,
             params={"task": "convert", "params": _params(blueprint, which), "job": _job(blueprint, which)},
             inputs={
-                **inputs.origin(blueprint, which.model),
+                **fetch.origin(blueprint, which.model),
                 "engine": engine.builtin(which.image),
                 "environment": environment(which.image),
                 **_tokenizer(blueprint, which),

@@ -13,8 +13,8 @@ from typing import Any
 from rwkvflow.documents.lock import LLAMA
 from rwkvflow.documents.recipe import Git
 from rwkvflow.plan.step import Input, Ref, Step
-from rwkvflow.stages import inputs, llama
-from rwkvflow.stages.common import WORKER_COMMAND, Blueprint, environment, image_step
+from rwkvflow.stages import fetch, llama
+from rwkvflow.stages.blueprint import WORKER_COMMAND, Blueprint, environment, image_step
 
 BUILTIN, CUSTOM = "librwkv", "custom"
 TARGETS = {
@@ -66,7 +66,7 @@ def _builds(blueprint: Blueprint) -> dict[str, Build]:
         return {BUILTIN: Build(request, blueprint.builtin_engine)}
     return {
         BUILTIN: Build(plain_request(blueprint.platform) | common, blueprint.builtin_engine),
-        CUSTOM: Build(request, inputs.engine_source(blueprint)),
+        CUSTOM: Build(request, fetch.engine_source(blueprint)),
     }
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rwkvflow.base.hashing import file_digest, tree_digest
 from rwkvflow.documents.workflow import ExtraStage
-from rwkvflow.hashing import file_digest, tree_digest
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, Ref, Source, Step
-from rwkvflow.stages import convert, engine, inputs, smoke
-from rwkvflow.stages.common import Blueprint, environment, image_step, limits_of
+from rwkvflow.stages import convert, engine, fetch, smoke
+from rwkvflow.stages.blueprint import Blueprint, environment, image_step, limits_of
 
 
 def step_id(stage: ExtraStage, which: Artifact) -> str:
@@ -54,7 +54,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
 
 def _input(blueprint: Blueprint, key: str, what: str, which: Artifact) -> dict[str, Input]:
     if what == "checkpoint":
-        return inputs.checkpoint(blueprint, which.model, key)
+        return fetch.checkpoint(blueprint, which.model, key)
     named: dict[str, Ref] = {
         "artifact": convert.artifact(which),
         "engine": engine.used(blueprint, which.image),

@@ -1,347 +1,108 @@
-"""Fetch one file: from a hub repository, a web server or this machine, whole and verified or not at all.
-
-Downloads go on where an earlier process stopped (see partial); the destination appears by rename once size and
-sha256 are right.
-"""
+"""Fetch: checkpoints, tokenizers and engine sources. The only steps but publish that may touch the network."""
 
 from __future__ import annotations
 
-import re
-import shutil
-import threading
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from collections.abc import Iterator
+from typing import Any
 
-from rwkvflow.documents.nearest import nearest
-from rwkvflow.documents.sources import HubSource, LocalSource, WebSource, parse_source
-from rwkvflow.errors import FetchError, Interrupted, StoreError
-from rwkvflow.files import clear_errors
-from rwkvflow.hashing import CHUNK, file_digest
-from rwkvflow.stages.git import fetch_git as fetch_git
-from rwkvflow.stages.git import resolve_git as resolve_git
-from rwkvflow.stages.partial import HEAD, Part, alone
-from rwkvflow.stages.web import (
-    Authorize,
-    Connection,
-    Policy,
-    TemporaryProblemError,
-    netrc_login,
-    retrying,
-    shown,
-    temporary,
-)
+from rwkvflow.base.errors import LockError
+from rwkvflow.base.hashing import tree_digest
+from rwkvflow.documents.lock import LockedFile, LockedPart, adapters_of
+from rwkvflow.documents.recipe import Git, LocalFolder
+from rwkvflow.documents.sources import part_of
+from rwkvflow.plan.step import Input, Ref, Source, Step
+from rwkvflow.stages.blueprint import Blueprint
 
-if TYPE_CHECKING:
-    import httpx
-
-OnBytes = Callable[[int], None]  # how many more bytes there are; fewer than none where a download starts again
-_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
+ENGINE_SOURCE = "fetch/engine-source"
+BUILTIN_TOKENIZERS = ("auto", "bytes", "world")
 
 
-def fetch_file(
-    resolved: str,
-    destination: Path,
-    *,
-    sha256: str | None = None,
-    size: int | None = None,
-    recipe_folder: Path,
-    on_bytes: OnBytes | None = None,
-    cancel: threading.Event | None = None,
-    policy: Policy | None = None,
-) -> tuple[str, int]:
-    """Bring a file to `destination` and return its (hex sha256, size in bytes).
-
-    `resolved` is a source as in the lock. `sha256` (64 hex digits) and `size` are what it must be; None: unknown.
-    An existing destination that is right is left alone, and a local file that is its own destination is only
-    verified. Safe between threads and processes.
-
-    Raises FetchError (absent, refused, not what was expected, network), StoreError (disk full), Interrupted.
-    """
-    source = parse_source(resolved)
-    tell = on_bytes or (lambda count: None)
-    with clear_errors(f"fetching {destination.name}"):
-        if isinstance(source, LocalSource):
-            path = source.below(recipe_folder)
-            check_local(path, size)
-            if destination.exists() and destination.samefile(path):
-                return _verify(path, sha256, size, tell, cancel)
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            return _copy(path, destination, sha256, size, tell, cancel)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        with alone(destination, cancel):
-            if sha256 is not None and _stands(destination, sha256, size):
-                return sha256, destination.stat().st_size
-            with Connection(policy or Policy(), cancel) as connection, Part(destination, str(source)) as part:
-                return _Download(source, part, connection, sha256, size, tell).run()
+def checkpoint(blueprint: Blueprint, model: str, name: str = "checkpoint") -> dict[str, Input]:
+    """The checkpoint of a model under a name; of a folder, each of its files below it."""
+    files = _locked(blueprint.lock.models, model).files
+    if files is None:
+        return {name: Ref(f"fetch/{model}", "file")}
+    return {f"{name}/{part}": Ref(f"fetch/{model}/{part}", "file") for part in sorted(files)}
 
 
-class _Download:
-    def __init__(
-        self,
-        source: HubSource | WebSource,
-        part: Part,
-        connection: Connection,
-        sha256: str | None,
-        size: int | None,
-        tell: OnBytes,
-    ) -> None:
-        self.source, self.part, self.connection, self.tell = source, part, connection, tell
-        self.sha256, self.size = sha256, size
-        self.told = 0  # bytes that `tell` knows of
-        self.authorize: Authorize = netrc_login
-        self.hub = None
-        if isinstance(source, HubSource):
-            from rwkvflow.stages.hub import Hub
-
-            self.hub = Hub.of_environment()
-            self.url, self.authorize = self.hub.url(source), self.hub.authorize
-        else:
-            self.url = source.url
-        self.name = str(source) if self.hub else shown(self.url)
-
-    def run(self) -> tuple[str, int]:
-        part = self.part
-        while True:
-            resumed = part.resumed
-            if not self._complete():
-                retrying(self._attempt, self.connection, lambda: part.done)
-            problem = mismatch(self.name, part.sha256, part.done, self.sha256, self.size)
-            if problem is None:
-                part.finish()
-                return part.sha256, part.done
-            if not resumed:
-                part.discard()
-                raise problem
-            part.restart()  # the older bytes may be the wrong ones: once more from the start, then it is final
-
-    def _complete(self) -> bool:
-        """Killed between the last byte and the rename: nothing to ask for where the digest proves it."""
-        part = self.part
-        return self.sha256 is not None and part.done > 0 and part.sha256 == self.sha256
-
-    def _attempt(self) -> None:
-        part = self.part
-        headers = {"Accept-Encoding": "identity"}
-        if part.done and (part.validator or self.sha256):
-            headers["Range"] = f"bytes={part.done}-"
-            if part.validator:
-                headers["If-Range"] = part.validator
-        elif part.done:
-            part.restart()  # no way to tell whether it would be the same object
-        with self.connection.request("GET", self.url, headers, self.authorize) as (response, hops):
-            self._judge(response, hops)
-            total = self._place(response)
-            if total is not None and part.done >= total:
-                return
-            self._expect(total, [*hops, response])
-            part.describe(total, _validator(response.headers))
-            self._body(response, total)
-
-    def _judge(self, response: httpx.Response, hops: list[httpx.Response]) -> None:
-        """Raise unless the answer carries the file."""
-        status = response.status_code
-        if problem := temporary(response, self.name):
-            raise problem
-        if status == 416 and self.part.done:
-            found = _RANGE.fullmatch(response.headers.get("content-range", ""))
-            if found and found[3] == str(self.part.done):
-                return
-            self.part.restart()
-            raise TemporaryProblemError(f"{self.name}: the server's file has become another one")
-        if status in (200, 206):
-            encoding = response.headers.get("content-encoding", "identity")
-            if encoding not in ("identity", ""):
-                raise FetchError(f"{self.name}: the server sends it as {encoding}, although asked not to")
-            refuse_pages(self.name, response.headers.get("content-type"), b"")
-            return
-        if self.hub is not None and isinstance(self.source, HubSource) and not hops:
-            raise self.hub.explain(self.source, status, response.headers)
-        remedies = {
-            401: "the server wants a login: put one for this host into ~/.netrc",
-            403: "the server refuses access; a signed link may have expired",
-            404: "check the address",
-            407: "the proxy wants a login: see HTTPS_PROXY",
-            410: "the file was removed there",
-        }
-        raise FetchError(f"{self.name}: {status} {response.reason_phrase}".rstrip(), remedy=remedies.get(status))
-
-    def _place(self, response: httpx.Response) -> int | None:
-        """Line up the part with what the answer begins with. Returns the size of the whole file, if told."""
-        part = self.part
-        if response.status_code == 416:
-            return part.done
-        length = response.headers.get("content-length", "")
-        if response.status_code == 200:
-            if part.done:
-                part.restart()  # changed since, or a server without ranges
-            return int(length) if re.fullmatch(r"\d{1,18}", length) else None
-        found = _RANGE.fullmatch(response.headers.get("content-range", ""))
-        total = int(found[3]) if found and found[3] != "*" else None
-        another = part.validator is not None and _validator(response.headers) not in (None, part.validator)
-        if not found or found[1] != str(part.done) or another or part.total not in (None, total):
-            part.restart()
-            raise TemporaryProblemError(f"{self.name}: the server sent another range than asked for")
-        return total
-
-    def _expect(self, total: int | None, answers: list[httpx.Response]) -> None:
-        """Compare with the lock what the headers tell already, and with the disk what there is room for."""
-        for answer in answers:
-            linked = answer.headers.get("x-linked-etag", "").strip('"').lower()
-            if self.hub and self.sha256 and re.fullmatch(r"[0-9a-f]{64}", linked) and linked != self.sha256:
-                self.part.discard()
-                raise mismatch(self.name, linked, total, self.sha256, self.size) or FetchError(self.name)
-        if total is None:
-            return
-        if self.size is not None and total != self.size:
-            self.part.discard()
-            self.part.restart()
-            raise FetchError(
-                f"{self.name}: expected {self.size} bytes, the server has {total}",
-                remedy="the file was replaced since the lock was made: `rwkvflow lock`, after a look at why",
-            )
-        need_space(self.part.destination.parent, total - self.part.done, self.part.destination.name)
-
-    def _body(self, response: httpx.Response, total: int | None) -> None:
-        part, policy = self.part, self.connection.policy
-        most = self.size if total is None else total
-        since, arrived = time.monotonic(), 0
-        self._progress()
-        for chunk in response.iter_raw():
-            self.connection.check()
-            if most is not None and part.done + len(chunk) > most:
-                part.restart()
-                raise FetchError(f"{self.name}: expected {most} bytes, the server sends more")
-            part.append(chunk)
-            if part.done == len(chunk) or len(part.head) < HEAD:
-                self._look()
-            self._progress()
-            arrived += len(chunk)
-            now = time.monotonic()
-            if now - since > policy.stall_s:
-                if arrived < policy.stall_bytes:
-                    raise TemporaryProblemError(f"{self.name}: only {arrived} bytes in {policy.stall_s:g} s")
-                since, arrived = now, 0
-        part.flush()
-        self.connection.check()
-        if total is not None and part.done < total:
-            raise TemporaryProblemError(f"{self.name}: the connection ended after {part.done} of {total} bytes")
-
-    def _progress(self) -> None:
-        self.tell(self.part.done - self.told)
-        self.told = self.part.done
-
-    def _look(self) -> None:
-        try:
-            refuse_pages(self.name, None, self.part.head)
-        except FetchError:
-            self.part.restart()
-            raise
+def origin(blueprint: Blueprint, model: str) -> dict[str, Input]:
+    """All that a model is made of, as worker.origin finds it: the checkpoint, a LoRA, initial states."""
+    beside = {kind: Ref(f"fetch/{model}/{kind}", "file") for kind in adapters_of(blueprint.models[model])}
+    return {**checkpoint(blueprint, model), **beside}
 
 
-def refuse_pages(name: str, content_type: str | None, head: bytes) -> None:
-    """Raise FetchError for an HTML page or a Git LFS pointer where a file was asked for."""
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if (content_type or "").lower().startswith("text/html") or start.startswith((b"<!doctype html", b"<html")):
-        remedy = "open the address in a browser: a login, a licence or a proxy's page may stand before the file"
-        if "/blob/" in urlsplit(name).path:
-            remedy = "this is the address of a page about the file: write /resolve/ (hub) or /raw/ instead of /blob/"
-        raise FetchError(f"{name}: this is an HTML page, not the file", remedy=remedy)
-    if start.startswith(b"version https://git-lfs.github.com/spec/"):
-        raise FetchError(
-            f"{name}: this is a Git LFS pointer, not the file",
-            remedy="take the address that serves the content, or run `git lfs pull` where it is a local clone",
+def origin_params(blueprint: Blueprint, model: str) -> dict[str, Any]:
+    """What a task has to know besides."""
+    lora = blueprint.models[model].lora
+    return {} if lora is None else {"lora_alpha": lora.alpha}
+
+
+def tokenizer(blueprint: Blueprint, model: str) -> Ref | None:
+    """The tokenizer.json of a model, where it has one of its own."""
+    named = blueprint.models[model].tokenizer
+    return None if named in BUILTIN_TOKENIZERS else Ref(f"fetch/{model}/tokenizer", "file")
+
+
+def engine_source(blueprint: Blueprint) -> Input:
+    """The sources of the recipe's engine."""
+    source = blueprint.recipe.engine.source
+    if isinstance(source, Git):
+        return Ref(ENGINE_SOURCE, "folder")
+    if isinstance(source, LocalFolder):
+        path = (blueprint.folder / source.path).resolve()
+        return Source(tree_digest(path), path)
+    return blueprint.builtin_engine
+
+
+def steps(blueprint: Blueprint) -> Iterator[Step]:
+    """One step a file, and one for the engine's git repository."""
+    for model in blueprint.models:
+        yield from _checkpoint(blueprint, model)
+        for kind in adapters_of(blueprint.models[model]):
+            entries = {"lora": blueprint.lock.loras, "state": blueprint.lock.states}[kind]
+            locked = _locked(entries or {}, model)
+            yield _file(blueprint, f"fetch/{model}/{kind}", locked.resolved, locked)
+        if tokenizer(blueprint, model):
+            locked = _locked(blueprint.lock.tokenizers, model)
+            yield _file(blueprint, f"fetch/{model}/tokenizer", locked.resolved, locked)
+    source = blueprint.recipe.engine.source
+    if isinstance(source, Git):
+        url, _, commit = blueprint.lock.engine.resolved.rpartition("@")
+        yield Step(
+            id=ENGINE_SOURCE,
+            stage="fetch",
+            action="git",
+            params={"commit": commit, "submodules": source.submodules},
+            inputs={},
+            outputs=("folder",),
+            limits=blueprint.limits("fetch", cores=0),
+            local={"url": url, "folder": str(blueprint.folder)},
         )
 
 
-def mismatch(name: str, got: str, got_size: int | None, sha256: str | None, size: int | None) -> FetchError | None:
-    """The error for a file that is not what was expected, or None where it is."""
-    if size is not None and got_size is not None and size != got_size:
-        return FetchError(f"{name}: expected {size} bytes, got {got_size}")
-    if sha256 is not None and got != sha256:
-        return FetchError(
-            f"{name}: expected sha256 {sha256}, got {got}",
-            remedy="the file is damaged or was replaced; if the new one is meant, change the recipe or lock again",
-        )
-    return None
+def _locked(entries: dict[str, LockedFile], model: str) -> LockedFile:
+    try:
+        return entries[model]
+    except KeyError as error:
+        raise LockError(f"the lock does not know the files of {model}", remedy="run `rwkvflow lock`") from error
 
 
-def need_space(folder: Path, needed: int, name: str) -> None:
-    """Raise StoreError unless the disk has room for `needed` more bytes."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise StoreError(
-            f"{name}: {needed} bytes are needed, {free} are free",
-            remedy="free some space, `rwkvflow cache gc`, or name another place with RWKVFLOW_STORE",
-        )
+def _checkpoint(blueprint: Blueprint, model: str) -> Iterator[Step]:
+    locked = _locked(blueprint.lock.models, model)
+    if locked.files is None:
+        yield _file(blueprint, f"fetch/{model}", locked.resolved, locked)
+    for part, pin in sorted((locked.files or {}).items()):
+        yield _file(blueprint, f"fetch/{model}/{part}", part_of(locked.resolved, part), pin)
 
 
-def _stands(path: Path, sha256: str, size: int | None) -> bool:
-    return path.is_file() and size in (None, path.stat().st_size) and file_digest(path) == f"sha256:{sha256}"
-
-
-def _validator(headers: Mapping[str, str]) -> str | None:
-    """What If-Range takes: a strong ETag, else the date of the last change."""
-    etag = headers.get("etag", "")
-    if etag.startswith('"') and len(etag) < 1000:
-        return etag
-    return headers.get("last-modified")
-
-
-def check_local(path: Path, size: int | None) -> None:
-    """Raise FetchError unless a file of this machine is there, has its size, and is no page or pointer."""
-    if not path.is_file():
-        names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = nearest(path.name, names)
-        raise FetchError(
-            f"{path} {'is a folder' if path.is_dir() else 'does not exist'}",
-            remedy=f"did you mean {path.with_name(near)}?" if near and near != path.name else None,
-        )
-    total = path.stat().st_size
-    if size is not None and size != total:
-        raise FetchError(
-            f"{path.name}: expected {size} bytes, it has {total}", remedy="`rwkvflow lock`, if it was replaced"
-        )
-    with path.open("rb") as file:
-        refuse_pages(path.name, None, file.read(HEAD))
-
-
-def _verify(
-    path: Path, sha256: str | None, size: int | None, tell: OnBytes, cancel: threading.Event | None
-) -> tuple[str, int]:
-    def on_bytes(count: int) -> None:
-        if cancel is not None and cancel.is_set():
-            raise Interrupted("hashing was stopped")
-        tell(count)
-
-    got = file_digest(path, on_bytes).removeprefix("sha256:")
-    total = path.stat().st_size
-    if problem := mismatch(path.name, got, total, sha256, size):
-        raise problem
-    return got, total
-
-
-def _copy(
-    path: Path,
-    destination: Path,
-    sha256: str | None,
-    size: int | None,
-    tell: OnBytes,
-    cancel: threading.Event | None,
-) -> tuple[str, int]:
-    need_space(destination.parent, path.stat().st_size, path.name)
-    with alone(destination, cancel), Part(destination, f"file:{path}") as part, path.open("rb") as file:
-        part.restart()
-        while chunk := file.read(CHUNK):
-            if cancel is not None and cancel.is_set():
-                part.restart()
-                raise Interrupted("the copy was stopped")
-            part.append(chunk)
-            tell(len(chunk))
-        if problem := mismatch(path.name, part.sha256, part.done, sha256, size):
-            part.restart()
-            raise problem
-        part.finish()
-        return part.sha256, part.done
+def _file(blueprint: Blueprint, name: str, resolved: str, locked: LockedFile | LockedPart) -> Step:
+    return Step(
+        id=name,
+        stage="fetch",
+        action="fetch",
+        params={"sha256": locked.sha256, "size": locked.size},  # where it comes from does not matter
+        inputs={},
+        outputs=("file",),
+        limits=blueprint.limits("fetch", cores=0),
+        local={"resolved": resolved, "folder": str(blueprint.folder)},
+    )

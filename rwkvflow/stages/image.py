@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from rwkvflow.base.errors import LockError
+from rwkvflow.base.hashing import text_digest
 from rwkvflow.documents.lock import LLAMA, LockedImage, LockedWheel, LockedWheels
-from rwkvflow.errors import LockError
-from rwkvflow.hashing import text_digest
+from rwkvflow.documents.lock_text import requirements_text
 from rwkvflow.plan.step import Ref, Step, canonical
-from rwkvflow.stages import engine, inputs, llama
-from rwkvflow.stages.common import Blueprint, image_step
-from rwkvflow.stages.dockerfile import render_dockerfile
-from rwkvflow.stages.pins import requirements_text
+from rwkvflow.sandbox.dockerfile import render_dockerfile
+from rwkvflow.stages import engine, fetch, llama
+from rwkvflow.stages.blueprint import Blueprint, image_step
 
 
 def identity(blueprint: Blueprint, image: str) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
                 "wheels": Ref(f"wheels/{image}", "wheels"),
                 "worker": blueprint.worker,
                 "builtin-engine": blueprint.builtin_engine,
-                "engine": inputs.engine_source(blueprint),
+                "engine": fetch.engine_source(blueprint),
                 **({LLAMA: llama.SOURCE} if llama.wanted(blueprint, image) else {}),
             },
             outputs=("environment",),

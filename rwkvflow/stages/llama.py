@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rwkvflow.base.errors import LockError
+from rwkvflow.base.hashing import tree_digest
+from rwkvflow.base.shipped import shipped
 from rwkvflow.documents.lock import LLAMA, LockedPackage
-from rwkvflow.errors import LockError
-from rwkvflow.hashing import tree_digest
 from rwkvflow.plan.step import Ref, Source, Step
-from rwkvflow.shipped import shipped
-from rwkvflow.stages.common import Blueprint
+from rwkvflow.stages.blueprint import Blueprint
 from rwkvflow.worker.formats import FORMATS
 
 SOURCE = Ref("fetch/llama.cpp", "folder")

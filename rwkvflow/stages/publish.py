@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rwkvflow.base.errors import UsageError
+from rwkvflow.base.hashing import file_digest, text_digest, tree_digest
+from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.documents.destinations import (
     FolderDestination,
     HubDestination,
@@ -18,15 +21,12 @@ from rwkvflow.documents.formats import file_name, folder_name, splitting
 from rwkvflow.documents.lock import LLAMA, LockedFile
 from rwkvflow.documents.lock_text import lock_text
 from rwkvflow.documents.recipe import Publish
-from rwkvflow.errors import UsageError
-from rwkvflow.hashing import file_digest, text_digest, tree_digest
+from rwkvflow.net.http import shown
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, Ref, Source, Step
-from rwkvflow.shipped import PACKAGE
 from rwkvflow.stages import convert, engine, extra, llama, smoke
-from rwkvflow.stages.common import Blueprint
+from rwkvflow.stages.blueprint import Blueprint
 from rwkvflow.stages.image import identity
-from rwkvflow.stages.web import shown
 
 
 def steps(blueprint: Blueprint) -> Iterator[Step]:

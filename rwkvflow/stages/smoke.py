@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rwkvflow.base.hashing import file_digest
+from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.documents.lock import LLAMA
-from rwkvflow.hashing import file_digest
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, Ref, Source, Step
-from rwkvflow.shipped import PACKAGE
-from rwkvflow.stages import convert, engine, inputs, llama
-from rwkvflow.stages.common import WORKER_COMMAND, Blueprint, environment, image_step
+from rwkvflow.stages import convert, engine, fetch, llama
+from rwkvflow.stages.blueprint import WORKER_COMMAND, Blueprint, environment, image_step
 from rwkvflow.worker.formats import FORMATS
 
 SHIPPED_TEXT = PACKAGE / "worker" / "data" / "smoke.txt"
@@ -81,23 +81,23 @@ def _llama(which: Artifact) -> dict[str, Input]:
 
 def _inputs(blueprint: Blueprint, which: Artifact) -> dict[str, Input]:
     found: dict[str, Input] = {
-        **inputs.origin(blueprint, which.model),
+        **fetch.origin(blueprint, which.model),
         "environment": environment(which.image),
     }
-    if own := inputs.tokenizer(blueprint, which.model):
+    if own := fetch.tokenizer(blueprint, which.model):
         found["tokenizer"] = own
     return found
 
 
 def _common(blueprint: Blueprint, which: Artifact) -> dict[str, Any]:
     model, smoke = blueprint.models[which.model], blueprint.recipe.smoke
-    kind = model.tokenizer if model.tokenizer in inputs.BUILTIN_TOKENIZERS else "tokenizer.json"
+    kind = model.tokenizer if model.tokenizer in fetch.BUILTIN_TOKENIZERS else "tokenizer.json"
     return {
         "tokenizer": kind,
         "group_norm_eps": model.group_norm_eps,
         "prompts": list(smoke.prompts),
         "tokens": smoke.tokens,
-        **inputs.origin_params(blueprint, which.model),
+        **fetch.origin_params(blueprint, which.model),
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_releases import TOKEN
+from helpers.hub_releases import TOKEN
 
 from tests.standin import StandIn
 
@@ -39,7 +39,7 @@ def base(client: Any) -> Any:
 @pytest.fixture(scope="session")
 def wheelhouse() -> Path:
     """The pinned wheels of all roles but zig and CMake (130 MB), for Linux and Python 3.11."""
-    from rwkvflow.stages.pins import pinned
+    from rwkvflow.lock.pins import pinned
 
     folder = CACHE / "wheels"
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import numpy as np
 import pytest
 import yaml
 from engine import llama_cpp
+from helpers import checkpoints
 
 from e2e.cli import ROOT, Project
 from e2e.conftest import CACHE
-from rwkvflow.worker.consume.web_rwkv import RUNS
 from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.web_rwkv.run import RUNS
 
 pytestmark = pytest.mark.docker
 

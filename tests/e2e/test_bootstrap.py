@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
+from rwkvflow.base.errors import EnvironmentMissing, StepFailed, UsageError
 from rwkvflow.documents.lock import LockedBase
-from rwkvflow.errors import EnvironmentMissing, StepFailed, UsageError
 from rwkvflow.sandbox import bootstrap
 from rwkvflow.sandbox.base_image import base_digest, chain_id, ensure_base, root_digest
 from rwkvflow.sandbox.bootstrap import base_tar, bootstrap_image, import_base, suite_for
-from rwkvflow.stages.dockerfile import pinned_reference
+from rwkvflow.sandbox.dockerfile import pinned_reference
 
 pytestmark = pytest.mark.docker
 

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from rwkvflow.errors import FetchError, Interrupted, StoreError
-from rwkvflow.stages import fetch
-from rwkvflow.stages.fetch import fetch_file
-from rwkvflow.stages.web import Policy
+from rwkvflow.base.errors import FetchError, Interrupted, StoreError
+from rwkvflow.net import download
+from rwkvflow.net.download import fetch_file
+from rwkvflow.net.http import Policy
 from tests.standin import Asset, Repository, StandIn
 
 TOKEN = "hf_PlantedTokenThatMustNotLeak0123456789"  # noqa: S105 - planted to be looked for
@@ -96,7 +96,7 @@ def test_gives_up_after_some_attempts_and_the_next_process_goes_on(net: StandIn,
 def test_survives_kill_9(net: StandIn, tmp_path: Path) -> None:
     net.fault("stall", "model.pth", after=2 << 20, seconds=60)
     code = (
-        "import sys; from pathlib import Path; from rwkvflow.stages.fetch import fetch_file;"
+        "import sys; from pathlib import Path; from rwkvflow.net.download import fetch_file;"
         "fetch_file(sys.argv[1], Path(sys.argv[2]), recipe_folder=Path('.'))"
     )
     child = subprocess.Popen([sys.executable, "-c", code, net.url("model.pth"), str(tmp_path / "m")], cwd=ROOT)
@@ -262,8 +262,8 @@ def test_threads_that_want_the_same_file_take_turns(net: StandIn, tmp_path: Path
 def test_a_full_disk_is_told_before_the_first_byte(
     net: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = fetch.shutil.disk_usage
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
+    real = download.shutil.disk_usage
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
     with pytest.raises(StoreError, match=f"{len(DATA)} bytes are needed, 1000 are free"):
         get(net, net.url("model.pth"), tmp_path / "m")
     assert leftovers(tmp_path) == []
@@ -271,8 +271,8 @@ def test_a_full_disk_is_told_before_the_first_byte(
 
 def test_a_disk_that_fills_up_on_the_way_is_told(net: StandIn, tmp_path: Path) -> None:
     code = (
-        "import resource, signal, sys; from pathlib import Path; from rwkvflow.stages.fetch import fetch_file;"
-        "from rwkvflow.errors import RwkvflowError; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "import resource, signal, sys; from pathlib import Path; from rwkvflow.net.download import fetch_file;"
+        "from rwkvflow.base.errors import RwkvflowError; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "from rwkvflow import files; files.errno.ENOSPC = files.errno.EFBIG;"  # the limit answers EFBIG
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
         "try: fetch_file(sys.argv[1], Path(sys.argv[2]), recipe_folder=Path('.'))\n"
@@ -464,16 +464,16 @@ def upstream(tmp_path: Path) -> Path:
 def test_git_refs_become_commits_and_commits_files(upstream: Path, tmp_path: Path) -> None:
     head, first = git(upstream, "rev-parse", "HEAD"), git(upstream, "rev-parse", "HEAD~1")
     url = upstream.as_uri()
-    assert fetch.resolve_git(url, "main") == head == fetch.resolve_git(url, None)
-    assert fetch.resolve_git(url, "v1") == first
+    assert download.resolve_git(url, "main") == head == download.resolve_git(url, None)
+    assert download.resolve_git(url, "v1") == first
     with pytest.raises(Exception, match="no branch or tag 'mian'; did you mean 'main'"):
-        fetch.resolve_git(url, "mian")
-    assert fetch.fetch_git(url, first, tmp_path / "out") == first
+        download.resolve_git(url, "mian")
+    assert download.fetch_git(url, first, tmp_path / "out") == first
     assert leftovers(tmp_path / "out") == ["CMakeLists.txt"]
-    fetch.fetch_git(url, head, tmp_path / "out")
+    download.fetch_git(url, head, tmp_path / "out")
     assert leftovers(tmp_path / "out") == ["CMakeLists.txt", "later.c"]
     with pytest.raises(FetchError, match="has no commit"):
-        fetch.fetch_git(url, "0" * 40, tmp_path / "none")
+        download.fetch_git(url, "0" * 40, tmp_path / "none")
 
 
 def test_git_submodules_come_only_when_asked_for(upstream: Path, tmp_path: Path) -> None:
@@ -483,9 +483,9 @@ def test_git_submodules_come_only_when_asked_for(upstream: Path, tmp_path: Path)
     git(outer, "submodule", "--quiet", "add", upstream.as_uri(), "ggml")
     git(outer, "commit", "-q", "-m", "with a submodule")
     head = git(outer, "rev-parse", "HEAD")
-    fetch.fetch_git(outer.as_uri(), head, tmp_path / "without")
+    download.fetch_git(outer.as_uri(), head, tmp_path / "without")
     assert not (tmp_path / "without/ggml/CMakeLists.txt").exists()
-    fetch.fetch_git(outer.as_uri(), head, tmp_path / "with", submodules=True)
+    download.fetch_git(outer.as_uri(), head, tmp_path / "with", submodules=True)
     assert (tmp_path / "with/ggml/CMakeLists.txt").is_file()
     assert not list((tmp_path / "with").rglob(".git"))
 
@@ -500,11 +500,11 @@ def test_git_runs_no_hooks_and_takes_no_options(
     settings = tmp_path / "gitconfig"
     settings.write_text(f"[core]\n\thooksPath = {hooks}\n")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
-    fetch.fetch_git(upstream.as_uri(), git(upstream, "rev-parse", "HEAD"), tmp_path / "out")
+    download.fetch_git(upstream.as_uri(), git(upstream, "rev-parse", "HEAD"), tmp_path / "out")
     assert not (tmp_path / "hook-ran").exists()
     for url in ("--upload-pack=touch x", "ext::sh -c touch% x", "http://127.0.0.1/x.git", "git://host/x"):
         with pytest.raises(Exception, match="git"):
-            fetch.resolve_git(url, "main")
+            download.resolve_git(url, "main")
 
 
 def test_git_links_that_leave_the_repository_are_refused(upstream: Path, tmp_path: Path) -> None:
@@ -512,5 +512,5 @@ def test_git_links_that_leave_the_repository_are_refused(upstream: Path, tmp_pat
     git(upstream, "add", ".")
     git(upstream, "commit", "-q", "-m", "link")
     with pytest.raises(FetchError, match="link that leaves"):
-        fetch.fetch_git(upstream.as_uri(), git(upstream, "rev-parse", "HEAD"), tmp_path / "out")
+        download.fetch_git(upstream.as_uri(), git(upstream, "rev-parse", "HEAD"), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -214,7 +214,7 @@ def test_a_checkpoint_that_was_trained_on_is_converted_again(other: Project) -> 
 
 
 def test_a_pickle_that_calls_os_system_runs_nothing(other: Project) -> None:
-    import checkpoints
+    from helpers import checkpoints
 
     canary = other.folder / "canary"
     pickle = b"\x80\x02cos\nsystem\nX" + len(f"touch {canary}").to_bytes(4, "little")

@@ -15,17 +15,17 @@ from typing import Any
 
 import pytest
 
+from rwkvflow.base.errors import FetchError, LockError, RwkvflowError
+from rwkvflow.base.events import Event, Notice, StepProgress
 from rwkvflow.documents.load import lock_from_text
 from rwkvflow.documents.lock import Lock, LockedBase, LockedWheel, disagreements
 from rwkvflow.documents.lock_text import lock_text
 from rwkvflow.documents.recipe import Recipe
-from rwkvflow.errors import FetchError, LockError, RwkvflowError
-from rwkvflow.events import Event, Notice, StepProgress
-from rwkvflow.stages.pins import pinned
-from rwkvflow.stages.resolve import resolve
-from rwkvflow.stages.web import Policy
-from rwkvflow.stages.wheels import download_wheels, resolve_wheels
-from rwkvflow.store import Store
+from rwkvflow.lock.pins import pinned
+from rwkvflow.lock.resolve import resolve
+from rwkvflow.net.http import Policy
+from rwkvflow.net.wheels import download_wheels, resolve_wheels
+from rwkvflow.store.store import Store
 from tests.standin import Asset, StandIn
 
 TOKEN = "hf_PlantedTokenThatMustNotLeak0123456789"  # noqa: S105 - planted to be looked for

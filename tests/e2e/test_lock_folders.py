@@ -9,24 +9,25 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import pytest
-from folders import folder_of
+from helpers import checkpoints
+from helpers.folders import folder_of
 
+from rwkvflow.base.errors import FetchError
 from rwkvflow.documents.load import load_workflow, lock_from_text
 from rwkvflow.documents.lock import Lock, disagreements, pinned_files, recipe_digest
 from rwkvflow.documents.lock_text import lock_text
 from rwkvflow.documents.recipe import Recipe
-from rwkvflow.errors import FetchError
+from rwkvflow.lock import fit
+from rwkvflow.lock.local_files import changed_files
+from rwkvflow.lock.resolve import resolve
+from rwkvflow.net.download import fetch_file
+from rwkvflow.net.http import Policy
 from rwkvflow.plan.matrix import expand
-from rwkvflow.stages import convert, holds, inputs, smoke
-from rwkvflow.stages.common import Blueprint
-from rwkvflow.stages.fetch import fetch_file
-from rwkvflow.stages.local import changed_files
-from rwkvflow.stages.resolve import resolve
-from rwkvflow.stages.web import Policy
-from rwkvflow.store import Store
-from rwkvflow.worker.checkpoint import open_checkpoint
+from rwkvflow.stages import convert, fetch, smoke
+from rwkvflow.stages.blueprint import Blueprint
+from rwkvflow.store.store import Store
+from rwkvflow.worker.read.checkpoint import open_checkpoint
 from tests.standin import StandIn
 
 FAST = Policy(attempts=3, first_delay_s=0.01, longest_delay_s=0.05, connect_s=5, stall_s=5)
@@ -233,7 +234,7 @@ def test_adapters_are_pinned_and_part_of_the_keys(model: Path, lock: Locking, tm
         "states.m: is in the lock, no longer in the recipe",
     ]
     assert recipe_digest(recipe_of(**{**keys, "lora": {"source": "lora.pth", "alpha": 8.0}})) == recipe_digest(recipe)
-    steps = {step.id: step for step in inputs.steps(blueprint(recipe, made, tmp_path))}
+    steps = {step.id: step for step in fetch.steps(blueprint(recipe, made, tmp_path))}
     assert {"fetch/m/config.json", "fetch/m/lora", "fetch/m/state"} <= set(steps)
     assert "fetch/m" not in steps
     for step in (*convert.steps(blueprint(recipe, made, tmp_path)), *smoke.steps(blueprint(recipe, made, tmp_path))):
@@ -254,8 +255,8 @@ def test_formats_that_cannot_hold_a_folders_version_are_told_early(model: Path, 
     made = lock(source="hf")
     store = Store(tmp_path / "store")
     for check in (
-        lambda: holds.check_recipe_versions(recipe, tmp_path),
-        lambda: holds.check_versions(expand(recipe), made, tmp_path, store),
+        lambda: fit.check_recipe_versions(recipe, tmp_path),
+        lambda: fit.check_versions(expand(recipe), made, tmp_path, store),
     ):
         with pytest.raises(Exception, match="m is version 7, which faster-rwkv-f16 cannot hold"):
             check()

@@ -8,15 +8,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import numpy as np
 import pytest
-from folders import folder_of
+from helpers import checkpoints
+from helpers.folders import folder_of
 
 from e2e.cli import Project, project
 from e2e.conftest import CACHE
-from rwkvflow.worker.checkpoint import open_checkpoint
-from rwkvflow.worker.origin import Origin
+from rwkvflow.worker.model.origin import Origin
+from rwkvflow.worker.read.checkpoint import open_checkpoint
 
 HOST, DOCKER = ("--sandbox", "host"), ("--sandbox", "docker")
 SIZES = {"layers": 2, "width": 128, "vocab": 256}

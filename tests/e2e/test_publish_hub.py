@@ -6,17 +6,17 @@ import hashlib
 import os
 from pathlib import Path
 
-import publishing
 import pytest
-from hub_releases import NEW, OLD, REPO, TOKEN, commits, holds, publish, uploads
-from publishing import POLICY, contents, release
+from helpers import publishing
+from helpers.hub_releases import NEW, OLD, REPO, TOKEN, commits, holds, publish, uploads
+from helpers.publishing import POLICY, contents, release
 
-from rwkvflow.errors import PublishError, StoreError
-from rwkvflow.publish.artifacts import from_file
-from rwkvflow.publish.base import Told
+from rwkvflow.base.errors import PublishError, StoreError
+from rwkvflow.net.progress import Told
 from rwkvflow.publish.hub import LARGEST, HubOptions, HubPublisher, weight_suffixes
-from rwkvflow.publish.names import SUMS
-from rwkvflow.publish.release import Release
+from rwkvflow.release.artifacts import from_file
+from rwkvflow.release.names import SUMS
+from rwkvflow.release.release import Release
 from tests.standin import StandIn
 
 # ---- the way it is meant ---------------------------------------------------------------------------------------

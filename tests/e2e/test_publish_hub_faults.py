@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_releases import NEW, OLD, REPO, TOKEN, commits, holds, publish, uploads
-from publishing import POLICY, Process, contents, release
+from helpers.hub_releases import NEW, OLD, REPO, TOKEN, commits, holds, publish, uploads
+from helpers.publishing import POLICY, Process, contents, release
 
-from rwkvflow.errors import Interrupted, PublishError
-from rwkvflow.publish.base import Told
+from rwkvflow.base.errors import Interrupted, PublishError
+from rwkvflow.net import hub_session
+from rwkvflow.net.progress import Told
 from rwkvflow.publish.hub import HubPublisher
-from rwkvflow.stages import hub_session
 from tests.standin import Seen, StandIn
 
 # ---- the network ------------------------------------------------------------------------------------------------

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from publishing import POLICY, contents, release
-from releases import made
+from helpers.publishing import POLICY, contents, release
+from helpers.releases import made
 
+from rwkvflow.base.errors import Interrupted, PublishError, StoreError
 from rwkvflow.documents.destinations import OciDestination, parse_destination
-from rwkvflow.errors import Interrupted, PublishError, StoreError
-from rwkvflow.publish.base import Told
+from rwkvflow.net.progress import Told
 from rwkvflow.publish.oci import ARTIFACT, FILEPATH, WEIGHT, OciPublisher, manifest_bytes
 
 OLD = {"a/a.bin": b"a" * 5000, "a/b.safetensors": b"b" * 5000, "gone.bin": b"g"}
@@ -143,8 +143,8 @@ def test_again_nothing_then_one_blob_and_the_tag(place: OciDestination) -> None:
 
 
 def test_something_else_under_the_tag_is_left_alone(place: OciDestination) -> None:
-    from rwkvflow.publish.artifacts import from_bytes
-    from rwkvflow.publish.registry import Registry
+    from rwkvflow.net.oci_registry import Registry
+    from rwkvflow.release.artifacts import from_bytes
 
     config = from_bytes("config.json", b"{}")
     image = {
@@ -238,7 +238,7 @@ def test_images_are_pushed_and_named_by_digest(place: OciDestination, client: An
     import io
     import tarfile
 
-    from rwkvflow.errors import EnvironmentMissing
+    from rwkvflow.base.errors import EnvironmentMissing
     from rwkvflow.sandbox.image_push import push_image
 
     layer = io.BytesIO()

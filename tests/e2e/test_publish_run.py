@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_releases import REPO, TOKEN
-from publishing import POLICY, contents, release
-from releases import Made, made
+from helpers.hub_releases import REPO, TOKEN
+from helpers.publishing import POLICY, contents, release
+from helpers.releases import Made, made
 
-from rwkvflow.errors import PublishError
-from rwkvflow.events import Event
+from rwkvflow.base.errors import PublishError
+from rwkvflow.base.events import Event
 from rwkvflow.execute.base import Outcome
 from rwkvflow.execute.local import LocalExecutor
 from rwkvflow.execute.publishing import look_again, publish_actions, publish_probes
+from rwkvflow.net.download import fetch_file
+from rwkvflow.net.progress import Told
 from rwkvflow.plan.plan import Plan
 from rwkvflow.plan.step import Source, Step
-from rwkvflow.publish.base import Told
-from rwkvflow.publish.check import check_release
 from rwkvflow.publish.hub import HubOptions, HubPublisher
-from rwkvflow.publish.release import assemble
-from rwkvflow.stages.fetch import fetch_file
-from rwkvflow.store import Store
+from rwkvflow.release.check import check_release
+from rwkvflow.release.release import assemble
+from rwkvflow.store.store import Store
 from tests.standin import StandIn
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from e2e.cli import Project, project
 from e2e.conftest import CACHE
-from rwkvflow.remote import Remote
-from rwkvflow.store import Record, Store
+from rwkvflow.store.remote import Remote
+from rwkvflow.store.store import Record, Store
 
 boto3 = pytest.importorskip("boto3")
 moto_server = pytest.importorskip("moto.server")

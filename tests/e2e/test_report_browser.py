@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Past
+from helpers.runs import Past
 
 from rwkvflow.display.report import report_html
 from rwkvflow.display.report_data import gather

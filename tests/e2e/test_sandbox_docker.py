@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from rwkvflow.base.errors import EnvironmentMissing, StepFailed
 from rwkvflow.documents.lock import LockedBase
-from rwkvflow.errors import EnvironmentMissing, StepFailed
 from rwkvflow.plan.step import Limits
 from rwkvflow.sandbox import daemon
 from rwkvflow.sandbox.archive import context, stream
@@ -22,7 +22,7 @@ from rwkvflow.sandbox.base import Command, EnvironmentSpec, Result
 from rwkvflow.sandbox.base_image import base_digest, ensure_base
 from rwkvflow.sandbox.choose import choose
 from rwkvflow.sandbox.docker import DockerSandbox, reference
-from rwkvflow.stages.dockerfile import pinned_reference, render_dockerfile
+from rwkvflow.sandbox.dockerfile import pinned_reference, render_dockerfile
 from tests.wheels import requirement
 
 pytestmark = pytest.mark.docker

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import checkpoints
 import numpy as np
+from helpers import checkpoints
 
-from rwkvflow.worker.checkpoint import open_checkpoint
-from rwkvflow.worker.consumers import Task, answer, consumer_of
-from rwkvflow.worker.convert import Job, convert
-from rwkvflow.worker.questions import Answers, Questions
+from rwkvflow.worker.read.checkpoint import open_checkpoint
 from rwkvflow.worker.reference import Reference
+from rwkvflow.worker.smoke.consumers import Task, answer, consumer_of
+from rwkvflow.worker.smoke.questions import Answers, Questions
+from rwkvflow.worker.write.convert import Job, convert
 
 QUESTIONS = Questions(tuple(int(x) for x in np.random.default_rng(3).integers(1, 90, 20)), 12, ((3, 4), (7,)), 4)
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from rwkvflow.files import locked
-from rwkvflow.worker import toolchain
+from rwkvflow.base.files import locked
+from rwkvflow.worker.build import toolchain
 
 ENGINE = Path(__file__).resolve().parents[2] / "rwkvflow" / "engine"
 PROGRAM = Path(__file__).resolve().parent / "c_api.c"

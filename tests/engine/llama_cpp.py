@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from rwkvflow.base.errors import RwkvflowError
+from rwkvflow.base.files import locked
+from rwkvflow.base.hashing import tree_digest
+from rwkvflow.base.shipped import shipped
 from rwkvflow.documents.lock import LockedPackage
-from rwkvflow.errors import RwkvflowError
-from rwkvflow.files import locked
-from rwkvflow.hashing import tree_digest
+from rwkvflow.lock.pins import package
+from rwkvflow.net.source_package import fetch_package
 from rwkvflow.sandbox.host import host_platform
-from rwkvflow.shipped import shipped
 from rwkvflow.stages.engine import TARGETS
 from rwkvflow.stages.llama import KEPT, ROOT
-from rwkvflow.stages.pins import package
-from rwkvflow.stages.source_package import fetch_package
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = REPOSITORY / ".rwkvflow" / "tests"

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from rwkvflow import hashing
-from rwkvflow.worker import elf
+from rwkvflow.base import hashing
+from rwkvflow.worker.build import elf
 from rwkvflow.worker.protocol import parse
 from rwkvflow.worker.tasks import build_engine
 

@@ -7,19 +7,20 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-import checkpoints
 import encoder
 import numpy as np
 import pytest
+from helpers import checkpoints
 
-from rwkvflow.worker import smoke
-from rwkvflow.worker.checkpoint import open_checkpoint
-from rwkvflow.worker.consumers import Task, answer, consumer_of
-from rwkvflow.worker.convert import Job, convert
-from rwkvflow.worker.formats import FORMATS, chatrwkv
+from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.chatrwkv import layout as chatrwkv
 from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.questions import Answers, Questions
+from rwkvflow.worker.read.checkpoint import open_checkpoint
 from rwkvflow.worker.reference import Reference
+from rwkvflow.worker.smoke import judge
+from rwkvflow.worker.smoke.consumers import Task, answer, consumer_of
+from rwkvflow.worker.smoke.questions import Answers, Questions
+from rwkvflow.worker.write.convert import Job, convert
 
 CHATRWKV = tuple(name for name in FORMATS if name.startswith("chatrwkv-"))
 FASTER = ("faster-rwkv-f16", "faster-rwkv-f32")
@@ -59,8 +60,8 @@ def test_what_was_written_gives_the_references_logits(name: str, version: str, e
     for dtype in ("bf16", "f32"):
         source = small(tmp_path / f"{dtype}.pth", version, dtype)
         answers = ask(name, artifact(source, engine, name), source)
-        figures = smoke.compare(expected(source), answers)
-        assert smoke.problems(name, figures, vars(FORMATS[name].limits)) == []
+        figures = judge.compare(expected(source), answers)
+        assert judge.problems(name, figures, vars(FORMATS[name].limits)) == []
         assert (figures.logits == 0) == (name == "safetensors-f32")
 
 
@@ -73,8 +74,8 @@ def test_what_faster_rwkv_reads(name: str, version: str, engine: Path, tmp_path:
         path = artifact(source, engine, name)
         content = msgpack.unpackb(path.read_bytes())
         assert msgpack.packb(content) == path.read_bytes()  # the shortest form of everything
-        figures = smoke.compare(expected(source), ask(name, path, source))
-        assert smoke.problems(name, figures, vars(FORMATS[name].limits)) == []
+        figures = judge.compare(expected(source), ask(name, path, source))
+        assert judge.problems(name, figures, vars(FORMATS[name].limits)) == []
         damaged = bytearray(path.read_bytes())
         damaged[len(damaged) // 2] ^= 64
         path.write_bytes(damaged)
@@ -176,8 +177,8 @@ def test_the_rwkv_package_agrees(name: str, version: str, engine: Path, tmp_path
     for dtype in ("bf16", "f32") if "cuda" in name else ("bf16",):
         source = small(tmp_path / f"{dtype}.pth", version, dtype, layers=7)
         answers = ask(name, artifact(source, engine, name), source)
-        figures = smoke.compare(expected(source), answers)
-        assert smoke.problems(name, figures, vars(FORMATS[name].limits)) == []
+        figures = judge.compare(expected(source), answers)
+        assert judge.problems(name, figures, vars(FORMATS[name].limits)) == []
         assert bool(answers.note) == ("cuda" in name)
         assert answers.runtime == ("cpu" in name)
 
@@ -201,8 +202,8 @@ def test_any_strategy_is_what_the_rwkv_package_makes_of_it(strategy: str, engine
     source = small(tmp_path / "m.pth", version, "bf16", layers=7)
     path = artifact(source, engine, item.name)
     answers = ask(item.name, path, source)
-    figures = smoke.compare(expected(source), answers)
-    assert smoke.problems(item.name, figures, vars(item.limits)) == []
+    figures = judge.compare(expected(source), answers)
+    assert judge.problems(item.name, figures, vars(item.limits)) == []
     assert ("equals what the package itself writes" in (answers.note or "")) == (strategy.count("cpu") < 2)
     other = chatrwkv.of_strategy("cuda fp16 *1 -> cuda fp32" if "mps" in strategy else "cuda fp32 *1 -> mps fp16")
     if answers.note:
@@ -248,5 +249,5 @@ def test_bf16_is_read_where_ml_dtypes_is_loaded(engine: Path, tmp_path: Path) ->
     """It tells numpy of a bfloat16, and onnx, which another artifact of the same batch needs, imports it."""
     pytest.importorskip("ml_dtypes")
     source = small(tmp_path / "m.pth", "5.2")
-    figures = smoke.compare(expected(source), ask("safetensors", artifact(source, engine, "safetensors"), source))
+    figures = judge.compare(expected(source), ask("safetensors", artifact(source, engine, "safetensors"), source))
     assert figures.logits == 0

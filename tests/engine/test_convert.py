@@ -14,19 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import encoder
 import numpy as np
 import pytest
+from helpers import checkpoints
 
-from rwkvflow.worker import convert as convert_module
-from rwkvflow.worker.checkpoint import open_checkpoint
-from rwkvflow.worker.convert import Job, Outcome, convert
 from rwkvflow.worker.formats import FORMATS
-from rwkvflow.worker.formats.base import BLOCKS, FileFormat
-from rwkvflow.worker.formats.ggml import KINDS
+from rwkvflow.worker.formats.ggml.layout import KINDS
 from rwkvflow.worker.protocol import WorkerError, parse
-from rwkvflow.worker.rawfile import RawFile
+from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.read.rawfile import RawFile
+from rwkvflow.worker.write import convert as convert_module
+from rwkvflow.worker.write.convert import Job, Outcome, convert
+from rwkvflow.worker.write.layout import BLOCKS, FileFormat
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "convert.tsv"
@@ -390,7 +390,7 @@ def test_the_worker_task(engine: Path, tmp_path: Path) -> None:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from rwkvflow.worker.convert import Job, convert
+from rwkvflow.worker.write.convert import Job, convert
 source, engine, out, *formats = sys.argv[1:]
 for outcome in convert(Path(source), Path(engine), [Job(f, f, Path(out) / f) for f in formats], threads=2):
     assert outcome.written, outcome

@@ -5,16 +5,16 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-import checkpoints
 import encoder
 import numpy as np
 import pytest
+from helpers import checkpoints
 
-from rwkvflow.worker.architecture import architecture_of
-from rwkvflow.worker.checkpoint import Checkpoint, open_checkpoint
-from rwkvflow.worker.convert import Job, convert
-from rwkvflow.worker.origin import Origin
+from rwkvflow.worker.model.architecture import architecture_of
+from rwkvflow.worker.model.origin import Origin
 from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.read.checkpoint import Checkpoint, open_checkpoint
+from rwkvflow.worker.write.convert import Job, convert
 
 
 @pytest.fixture(scope="session")

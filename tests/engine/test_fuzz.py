@@ -14,15 +14,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import checkpoints
 import encoder
 import librwkv
 import numpy as np
 import pytest
 import tokenizer_files
+from helpers import checkpoints
 
 from rwkvflow.engine.states import SavedState, fingerprint, write_state
-from rwkvflow.worker.convert import Job, convert
+from rwkvflow.worker.write.convert import Job, convert
 
 SOURCES = {
     name: Path(__file__).resolve().parent / "fuzz" / f"fuzz_{name}.cc" for name in ("file", "state", "tokenizer")

@@ -9,18 +9,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import checkpoints
 import librwkv
 import numpy as np
 import pytest
+from helpers import checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkvflow.engine import EngineError, Model
-from rwkvflow.engine.generate import Chat, Decoder, Session, stop_at
 from rwkvflow.engine.sampling import Sampling
-from rwkvflow.worker.convert import Job, convert
-from rwkvflow.worker.tokenizers import Bytes, World
+from rwkvflow.engine.session import Chat, Decoder, Session, generate, stop_at
+from rwkvflow.worker.model.tokenizers import Bytes, World
+from rwkvflow.worker.write.convert import Job, convert
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "Once there was "
@@ -180,11 +180,11 @@ def test_a_text_is_gone_on_with(model: Model) -> None:
     parts.feed(PROMPT[4:])
     assert "".join([*parts.generate(20), *parts.generate(0), *parts.generate(30)]) == text
     assert parts.generated == 50
-    assert "".join(model.generate(PROMPT, Bytes(), max_tokens=50, sampling=LIKELIEST)) == text
+    assert "".join(generate(model, PROMPT, Bytes(), max_tokens=50, sampling=LIKELIEST)) == text
 
 
 def test_a_seed_decides(model: Model) -> None:
-    texts = ["".join(model.generate(PROMPT, Bytes(), max_tokens=40, seed=seed)) for seed in (1, 1, 2)]
+    texts = ["".join(generate(model, PROMPT, Bytes(), max_tokens=40, seed=seed)) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
 
 
@@ -316,7 +316,7 @@ def run(*arguments: str | Path, stdin: str = "", library: Path) -> subprocess.Co
 
 def test_generate(file: Path, library: Path, tmp_path: Path) -> None:
     with Model(file, library) as model:
-        text = "".join(model.generate(PROMPT, Bytes(), max_tokens=30, seed=4))
+        text = "".join(generate(model, PROMPT, Bytes(), max_tokens=30, seed=4))
     done = run("generate", file, PROMPT, "-n", "30", "--seed", "4", library=library)
     assert (done.returncode, done.stdout, done.stderr) == (0, text + "\n", "")
     done = run("generate", file, "-", "-n", "30", "--seed", "4", "-v", stdin=PROMPT, library=library)

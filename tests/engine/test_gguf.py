@@ -8,24 +8,24 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
-import checkpoints
 import encoder
 import llama_cpp
 import numpy as np
 import pytest
+from helpers import checkpoints
 
-from rwkvflow.worker import smoke
-from rwkvflow.worker.checkpoint import open_checkpoint
-from rwkvflow.worker.consumers import Task, answer, consumer_of
-from rwkvflow.worker.convert import Job, convert
 from rwkvflow.worker.formats import FORMATS
-from rwkvflow.worker.formats.gguf import KINDS
-from rwkvflow.worker.gguf_file import read_gguf_index
-from rwkvflow.worker.llama import TIMED, Llama
+from rwkvflow.worker.formats.gguf.layout import KINDS
+from rwkvflow.worker.formats.gguf.llama import TIMED, Llama
+from rwkvflow.worker.model.tokenizers import World, world_vocabulary
 from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.questions import Answers, Questions
+from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.read.gguf_file import read_gguf_index
 from rwkvflow.worker.reference import Reference
-from rwkvflow.worker.tokenizers import World, world_vocabulary
+from rwkvflow.worker.smoke import judge
+from rwkvflow.worker.smoke.consumers import Task, answer, consumer_of
+from rwkvflow.worker.smoke.questions import Answers, Questions
+from rwkvflow.worker.write.convert import Job, convert
 
 gguf = pytest.importorskip("gguf")
 NAMES = [f"gguf-{kind}" for kind in KINDS]
@@ -82,13 +82,13 @@ def test_llama_cpp_gives_the_references_logits(
     worst, lost = {}, {}
     for name, path in convert_all(source, engines, NAMES).items():
         answers = ask(name, path, source, engines, asked)
-        figures = smoke.compare(reference, answers)
+        figures = judge.compare(reference, answers)
         worst[name], lost[name] = figures.logits, figures.divergence or 0.0
         assert (answers.runtime, len(answers.divergence)) == (True, 64)  # type: ignore[arg-type]
         assert answers.pace is not None
         assert answers.pace.tokens == TIMED
         if sizes["layers"] < 7:  # random layers add up to more than trained ones
-            assert smoke.problems(name, figures, vars(FORMATS[name].limits)) == []
+            assert judge.problems(name, figures, vars(FORMATS[name].limits)) == []
     assert worst["gguf-f32"] < 1e-4
     assert lost["gguf-f32"] < lost["gguf-f16"] < lost["gguf-bf16"] < lost["gguf-q4_0"]
     assert worst["gguf-f32"] < worst["gguf-f16"] < worst["gguf-bf16"] < worst["gguf-q4_0"]
@@ -189,8 +189,8 @@ def test_a_folder_runs_in_its_runtime(version: str, layers: int, engines: Path, 
     source = checkpoints.make(tmp_path / "m.pth", version, layers=layers, width=128, vocab=256)
     folder = convert_all(source, engines, ["transformers"])["transformers"]
     asked = questions(256, 80)
-    figures = smoke.compare(expected(source, asked), ask("transformers", folder, source, engines, asked))
-    assert smoke.problems("transformers", figures, vars(FORMATS["transformers"].limits)) == []
+    figures = judge.compare(expected(source, asked), ask("transformers", folder, source, engines, asked))
+    assert judge.problems("transformers", figures, vars(FORMATS["transformers"].limits)) == []
     assert figures.logits < 1e-4
     if version == "7":
         return
@@ -201,8 +201,8 @@ def test_a_folder_runs_in_its_runtime(version: str, layers: int, engines: Path, 
     first, last = json.loads(data[8 : 8 + length])["rwkv.blocks.1.attention.output.weight"]["data_offsets"]
     data[8 + length + first : 8 + length + last] = bytes(last - first)
     file.write_bytes(data)
-    figures = smoke.compare(expected(source, asked), ask("transformers", folder, source, engines, asked))
-    assert smoke.problems("transformers", figures, vars(FORMATS["transformers"].limits))
+    figures = judge.compare(expected(source, asked), ask("transformers", folder, source, engines, asked))
+    assert judge.problems("transformers", figures, vars(FORMATS["transformers"].limits))
 
 
 def test_a_missing_shard_is_told(engines: Path, tmp_path: Path) -> None:

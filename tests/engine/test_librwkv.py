@@ -10,17 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import dequantized
 import encoder
 import librwkv
 import numpy as np
 import pytest
+from helpers import checkpoints
 
-from rwkvflow.engine.binding import EngineError, Library, Model
-from rwkvflow.worker.checkpoint import open_checkpoint
-from rwkvflow.worker.convert import Job, convert
+from rwkvflow.engine.binding import Library, Model
+from rwkvflow.engine.errors import EngineError
+from rwkvflow.worker.read.checkpoint import open_checkpoint
 from rwkvflow.worker.reference import logits as reference_logits
+from rwkvflow.worker.write.convert import Job, convert
 
 VERSIONS = ("4", "5.0", "5.1", "5.2", "6", "7")
 TYPES = ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k")

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import encoder
 import librwkv
 import pytest
+from helpers import checkpoints
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rwkvflow.worker.convert import Job, convert
+from rwkvflow.worker.write.convert import Job, convert
 
 ALLOC, OPEN, READ, MAGIC, VERSION, DATA_TYPE, SHAPE, DIMENSION, KEY, DATA, MISSING = (
     1,

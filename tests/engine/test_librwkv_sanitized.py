@@ -7,12 +7,12 @@ import platform
 import subprocess
 from pathlib import Path
 
-import checkpoints
 import encoder
 import librwkv
 import pytest
+from helpers import checkpoints
 
-from rwkvflow.worker.convert import Job, convert
+from rwkvflow.worker.write.convert import Job, convert
 
 KERNELS = ("generic", "avx2", "avxvnni", "avx512") if platform.machine() == "x86_64" else ("generic", "neon", "i8mm")
 # 120 columns in heads of 40 leave rests behind every vector; 128 in heads of 32 none.

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from test_librwkv_hostile import Opener
 
 from rwkvflow.engine import EngineError, Library, Tokenizer
-from rwkvflow.worker.tokenizers import World, world_vocabulary
+from rwkvflow.worker.model.tokenizers import World, world_vocabulary
 
 FILE, DATA, UNSUPPORTED = 2, 13, 9
 # What Unicode says of letters that this Python does not know yet is not for tests to say.

@@ -8,19 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import checkpoints
 import librwkv
 import pytest
 import tokenizer_files
+from helpers import checkpoints
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rwkvflow.engine import EngineError, Model
-from rwkvflow.engine.generate import Session
 from rwkvflow.engine.sampling import Sampling
+from rwkvflow.engine.session import Session, generate
 from rwkvflow.engine.states import read_state, write_state
-from rwkvflow.worker.convert import Job, convert
-from rwkvflow.worker.tokenizers import Bytes, Json, World, world_vocabulary
+from rwkvflow.worker.model.tokenizers import Bytes, Json, World, world_vocabulary
+from rwkvflow.worker.write.convert import Job, convert
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "Once there was "
@@ -138,7 +138,7 @@ def test_a_tokenizer_json(built: Path, models: dict[str, Path], tmp_path: Path) 
 def test_states_go_both_ways(built: Path, models: dict[str, Path], tmp_path: Path) -> None:
     cold = Sampling(temperature=0)
     with Model(models["demo"], built / "librwkv.so") as model:
-        whole = "".join(model.generate(PROMPT, Bytes(), max_tokens=60, sampling=cold))
+        whole = "".join(generate(model, PROMPT, Bytes(), max_tokens=60, sampling=cold))
         first = native(
             built, models["demo"], PROMPT, "-n", 30, "--temperature", 0, "--save-state", tmp_path / "one"
         ).stdout

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import checkpoints
 import encoder
 import pytest
 from artifacts import ask, expected, make
+from helpers import checkpoints
 
-from rwkvflow.worker import smoke
-from rwkvflow.worker.convert import Job, convert
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.smoke import judge
+from rwkvflow.worker.write.convert import Job, convert
 
 pytest.importorskip("ncnn")
 
@@ -29,8 +29,8 @@ def test_ncnn_agrees_with_the_reference(version: str, engine: Path, tmp_path: Pa
         source, made = make(tmp_path / dtype, version, dtype, engine, *names, layers=3)
         wanted = expected(source)
         for name, path in zip(names, made, strict=True):
-            figures = smoke.compare(wanted, answers := ask(name, path, source, truth=wanted))
-            assert smoke.problems(name, figures, vars(FORMATS[name].limits)) == []
+            figures = judge.compare(wanted, answers := ask(name, path, source, truth=wanted))
+            assert judge.problems(name, figures, vars(FORMATS[name].limits)) == []
             assert figures.logits < (1e-5 if name == "ncnn-f32" else 0.01)
             assert answers.continuations == wanted.continuations
             assert answers.runtime
@@ -47,13 +47,13 @@ def test_every_packing_of_heads(heads: int, engine: Path, tmp_path: Path) -> Non
     for version in ("5.1", "5.2", "6", "7"):
         sizes = {"layers": 1, "width": heads * 18, "head_size": 18, "vocab": 95, "ffn": 70}
         source, (path,) = make(tmp_path / version, version, "f16", engine, "ncnn-f16", **sizes)
-        assert smoke.compare(expected(source), ask("ncnn-f16", path, source)).logits < 2e-5
+        assert judge.compare(expected(source), ask("ncnn-f16", path, source)).logits < 2e-5
 
 
 def test_odd_numbers_of_halves(engine: Path, tmp_path: Path) -> None:
     """F16 weights of an odd number are padded to four bytes."""
     source, (path,) = make(tmp_path / "a", "4", "f16", engine, "ncnn-f16", layers=2, width=25, vocab=95, ffn=35)
-    assert smoke.compare(expected(source), ask("ncnn-f16", path, source)).logits < 1e-5
+    assert judge.compare(expected(source), ask("ncnn-f16", path, source)).logits < 1e-5
 
 
 def test_the_same_bytes_whatever_the_pieces(engine: Path, tmp_path: Path) -> None:
@@ -86,5 +86,5 @@ def test_damage_is_told(engine: Path, tmp_path: Path) -> None:
 def test_another_epsilon_is_in_the_graph(version: str, engine: Path, tmp_path: Path) -> None:
     source, (path,) = make(tmp_path / "a", version, "f32", engine, "ncnn-f32", eps=0.1)
     answers = ask("ncnn-f32", path, source, 0.1)
-    assert smoke.compare(expected(source, 0.1), answers).logits < 1e-5
-    assert smoke.compare(expected(source), answers).logits > 1e-3
+    assert judge.compare(expected(source, 0.1), answers).logits < 1e-5
+    assert judge.compare(expected(source), answers).logits > 1e-3

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import checkpoints
 import encoder
 import numpy as np
 import pytest
 from artifacts import ask, expected, make
+from helpers import checkpoints
 
-from rwkvflow.worker import smoke
-from rwkvflow.worker.convert import Job, convert
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.smoke import judge
+from rwkvflow.worker.write.convert import Job, convert
 
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -31,8 +31,8 @@ def test_onnxruntime_agrees_with_the_reference(version: str, engine: Path, tmp_p
         source, made = make(tmp_path / dtype, version, dtype, engine, *names, layers=3)
         wanted = expected(source)
         for name, path in zip(names, made, strict=True):
-            figures = smoke.compare(wanted, answers := ask(name, path, source, truth=wanted))
-            assert smoke.problems(name, figures, vars(FORMATS[name].limits)) == []
+            figures = judge.compare(wanted, answers := ask(name, path, source, truth=wanted))
+            assert judge.problems(name, figures, vars(FORMATS[name].limits)) == []
             assert figures.logits < (1e-5 if name == "onnx-f32" else 0.01)
             assert answers.continuations == wanted.continuations
             assert answers.runtime
@@ -52,7 +52,7 @@ def test_sizes_that_are_not_the_usual(engine: Path, tmp_path: Path) -> None:
         ("4", {"layers": 1, "width": 50, "vocab": 95, "ffn": 70}),
     ):
         source, (path,) = make(tmp_path / version, version, "f16", engine, "onnx-f16", **sizes)
-        assert smoke.compare(expected(source), ask("onnx-f16", path, source)).logits < 1e-5
+        assert judge.compare(expected(source), ask("onnx-f16", path, source)).logits < 1e-5
 
 
 def test_layer_0_with_parameters_that_it_does_not_use(engine: Path, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_layer_0_with_parameters_that_it_does_not_use(engine: Path, tmp_path: Pa
     checkpoints.write_pth(source, [*entries, *extra])
     (outcome,) = convert(source, engine, [Job("x", "onnx-f32", tmp_path / "out")])
     assert outcome.failure is None
-    assert smoke.compare(expected(source), ask("onnx-f32", tmp_path / "out", source)).logits < 1e-5
+    assert judge.compare(expected(source), ask("onnx-f32", tmp_path / "out", source)).logits < 1e-5
 
 
 def test_the_same_bytes_whatever_the_pieces(engine: Path, tmp_path: Path) -> None:
@@ -102,5 +102,5 @@ def test_damage_is_told(engine: Path, tmp_path: Path) -> None:
 def test_another_epsilon_is_in_the_graph(version: str, engine: Path, tmp_path: Path) -> None:
     source, (path,) = make(tmp_path / "a", version, "f32", engine, "onnx-f32", eps=0.1)
     answers = ask("onnx-f32", path, source, 0.1)
-    assert smoke.compare(expected(source, 0.1), answers).logits < 1e-5
-    assert smoke.compare(expected(source), answers).logits > 1e-3
+    assert judge.compare(expected(source, 0.1), answers).logits < 1e-5
+    assert judge.compare(expected(source), answers).logits > 1e-3

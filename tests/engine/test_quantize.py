@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rwkvflow.worker.dequantize import dequantize
-from rwkvflow.worker.formats.base import (
+from rwkvflow.worker.read.dequantize import dequantize
+from rwkvflow.worker.write.layout import (
     BF16,
     BLOCKS,
     F16,
@@ -29,7 +29,7 @@ from rwkvflow.worker.formats.base import (
     QUANTIZED,
     size_of,
 )
-from rwkvflow.worker.native import Native
+from rwkvflow.worker.write.native import Native
 
 f32 = np.float32
 Array = np.ndarray[Any, Any]

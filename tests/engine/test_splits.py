@@ -6,25 +6,25 @@ import json
 import struct
 from pathlib import Path
 
-import checkpoints
 import encoder
 import llama_cpp
 import numpy as np
 import pytest
+from helpers import checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rwkvflow.worker import smoke
-from rwkvflow.worker.checkpoint import open_checkpoint
-from rwkvflow.worker.compare import compare
-from rwkvflow.worker.consumers import Task, answer, consumer_of
-from rwkvflow.worker.convert import Job, convert
-from rwkvflow.worker.formats.base import Split
-from rwkvflow.worker.gguf_file import read_gguf_index
-from rwkvflow.worker.llama import Llama
+from rwkvflow.worker.formats.gguf.llama import Llama
 from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.questions import Questions
+from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.read.compare import compare
+from rwkvflow.worker.read.gguf_file import read_gguf_index
 from rwkvflow.worker.reference import Reference
+from rwkvflow.worker.smoke import judge
+from rwkvflow.worker.smoke.consumers import Task, answer, consumer_of
+from rwkvflow.worker.smoke.questions import Questions
+from rwkvflow.worker.write.convert import Job, convert
+from rwkvflow.worker.write.layout import Split
 
 SIZES = {"layers": 3, "width": 128, "vocab": 256}
 
@@ -187,7 +187,7 @@ def test_llama_cpp_runs_shards(name: str, source: Path, llama: Path, tmp_path: P
     with open_checkpoint(source) as checkpoint:
         reference = answer(Reference(checkpoint), asked)
     task = Task(folder, source, llama / "engine", None, name)
-    figures = smoke.compare(reference, consumer_of(name)(task, asked))
+    figures = judge.compare(reference, consumer_of(name)(task, asked))
     assert figures.logits < (0.1 if name == "gguf-f16" else 3)
     (folder / sorted(path.name for path in folder.iterdir())[1]).unlink()
     with pytest.raises(WorkerError, match=r"part 2 of .* is missing"):

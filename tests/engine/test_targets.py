@@ -12,15 +12,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import checkpoints
 import emulators
 import librwkv
 import numpy as np
 import pytest
+from helpers import checkpoints
 
-from rwkvflow.worker.convert import Job, convert
+from rwkvflow.worker.build.toolchain import CACHE_VARIABLE
 from rwkvflow.worker.protocol import parse
-from rwkvflow.worker.toolchain import CACHE_VARIABLE
+from rwkvflow.worker.write.convert import Job, convert
 
 ROOT = Path(__file__).resolve().parents[2]
 SYSROOT = Path("/usr/aarch64-linux-gnu")  # Debian's libc6-arm64-cross

@@ -18,14 +18,14 @@ import click
 import pytest
 import yaml
 
-from rwkvflow import errors
+from rwkvflow.base import errors
+from rwkvflow.base.errors import DocumentError
 from rwkvflow.cli import EXIT_CODES, cli
-from rwkvflow.documents.check_workflow import INPUTS
+from rwkvflow.documents.check.workflow import INPUTS
 from rwkvflow.documents.load import load_workflow, recipe_from_text
 from rwkvflow.documents.recipe import Recipe
 from rwkvflow.documents.workflow import Workflow
-from rwkvflow.errors import DocumentError
-from rwkvflow.store import Store
+from rwkvflow.store.store import Store
 from scripts import docs_tables, terminal_svg
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -259,8 +259,8 @@ def test_a_wrong_command_in_a_page_would_be_found(text: str) -> None:
 
 
 def test_the_format_in_the_readme_is_a_format() -> None:
-    from rwkvflow.worker.architecture import Architecture
-    from rwkvflow.worker.checkpoint import TensorInfo
+    from rwkvflow.worker.model.architecture import Architecture
+    from rwkvflow.worker.read.checkpoint import TensorInfo
 
     (block,) = [block for block in blocks("python") if block.page == "README.md"]
     module = types.ModuleType("blob")

@@ -8,31 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.layers import ROOMS
 
 PACKAGE = Path(__file__).resolve().parents[2] / "rwkvflow"
 
-LAYERS = [  # from high to low; a room may import from its own layer's own room, and from any layer below
-    {"__main__"},
-    {"cli"},
-    {"questions", "rebuild", "library", "measure"},
-    {"pipeline"},
-    {"display"},
-    {"execute"},
-    {"sandbox"},
-    {"publish"},
-    {"stages"},
-    {"plan", "collect", "remote", "history"},
-    {"store"},
-    {"documents"},
-    {"worker"},
-    {"engine"},
-    {"tree_archive"},
-    {"process", "hashing", "files"},
-    {"shipped"},
-    {"events"},
-    {"errors"},
-]
-RANK = {room: len(LAYERS) - index for index, layer in enumerate(LAYERS) for room in layer}
+LAYERS = ["__main__", *(room for room, _ in ROOMS)]  # from high to low
+RANK = {room: len(LAYERS) - index for index, room in enumerate(LAYERS)}
 
 
 def modules() -> list[Path]:
@@ -96,7 +77,7 @@ HEAVY = ("numpy", "torch", "docker", "rich", "huggingface_hub", "httpx", "jinja2
     ("statement", "unwanted"),
     [
         ("import rwkvflow.cli", HEAVY),
-        ("import rwkvflow.pipeline", tuple(name for name in HEAVY if name != "pydantic")),
+        ("import rwkvflow.app.pipeline", tuple(name for name in HEAVY if name != "pydantic")),
         ("import rwkvflow.worker.formats; rwkvflow.worker.formats.FORMATS", ("numpy", "safetensors", "pydantic")),
     ],
 )

@@ -1,4 +1,4 @@
-"""The registry of formats: every module of this package that has a tuple FORMATS adds to it.
+"""The registry of formats: every folder of this package, whose `layout.py` has a tuple FORMATS, adds to it.
 
 A module may also have a function `named`, which makes a format of a name that is in no list, or gives None. Importing
 needs the standard library alone; the command line does so to check recipes.
@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
-from rwkvflow.worker.formats.base import Format, Limits, Split, Writer
+from rwkvflow.worker.write.layout import Format, Limits, Split, Writer
 
 __all__ = ["FORMATS", "Format", "Limits", "Split", "Writer", "too_large"]
 
@@ -43,7 +43,7 @@ class Registry(dict[str, Format]):
 def _collect() -> Registry:
     found = Registry()
     for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
-        module = importlib.import_module(f"{__name__}.{info.name}")
+        module = importlib.import_module(f"{__name__}.{info.name}.layout")
         formats: tuple[Format, ...] = getattr(module, "FORMATS", ())
         for item in formats:
             if dict.__contains__(found, item.name):

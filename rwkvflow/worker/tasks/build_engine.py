@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rwkvflow.worker import binaries, cmake_patch, elf, toolchain
-from rwkvflow.worker.cmake_messages import failure
-from rwkvflow.worker.cmake_patch import Report, Rule, Situation
+from rwkvflow.worker.build import binaries, cmake_patch, elf, toolchain
+from rwkvflow.worker.build.cmake_patch import Report, Rule, Situation
+from rwkvflow.worker.build.messages import failure
+from rwkvflow.worker.build.patch_rules import shipped_rules, with_recipe
+from rwkvflow.worker.build.scratch import copy_tree, cores, scratch
 from rwkvflow.worker.digest import canonical, file_digest, json_digest, tree_digest
-from rwkvflow.worker.patch_rules import shipped_rules, with_recipe
 from rwkvflow.worker.protocol import WorkerError, emit, progress
-from rwkvflow.worker.scratch import copy_tree, cores, scratch
 
 PREBUILT = Path("/opt/rwkvflow/engine")
 SOURCE = Path("in/source")

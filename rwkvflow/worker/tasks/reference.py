@@ -12,15 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from rwkvflow.worker import smoke
-from rwkvflow.worker.checkpoint import open_checkpoint
-from rwkvflow.worker.consumers import answer
-from rwkvflow.worker.origin import origin_of, tokenizer_of
+from rwkvflow.worker.model.origin import origin_of, tokenizer_of
+from rwkvflow.worker.model.tokenizers import Tokenizer, open_tokenizer
 from rwkvflow.worker.protocol import WorkerError, emit
-from rwkvflow.worker.questions import LOGIT_TOKENS, TEXT_TOKENS, TRUTH_BYTES, Questions, Reference, write_reference
+from rwkvflow.worker.read.checkpoint import open_checkpoint
 from rwkvflow.worker.reference import Reference as Forward
+from rwkvflow.worker.smoke import judge
+from rwkvflow.worker.smoke.consumers import answer
+from rwkvflow.worker.smoke.questions import (
+    LOGIT_TOKENS,
+    TEXT_TOKENS,
+    TRUTH_BYTES,
+    Questions,
+    Reference,
+    write_reference,
+)
 from rwkvflow.worker.tasks.outputs import finish
-from rwkvflow.worker.tokenizers import Tokenizer, open_tokenizer
 
 READ_BYTES = 256e9  # bytes of weights that the greedy continuations may read: 9 tokens of a 14B model
 
@@ -38,7 +45,7 @@ def run(request: dict[str, Any]) -> None:
         with np.errstate(over="ignore", invalid="ignore"):  # judged below
             kept = max(questions.logits, TRUTH_BYTES // (4 * forward.architecture.n_vocab))
             answers = answer(forward, Questions(questions.text, kept, questions.prompts, shortened))
-    if trouble := smoke.finite(answers):
+    if trouble := judge.finite(answers):
         raise WorkerError(f"the checkpoint itself is broken: in fp32, {trouble}")
     output = Path(job["outputs"]["reference"])
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -19,18 +19,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rwkvflow.worker import smoke
-from rwkvflow.worker.architecture import architecture_of
-from rwkvflow.worker.checkpoint import open_checkpoint
 from rwkvflow.worker.formats import FORMATS
-from rwkvflow.worker.origin import origin_of, tokenizer_of
+from rwkvflow.worker.model.architecture import architecture_of
+from rwkvflow.worker.model.origin import origin_of, tokenizer_of
+from rwkvflow.worker.model.tokenizers import Tokenizer, open_tokenizer
 from rwkvflow.worker.protocol import WorkerError, emit, progress
-from rwkvflow.worker.questions import Answers, Reference, read_answers, read_reference
+from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.smoke import judge
+from rwkvflow.worker.smoke.questions import Answers, Reference, read_answers, read_reference
 from rwkvflow.worker.tasks.outputs import finish
-from rwkvflow.worker.tokenizers import Tokenizer, open_tokenizer
 
 REFERENCE = Path("in/reference")
-CONSUMERS = "rwkvflow.worker.consumers"  # the module that runs artifacts in a process of its own
+CONSUMERS = "rwkvflow.worker.smoke.consumers"  # the module that runs artifacts in a process of its own
 
 
 def run(request: dict[str, Any]) -> None:
@@ -118,15 +118,15 @@ def _judge(
 ) -> str | None:
     """Writes the report; returns what is wrong with the artifact."""
     name = job["params"]["format"]
-    if trouble := smoke.shape_problem(reference.answers, answers) or smoke.finite(answers):
+    if trouble := judge.shape_problem(reference.answers, answers) or judge.finite(answers):
         return f"{name}: {trouble}"
     own = job["params"].get("limits") or {}
     limits = {key: own.get(key) or getattr(FORMATS[name].limits, key) for key in ("logits", "perplexity")}
-    figures = smoke.compare(reference.answers, answers)
-    failed = smoke.problems(name, figures, limits)
+    figures = judge.compare(reference.answers, answers)
+    failed = judge.problems(name, figures, limits)
     texts = [tokenizer.decode(tokens) for tokens in answers.continuations]
     continuations = list(zip(params["prompts"], texts, strict=True))
-    content = smoke.report(
+    content = judge.report(
         name, FORMATS[name].consumer, reference, answers, figures, _stored(name, params), limits, continuations, failed
     )
     output = Path(job["outputs"]["smoke"])
@@ -134,9 +134,9 @@ def _judge(
     output.write_bytes(content)
     for key, value in (
         ("perplexity", f"{figures.perplexity:.3f}"),
-        ("perplexity rise", f"{smoke.coarse(figures.rise):+.2%}"),
-        ("worst logit", f"{smoke.coarse(figures.logits):.4g}"),
-        *((("KL divergence", f"{smoke.small(figures.divergence):g}"),) if figures.divergence is not None else ()),
+        ("perplexity rise", f"{judge.coarse(figures.rise):+.2%}"),
+        ("worst logit", f"{judge.coarse(figures.logits):.4g}"),
+        *((("KL divergence", f"{judge.small(figures.divergence):g}"),) if figures.divergence is not None else ()),
         *((("tokens a second", f"{answers.pace.tokens_per_second:.3g}"),) if answers.pace else ()),
         *(("continuation", prompt + text) for prompt, text in continuations),
         *((("proof", answers.note),) if answers.note else ()),
@@ -148,7 +148,7 @@ def _judge(
     return None
 
 
-def _stored(name: str, params: dict[str, Any]) -> smoke.Stored:
+def _stored(name: str, params: dict[str, Any]) -> judge.Stored:
     """What the layout of such a file gives the checkpoint's tensors; nothing is written but empty files."""
     origin = replace(origin_of(Path("in"), params), format=name)
     with open_checkpoint(origin) as checkpoint, tempfile.TemporaryDirectory(prefix=".layout-") as folder:
@@ -158,4 +158,4 @@ def _stored(name: str, params: dict[str, Any]) -> smoke.Stored:
             taken = sum(slot.size for slots in writer.slots.values() for slot in slots)
         finally:
             writer.abort()
-        return smoke.Stored(sum(info.numel for info in checkpoint.tensors.values()), taken)
+        return judge.Stored(sum(info.numel for info in checkpoint.tensors.values()), taken)

@@ -1,0 +1,293 @@
+"""What a recipe must fulfil beyond types: names that exist, that are unique, that go together.
+
+The checks look at the document itself, not at the model, so that they also speak where types are wrong elsewhere.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from rwkvflow.documents.check.formats import listed_formats, unknown_format
+from rwkvflow.documents.destinations import FolderDestination, branch_name, parse_destination, tag_name
+from rwkvflow.documents.formats import file_name, is_format
+from rwkvflow.documents.recipe import image_name
+from rwkvflow.documents.sources import SourceError, control_character, git_url, source_problem
+from rwkvflow.documents.yaml.nearest import did_you_mean, nearest, one_of, shown
+from rwkvflow.documents.yaml.source import Path_, Source, render_path
+
+TOKENIZERS = ("auto", "bytes", "world")
+
+
+def check_recipe(source: Source, folder: Path) -> None:
+    """Add findings to `source`. `folder` is where the recipe stands; only `smoke.text` and `card.template` are
+    looked up there."""
+    _unique(source, source.texts("models.*.name"), "model")
+    _models(source)
+    formats = _formats(source)
+    images = _images(source)
+    _file_names(source, formats)
+    _engine(source)
+    _smoke(source, folder, formats)
+    _publish(source)
+    _card(source, folder)
+    _matrix(source, formats, images)
+
+
+def _unique(source: Source, found: Iterable[tuple[Path_, str]], what: str, *, fold: bool = True) -> None:
+    """Names must differ in more than case: some file systems cannot tell them apart otherwise."""
+    first: dict[str, tuple[Path_, str]] = {}
+    for path, name in found:
+        before = first.setdefault(name.casefold() if fold else name, (path, name))
+        if before[0] != path:
+            case = "" if before[1] == name else f" (it differs from {shown(before[1])} in case only)"
+            source.add(path, f"duplicate {what} {shown(name)}{case}; the first is {render_path(before[0])}")
+
+
+def _models(source: Source) -> None:
+    for key, folder in (("source", True), ("lora.source", False), ("state.source", False)):
+        for path, text in source.texts(f"models.*.{key}"):
+            if problem := source_problem(text, folder=folder):
+                source.add(path, problem)
+    for path, text in source.texts("models.*.tokenizer"):
+        if text in TOKENIZERS:
+            continue
+        looks_like_source = "/" in text or ":" in text or text.endswith(".json")
+        if not looks_like_source:
+            near = did_you_mean(text, TOKENIZERS)
+            source.add(
+                path,
+                f"unknown tokenizer {shown(text)}; known are {one_of(TOKENIZERS)}, "
+                f"or the source of a tokenizer.json{near}",
+            )
+        elif problem := source_problem(text):
+            source.add(path, problem)
+
+
+def _formats(source: Source) -> list[str]:
+    """The recipe's formats, those that matrix.include adds last."""
+    found = listed_formats(source)
+    _unique(source, [(path, name) for path, name in found if is_format(name)], "format", fold=False)
+    formats = list(dict.fromkeys(name for _, name in found))
+    for _, name in source.texts("matrix.include.*.format"):
+        if is_format(name) and name not in formats:
+            formats.append(name)
+    return formats
+
+
+def _images(source: Source) -> list[str]:
+    """Names of the images, default names filled in."""
+    names: list[str] = []
+    labels: list[tuple[Path_, str]] = []
+    places = [*source.each("images.*"), *source.each("image")]
+    for place, image in places:
+        if not isinstance(image, dict):
+            continue
+        values = {key: value for key, value in image.items() if isinstance(value, str)}
+        name = values.get("name") or image_name(values.get("python", "3.11"), values.get("torch"))
+        names.append(name)
+        if len(values) == len(image.keys() - {"wheels"}):  # else a wrong type would look like a duplicate
+            labels.append(((*place, "name") if "name" in values else place, name))
+    _unique(source, labels, "image")
+    for pattern in ("images.*.wheels.*", "image.wheels.*"):
+        for path, text in source.texts(pattern):
+            if problem := _requirement_problem(text):
+                source.add(path, problem)
+    return names or [image_name("3.11", None)]
+
+
+def _requirement_problem(text: str) -> str | None:
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement:
+        return f"{shown(text)} is no requirement such as tokenizers==0.20.3"
+    if requirement.url is not None:
+        return "a wheel comes from the package index by name and version; a URL cannot be locked"
+    if requirement.name.lower() == "torch":
+        return 'PyTorch goes into the key torch, e.g. torch: "2.13.0"'
+    return None
+
+
+def _file_names(source: Source, formats: Sequence[str]) -> None:
+    """No two artifacts may have the same file name, on any file system."""
+    first: dict[str, tuple[str, str]] = {}
+    for path, model in source.texts("models.*.name"):
+        for name in formats:
+            if not is_format(name):
+                continue
+            before = first.setdefault(file_name(model, name).casefold(), (model, name))
+            if before != (model, name) and before[0].casefold() != model.casefold():
+                source.add(
+                    path,
+                    f"its {name} gets the file name {shown(file_name(model, name))}, "
+                    f"as {shown(before[0])} in {before[1]} does; rename one",
+                )
+
+
+def _engine(source: Source) -> None:
+    for path, url in source.texts("engine.source.git"):
+        try:
+            git_url(url)
+        except SourceError as error:
+            source.add(path, str(error))
+    for path, reference in source.texts("engine.source.ref"):
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_./+@-]*", reference) or ".." in reference:
+            source.add(path, f"{shown(reference)} is no branch or tag")
+    for pattern in ("engine.source.folder", "engine.library", "engine.patches.*.files.*"):
+        for path, text in source.texts(pattern):
+            if text.startswith("/") or ".." in PurePosixPath(text).parts or control_character(text):
+                source.add(path, f"{shown(text)} must stay below its folder: no leading / and no ..")
+    _targets(source)
+    _unique(source, source.texts("engine.patches.*.name"), "patch rule")
+    for path, text in source.texts("engine.cmake.*"):
+        if control_character(text):
+            source.add(path, "a control character cannot stand in a CMake option")
+    for path, rule in source.each("engine.patches.*"):
+        if isinstance(rule, dict) and isinstance(rule.get("pattern"), str):
+            _regular_expression(source, path, rule["pattern"], rule.get("replace"))
+    for path, specifier in source.texts("engine.patches.*.when.cmake"):
+        from packaging.specifiers import InvalidSpecifier, SpecifierSet
+
+        try:
+            SpecifierSet(specifier)
+        except InvalidSpecifier:
+            source.add(path, f"{shown(specifier)} is no version specifier such as >=3.25")
+
+
+def _targets(source: Source) -> None:
+    from rwkvflow.worker.build.toolchain import target_platform
+    from rwkvflow.worker.protocol import WorkerError
+
+    further = source.texts("engine.targets.*")
+    for path, target in [*source.texts("engine.target"), *further]:
+        try:
+            target_platform(target)
+        except WorkerError as error:
+            source.add(path, str(error))
+    _unique(source, further, "target")
+    if further and any(text == "system" for _, text in source.texts("engine.toolchain")):
+        source.add(further[0][0], "the system's compiler builds for its own machine only; write toolchain: zig")
+
+
+def _regular_expression(source: Source, rule: Path_, pattern: str, replacement: object) -> None:
+    path = (*rule, "pattern")
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        where = f" at character {error.pos + 1}" if error.pos is not None else ""
+        source.add(path, f"not a regular expression: {error.msg}{where}")
+        return
+    except (OverflowError, RecursionError):
+        source.add(path, "not a regular expression: too large")
+        return
+    if not isinstance(replacement, str):
+        return
+    # A template is only parsed where something matches: the empty groups of this one do, under the same names.
+    names = {index: name for name, index in compiled.groupindex.items()}
+    groups = range(1, compiled.groups + 1)
+    stand_in = "".join(f"(?P<{names[index]}>)" if index in names else "()" for index in groups)
+    try:
+        re.sub(stand_in, replacement, "")
+    except re.error as error:
+        source.add((*rule, "replace"), f"not a replacement for its pattern: {error.msg}")
+    except IndexError as error:
+        source.add((*rule, "replace"), f"not a replacement for its pattern: {error}")
+
+
+def _smoke(source: Source, folder: Path, formats: Sequence[str]) -> None:
+    known = [name for name in formats if is_format(name)]
+    for path, _ in source.each("smoke.limits.*"):
+        name = str(path[-1])
+        if name in formats:
+            continue
+        if not is_format(name):
+            source.add(path, unknown_format(name), at_key=True)
+        else:
+            near = f"; did you mean {shown(meant)}?" if (meant := nearest(name, known)) else ""
+            source.add(path, f"{shown(name)} is not among the recipe's formats{near}", at_key=True)
+    for path, text in source.texts("smoke.text"):
+        if not text or control_character(text) or not (folder / text).is_file():
+            source.add(path, f"there is no file {shown(text)} beside the recipe")
+    for path, prompt in source.texts("smoke.prompts.*"):
+        if not prompt:
+            source.add(path, "the prompt is empty")
+
+
+def _publish(source: Source) -> None:
+    places: list[tuple[Path_, str]] = []
+    for path, to in source.texts("publish.*.to"):
+        try:
+            destination = parse_destination(to)
+        except SourceError as error:
+            source.add(path, str(error))
+            continue
+        if not isinstance(destination, FolderDestination):
+            places.append((path, str(destination)))
+        elif set(parts := _normalized(destination.path)) <= {".."} or parts == ["/"]:
+            source.add(path, "a release replaces its folder as a whole, and this one holds the recipe; name another")
+        else:
+            places.append((path, "/".join(parts)))
+    _unique(source, places, "place")
+    for path, entry in source.each("publish.*"):
+        if isinstance(entry, dict) and isinstance(entry.get("to"), str):
+            _publish_options(source, path, entry, str(entry["to"]))
+
+
+def _publish_options(source: Source, path: Path_, entry: Mapping[str, object], to: str) -> None:
+    for key, check in (("branch", branch_name), ("tag", tag_name), ("private", None)):
+        value = entry.get(key)
+        if value is None:
+            continue
+        if not to.startswith("hf://"):
+            source.add((*path, key), f"only hf:// knows {key}", at_key=True)
+        elif key == "branch" and "@" in to:
+            source.add((*path, key), "the branch stands in `to` already", at_key=True)
+        elif check is not None and isinstance(value, str):
+            try:
+                check(value)
+            except SourceError as error:
+                source.add((*path, key), str(error))
+
+
+def _card(source: Source, folder: Path) -> None:
+    for path, text in source.texts("card.template"):
+        if not text or control_character(text) or not (folder / text).is_file():
+            source.add(path, f"there is no file {shown(text)} beside the recipe")
+    for path, text in source.texts("sign.key"):
+        if control := control_character(text):
+            source.add(path, f"the control character {control} cannot stand in a path")
+        elif "-----BEGIN" in text:
+            source.add(path, "this is the key itself; put it into a file that is not committed, and name the file")
+
+
+def _normalized(path: str) -> list[str]:
+    """Parts of a path with . and inner .. gone; [] for the folder of the recipe itself."""
+    parts: list[str] = ["/"] if path.startswith("/") else []
+    for part in path.split("/"):
+        if part == ".." and parts and parts[-1] not in ("..", "/"):
+            parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+    return parts
+
+
+def _matrix(source: Source, formats: Sequence[str], images: Sequence[str]) -> None:
+    models = [name for _, name in source.texts("models.*.name")]
+    pools = {"model": models, "format": formats, "image": images}
+    for section in ("exclude", "include"):
+        for key, pool in pools.items():
+            for path, pattern in source.texts(f"matrix.{section}.*.{key}"):
+                if any(fnmatchcase(name, pattern) for name in pool) or not pool:
+                    continue
+                if key == "format" and section == "include" and not re.search(r"[*?\[]", pattern):
+                    source.add(path, unknown_format(pattern))
+                else:
+                    near = did_you_mean(pattern, pool)
+                    source.add(path, f"{shown(pattern)} matches no {key} of this recipe{near}")
+        for path, rule in source.each(f"matrix.{section}.*"):
+            if rule == {}:
+                source.add(path, "the rule is empty; name a model, a format or an image")

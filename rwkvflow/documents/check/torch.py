@@ -1,0 +1,37 @@
+"""Formats that only PyTorch can prove need an image that has it."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from rwkvflow.base.errors import Finding
+from rwkvflow.documents.combine import combinations
+from rwkvflow.documents.formats import needs_torch
+from rwkvflow.documents.recipe import Recipe
+from rwkvflow.documents.yaml.source import Path_, Source
+
+
+def check_torch(recipe: Recipe, source: Source) -> list[Finding]:
+    """A finding for each format of a valid recipe that is made in an image where its consumer cannot run."""
+    without = {image.name for image in recipe.images if image.torch is None}
+    lacking: dict[str, dict[str, None]] = {}  # images by format, in the recipe's order
+    for _, name, image in combinations(recipe):
+        if image in without and needs_torch(name):
+            lacking.setdefault(name, {})[image] = None
+    return [
+        source.finding(
+            _place(recipe, name),
+            f"{name} is proved by {needs_torch(name)}, which needs PyTorch, and image {' and '.join(images)} has none; "
+            'give it a version, e.g. torch: "2.13.0", or exclude it for this format in the matrix',
+        )
+        for name, images in lacking.items()
+    ]
+
+
+def _place(recipe: Recipe, name: str) -> Path_:
+    if name in recipe.format_names:
+        return ("formats", recipe.format_names.index(name))
+    for index, rule in enumerate(recipe.matrix.include):
+        if fnmatchcase(name, rule.format):
+            return ("matrix", "include", index, "format")
+    return ("formats",)

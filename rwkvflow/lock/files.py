@@ -1,0 +1,233 @@
+"""Files of a lock: checkpoints, Hugging Face models, adapters and tokenizers brought down to sha256 and size."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from rwkvflow.base.errors import FetchError
+from rwkvflow.base.events import Listener, StepProgress
+from rwkvflow.base.hashing import text_digest
+from rwkvflow.documents.lock import LockedFile, LockedPart
+from rwkvflow.documents.sources import HubSource, LocalSource, WebSource, parse_source, part_of
+from rwkvflow.net.download import check_local, fetch_file, mismatch
+from rwkvflow.net.http import Connection, Policy, netrc_login, retrying, shown, temporary
+from rwkvflow.store.store import Store
+from rwkvflow.worker.model.origin import TOKENIZERS
+from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.read import hf_source
+
+FILES = frozenset({".pth", ".pt", ".safetensors", ".st", ".bin", ".gguf"})  # suffixes of a checkpoint's own file
+MAX_INDEX = 32 << 20  # bytes of an index of shards
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+@dataclass
+class Files:
+    """Looks files up. `folder` is what the recipe's paths are relative to."""
+
+    folder: Path
+    store: Store
+    emit: Listener
+    cancel: threading.Event
+    policy: Policy
+
+    def model(self, name: str, text: str, sha256: str | None, before: LockedFile | None) -> LockedFile:
+        """A checkpoint: as `file`, or a Hugging Face model's folder, of which only what is needed is pinned."""
+        source = parse_source(text, folder=True)
+        if isinstance(source, LocalSource):
+            path = source.below(self.folder)
+            return (
+                self._local_folder(name, text, path, sha256, before)
+                if path.is_dir()
+                else self.file(name, text, sha256, before)
+            )
+        if before is not None and before.source == text and sha256 in (None, before.sha256):
+            return before
+        if isinstance(source, HubSource) and PurePosixPath(source.path).suffix not in FILES:
+            return self._hub_folder(name, text, source, sha256)
+        return self.file(name, text, sha256, before)
+
+    def _local_folder(
+        self, name: str, text: str, path: Path, sha256: str | None, before: LockedFile | None
+    ) -> LockedFile:
+        names = sorted(entry.name for entry in os.scandir(path) if entry.is_file())
+        known = (before.files or {}) if before is not None and before.source == text else {}
+        parts = {}
+        for part in _wanted(text, names, lambda index: _small(path / index)):
+            if not _inside(path, path / part):
+                raise FetchError(
+                    f"{part_of(text, part)} is a link that leads out of its folder", remedy="copy the file"
+                )
+            own = part_of(text, part)
+            pin = known.get(part)
+            locked = LockedFile(source=own, resolved=own, sha256=pin.sha256, size=pin.size) if pin else None
+            found = self._local(f"{name}/{part}", own, LocalSource(str(path / part)), None, locked)
+            parts[part] = LockedPart(sha256=found.sha256, size=found.size)
+        return _folder(text, text, parts, sha256)
+
+    def _hub_folder(self, name: str, text: str, source: HubSource, sha256: str | None) -> LockedFile:
+        from rwkvflow.net.hub import Hub
+
+        hub = Hub.of_environment()
+        with Connection(self.policy, self.cancel) as connection:
+            there = hub.files(source.repo, source.revision, connection)
+        commit = str(there[0].revision) if there else None
+        start = f"{source.path}/" if source.path else ""
+        names = [item.path.removeprefix(start) for item in there if item.path.startswith(start)]
+        if commit is None or source.path in {item.path for item in there}:
+            return self.file(name, text, sha256, None)
+        if source.path and not names:
+            raise FetchError(f"{source.repo} has no file and no folder {source.path!r}")
+        at = source.at(commit)
+
+        def pin(part: str) -> LockedFile:
+            return self.file(f"{name}/{part}", part_of(str(at), part), None, None)
+
+        def read(index: str) -> bytes:
+            found = self.store.path(f"sha256:{self._bytes_of(pin(index)).sha256}")
+            if found is None:
+                raise FetchError(f"{part_of(str(at), index)} is gone from the store", remedy="try again")
+            return _small(found)
+
+        parts = {}
+        for part in _wanted(text, [item for item in names if "/" not in item], read):
+            locked = pin(part)
+            parts[part] = LockedPart(sha256=locked.sha256, size=locked.size)
+        return _folder(text, str(at), parts, sha256)
+
+    def _bytes_of(self, locked: LockedFile) -> LockedFile:
+        """See that a file's bytes are in the store; one in LFS is pinned without them."""
+        if self.store.path(f"sha256:{locked.sha256}") is None:
+            self._download(locked.source, locked.resolved, locked.sha256, locked.size)
+        return locked
+
+    def file(self, name: str, text: str, sha256: str | None, before: LockedFile | None) -> LockedFile:
+        """A checkpoint or tokenizer: where exactly, its sha256 and size."""
+        source = parse_source(text)
+        if isinstance(source, LocalSource):
+            return self._local(name, text, source, sha256, before)
+        if before is not None and before.source == text and sha256 in (None, before.sha256):
+            return before
+        if isinstance(source, HubSource):
+            return self._hub(name, text, source, sha256)
+        return self._web(name, text, source, sha256)
+
+    def _local(
+        self, name: str, text: str, source: LocalSource, sha256: str | None, before: LockedFile | None
+    ) -> LockedFile:
+        path = source.below(self.folder)
+        check_local(path, None)
+        if before is not None and before.source == text and sha256 in (None, before.sha256):
+            known = self.store.path(f"sha256:{before.sha256}")  # only while size and times are what they were
+            if known == path.absolute() and path.stat().st_size == before.size:
+                return before
+        got, size = fetch_file(
+            text, path, sha256=sha256, recipe_folder=self.folder, on_bytes=self._meter(name, path), cancel=self.cancel
+        )
+        self.store.adopt(path.absolute(), f"sha256:{got}")
+        return LockedFile(source=text, resolved=text, sha256=got, size=size)
+
+    def _hub(self, name: str, text: str, source: HubSource, sha256: str | None) -> LockedFile:
+        from rwkvflow.net.hub import Hub
+
+        hub = Hub.of_environment()
+        with Connection(self.policy, self.cancel) as connection:
+            found = hub.resolve(source, connection)
+        resolved = str(found.source)
+        if found.sha256 is None or found.size is None:
+            got, size = self._download(name, resolved, sha256, found.size)
+        else:
+            got, size = found.sha256, found.size
+            if problem := mismatch(resolved, got, None, sha256, None):
+                raise problem
+        return LockedFile(source=text, resolved=resolved, sha256=got, size=size)
+
+    def _web(self, name: str, text: str, source: WebSource, sha256: str | None) -> LockedFile:
+        size = self._size(source) if sha256 is not None else None
+        if sha256 is None or size is None:
+            sha256, size = self._download(name, str(source), sha256, None)
+        return LockedFile(source=text, resolved=str(source), sha256=sha256, size=size)
+
+    def _size(self, source: WebSource) -> int | None:
+        """What HEAD tells; None where the server does not say, and the download must."""
+        with Connection(self.policy, self.cancel) as connection:
+
+            def ask() -> int | None:
+                with connection.request("HEAD", source.url, {}, netrc_login) as (response, _):
+                    if problem := temporary(response, shown(source.url)):
+                        raise problem
+                    length = response.headers.get("content-length", "")
+                    page = response.headers.get("content-type", "").startswith("text/html")
+                    return int(length) if response.status_code == 200 and length.isdecimal() and not page else None
+
+            return retrying(ask, connection)
+
+    def _download(self, name: str, resolved: str, sha256: str | None, size: int | None) -> tuple[str, int]:
+        """Only the bytes tell the sha256: they go into the store, and the run need not fetch them again."""
+        target = self.store.root / "downloads" / f"lock-{text_digest(resolved).removeprefix('sha256:')}"
+        got, length = fetch_file(
+            resolved,
+            target,
+            sha256=sha256,
+            size=size,
+            recipe_folder=self.folder,
+            on_bytes=self._meter(name, None, size),
+            cancel=self.cancel,
+            policy=self.policy,
+        )
+        self.store.put_file(target, f"sha256:{got}")
+        return got, length
+
+    def _meter(self, name: str, path: Path | None, size: int | None = None) -> Callable[[int], None]:
+        total = path.stat().st_size if path is not None else size
+        done = 0
+
+        def on_bytes(count: int) -> None:
+            nonlocal done
+            done += count
+            self.emit(StepProgress(f"lock/{name}", done, total, "B", "hashing" if path else "downloading"))
+
+        return on_bytes
+
+
+def _wanted(text: str, names: Collection[str], read: Callable[[str], bytes]) -> list[str]:
+    """The files of a folder that a model is read from, sorted: config, index, weights, tokenizer."""
+    try:
+        first = hf_source.wanted(names)
+        weights = hf_source.parts(first, read(first), names) if first.endswith(".json") else []
+    except WorkerError as error:
+        raise FetchError(f"{text}: {error}") from error
+    beside = [name for name in (hf_source.CONFIG, *TOKENIZERS) if name in names]
+    found = sorted({first, *weights, *beside})
+    if odd := [name for name in found if not _PLAIN.fullmatch(name)]:
+        raise FetchError(f"{text}: no file of a model is called {odd[0]!a}", remedy="rename it, also in the index")
+    return found
+
+
+def _folder(text: str, resolved: str, parts: dict[str, LockedPart], sha256: str | None) -> LockedFile:
+    """The pin of a folder; its sha256 is that of the lines of sha256sum."""
+    lines = "".join(f"{parts[name].sha256}  {name}\n" for name in sorted(parts))
+    digest = text_digest(lines).removeprefix("sha256:")
+    if problem := mismatch(text, digest, None, sha256, None):
+        raise problem
+    size = sum(part.size for part in parts.values())
+    return LockedFile(source=text, resolved=resolved, sha256=digest, size=size, files=parts)
+
+
+def _small(path: Path) -> bytes:
+    if path.stat().st_size > MAX_INDEX:
+        raise FetchError(f"{path.name} has {path.stat().st_size} bytes; no index has more than {MAX_INDEX}")
+    return path.read_bytes()
+
+
+def _inside(folder: Path, path: Path) -> bool:
+    """Whether a file is in its folder, or, where that is a snapshot of the hub's cache, among the cache's own blobs."""
+    real, top = path.resolve(), folder.resolve()
+    return real.is_relative_to(top) or (
+        top.parent.name == "snapshots" and real.is_relative_to(top.parent.parent / "blobs")
+    )

@@ -1,0 +1,106 @@
+"""Whether each format can hold the model it is made of, in files as small as `split` says: told before anything runs.
+
+Version and sizes are known from a checkpoint's names and shapes, so this looks at those that are on this machine
+already; the convert stage refuses the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from rwkvflow.base.errors import UsageError
+from rwkvflow.documents.lock import Lock
+from rwkvflow.documents.recipe import Recipe
+from rwkvflow.documents.sources import LocalSource, parse_source
+from rwkvflow.plan.matrix import Artifact, expand
+from rwkvflow.store.store import Store
+from rwkvflow.worker.formats import FORMATS, Format, Split, too_large
+from rwkvflow.worker.write.layout import ALL_VERSIONS
+
+
+def check_versions(
+    artifacts: Iterable[Artifact], lock: Lock, folder: Path, store: Store, recipe: Recipe | None = None
+) -> None:
+    """Raises UsageError that names every format and model that do not go together. `folder` is the recipe's.
+
+    With the recipe, its `split` and each model's group_norm_eps are looked at as well.
+    """
+
+    def path(model: str) -> Path | None:
+        locked = lock.models[model]
+        return _local(locked.resolved, folder) or store.path(f"sha256:{locked.sha256}")
+
+    _check(artifacts, path, recipe)
+
+
+def check_recipe_versions(recipe: Recipe, folder: Path) -> None:
+    """The same where there is no lock yet: of the checkpoints that the recipe names by their paths."""
+    sources = {model.name: model.source for model in recipe.models}
+    _check(expand(recipe), lambda model: _local(sources[model], folder), recipe)
+
+
+def _check(artifacts: Iterable[Artifact], path_of: Callable[[str], Path | None], recipe: Recipe | None) -> None:
+    wanted: dict[str, dict[str, Format]] = {}
+    for artifact in artifacts:
+        size = recipe.split_of(artifact.format) if recipe else None
+        item = FORMATS[artifact.format]
+        wanted.setdefault(artifact.model, {})[item.name] = replace(item, split=Split(size)) if size else item
+    models = {model.name: model for model in recipe.models} if recipe else {}
+    problems: list[str] = []
+    for model, formats in wanted.items():
+        eps = models[model].group_norm_eps if model in models else None
+        problems += _problems(model, path_of(model), eps, formats.values())
+    if problems:
+        raise UsageError(
+            "\n  ".join(problems),
+            remedy="take the format out of the recipe, or the combination: matrix: {exclude: [{model: …, format: …}]}",
+        )
+
+
+def _local(source: str, folder: Path) -> Path | None:
+    parsed = parse_source(source, folder=True)
+    return parsed.below(folder) if isinstance(parsed, LocalSource) else None
+
+
+def _problems(model: str, path: Path | None, eps: float | None, formats: Iterable[Format]) -> list[str]:
+    """Why which formats cannot hold the model at `path`; nothing where it cannot be known yet.
+
+    Only names and shapes are read, and only where some format asks for something special.
+    """
+    picky = [
+        item
+        for item in formats
+        if item.versions != ALL_VERSIONS or item.fixed_epsilon or (item.split is not None and not item.splits)
+    ]
+    if path is None or not picky:
+        return []
+    from rwkvflow.worker.model.architecture import architecture_of
+    from rwkvflow.worker.protocol import WorkerError
+    from rwkvflow.worker.read.checkpoint import open_checkpoint
+
+    try:
+        with open_checkpoint(path) as checkpoint:
+            tensors = checkpoint.tensors
+            architecture = architecture_of(tensors, eps)
+    except (WorkerError, OSError):
+        return []  # the stage that reads it says what is wrong with it
+    version, problems = architecture.version, []
+    if bad := [item.name for item in picky if version not in item.versions]:
+        problems.append(
+            f"{model} is version {version}, which {' and '.join(bad)} cannot hold; "
+            f"these can: {', '.join(name for name, item in FORMATS.items() if version in item.versions)}"
+        )
+    for item in picky:
+        if item.name in bad:
+            continue
+        why = item.refuse(architecture)
+        if why is None and item.split is not None and not item.splits:
+            try:
+                why = too_large(item, item.expected_size(architecture, item.held(architecture, tensors)))
+            except WorkerError:
+                continue  # as above
+        if why is not None:
+            problems.append(f"{model}: {why}")
+    return problems

@@ -1,0 +1,283 @@
+"""HTTP as fetch steps need it: the user's proxies and certificates, redirects that leak no credentials, retries.
+
+httpx is imported inside functions: nothing that starts the command line pays for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+from rwkvflow.base.errors import FetchError, Interrupted
+
+if TYPE_CHECKING:
+    import ssl
+
+    import httpx
+
+T = TypeVar("T")
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
+MAX_REDIRECTS = 10
+ENOUGH_PROGRESS = 1 << 20  # bytes after which a failed attempt does not count as one
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Patience. Delays double from `first_delay_s` up to `longest_delay_s`, without jitter."""
+
+    attempts: int = 6
+    first_delay_s: float = 0.5
+    longest_delay_s: float = 30.0
+    longest_retry_after_s: float = 600.0  # a server that asks for more is reported instead
+    connect_s: float = 20.0
+    stall_s: float = 60.0  # nothing arrives for so long, or less than `stall_bytes` in that time
+    stall_bytes: int = 4096
+
+    def delay(self, failures: int) -> float:
+        """Seconds to wait after the n-th failure in a row, n counted from 1."""
+        return float(min(self.longest_delay_s, self.first_delay_s * 2 ** min(failures - 1, 20)))
+
+
+class TemporaryProblemError(Exception):
+    """Worth another attempt. `after` is the server's Retry-After in seconds."""
+
+    def __init__(self, message: str, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+Authorize = Callable[[str], Mapping[str, str]]  # URL -> headers that may go to exactly this URL
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """(scheme, host, port): what a credential belongs to."""
+    parts = urlsplit(url)
+    return parts.scheme, (parts.hostname or "").lower(), parts.port or {"https": 443, "http": 80}.get(parts.scheme, 0)
+
+
+def shown(url: str) -> str:
+    """A URL as it may stand in a message: without user, query (signed links) and fragment."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def certificates() -> ssl.SSLContext | bool:
+    """Trust what the user's environment names: SSL_CERT_FILE, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE, SSL_CERT_DIR."""
+    import ssl
+
+    for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_DIR"):
+        if path := os.environ.get(name):
+            try:
+                if name == "SSL_CERT_DIR" or os.path.isdir(path):  # noqa: PTH112 - REQUESTS_CA_BUNDLE may be a folder
+                    return ssl.create_default_context(capath=path)
+                return ssl.create_default_context(cafile=path)
+            except (OSError, ssl.SSLError) as error:
+                raise FetchError(f"the certificates that {name} names cannot be read: {error}") from error
+    return True
+
+
+def netrc_login(url: str) -> Mapping[str, str]:
+    """Basic authorization from the user's ~/.netrc (or $NETRC) for this very host; empty where there is none."""
+    import netrc
+
+    import httpx
+
+    if not url.startswith("https://"):
+        return {}
+    try:
+        entry = netrc.netrc(os.environ.get("NETRC")).hosts.get(urlsplit(url).hostname or "")
+    except (OSError, netrc.NetrcParseError):
+        return {}
+    if entry is None:
+        return {}
+    request = next(httpx.BasicAuth(entry[0], entry[2] or "").auth_flow(httpx.Request("GET", url)))
+    return {"Authorization": request.headers["Authorization"]}
+
+
+class Connection:
+    """One client whose sockets are shut when `cancel` is set, so that no read outlives Ctrl-C."""
+
+    def __init__(self, policy: Policy, cancel: threading.Event | None) -> None:
+        import httpx
+
+        self.policy = policy
+        self._cancel = cancel
+        self._sockets: list[socket.socket] = []
+        self._done = threading.Event()
+        timeout = httpx.Timeout(policy.stall_s, connect=policy.connect_s)
+        try:
+            self._client = httpx.Client(
+                verify=certificates(),
+                trust_env=True,
+                follow_redirects=False,
+                timeout=timeout,
+                headers={"User-Agent": "rwkvflow", "Accept": "*/*", "Accept-Encoding": "identity"},
+            )
+        except (ValueError, httpx.InvalidURL) as error:
+            raise FetchError(f"the proxy settings cannot be used: {scrub(str(error))}") from error
+
+    def __enter__(self) -> Connection:
+        if self._cancel is not None:
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._client.close()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.1):
+            if self._cancel is not None and self._cancel.is_set():
+                for open_socket in list(self._sockets):
+                    with contextlib.suppress(OSError):
+                        open_socket.shutdown(socket.SHUT_RDWR)
+
+    def _trace(self, event: str, info: Mapping[str, Any]) -> None:
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            found = info["return_value"].get_extra_info("socket")
+            if found is not None:
+                self._sockets.append(found)
+
+    def check(self) -> None:
+        """Raise Interrupted once `cancel` is set."""
+        if self._cancel is not None and self._cancel.is_set():
+            raise Interrupted("the download was stopped", remedy="run again: it goes on where it stopped")
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but not through a cancellation."""
+        if self._cancel is None:
+            time.sleep(seconds)
+        else:
+            self._cancel.wait(seconds)
+            self.check()
+
+    @contextlib.contextmanager
+    def request(
+        self, method: str, url: str, headers: Mapping[str, str], authorize: Authorize
+    ) -> Iterator[tuple[httpx.Response, list[httpx.Response]]]:
+        """Send, follow redirects, hand over (final response with an unread body, the redirects before it).
+
+        Credentials are computed for each hop from its URL alone, so that none is ever forwarded. Raises
+        TemporaryProblemError for what another attempt may cure and FetchError for what it will not.
+        """
+        import httpx
+
+        hops: list[httpx.Response] = []
+        try:
+            while True:
+                self.check()
+                request = self._client.build_request(
+                    method, url, headers={**headers, **authorize(url)}, extensions={"trace": self._trace}
+                )
+                response = self._client.send(request, stream=True)
+                try:
+                    if response.status_code in REDIRECTS and "location" in response.headers:
+                        url = self._next(url, response.headers["location"], len(hops))
+                        hops.append(response)
+                        continue
+                    yield response, hops
+                    return
+                finally:
+                    response.close()
+        except httpx.TransportError as error:
+            self.check()
+            raise self._translated(error, url) from error
+        except httpx.InvalidURL as error:
+            raise FetchError(f"{shown(url)}: {error}") from error
+
+    def _next(self, url: str, location: str, count: int) -> str:
+        target = urljoin(url, location)
+        scheme = urlsplit(target).scheme
+        if count >= MAX_REDIRECTS:
+            raise FetchError(f"{shown(url)}: more than {MAX_REDIRECTS} redirects")
+        if scheme not in ("http", "https") or (scheme == "http" and url.startswith("https:")):
+            raise FetchError(f"{shown(url)} redirects from https to {scheme}, which is refused")
+        return target
+
+    def _translated(self, error: httpx.TransportError, url: str) -> Exception:
+        import httpx
+
+        host = urlsplit(url).hostname or url
+        text = scrub(str(error)) or type(error).__name__
+        if "CERTIFICATE_VERIFY_FAILED" in text or "certificate verify failed" in text:
+            return FetchError(
+                f"{host}: its certificate is not trusted: {text}",
+                remedy="behind a proxy that inspects traffic, let SSL_CERT_FILE name your company's certificates",
+            )
+        if isinstance(error, httpx.UnsupportedProtocol):
+            return FetchError(f"{shown(url)}: {text}")
+        if isinstance(error, httpx.ReadTimeout):
+            return TemporaryProblemError(f"{host}: nothing arrived for {self.policy.stall_s:g} s")
+        if isinstance(error, httpx.ConnectTimeout):
+            return TemporaryProblemError(f"{host}: no connection within {self.policy.connect_s:g} s")
+        if isinstance(error, httpx.ProxyError):
+            return TemporaryProblemError(f"{host}: the proxy refused: {text}")
+        return TemporaryProblemError(f"{host}: {text}")
+
+
+def retrying(attempt: Callable[[], T], connection: Connection, done: Callable[[], int] = lambda: 0) -> T:
+    """Call `attempt` until it returns; TemporaryProblemError is answered with patience, FetchError is final.
+
+    `done` tells how many bytes are safe: attempts that bring the transfer on are not counted as failures.
+    """
+    policy = connection.policy
+    failures = 0
+    while True:
+        before = done()
+        connection.check()
+        try:
+            return attempt()
+        except TemporaryProblemError as problem:
+            failures = 1 if done() - before >= ENOUGH_PROGRESS else failures + 1
+            if problem.after is not None and problem.after > policy.longest_retry_after_s:
+                raise FetchError(
+                    f"{problem}; the server asks to wait {problem.after:.0f} s",
+                    remedy="run again later: what has arrived is kept",
+                ) from problem
+            if failures >= policy.attempts:
+                raise FetchError(
+                    f"{problem}; gave up after {failures} attempts",
+                    remedy="check the network and run again: what has arrived is kept",
+                ) from problem
+            wait = policy.delay(failures)
+            connection.wait(wait if problem.after is None else max(wait, problem.after))
+
+
+def temporary(response: httpx.Response, what: str) -> TemporaryProblemError | None:
+    """The problem that a 429 or 5xx answer stands for; None for every other status."""
+    if response.status_code not in TEMPORARY:
+        return None
+    after = retry_after(response.headers.get("retry-after"), time.time())
+    return TemporaryProblemError(f"{what}: {response.status_code} {response.reason_phrase}".rstrip(), after)
+
+
+def retry_after(value: str | None, now: float) -> float | None:
+    """Seconds that a Retry-After header asks for: a number, or a date compared to `now` (Unix time)."""
+    if value is None:
+        return None
+    if re.fullmatch(r"\d{1,9}", value.strip()):
+        return float(value)
+    import email.utils
+
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - now)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def scrub(text: str, *secrets: str | None) -> str:
+    """A text without the given secrets, without logins inside URLs and without bearer tokens."""
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "***")
+    text = re.sub(r"(?<=//)[^/\s@]+@", "***@", text)
+    return re.sub(r"(?i)(bearer\s+|\bhf_)[A-Za-z0-9._~+/=-]{8,}", r"\1***", text)

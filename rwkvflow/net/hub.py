@@ -1,0 +1,205 @@
+"""Hub repositories: which commit a revision is, what a file's size and sha256 are, and what went wrong.
+
+The token goes to the endpoint's own origin and nowhere else. huggingface_hub is imported inside functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from rwkvflow.base.errors import FetchError
+from rwkvflow.documents.sources import HubSource
+from rwkvflow.documents.yaml.nearest import did_you_mean
+from rwkvflow.net.http import TEMPORARY, Connection, TemporaryProblemError, origin, retry_after, retrying, scrub
+from rwkvflow.net.hub_session import install
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+API_TIMEOUT_S = 20.0
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file at a commit. `sha256` is None for small files that the hub keeps outside LFS."""
+
+    source: HubSource
+    size: int | None
+    sha256: str | None
+
+
+@dataclass(frozen=True, repr=False)
+class Hub:
+    """Where the hub is and who asks; the token has no representation in text."""
+
+    endpoint: str
+    token: str | None
+
+    @classmethod
+    def of_environment(cls) -> Hub:
+        """HF_ENDPOINT, and the token of HF_TOKEN or of `hf auth login`."""
+        endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or DEFAULT_ENDPOINT
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+            raise FetchError("HF_HUB_OFFLINE is set", remedy="unset it to download from the hub")
+        token = os.environ.get("HF_TOKEN", "").strip() or None
+        if token is None and os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "") not in ("1", "true"):
+            token = library().get_token()
+        return cls(endpoint, token)
+
+    def url(self, source: HubSource) -> str:
+        """Where the file is downloaded."""
+        revision = quote(source.revision or "main", safe="")
+        return f"{self.endpoint}/{source.repo}/resolve/{revision}/{quote(source.path)}"
+
+    def authorize(self, url: str) -> Mapping[str, str]:
+        """The token for URLs of the endpoint itself, nothing for any other."""
+        if self.token and origin(url) == origin(self.endpoint):
+            return {"Authorization": f"Bearer {self.token}"}
+        return {}
+
+    def api(self) -> Any:
+        """huggingface_hub's HfApi for this endpoint and token."""
+        return library().HfApi(endpoint=self.endpoint, token=self.token or False)
+
+    def explain(self, source: HubSource, status: int, headers: Mapping[str, str]) -> FetchError:
+        """What an error answer of the hub means for the person who asked for `source`."""
+        code = headers.get("x-error-code", "")
+        detail = scrub(headers.get("x-error-message", ""), self.token)
+        page = f"{self.endpoint}/{source.repo}"
+        if code == "GatedRepo":
+            who = "accept its licence at {0}" if self.token else "accept its licence at {0} and set HF_TOKEN"
+            return FetchError(f"{source.repo} is gated", remedy=who.format(page))
+        if code == "RevisionNotFound":
+            near = did_you_mean(source.revision or "main", self._revisions(source))
+            return FetchError(
+                f"{source.repo} has no revision {source.revision or 'main'!r}{near}",
+                remedy=f"see the branches and tags at {page}",
+            )
+        if code == "EntryNotFound":
+            return FetchError(
+                f"{source.repo} has no file {source.path!r}{did_you_mean(source.path, self._files(source))}",
+                remedy=f"see the files at {page}/tree/{source.revision or 'main'}",
+            )
+        if status == 401 and "credential" in detail.lower():
+            return FetchError("the hub does not know this token", remedy="set HF_TOKEN to a valid token, or unset it")
+        if code == "RepoNotFound" or status in (401, 404):
+            remedy = (
+                "check the name; if it is private, this token may not read it"
+                if self.token
+                else "check the name; if it is private, set HF_TOKEN"
+            )
+            return FetchError(f"there is no repository {source.repo}, or it is private", remedy=remedy)
+        if status == 403:
+            return FetchError(
+                f"{source.repo}: access is refused{f' ({detail})' if detail else ''}",
+                remedy=f"see {page}; HF_TOKEN must hold a token that may read it",
+            )
+        return FetchError(f"{source}: the hub answers {status}{f' ({detail})' if detail else ''}")
+
+    def _files(self, source: HubSource) -> list[str]:
+        with contextlib.suppress(Exception):  # only makes a message better
+            info = self.api().model_info(source.repo, revision=source.revision, timeout=API_TIMEOUT_S)
+            return [entry.rfilename for entry in info.siblings or ()]
+        return []
+
+    def _revisions(self, source: HubSource) -> list[str]:
+        with contextlib.suppress(Exception):
+            import httpx  # huggingface_hub's list_repo_refs takes no time limit
+
+            url = f"{self.endpoint}/api/models/{source.repo}/refs"
+            refs = httpx.get(url, headers=dict(self.authorize(url)), timeout=API_TIMEOUT_S).json()
+            return [entry["name"] for kind in ("branches", "tags") for entry in refs.get(kind, ())]
+        return []
+
+    def files(self, repo: str, revision: str | None, connection: Connection) -> list[HubSource]:
+        """All files of a repository, at the commit that the revision names now. Raises FetchError."""
+        source = HubSource(repo, "README.md", revision)
+        info = self._call(
+            lambda: self.api().model_info(repo, revision=revision, timeout=API_TIMEOUT_S), source, connection
+        )
+        if not info.sha:
+            raise FetchError(f"{repo}: the hub names no commit for {revision or 'its branch'}")
+        return [HubSource(repo, entry.rfilename, info.sha) for entry in info.siblings or ()]
+
+    def resolve(self, source: HubSource, connection: Connection) -> HubFile:
+        """Pin the revision to a commit and ask for size and sha256, without downloading the file.
+
+        Raises FetchError where the repository, the revision or the file is absent or may not be read.
+        """
+        if not source.pinned:
+            wanted = source
+            info = self._call(
+                lambda: self.api().model_info(wanted.repo, revision=wanted.revision, timeout=API_TIMEOUT_S),
+                source,
+                connection,
+            )
+            if not info.sha:
+                raise FetchError(f"{source.repo}: the hub names no commit for {source.revision or 'its branch'}")
+            source = source.at(info.sha)
+        url, token = self.url(source), self.token or False
+        metadata = self._call(
+            lambda: library().get_hf_file_metadata(url, token=token, endpoint=self.endpoint, timeout=API_TIMEOUT_S),
+            source,
+            connection,
+        )
+        etag = (metadata.etag or "").lower()
+        return HubFile(source, metadata.size, etag if _SHA256.fullmatch(etag) else None)
+
+    def _call(self, function: Any, source: HubSource, connection: Connection) -> Any:
+        from huggingface_hub import errors
+
+        transport: tuple[type[Exception], ...] = (OSError, *transport_errors())
+
+        def attempt() -> Any:
+            try:
+                return function()
+            except errors.HfHubHTTPError as error:
+                status = error.response.status_code
+                if status in TEMPORARY:
+                    after = retry_after(error.response.headers.get("retry-after"), time.time())
+                    raise TemporaryProblemError(f"{source.repo}: the hub answers {status}", after) from error
+                raise self.explain(source, status, error.response.headers) from error
+            except errors.OfflineModeIsEnabled as error:
+                raise FetchError("HF_HUB_OFFLINE is set", remedy="unset it to download from the hub") from error
+            except transport as error:
+                text = scrub(str(error), self.token) or type(error).__name__
+                if "certificate verify failed" in text.lower():
+                    raise FetchError(
+                        f"{self.endpoint}: its certificate is not trusted: {text}",
+                        remedy="let SSL_CERT_FILE name your company's certificates",
+                    ) from error
+                raise TemporaryProblemError(f"{self.endpoint}: {text}") from error
+            except ValueError as error:  # its validators and its reading of headers
+                raise FetchError(f"{source}: {scrub(str(error), self.token)}") from error
+
+        return retrying(attempt, connection)
+
+
+def library() -> Any:
+    """huggingface_hub, told to keep to plain HTTP, to be silent and to report nothing home."""
+    os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE")
+    if bundle and Path(bundle).is_file():  # its HTTP client reads only this name
+        os.environ.setdefault("SSL_CERT_FILE", bundle)
+    import huggingface_hub
+
+    install(huggingface_hub)
+    return huggingface_hub
+
+
+def transport_errors() -> tuple[type[Exception], ...]:
+    """What a broken connection raises: huggingface_hub 2.x has httpx2, 1.x httpx; either may be absent."""
+    found: list[type[Exception]] = []
+    for name in ("httpx", "httpx2"):
+        with contextlib.suppress(ImportError):
+            found.append(__import__(name).TransportError)
+    return tuple(found)

@@ -1,0 +1,242 @@
+"""The card of a release: README.md from a Jinja template, the shipped one or one of the user's.
+
+A template of the user's sees what the shipped one sees (`context` below) and may build on it:
+
+    {% extends "README.md.j2" %}
+    {% block about %}Trained by me on …{% endblock %}
+
+Blocks: head, about, files, samples, running, origin, again, check. It is rendered in a sandbox: a recipe may come from
+anybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rwkvflow.base.errors import PublishError
+from rwkvflow.release.artifacts import Row
+from rwkvflow.release.front_matter import front_matter, yaml_text
+from rwkvflow.release.materials import public_uri, shown_source
+from rwkvflow.release.names import ENGINE, LOCK, PLOT, PROVENANCE, QUALITY, RECIPE, SBOM, SIGNATURE, SUMS
+from rwkvflow.release.runtimes import runtimes
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
+DEFAULT = "README.md.j2"
+_MISTAKES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)  # in expressions
+
+
+def render_card(
+    name: str,
+    rows: Sequence[Row],
+    left_out: Mapping[str, str],
+    params: Mapping[str, Any],
+    *,
+    template: str | None = None,
+    signed_by: str | None = None,
+    plot: bool = False,
+) -> str:
+    """README.md. Deterministic: nothing of times, machines or paths. `template` is the text of the user's own.
+
+    Raises PublishError, with the line, where a template of the user's has a mistake.
+    """
+    from jinja2 import FileSystemLoader, StrictUndefined, TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        loader=FileSystemLoader(TEMPLATES),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # Markdown; what comes from recipes passes a filter
+    )
+    environment.filters |= {
+        "size": human_size,
+        "cell": cell,
+        "figure": figure,
+        "percent": percent,
+        "small": small,
+        "share": share,
+        "rate": rate,
+        "quoted": quoted,
+        "count": human_count,
+        "source": shown_source,
+        "yaml": yaml_text,
+    }
+    told = context(name, rows, left_out, params, signed_by, plot)
+    try:
+        chosen = environment.get_template(DEFAULT) if template is None else environment.from_string(template)
+        return chosen.render(told)
+    except (
+        TemplateError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        if template is None:
+            raise
+        line = getattr(error, "lineno", None) or _line(error)
+        raise PublishError(
+            f"the card's template{f', line {line}' if line else ''}: {error}",
+            remedy="it sees what the shipped template sees: rwkvflow/release/templates/README.md.j2",
+        ) from error
+
+
+def context(
+    name: str,
+    rows: Sequence[Row],
+    left_out: Mapping[str, str],
+    params: Mapping[str, Any],
+    signed_by: str | None,
+    plot: bool,
+) -> dict[str, Any]:
+    """What a template sees."""
+    card = params.get("card") or {}
+    to = str(params.get("to") or "")
+    return {
+        "name": name,
+        "title": card.get("title") or name,
+        "about": card.get("about") or "",
+        "front_matter": front_matter(name, rows, params),
+        "rows": rows,
+        "left_out": left_out,
+        "notes": _notes(rows),
+        "proofs": _proofs(rows),
+        "machines": _machines(rows),
+        "params": params,
+        "targets": [target for target in params.get("targets", ()) if f"{ENGINE}/{target}" not in left_out],
+        "models": {model: dict(locked) | _model(rows, model, locked) for model, locked in params["models"].items()},
+        "runtimes": runtimes(rows),
+        "hub": to.removeprefix("hf://").rstrip("/") if to.startswith("hf://") else None,
+        "signed_by": signed_by,
+        "plot": PLOT if plot else None,
+        "files": {
+            "lock": LOCK,
+            "recipe": RECIPE,
+            "provenance": PROVENANCE,
+            "sbom": SBOM,
+            "sums": SUMS,
+            "signature": SIGNATURE,
+            "quality": QUALITY,
+            "engine": ENGINE,
+        },
+    }
+
+
+def _model(rows: Sequence[Row], model: str, locked: Mapping[str, Any]) -> dict[str, Any]:
+    """What the artifacts of a model say of it, and whether others can fetch its checkpoint."""
+    facts = next((row.facts for row in rows if row.model == model and row.facts.get("architecture")), {})
+    of = facts.get("architecture") or {}
+    words = [f"RWKV-{of['version']}"] if of.get("version") else []
+    if of.get("n_layer") and of.get("n_embd"):
+        words.append(f"{of['n_layer']} layers of {of['n_embd']}")
+    return {
+        "architecture": ", ".join(words) or None,
+        "parameters": facts.get("parameters"),
+        "remote": public_uri(str(locked["source"])) is not None,
+    }
+
+
+def _notes(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
+    """What the smoke stage remarked, with the files that it is about; no files where it is about all of them."""
+    notes: dict[str, list[str]] = {}
+    for row in rows:
+        if note := row.smoke.get("note"):
+            notes.setdefault(str(note), []).append(row.path)
+    return [(note, [] if len(paths) == len(rows) else paths) for note, paths in notes.items()]
+
+
+def _proofs(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
+    """How files were proved that no runtime of their own ran, with these files."""
+    proofs: dict[str, list[str]] = {}
+    for row in rows:
+        if row.smoke.get("evaluated") == "tensors":
+            consumer = row.smoke.get("consumer") or "its package"
+            proofs.setdefault(str(row.smoke.get("proof") or f"{consumer} read it"), []).append(row.path)
+    return list(proofs.items())
+
+
+def _machines(rows: Sequence[Row]) -> list[str]:
+    """Where speeds were measured: "8 threads of a processor", most threads first."""
+    speeds = [row.smoke["speed"] for row in rows if row.smoke.get("speed")]
+    found = {(speed.get("cpu") or "", speed.get("threads")) for speed in speeds}
+    ordered = sorted(found, key=lambda one: (one[0], -(one[1] or 0)))
+    return [f"{cpu} ({threads} thread{'s' if threads != 1 else ''})" if threads else cpu for cpu, threads in ordered]
+
+
+def _line(error: BaseException) -> int | None:
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            found = trace.tb_lineno
+        trace = trace.tb_next
+    return found
+
+
+def human_size(size: int) -> str:
+    """1536 → "1.5 KiB"."""
+    value = float(size)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.2f} GiB"
+
+
+def human_count(count: object) -> str:
+    """191034368 → "191 M"."""
+    if not isinstance(count, int):
+        return "–"
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if count >= size:
+            value = count / size
+            return f"{value:.0f} {unit}" if value >= 100 else f"{value:.1f} {unit}"
+    return str(count)
+
+
+def cell(text: object) -> str:
+    """Text that may stand in a cell of a Markdown table, or on any one line: no markup of its own."""
+    flat = " ".join(str(text).split())
+    for character in "\\|`*_[]":
+        flat = flat.replace(character, "\\" + character)
+    return flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def figure(value: object, digits: int) -> str:
+    """A measured number, or a dash where there is none."""
+    return f"{value:.{digits}f}" if isinstance(value, float | int) else "–"
+
+
+def percent(value: object) -> str:
+    """0.0123 → "+1.23 %"."""
+    return f"{value:+.2%}".replace("%", " %") if isinstance(value, float | int) else "–"
+
+
+def small(value: object) -> str:
+    """A measured number of any magnitude, in full: 0.000012."""
+    if not isinstance(value, float | int):
+        return "–"
+    return f"{value:.6f}".rstrip("0").rstrip(".") if value < 1 else f"{value:.3g}"
+
+
+def share(value: object) -> str:
+    """0.987 → "98.7 %"."""
+    return f"{value:.1%}".replace("%", " %") if isinstance(value, float | int) else "–"
+
+
+def rate(value: object) -> str:
+    """Three digits: 8.25, 81.2, 15400."""
+    if not isinstance(value, float | int):
+        return "–"
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def quoted(text: object) -> str:
+    """Text as code on one line, whatever is in it."""
+    flat = " ".join(str(text).split()).replace("`", "'")
+    return f"`{flat}`"

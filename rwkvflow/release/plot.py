@@ -1,0 +1,246 @@
+"""The quality plot: what each artifact takes on the disk, and how far it is from the fp32 reference. Plain SVG.
+
+Text in, text out, and no library: the same figures give the same bytes on every machine. A browser shows it in light
+or in dark, also within an <img>.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from rwkvflow.release.labels import LINE, Box, Label, Spot, place
+from rwkvflow.release.quality import Measured, Quality
+
+WIDTH, LEFT, RIGHT, BOTTOM = 900, 86, 16, 52  # pixels
+LEAST, MORE, MOST = 380, 90, 1400  # height of the plot itself, what it grows by where labels lack room, and at most
+NONE, MANY = (34, 104), 4  # height of the row of those that differ by nothing, and from how many on it is the second
+TINY = 1e-9  # what is less is drawn as 0; reports have no more than six digits after the point
+CROWD = 90  # artifacts from which on not all are labelled, so that it is not tried long
+SERIES = (  # in light and in dark
+    ("#0969da", "#58a6ff"),
+    ("#c2410c", "#f0883e"),
+    ("#1a7f37", "#3fb950"),
+    ("#8250df", "#bc8cff"),
+    ("#bf3989", "#f778ba"),
+    ("#0e7490", "#39c5cf"),
+)
+_STYLE = (
+    "text{font:12px system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;fill:#1f2328}"
+    ".l{font-size:11px;paint-order:stroke;stroke:#fff;stroke-width:4px;stroke-linejoin:round}.q{fill:#59636e}.h{font-size:15px;font-weight:600}.bg{fill:#fff}.g{stroke:#d8dee4}"
+    ".z{stroke:#8c959f;stroke-dasharray:3 3}.e{stroke:#8c959f;stroke-width:.8}"
+    + "".join(f".s{i}{{fill:{c};stroke:{c}}}.t{i}{{fill:{c}}}" for i, (c, _) in enumerate(SERIES))
+    + ".o{fill:#fff;stroke-width:1.8}"
+    "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.q{fill:#9198a1}.bg{fill:#0d1117}.g{stroke:#30363d}"
+    ".z,.e{stroke:#6e7681}.l{stroke:#0d1117}"
+    + "".join(f".s{i}{{fill:{c};stroke:{c}}}.t{i}{{fill:{c}}}" for i, (_, c) in enumerate(SERIES))
+    + ".o{fill:#0d1117}}"
+)
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """From figures to pixels, both axes logarithmic; `zero` is the row of the divergence 0, None without one."""
+
+    x: tuple[float, float]  # log10 of the sizes at the edges
+    y: tuple[float, float]  # log10 of the divergences at the edges
+    top: float
+    bottom: float
+    zero: float | None
+
+    def across(self, size: float) -> float:
+        share = (math.log10(size) - self.x[0]) / (self.x[1] - self.x[0])
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * share, 1)
+
+    def down(self, divergence: float) -> float:
+        if divergence < TINY and self.zero is not None:
+            return self.zero
+        share = (math.log10(divergence) - self.y[0]) / (self.y[1] - self.y[0])
+        return round(self.bottom - (self.bottom - self.top) * share, 1)
+
+
+def plot_svg(quality: Quality) -> str | None:
+    """The picture; None where fewer than two artifacts have a divergence."""
+    shown = [item for item in quality.artifacts if item.kl_divergence is not None and item.size > 0]
+    if len(shown) < 2:
+        return None
+    models = list(dict.fromkeys(item.model for item in shown))
+    legend = _legend(models)
+    top = 42 + 20 * len(legend)
+    tried: list[tuple[int, int, _Scale, list[Spot], list[Label]]] = []
+    for height in range(LEAST, MOST + 1, MORE) if len(shown) < CROWD else (2 * LEAST,):
+        scale = _scale(shown, top, top + height)
+        spots = [
+            Spot(item.format, scale.across(item.size), scale.down(item.kl_divergence or 0.0), models.index(item.model))
+            for item in shown
+        ]
+        markers = [Box(s.x - 6, s.y - 6, s.x + 6, s.y + 6) for s in spots]
+        labels, homeless = place(spots, Box(LEFT + 4, top + 2, WIDTH - RIGHT, top + height - 2), markers)
+        tried.append((homeless, height, scale, spots, labels))
+        if not homeless:
+            break
+    _, height, scale, spots, labels = min(tried, key=lambda one: one[:2])
+    return "\n".join(
+        [
+            *_head(top + height + BOTTOM + (18 if _hollow(shown) else 0)),
+            *legend,
+            *_axes(shown, scale, top + height),
+            *(line for label in labels for line in _label(label, len(models) > 1)),
+            *(_marker(item, spot) for item, spot in zip(shown, spots, strict=True)),
+            *([_caption(top + height + BOTTOM + 6)] if _hollow(shown) else []),
+            "</svg>",
+            "",
+        ]
+    )
+
+
+def _hollow(shown: Sequence[Measured]) -> bool:
+    return any(item.evaluated == "tensors" for item in shown)
+
+
+def _scale(shown: Sequence[Measured], top: float, bottom: float) -> _Scale:
+    sizes = [math.log10(item.size) for item in shown]
+    low, high = min(sizes), max(sizes)
+    pad = max(0.06 * (high - low), (0.35 - (high - low)) / 2, 0.03)
+    costs = [cost for item in shown if (cost := item.kl_divergence or 0.0) >= TINY]
+    zeros = len(shown) - len(costs)
+    row = NONE[zeros > MANY] if zeros else 0
+    first = math.log10(min(costs)) if costs else -1.0
+    last = math.log10(max(costs)) if costs else 0.0
+    spare = max(0.08 * (last - first), 0.15)
+    return _Scale(
+        (low - pad, high + pad),
+        (first - spare, last + spare),
+        top,
+        bottom - row,
+        bottom - row / 2 if row else None,
+    )
+
+
+def _head(height: float) -> list[str]:
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" height="{height:g}" '
+        'role="img">',
+        "<title>KL divergence from the fp32 reference against size</title>",
+        f"<style>{_STYLE}</style>",
+        f'<rect class="bg" width="{WIDTH}" height="{height:g}" rx="6"/>',
+        f'<text class="h" x="{LEFT}" y="27">Quality against size</text>',
+        f'<text class="q" x="{WIDTH - RIGHT}" y="27" text-anchor="end">lower and further left is better</text>',
+    ]
+
+
+def _legend(models: Sequence[str]) -> list[str]:
+    """A line each; nothing for one model alone."""
+    if len(models) < 2:
+        return []
+    lines: list[str] = []
+    x = float(LEFT)
+    parts: list[str] = []
+    for index, model in enumerate(models):
+        width = 7.2 * len(model) + 34
+        if parts and x + width > WIDTH - RIGHT:
+            lines.append("".join(parts))
+            x, parts = float(LEFT), []
+        y = 47 + 20 * len(lines)
+        parts.append(_shape(index, x + 6, y - 4) + f'<text x="{x + 16:.1f}" y="{y}">{escape(model)}</text>')
+        x += width
+    return [*lines, "".join(parts)]
+
+
+def _axes(shown: Sequence[Measured], scale: _Scale, bottom: float) -> list[str]:
+    right, parts = WIDTH - RIGHT, []
+    for value in ticks(*scale.y):
+        y = scale.down(value)
+        parts.append(f'<line class="g" x1="{LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text class="q" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_power(value)}</text>')
+    if scale.zero is not None:
+        line = scale.bottom
+        parts.append(f'<line class="z" x1="{LEFT}" x2="{right}" y1="{line:g}" y2="{line:g}"/>')
+        parts.append(f'<text class="q" x="{LEFT - 8}" y="{scale.zero + 4:.1f}" text-anchor="end">0</text>')
+    unit, word = next((unit for unit in UNITS if max(item.size for item in shown) >= unit[0]), UNITS[-1])
+    for value in ticks(scale.x[0] - math.log10(unit), scale.x[1] - math.log10(unit)):
+        x = scale.across(value * unit)
+        parts.append(f'<line class="g" x1="{x}" x2="{x}" y1="{scale.top:g}" y2="{bottom:g}"/>')
+        parts.append(f'<text class="q" x="{x}" y="{bottom + 18:g}" text-anchor="middle">{value:g}</text>')
+    middle = (scale.top + bottom) / 2
+    return [
+        *parts,
+        f'<text x="{(LEFT + right) / 2:g}" y="{bottom + 40:g}" text-anchor="middle">size, {word}</text>',
+        f'<text x="20" y="{middle:g}" text-anchor="middle" transform="rotate(-90 20 {middle:g})">'
+        "KL divergence from fp32, nats a token</text>",
+    ]
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers between 10^low and 10^high: as few digits as give four or more, and never more than twelve."""
+    found: list[float] = []
+    for digits in (
+        (1,),
+        (1, 3),
+        (1, 2, 5),
+        (1, 1.5, 2, 3, 5, 7),
+        (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9),
+    ):
+        more = [
+            float(f"{digit}e{power}")
+            for power in range(math.floor(low), math.ceil(high) + 1)
+            for digit in digits
+            if low <= math.log10(float(f"{digit}e{power}")) <= high
+        ]
+        if len(more) > 12:
+            break
+        found = more
+        if len(found) >= 4:
+            break
+    return found
+
+
+def _power(value: float) -> str:
+    """0.001 as it is; 0.00001 as a power of ten, which is shorter."""
+    if value >= 1e-4:
+        return f"{value:g}"
+    digits, _, exponent = f"{value:e}".partition("e")
+    power = "10" + str(int(exponent)).translate(_RAISED)
+    return power if float(digits) == 1 else f"{float(digits):g}·{power}"
+
+
+def _marker(item: Measured, spot: Spot) -> str:
+    title = f"{item.path}: {item.size} B, {item.kl_divergence:g} nats"
+    return f"<g><title>{escape(title)}</title>{_shape(spot.series, spot.x, spot.y, item.evaluated == 'tensors')}</g>"
+
+
+def _shape(series: int, x: float, y: float, hollow: bool = False) -> str:
+    """Models differ in colour and in shape."""
+    kind = f"s{series % len(SERIES)}{' o' if hollow else ''}"
+    match series % 4:
+        case 0:
+            return f'<circle class="{kind}" cx="{x:g}" cy="{y:g}" r="4.5"/>'
+        case 1:
+            return f'<rect class="{kind}" x="{x - 4:g}" y="{y - 4:g}" width="8" height="8"/>'
+        case 2:
+            return f'<path class="{kind}" d="M{x:g} {y - 5:g}l5 9h-10z"/>'
+    return f'<path class="{kind}" d="M{x:g} {y - 5.5:g}l5.5 5.5l-5.5 5.5l-5.5 -5.5z"/>'
+
+
+def _label(label: Label, coloured: bool) -> list[str]:
+    parts = []
+    if label.leader is not None:
+        (x, y), (to_x, to_y) = label.spot, label.leader
+        parts.append(f'<line class="e" x1="{x:g}" y1="{y:g}" x2="{to_x:.1f}" y2="{to_y:.1f}"/>')
+    kind = f"l t{label.series % len(SERIES)}" if coloured else "l"
+    for index, line in enumerate(label.lines):
+        y = label.box.top + LINE * index + 10.5
+        anchor = "" if label.anchor == "start" else f' text-anchor="{label.anchor}"'
+        parts.append(f'<text class="{kind}" x="{label.x:.1f}" y="{y:.1f}"{anchor}>{escape(line)}</text>')
+    return parts
+
+
+def _caption(y: float) -> str:
+    return (
+        f'<text class="q l" x="{LEFT}" y="{y:g}">Hollow: not run by a runtime of its own; '
+        "the figures are those of the fp32 forward pass over what the file holds.</text>"
+    )

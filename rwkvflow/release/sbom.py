@@ -1,0 +1,216 @@
+"""The bill of materials of a release: CycloneDX 1.6, a machine-learning model each for checkpoints and artifacts.
+
+The package writes everything but `modelCard`, which it does not know and which is added to its JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from uuid import NAMESPACE_URL, uuid5
+
+from rwkvflow import __version__
+from rwkvflow.documents.sources import HubSource, SourceError, parse_source
+from rwkvflow.release.artifacts import Row
+from rwkvflow.release.materials import Engine, Material, materials, package_version, wheel_version
+from rwkvflow.release.statement import HOME
+
+if TYPE_CHECKING:
+    from cyclonedx.model.component import Component
+    from packageurl import PackageURL
+
+
+ORIGINS = ("model", "lora", "state")  # kinds of what an artifact's values come from
+
+
+def sbom_bytes(
+    params: Mapping[str, Any], rows: Sequence[Row], engines: Sequence[Engine], license_id: str | None
+) -> bytes:
+    """The bill as JSON, sorted and indented. Its serial number follows from the artifacts; no time unless `epoch`."""
+    from cyclonedx.model.bom import Bom
+    from cyclonedx.model.component import Component, ComponentType
+    from cyclonedx.output.json import JsonV1Dot6
+
+    digests = "".join(f"{row.path} {row.digest}\n" for row in rows)
+    epoch = params.get("epoch")
+    bom = Bom(serial_number=uuid5(NAMESPACE_URL, f"{HOME}\n{params['name']}\n{params['lock']}\n{digests}"))
+    bom.metadata.timestamp = None if epoch is None else datetime.fromtimestamp(epoch, UTC)  # type: ignore[assignment]
+    bom.metadata.tools.components.add(
+        Component(type=ComponentType.APPLICATION, name="rwkvflow", version=__version__, bom_ref="tool/rwkvflow")
+    )
+    root = Component(type=ComponentType.MACHINE_LEARNING_MODEL, name=params["name"], bom_ref="release")
+    _licensed(root, license_id)
+    bom.metadata.component = root
+    inputs = {material.name: _material(material, params) for material in materials(params)}
+    built = {engine.image: [_engine_file(engine, path, sha) for path, sha in _libraries(engine)] for engine in engines}
+    for component in (*inputs.values(), *(component for parts in built.values() for component in parts)):
+        bom.components.add(component)
+    for image, parts in built.items():
+        used = [inputs["engine"], inputs["worker"], *_of_image(inputs, params, image)]
+        for component in parts:
+            bom.register_dependency(component, used)
+    artifacts = []
+    for row in rows:
+        component = _artifact(row, license_id)
+        bom.components.add(component)
+        artifacts.append(component)
+        used = [inputs[name] for kind in ORIGINS for name in inputs if f"{name}/".startswith(f"{kind}/{row.model}/")]
+        for image in row.images:
+            used += [*built.get(image, []), *_of_image(inputs, params, image)]
+        bom.register_dependency(component, [*used, inputs["worker"]])
+    bom.register_dependency(root, artifacts)
+    content = json.loads(JsonV1Dot6(bom).output_as_string())
+    _add_cards(content, rows, params)
+    return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def _material(material: Material, params: Mapping[str, Any]) -> Component:
+    from cyclonedx.model import ExternalReference, ExternalReferenceType, XsUri
+    from cyclonedx.model.component import Component, ComponentType
+
+    kinds = {
+        "model": ComponentType.MACHINE_LEARNING_MODEL,
+        "lora": ComponentType.MACHINE_LEARNING_MODEL,
+        "state": ComponentType.DATA,
+        "tokenizer": ComponentType.DATA,
+        "engine": ComponentType.LIBRARY,
+        "package": ComponentType.LIBRARY,
+        "worker": ComponentType.APPLICATION,
+        "base": ComponentType.CONTAINER,
+        "wheel": ComponentType.LIBRARY,
+    }
+    name, version = material.name.partition("/")[2] or material.name, None
+    purl = _purl(material)
+    if known := _index_name(material):
+        name, version = known
+    elif material.kind == "engine":
+        name, version = "engine sources", material.digest.get("gitCommit")
+    elif material.kind == "worker":
+        name = "rwkvflow.worker"
+    component = Component(type=kinds[material.kind], name=name, version=version, bom_ref=material.name, purl=purl)
+    _hashed(component, material.digest)
+    if material.uri is not None:
+        kind = ExternalReferenceType.VCS if material.kind == "engine" else ExternalReferenceType.DISTRIBUTION
+        component.external_references.add(ExternalReference(type=kind, url=XsUri(material.uri)))
+    return component
+
+
+def _index_name(material: Material) -> tuple[str, str] | None:
+    """Name and version in the package index of what comes from there."""
+    read = {"wheel": wheel_version, "package": package_version}.get(material.kind)
+    return read(material.name.partition("/")[2]) if read else None
+
+
+def _purl(material: Material) -> PackageURL | None:
+    from packageurl import PackageURL
+
+    if known := _index_name(material):
+        return PackageURL(type="pypi", name=known[0], version=known[1])
+    if material.uri is None or not material.uri.startswith("hf://"):
+        return None
+    try:
+        source = parse_source(material.uri, folder=True)
+    except SourceError:
+        return None
+    if not isinstance(source, HubSource):
+        return None
+    owner, _, name = source.repo.partition("/")
+    return PackageURL(type="huggingface", namespace=owner, name=name, version=source.revision, subpath=source.path)
+
+
+def _libraries(engine: Engine) -> Iterable[tuple[str, str]]:
+    return sorted((path, sha) for path, sha in engine.files.items() if path.startswith(("lib/", "bin/")))
+
+
+def _engine_file(engine: Engine, path: str, sha256: str) -> Component:
+    from cyclonedx.model import Property
+    from cyclonedx.model.component import Component, ComponentType
+
+    component = Component(
+        type=ComponentType.LIBRARY if path.startswith("lib/") else ComponentType.APPLICATION,
+        name=path.rpartition("/")[2],
+        bom_ref=f"engine@{engine.image}/{path}",
+    )
+    _hashed(component, {"sha256": sha256})
+    for key in ("compiler", "cmake", "target"):
+        if value := engine.facts.get(key):
+            component.properties.add(Property(name=f"rwkvflow:{key}", value=str(value)))
+    return component
+
+
+def _of_image(inputs: Mapping[str, Component], params: Mapping[str, Any], image: str) -> list[Component]:
+    wheels = [f"wheel/{filename}" for filename, _ in params["images"][image].get("wheels", ())]
+    return [inputs[name] for name in (f"base/{image}", *wheels) if name in inputs]
+
+
+def _artifact(row: Row, license_id: str | None) -> Component:
+    from cyclonedx.model import Property
+    from cyclonedx.model.component import Component, ComponentType
+
+    component = Component(type=ComponentType.MACHINE_LEARNING_MODEL, name=row.path, bom_ref=f"artifact/{row.path}")
+    if row.files == (row.path,):
+        _hashed(component, {"sha256": row.sha256})
+    _licensed(component, license_id)
+    component.properties.add(Property(name="rwkvflow:format", value=row.format))
+    component.properties.add(Property(name="rwkvflow:size", value=str(row.size)))
+    if row.bits is not None:
+        component.properties.add(Property(name="rwkvflow:bitsPerWeight", value=f"{row.bits:.3f}"))
+    return component
+
+
+def _hashed(component: Component, digest: Mapping[str, str]) -> None:
+    from cyclonedx.model import HashAlgorithm, HashType, Property
+
+    for algorithm, value in digest.items():
+        if algorithm == "sha256":
+            component.hashes.add(HashType(alg=HashAlgorithm.SHA_256, content=value))
+        else:
+            component.properties.add(Property(name=f"rwkvflow:{algorithm}", value=value))
+
+
+def _licensed(component: Component, license_id: str | None) -> None:
+    from cyclonedx.contrib.license.factories import LicenseFactory
+
+    if license_id:
+        component.licenses.add(LicenseFactory().make_from_string(license_id))
+
+
+def _add_cards(content: dict[str, Any], rows: Sequence[Row], params: Mapping[str, Any]) -> None:
+    cards = {f"artifact/{row.path}": _card(row) for row in rows}
+    for name in params["models"]:
+        facts = next((row.facts for row in rows if row.model == name and row.facts), {})
+        cards[f"model/{name}"] = {"modelParameters": _parameters(facts)}
+    for component in content["components"]:
+        if card := cards.get(component["bom-ref"]):
+            component["modelCard"] = card
+
+
+def _card(row: Row) -> dict[str, Any]:
+    card: dict[str, Any] = {"modelParameters": _parameters(row.facts)}
+    measured = [
+        {"type": kind, "value": str(row.smoke[key])}
+        for kind, key in (
+            ("perplexity", "perplexity"),
+            ("perplexity rise against the fp32 reference", "perplexity_rise"),
+            ("largest logit error in standard deviations", "logits"),
+            ("KL divergence from the fp32 reference in nats a token", "kl_divergence"),
+            ("share of positions with the same likeliest token", "agreement"),
+        )
+        if row.smoke.get(key) is not None
+    ]
+    if measured:
+        card["quantitativeAnalysis"] = {"performanceMetrics": measured}
+    return card
+
+
+def _parameters(facts: Mapping[str, Any]) -> dict[str, Any]:
+    version = (facts.get("architecture") or {}).get("version")
+    return {
+        "task": "text-generation",
+        "architectureFamily": "RWKV",
+        **({"modelArchitecture": f"RWKV-{version}"} if version else {}),
+        "inputs": [{"format": "token"}],
+        "outputs": [{"format": "token"}],
+    }

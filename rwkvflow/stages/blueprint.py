@@ -1,0 +1,84 @@
+"""What all stages build their Steps from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from rwkvflow.base.hashing import tree_digest
+from rwkvflow.base.shipped import PACKAGE
+from rwkvflow.documents.lock import Lock
+from rwkvflow.documents.recipe import Image, Model, Recipe
+from rwkvflow.documents.workflow import StageLimits, Workflow
+from rwkvflow.documents.yaml.units import seconds, size_bytes
+from rwkvflow.plan.matrix import Artifact
+from rwkvflow.plan.step import Limits, Ref, Source
+
+WORKER_COMMAND = ("python3", "-m", "rwkvflow.worker", "in/request.json")
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """The documents of one run, and where they came from."""
+
+    recipe: Recipe
+    recipe_path: Path
+    workflow: Workflow
+    workflow_path: Path
+    lock: Lock
+    sandbox: str  # "docker" | "host"
+    platform: str  # "linux-x86_64"
+    artifacts: tuple[Artifact, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Relative paths in the recipe start here."""
+        return self.recipe_path.parent
+
+    @cached_property
+    def images(self) -> Mapping[str, Image]:
+        """Images that some artifact is made in, by name."""
+        used = {artifact.image for artifact in self.artifacts}
+        return {image.name: image for image in self.recipe.images if image.name in used}
+
+    @cached_property
+    def models(self) -> Mapping[str, Model]:
+        """Models that some artifact is made of, by name."""
+        used = {artifact.model for artifact in self.artifacts}
+        return {model.name: model for model in self.recipe.models if model.name in used}
+
+    @cached_property
+    def builtin_engine(self) -> Source:
+        """librwkv's sources."""
+        return Source(tree_digest(PACKAGE / "engine"), PACKAGE / "engine")
+
+    @cached_property
+    def worker(self) -> Source:
+        """The code that runs inside the sandbox."""
+        return Source(tree_digest(PACKAGE / "worker"), PACKAGE / "worker")
+
+    def limits(self, stage: str, *, cores: float | None = None) -> Limits:
+        """Limits of a stage from the workflow; `cores` where the workflow names none."""
+        return limits_of(getattr(self.workflow.stages, stage), cores=cores)
+
+
+def image_step(image: str) -> str:
+    """Id of the step that makes an environment."""
+    return f"image/{image}"
+
+
+def environment(image: str) -> Ref:
+    """What an environment is made of, as canonical JSON: equal on every machine for equal locks."""
+    return Ref(image_step(image), "environment")
+
+
+def limits_of(stage: StageLimits, *, cores: float | None = None) -> Limits:
+    """Limits as a Step carries them."""
+    return Limits(
+        time_s=seconds(stage.time) if stage.time else None,
+        memory=size_bytes(stage.memory) if stage.memory else None,
+        cores=stage.cores if stage.cores is not None else cores,
+        retries=stage.retries,
+    )

@@ -1,0 +1,113 @@
+"""Looking after the store: what is in it, whether it is intact, and what can go."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rwkvflow.base.files import remove
+from rwkvflow.base.hashing import file_digest, tree_digest, walk
+from rwkvflow.store.store import Store
+
+DAY = 86400.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One blob or tree of the store."""
+
+    digest: str
+    kind: str
+    size: int
+    path: Path
+    steps: tuple[str, ...]  # ids of the steps that made it; empty: nothing refers to it
+    used: float  # time of last use, seconds since the epoch
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A blob whose bytes are not what its name says."""
+
+    digest: str
+    path: Path
+    message: str
+
+
+def _records(store: Store) -> Iterator[tuple[Path, dict[str, object]]]:
+    for path in sorted((store.root / "index").glob("*/*.json")):
+        try:
+            yield path, json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            yield path, {}
+
+
+def entries(store: Store) -> list[Entry]:
+    """Everything in blobs/ and trees/, largest first."""
+    steps: dict[str, set[str]] = {}
+    used: dict[str, float] = {}
+    for path, record in _records(store):
+        outputs = record.get("outputs")
+        for output in outputs.values() if isinstance(outputs, dict) else ():
+            digest = str(output.get("digest"))
+            steps.setdefault(digest, set()).add(str(record.get("step")))
+            used[digest] = max(used.get(digest, 0.0), path.stat().st_mtime)
+    found = []
+    for kind, folder in (("file", "blobs"), ("tree", "trees")):
+        for path in sorted((store.root / folder).glob("*/*")):
+            digest = f"sha256:{path.name}"
+            size = path.stat().st_size if kind == "file" else sum(item.stat().st_size for item in walk(path))
+            last = used.get(digest, path.stat().st_mtime)
+            found.append(Entry(digest, kind, size, path, tuple(sorted(steps.get(digest, ()))), last))
+    return sorted(found, key=lambda entry: (-entry.size, entry.digest))
+
+
+def verify(store: Store, on_entry: Callable[[Entry], None] | None = None) -> list[Damage]:
+    """Hash everything; remove what is damaged, so that the next run makes it again."""
+    damaged = []
+    for entry in entries(store):
+        if on_entry:
+            on_entry(entry)
+        actual = file_digest(entry.path) if entry.kind == "file" else tree_digest(entry.path)
+        if actual != entry.digest:
+            damaged.append(Damage(entry.digest, entry.path, f"its bytes hash to {actual}; removed"))
+            remove(entry.path)
+    return damaged
+
+
+def collect(
+    store: Store, *, older_than_days: float | None = None, max_bytes: int | None = None, dry_run: bool = False
+) -> list[Entry]:
+    """Remove what nothing refers to, what was not used for so many days, then the oldest until it fits.
+
+    Returns what was removed (or would be). The caller holds `store.exclusive()`.
+    """
+    now = time.time()
+    everything = entries(store)
+    gone = {
+        entry.digest: entry
+        for entry in everything
+        if not entry.steps or (older_than_days is not None and now - entry.used > older_than_days * DAY)
+    }
+    kept = sorted((entry for entry in everything if entry.digest not in gone), key=lambda entry: entry.used)
+    total = sum(entry.size for entry in kept)
+    for entry in kept:
+        if max_bytes is None or total <= max_bytes:
+            break
+        gone[entry.digest] = entry
+        total -= entry.size
+    if not dry_run:
+        for entry in gone.values():
+            remove(entry.path)
+        for path, record in _records(store):
+            outputs = record.get("outputs")
+            names = [str(o.get("digest")) for o in outputs.values()] if isinstance(outputs, dict) else []
+            if not names or any(name in gone for name in names):
+                path.unlink(missing_ok=True)
+                (store.root / "logs" / f"{path.stem}.log").unlink(missing_ok=True)
+        for lock in (store.root / "locks").glob("*.lock"):
+            if lock.name != "store.lock":
+                lock.unlink(missing_ok=True)
+    return sorted(gone.values(), key=lambda entry: (-entry.size, entry.digest))

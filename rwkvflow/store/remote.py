@@ -1,0 +1,273 @@
+"""A second level below the store, at any fsspec URL, shared by CI jobs and colleagues.
+
+    <url>/index/<aa>/<key>.json   Record of a finished step; written after all that it refers to
+    <url>/blobs/<aa>/<hex>        files, named by their sha256
+    <url>/trees/<aa>/<hex>.tar    folders, named by hashing.tree_digest; the bytes of the archive depend on it alone
+
+Nothing in it is believed: sizes are checked before and hashes after a download, and what does not fit is ignored, told,
+and made again. Only the index cannot be checked so: whoever may write there decides what a step's result is. Trouble
+with the remote never ends a run; it goes on without.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rwkvflow.base.errors import RwkvflowError, UsageError
+from rwkvflow.base.hashing import file_digest, text_digest, tree_digest
+from rwkvflow.store.store import Output, Record, Store, digest_hex
+from rwkvflow.store.tree_archive import ArchiveError, pack, unpack
+
+T = TypeVar("T")
+Tell = Callable[[str], None]
+MISSING_FOR_S = 5.0  # how long an absent record is taken to stay absent
+TROUBLES = 3  # in a row when reading, or when writing, and that is left alone for the rest of the run
+RECORD_BYTES = 4 << 20
+# These write where a reader can see half a file; object stores show an object once it is complete.
+RENAMED = frozenset({"file", "local", "sftp", "ssh", "smb", "ftp", "hdfs", "arrow_hdfs", "webhdfs"})
+
+
+class Damaged(Exception):
+    """What came from the remote is not what its name says."""
+
+
+class Remote:
+    """One remote store. Methods never raise for trouble with it: they tell, and answer as if nothing were there."""
+
+    def __init__(self, url: str, tell: Tell, *, write: bool = True) -> None:
+        self.shown = redacted(url)
+        self.id = text_digest(url).removeprefix("sha256:")[:16]
+        self._url = url
+        self.write = write
+        self._tell = tell
+        self._guard = threading.Lock()
+        self._absent: dict[str, float] = {}
+        self._damaged: set[str] = set()
+        self._troubles = {"reading": 0, "writing": 0}  # a remote that may only be read is a usual thing
+        self._fs, self._root = _open(url)
+        protocol = self._fs.protocol
+        self._rename = bool(RENAMED.intersection((protocol,) if isinstance(protocol, str) else protocol))
+
+    # ---- reading -----------------------------------------------------------------------------------------------
+
+    def lookup(self, key: str) -> Record | None:
+        """The record that somebody stored for a step key."""
+        since = self._absent.get(key)
+        if since is not None and time.monotonic() - since < MISSING_FOR_S:
+            return None
+        path = self._path("index", key, ".json")
+        data = self._try(f"reading {path}", lambda: self._read(path))
+        if data is not None:
+            try:
+                return _record(key, data)
+            except (KeyError, TypeError, ValueError, AttributeError, RwkvflowError) as error:
+                self._tell(f"remote store: the record {key[:12]} is damaged ({error}); ignored")
+        self._absent[key] = time.monotonic()
+        return None
+
+    def has(self, output: Output) -> bool:
+        """Whether the bytes seem to be there; only `bring` can be sure."""
+        if output.digest in self._damaged:
+            return False
+        info = self._try(f"looking for {output.digest}", lambda: self._info(self._place(output)))
+        return info is not None and (output.kind == "tree" or info.get("size") == output.size)
+
+    def bring(self, output: Output, store: Store) -> bool:
+        """Copy the bytes into the store, if they are what their digest says."""
+        if output.digest in self._damaged:
+            return False
+        place = self._place(output)
+
+        def copy() -> bool:
+            info = self._info(place)
+            if info is None:
+                return False
+            with store.scratch() as folder:
+                target = folder / "file"
+                self._download(place, target, info.get("size"), output)
+                if output.kind == "tree":
+                    try:
+                        unpack(target, folder / "tree", output.size)
+                    except ArchiveError as error:
+                        raise Damaged(str(error)) from error
+                    actual = tree_digest(folder / "tree")
+                    if actual != output.digest:
+                        raise Damaged(f"its files hash to {actual}")
+                    store.put_tree(folder / "tree")
+                else:
+                    actual = file_digest(target)
+                    if actual != output.digest:
+                        raise Damaged(f"its bytes hash to {actual}")
+                    store.put_file(target, output.digest)
+            return True
+
+        try:
+            return bool(self._try(f"fetching {output.digest}", copy))
+        except Damaged as error:
+            self._damaged.add(output.digest)
+            self._tell(f"remote store: {output.digest} is damaged ({error}); ignored, it is made anew")
+            return False
+
+    def _download(self, place: str, target: Path, size: Any, output: Output) -> None:
+        most = output.size if output.kind == "file" else 2 * output.size + (64 << 20)
+        if isinstance(size, int) and (size > most or (output.kind == "file" and size != output.size)):
+            raise Damaged(f"it has {size} bytes instead of {output.size}")
+        done = 0
+        with self._fs.open(place, "rb") as source, target.open("wb") as file:
+            while chunk := source.read(4 << 20):
+                done += len(chunk)
+                if done > most:
+                    raise Damaged(f"it has more than {most} bytes")
+                file.write(chunk)
+        if output.kind == "file" and done != output.size:
+            raise Damaged(f"it ends after {done} of {output.size} bytes")
+
+    # ---- writing -----------------------------------------------------------------------------------------------
+
+    def send(self, key: str, record: Record, store: Store, *, contents: bool) -> bool:
+        """Store a finished step: its outputs where `contents` says so, then its record. False: told why not."""
+        if not self.write:
+            return False
+
+        def copy() -> bool:
+            for output in record.outputs.values() if contents else ():
+                path = store.path(output.digest)
+                if path is None:
+                    return False
+                self._send_output(output, path, store)
+            text = json.dumps({"key": key, **asdict(record)}, sort_keys=True, ensure_ascii=False)
+            self._write(self._path("index", key, ".json"), text.encode())
+            self._absent.pop(key, None)
+            return True
+
+        return bool(self._try(f"sending {record.step}", copy, "writing"))
+
+    def _send_output(self, output: Output, path: Path, store: Store) -> None:
+        place = self._place(output)
+        known = None if output.digest in self._damaged else self._info(place)
+        if output.kind == "file":
+            if known is None or known.get("size") != output.size:
+                self._write(place, path)
+        else:
+            with store.scratch() as folder:
+                archive = folder / "tree.tar"
+                pack(path, archive)
+                if known is None or known.get("size") != archive.stat().st_size:
+                    self._write(place, archive)
+        self._damaged.discard(output.digest)
+
+    def _write(self, place: str, content: bytes | Path) -> None:
+        folder, _, name = place.rpartition("/")
+        at = f"{folder}/.{name}.{uuid.uuid4().hex}" if self._rename else place
+        try:
+            if self._rename:  # elsewhere folders need no making, and a bucket must not be made by the way
+                self._fs.makedirs(folder, exist_ok=True)
+            if isinstance(content, Path):
+                self._fs.put_file(str(content), at)
+            else:
+                self._fs.pipe_file(at, content)
+            if at != place:
+                self._fs.mv(at, place)
+        except BaseException:
+            if at != place and self._fs.exists(at):
+                self._fs.rm(at)
+            raise
+
+    # ---- the file system ---------------------------------------------------------------------------------------
+
+    def _path(self, folder: str, name: str, suffix: str = "") -> str:
+        return f"{self._root}/{folder}/{name[:2]}/{name}{suffix}"
+
+    def _place(self, output: Output) -> str:
+        tree = output.kind == "tree"
+        return self._path("trees" if tree else "blobs", digest_hex(output.digest), ".tar" if tree else "")
+
+    def _info(self, place: str) -> dict[str, Any] | None:
+        try:
+            self._fs.invalidate_cache(place.rpartition("/")[0])  # others write while we run
+            return dict(self._fs.info(place))
+        except FileNotFoundError:
+            return None
+
+    def _read(self, place: str) -> bytes | None:
+        try:
+            with self._fs.open(place, "rb") as file:
+                return bytes(file.read(RECORD_BYTES))
+        except FileNotFoundError:
+            return None
+
+    def _try(self, what: str, action: Callable[[], T | None], kind: str = "reading") -> T | None:
+        """What the action returns; None where the remote is in trouble. Damage is the caller's."""
+        if self._troubles[kind] >= TROUBLES:
+            return None
+        try:
+            result = action()
+        except (Damaged, RwkvflowError):
+            raise
+        except Exception as error:  # each kind of file system has errors of its own
+            with self._guard:
+                self._troubles[kind] += 1
+                count = self._troubles[kind]
+            if count <= TROUBLES:
+                after = f"; no more {kind} in this run" if count == TROUBLES else ""
+                self._tell(f"remote store {self.shown}: {what}: {self._words(error)}{after}")
+            return None
+        with self._guard:
+            self._troubles[kind] = 0 if self._troubles[kind] < TROUBLES else TROUBLES
+        return result
+
+    def _words(self, error: Exception) -> str:
+        return " ".join(f"{type(error).__name__}: {error}".replace(self._url, self.shown).split())[:300]
+
+
+def redacted(url: str) -> str:
+    """A URL without what may be secret in it."""
+    return re.sub(r"(?<=://)[^/@]*@", "", url.split("?", 1)[0])
+
+
+def _open(url: str) -> tuple[Any, str]:
+    try:
+        import fsspec  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise UsageError("a remote store needs fsspec", remedy="pip install fsspec") from error
+    if not re.match(r"^[A-Za-z][A-Za-z0-9+.-]*:", url):
+        raise UsageError(
+            f"the remote store {redacted(url)} is no URL",
+            remedy="name one that fsspec knows, such as s3://bucket/folder or file:///srv/rwkvflow",
+        )
+    try:
+        system, root = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise UsageError(
+            f"the remote store {redacted(url)} needs a package that is not installed: {error}",
+            remedy="pip install what it names, e.g. s3fs for s3://",
+        ) from error
+    except Exception as error:
+        raise UsageError(f"the remote store {redacted(url)} cannot be opened: {type(error).__name__}") from error
+    return system, str(root).rstrip("/")
+
+
+def _record(key: str, data: bytes) -> Record:
+    """Strict: whatever is odd raises ValueError, KeyError or TypeError."""
+    entry = json.loads(data)
+    if entry["key"] != key:
+        raise ValueError("it is of another step")
+    outputs = {str(name): _output(value) for name, value in entry["outputs"].items()}
+    notes = {str(name): str(value) for name, value in entry["notes"].items()}
+    return Record(str(entry["step"]), outputs, float(entry["seconds"]), notes)
+
+
+def _output(value: Mapping[str, Any]) -> Output:
+    output = Output(str(value["digest"]), str(value["kind"]), value["size"])
+    if output.kind not in ("file", "tree") or not isinstance(output.size, int) or output.size < 0:
+        raise ValueError(f"not an output: {value}")
+    digest_hex(output.digest)
+    return output

@@ -1,0 +1,224 @@
+"""`chatrwkv-*`: the `rwkv` package runs files for the CPU; those for CUDA must equal what the package itself writes.
+
+Without a GPU the package cannot run a CUDA strategy, but it converts for one. Its file and ours are compared tensor by
+tensor, and the answers are those of the fp32 forward pass over what ours holds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.chatrwkv import layout as chatrwkv
+from rwkvflow.worker.formats.chatrwkv import strategy as strategies
+from rwkvflow.worker.model.architecture import HEAD_NORM_EPS, Architecture, architecture_of, is_state
+from rwkvflow.worker.model.rounding import rounded
+from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.read.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from rwkvflow.worker.reference import Reference
+from rwkvflow.worker.smoke.consumers import Task, answer, one_by_one
+from rwkvflow.worker.smoke.held import AsCheckpoint, Held, compare_held
+from rwkvflow.worker.smoke.questions import Answers, Questions
+
+# torch sums a row of the embedding in another order than we do: one unit in the last place of the narrower type
+UNITS = {"bf16": 2.0**-7, "f16": 2.0**-9, "f32": 2.0**-9}
+
+
+def run(task: Task, questions: Questions) -> Answers:
+    """Raises WorkerError when the package refuses the file, or would have written another one."""
+    strategy = strategy_of(task.format)
+    with open_checkpoint(task.checkpoint) as checkpoint, open_checkpoint(task.artifact) as artifact:
+        architecture = architecture_of(checkpoint.tensors)
+        other_eps = task.group_norm_eps not in (None, HEAD_NORM_EPS) and architecture.version != "4"
+        _compare_states(checkpoint, artifact)
+        on_gpu = any(stage.device != "cpu" for stage in strategies.parse(strategy))
+        if not on_gpu and not other_eps:
+            with _named(task.artifact, ".pth") as path:
+                return one_by_one(_step(path, strategy, architecture), questions, _torch_threads())
+        note = "the rwkv package has an epsilon of 64e-5 in its head group norm, and the recipe another"
+        if on_gpu:
+            note = "the rwkv package would need a GPU to run it"
+        if architecture.version == "7":
+            dtype = artifact.tensors["emb.weight"].dtype if "emb.weight" in artifact.tensors else "f16"
+            wanted = {name: Held(name, dtype, tuple(info.shape)) for name, info in checkpoint.tensors.items()}
+            compare_held(checkpoint, artifact, wanted)
+            note += "; each tensor is the checkpoint's, in the strategy's type"
+        else:
+            _compare_with_package(task, checkpoint, artifact, strategy, architecture)
+            wanted = {
+                info.name: _held(info, architecture, artifact)
+                for info in checkpoint.tensors.values()
+                if info.name not in chatrwkv.LN0
+            }
+            note += "; it equals what the package itself writes for this strategy"
+        view = AsCheckpoint(artifact, wanted, checkpoint.tensors)
+        reference = Reference(view, task.group_norm_eps, architecture=architecture)
+        return replace(answer(reference, questions), note=note)
+
+
+def _torch_threads() -> int:
+    """How many threads PyTorch computes with."""
+    return int(importlib.import_module("torch").get_num_threads())
+
+
+def strategy_of(name: str) -> str:
+    """The strategy of a format of this family."""
+    item = FORMATS.get(name)
+    if not isinstance(item, chatrwkv.ChatRwkv):
+        raise WorkerError(f"{name} is no format for the rwkv package")
+    return item.strategy
+
+
+def _compare_states(checkpoint: Checkpoint, artifact: Checkpoint) -> None:
+    """Raises WorkerError unless the artifact has the checkpoint's initial states, in its own type."""
+    for name in filter(is_state, checkpoint.tensors):
+        info = artifact.tensors.get(name)
+        wanted = checkpoint.float32(name)
+        same = info is not None and np.array_equal(
+            rounded(info.dtype, wanted), artifact.float32(name).reshape(wanted.shape)
+        )
+        if not same:
+            raise WorkerError(f"{name} is not the checkpoint's in the artifact")
+
+
+def _package(version: str) -> Any:
+    """rwkv.model, which reads its environment once; anew where another version was loaded before."""
+    wanted = {"RWKV_JIT_ON": "0", "RWKV_CUDA_ON": "0", "RWKV_V7_ON": "1" if version == "7" else "0"}
+    if "rwkv.model" in sys.modules and os.environ.get("RWKV_V7_ON") != wanted["RWKV_V7_ON"]:
+        del sys.modules["rwkv.model"]
+    os.environ.update(wanted)
+    try:
+        return importlib.import_module("rwkv.model")
+    except ImportError as error:
+        raise WorkerError(f"the rwkv package cannot be loaded: {error}") from None
+
+
+def _step(path: Path, strategy: str, architecture: Architecture) -> Callable[[int, Any], tuple[Any, Any]]:
+    package = _package(architecture.version)
+    try:
+        model = package.RWKV(str(path.with_suffix("")), strategy)
+    except (AssertionError, KeyError, RuntimeError, ValueError) as error:
+        raise WorkerError(f"the rwkv package refused it: {type(error).__name__}: {error}") from None
+
+    model.args.time_state = False  # the reference starts from nothing as well; the file's states were compared
+
+    def step(token: int, state: Any) -> tuple[NDArray[np.float32], Any]:
+        logits, state = model.forward([token], state)
+        return logits.float().numpy(), state
+
+    return step
+
+
+@contextmanager
+def _named(path: Path, suffix: str) -> Iterator[Path]:
+    """A link to a file under a name with this suffix, without which the package does not take it."""
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / f"model{suffix}"
+        link.symlink_to(path.resolve())
+        yield link
+
+
+# ---- what the package writes ----------------------------------------------------------------------------------
+
+
+def _compare_with_package(
+    task: Task, checkpoint: Checkpoint, artifact: Checkpoint, strategy: str, architecture: Architecture
+) -> None:
+    package = _package(architecture.version)
+    scratch = Path("out") if Path("out").is_dir() else None  # a container's /tmp may be small
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        source, target = Path(folder).resolve() / "source.pth", Path(folder).resolve() / "target.pth"
+        _plain(checkpoint, source)
+        try:
+            package.RWKV(str(source), strategy, convert_and_save_and_exit=str(target))
+        except SystemExit:
+            pass
+        except (AssertionError, KeyError, RuntimeError, ValueError) as error:
+            raise WorkerError(f"the rwkv package cannot convert it: {type(error).__name__}: {error}") from None
+        with open_checkpoint(target) as theirs:
+            compare_files(artifact, theirs, checkpoint.tensors["emb.weight"].dtype)
+
+
+def _plain(checkpoint: Checkpoint, target: Path) -> None:
+    """The checkpoint as the package reads it: a .pth whose names are the author's."""
+    import torch
+
+    if checkpoint.kind == "pth" and checkpoint.is_plain:
+        keys = torch.load(checkpoint.path, map_location="cpu", mmap=True, weights_only=True)
+        if list(keys) == list(checkpoint.tensors):
+            target.symlink_to(checkpoint.path.resolve())
+            return
+    tensors = {}
+    for name, info in checkpoint.tensors.items():
+        values = torch.from_numpy(checkpoint.read(name).view(np.int16 if info.dtype == "bf16" else None))
+        tensors[name] = values.view(torch.bfloat16) if info.dtype == "bf16" else values
+    torch.save(tensors, target)
+
+
+def compare_files(ours: Checkpoint, theirs: Checkpoint, dtype: str) -> None:
+    """Raises WorkerError unless all is equal; the embedding of a checkpoint of `dtype` to a unit in its last place."""
+    if dict(ours.metadata) != dict(theirs.metadata):
+        raise WorkerError(f"the artifact says {dict(ours.metadata)}, the package writes {dict(theirs.metadata)}")
+    here = {name.replace(".time_faaaa", ".time_first"): name for name in ours.tensors}  # see formats.chatrwkv
+    if set(here) != set(theirs.tensors):
+        odd = sorted(set(here) ^ set(theirs.tensors))
+        raise WorkerError(f"the artifact and what the package writes differ in having {odd[0]!a}")
+    for name, info in theirs.tensors.items():
+        mine = ours.tensors[here[name]]
+        if (mine.dtype, mine.shape) != (info.dtype, info.shape):
+            raise WorkerError(
+                f"{name} is {mine.dtype} {list(mine.shape)} in the artifact; "
+                f"the package makes it {info.dtype} {list(info.shape)}"
+            )
+        if name == "emb.weight":
+            a, b = ours.float32(name), theirs.float32(name)
+            equal = bool((np.abs(a - b) <= UNITS.get(dtype, UNITS["f32"]) * np.abs(b) + 1e-6).all())
+        else:
+            equal = np.array_equal(ours.read(here[name]), theirs.read(name))
+        if not equal:
+            raise WorkerError(f"{name} holds other values than what the rwkv package writes")
+
+
+# ---- the artifact as a checkpoint -----------------------------------------------------------------------------
+
+
+def _held(info: TensorInfo, architecture: Architecture, artifact: Checkpoint) -> Held:
+    """Where a tensor of versions 4 to 6 stands in the artifact, and how its values come back."""
+    name = chatrwkv.name_in_file(info.name, architecture)
+    found = artifact.tensors[name]
+    transposed = len(info.shape) == 2 and any(part in name for part in chatrwkv.MATRICES)
+    factor = float(1 << chatrwkv.layer_of(name, architecture.n_layer) // chatrwkv.RESCALED_AFTER)
+    if "att.output.weight" not in name and "ffn.value.weight" not in name:
+        factor = 1.0
+    if artifact.metadata.get("_rescale_layer") == 0:
+        factor = 1.0
+
+    def back(values: NDArray[Any]) -> NDArray[Any]:
+        if found.dtype == "u8":
+            mx, rx, my, ry = (artifact.float32(f"{name}_{part}") for part in ("mx", "rx", "my", "ry"))
+            values = (values + np.float32(0.5)) * ry * rx + my + mx
+        if ".time_decay" in name and "_w" not in name and architecture.version != "6":
+            values = np.log(-values) if architecture.version == "4" else np.log(-np.log(values))
+        elif ".time_first" in info.name and architecture.version != "4":
+            values = np.log(values)
+        values = values.T if transposed else values
+        return np.ascontiguousarray(values) * np.float32(factor)
+
+    def quiet(values: NDArray[Any]) -> NDArray[Any]:
+        with np.errstate(divide="ignore"):
+            return back(values)
+
+    if name == "emb.weight":
+        return Held(name, found.dtype, tuple(found.shape))
+    return Held(name, found.dtype, tuple(found.shape), quiet, quiet)

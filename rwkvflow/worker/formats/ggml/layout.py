@@ -1,0 +1,252 @@
+"""rwkv.cpp's `.bin`: a header of six int32, then each tensor with its own small header, nothing padded.
+
+Layout and transforms are those of rwkv.cpp's converter and quantizer (docs/FILE_FORMAT.md there), and so are the bytes.
+Its files have no Q4_K and Q5_K: those are librwkv's, with the numbers and blocks of ggml. Rows that 256 does not divide
+get what llama.cpp takes in their place (src/llama-quant.cpp): Q5_0 and Q5_1.
+
+    header   int32 magic 0x67676d66, version 101, n_vocab, n_embd, n_layer, data type of the file
+    tensor   int32 number of dims, length of the name, data type; int32 dims, last of PyTorch's first; name; data
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.write.layout import (
+    ALL_VERSIONS,
+    BLOCKS,
+    F16,
+    F32,
+    NARROWER,
+    Q4_0,
+    Q4_1,
+    Q4_K,
+    Q5_0,
+    Q5_1,
+    Q5_K,
+    Q8_0,
+    Encoding,
+    FileFormat,
+    Layout,
+    LayoutBuilder,
+    Limits,
+    Transform,
+)
+
+if TYPE_CHECKING:
+    from rwkvflow.worker.model.architecture import Architecture
+    from rwkvflow.worker.read.checkpoint import TensorInfo
+
+MAGIC = 0x67676D66
+VERSION = 101
+LARGEST_INT32 = 2**31 - 1
+
+ALWAYS_F32 = (".time_", ".k_k", ".k_a", ".r_k", ".x_rwkvag", ".x_k", ".w0", ".a0", ".v0")
+NEVER_QUANTIZED = (*(f"att.{x}{n}" for x in "vgaw" for n in "12"), "att.r_k")
+JOINED = tuple(f"att.x_{x}" for x in "rwkvag")  # version 7: one tensor, in this order
+
+
+def _exp(a: Any) -> Any:
+    from rwkvflow.worker.model.exact import exp32
+
+    return exp32(a)
+
+
+TRANSPOSE = Transform("swap the last two dims", lambda a: a.swapaxes(-1, -2))
+EXP = Transform("exp(x)", _exp, arithmetic=True)
+NEGATIVE_EXP = Transform("-exp(x)", lambda a: -_exp(a), arithmetic=True)
+EXP_NEGATIVE_EXP = Transform("exp(-exp(x))", lambda a: _exp(-_exp(a)), arithmetic=True)
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor of the file: its sources, one after another, are its values."""
+
+    name: str
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]  # PyTorch's order
+    transform: Transform | None = None
+
+
+@dataclass(frozen=True)
+class Ggml(FileFormat):
+    """One of rwkv.cpp's data types. `from_f16`: quantized from what the F16 file holds, else from F32."""
+
+    kind: int = F32
+    from_f16: bool = False
+
+    def refuse(self, architecture: Architecture) -> str | None:
+        """See Format. A file tells the number of heads by a dimension, which rwkv.cpp squeezes away where it is 1."""
+        if refused := super().refuse(architecture):
+            return refused
+        if architecture.version in ("5.2", "6") and architecture.n_head == 1:
+            return f"{self.name} cannot hold a version {architecture.version} model with a single head"
+        return None
+
+    def layout(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Layout:
+        """See FileFormat."""
+        build = LayoutBuilder()
+        header = (MAGIC, VERSION, architecture.n_vocab, architecture.n_embd, architecture.n_layer, self.kind)
+        build.literal(struct.pack("<6i", *header))
+        narrowed: dict[tuple[int, int], list[str]] = {}
+        for tensor in _plan(architecture, tensors):
+            kind = self._kind(tensor, build)
+            if kind not in (self.kind, F32, F16):
+                narrowed.setdefault((kind, tensor.shape[-1]), []).append(tensor.name)
+            if len(tensor.shape) > 4 or any(dim > LARGEST_INT32 for dim in tensor.shape):
+                raise WorkerError(f"{self.name} cannot hold {tensor.name} of shape {list(tensor.shape)}")
+            key = tensor.name.encode()
+            dims = tuple(reversed(tensor.shape))
+            build.literal(struct.pack(f"<{3 + len(dims)}i", len(dims), len(key), kind, *dims) + key)
+            via_f16 = self.from_f16 and kind not in (F32, F16) and _f16_in_f16_file(tensor)
+            for source in tensor.sources:
+                count = math.prod(tensor.shape) // len(tensor.sources)
+                build.slot(source, count, Encoding(kind, via_f16, tensor.transform))
+        for (kind, cols), names in narrowed.items():
+            which = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            block = BLOCKS[self.kind][0]
+            build.remark(f"{self.name}: {NAMES[kind]} instead for {which}: rows of {cols}, not a multiple of {block}")
+        return build.done()
+
+    def _kind(self, tensor: _Tensor, build: LayoutBuilder) -> int:
+        """The data type of a tensor in this file."""
+        unquantized = F16 if self.from_f16 and _f16_in_f16_file(tensor) else F32
+        if self.kind in (F32, F16) or not _quantizable(tensor):
+            return unquantized
+        cols = tensor.shape[-1]
+        for kind in (self.kind, NARROWER.get(self.kind, self.kind)):
+            block = BLOCKS[kind][0]
+            if cols % block == 0:
+                return kind
+        if cols > 1:  # a last dim of 1 is rwkv.cpp's own, on per-head values that nobody would expect quantized
+            build.remark(f"{self.name}: {tensor.name} stays unquantized: rows of {cols}, not a multiple of {block}")
+        return unquantized
+
+
+def _f16_in_f16_file(tensor: _Tensor) -> bool:
+    return len(tensor.shape) > 1 and not any(part in tensor.name for part in ALWAYS_F32)
+
+
+def _quantizable(tensor: _Tensor) -> bool:
+    if len(tensor.shape) != 2 or tensor.name in ("emb.weight", "head.weight"):
+        return False
+    return not any(part in tensor.name for part in NEVER_QUANTIZED)
+
+
+def _plan(architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> list[_Tensor]:
+    """The tensors of the file, in its order."""
+    out: list[_Tensor] = []
+    joined: set[str] = set()
+    for name, info in tensors.items():
+        stem = next((name[: -len(part)] for part in JOINED if name.endswith("." + part)), None)
+        if architecture.version != "7" or stem is None:
+            out.append(_single(architecture, name, tuple(info.shape)))
+        elif stem not in joined:
+            joined.add(stem)
+            out.append(_join(stem, tensors))
+    return out
+
+
+def _join(stem: str, tensors: Mapping[str, TensorInfo]) -> _Tensor:
+    sources = tuple(stem + part for part in JOINED)
+    missing = [name for name in sources if name not in tensors]
+    if missing:
+        raise WorkerError(f"the checkpoint has no {missing[0]}, and rwkv.cpp's file needs all six att.x_*")
+    shape = tuple(tensors[sources[0]].shape)
+    odd = next((name for name in sources if tuple(tensors[name].shape) != shape), None)
+    if odd or not shape:
+        raise WorkerError(f"{odd or sources[0]}: all six att.x_* of a layer should have one shape, [1, 1, n_embd]")
+    return _Tensor(stem + "att.x_rwkvag", sources, (shape[0] * len(sources), *shape[1:]))
+
+
+def _single(architecture: Architecture, name: str, shape: tuple[int, ...]) -> _Tensor:
+    version = architecture.version
+    if ".time_" in name:
+        shape = tuple(dim for dim in shape if dim != 1)
+    plain = _Tensor(name, (name,), shape)
+    if version == "4":
+        return _Tensor(name, (name,), shape, NEGATIVE_EXP) if ".time_decay" in name else plain
+    if version.startswith("5"):
+        return _version_5(version, plain)
+    if version == "6":
+        return _version_6(architecture, plain)
+    if version == "7" and name.endswith(tuple(f".att.{x}{n}" for x in "wavg" for n in "12")):
+        return _transposed(plain)
+    return plain
+
+
+def _version_5(version: str, tensor: _Tensor) -> _Tensor:
+    name, shape = tensor.name, tensor.shape
+    if ".time_decay" in name:
+        shape = (math.prod(shape), 1, 1) if version == "5.0" else (*shape, 1)
+        return _Tensor(name, tensor.sources, shape, EXP_NEGATIVE_EXP)
+    if ".time_first" in name:
+        return _Tensor(name, tensor.sources, (math.prod(shape), 1, 1), EXP)
+    if ".time_faaaa" in name:
+        return _Tensor(name, tensor.sources, (*shape, 1))
+    return tensor
+
+
+def _version_6(architecture: Architecture, tensor: _Tensor) -> _Tensor:
+    name, shape = tensor.name, tensor.shape
+    if ".time_faaaa" in name:
+        return _Tensor(name, tensor.sources, (*shape, 1))
+    if any(part in name for part in (".time_maa_w1", ".time_maa_w2", ".time_decay_w1", ".time_decay_w2")):
+        return _transposed(tensor)
+    if name.endswith(".time_decay"):
+        heads = architecture.n_head
+        if not heads or math.prod(shape) % heads:
+            raise WorkerError(f"{name} has {math.prod(shape)} values, which {heads} heads cannot share")
+        return _Tensor(name, tensor.sources, (heads, math.prod(shape) // heads, 1))
+    return tensor
+
+
+def _transposed(tensor: _Tensor) -> _Tensor:
+    shape = tensor.shape
+    if len(shape) < 2:
+        raise WorkerError(f"{tensor.name} should be a matrix, and is of shape {list(shape)}")
+    return _Tensor(tensor.name, tensor.sources, (*shape[:-2], shape[-1], shape[-2]), TRANSPOSE)
+
+
+# What each type may lose. Rounding is relative to the size of weights: about 2^-12 in F16, 2^-8 in Q8_0, 2^-5 and 2^-4
+# in the others, and adds up over the layers.
+LIMITS = {
+    "f32": Limits(logits=1e-4, perplexity=1e-4),
+    "f16": Limits(logits=0.02, perplexity=0.002),
+    "q8_0": Limits(logits=0.2, perplexity=0.01),
+    "q5_k": Limits(logits=0.8, perplexity=0.05),
+    "q5_1": Limits(logits=0.8, perplexity=0.05),
+    "q5_0": Limits(logits=0.8, perplexity=0.05),
+    "q4_k": Limits(logits=1.5, perplexity=0.15),
+    "q4_1": Limits(logits=1.5, perplexity=0.15),
+    "q4_0": Limits(logits=1.5, perplexity=0.20),
+}
+KINDS = {
+    **{"f32": F32, "f16": F16, "q4_0": Q4_0, "q4_1": Q4_1, "q5_0": Q5_0, "q5_1": Q5_1, "q8_0": Q8_0},
+    **{"q4_k": Q4_K, "q5_k": Q5_K},
+}
+NAMES = {kind: short.upper() for short, kind in KINDS.items()}
+
+
+def _format(short: str, from_f32: bool = False) -> Ggml:
+    return Ggml(
+        name=f"ggml-{short}" + ("-from-f32" if from_f32 else ""),
+        suffix={"f32": "-FP32", "f16": "-FP16"}.get(short, "-" + short.upper())
+        + ("-from-FP32" if from_f32 else "")
+        + ".bin",
+        versions=ALL_VERSIONS,
+        consumer="librwkv",
+        limits=LIMITS[short],
+        kind=KINDS[short],
+        from_f16=short != "f32" and not from_f32,
+    )
+
+
+FORMATS = tuple(_format(short) for short in KINDS) + tuple(
+    _format(short, from_f32=True) for short in KINDS if short not in ("f32", "f16")
+)

@@ -1,0 +1,329 @@
+"""`gguf-*`: llama.cpp's files, for versions 6 and 7.
+
+    "GGUF", uint32 version 3, uint64 number of tensors, uint64 number of metadata pairs
+    pair     name (uint64 length, UTF-8), uint32 type, value; an array is uint32 type, uint64 length, values
+    tensor   name, uint32 number of dims, uint64 dims (last of PyTorch's first), uint32 type, uint64 offset
+    data     from the next multiple of 32; each tensor padded to one
+
+A model above the size that a recipe names becomes a folder of STEM-00001-of-00003.gguf …, as llama.cpp's gguf-split
+cuts it: the metadata stand in the first shard; each says split.no, split.count and split.tensors.count.
+
+Keys, names, shapes and transforms are those of llama.cpp's convert_hf_to_gguf.py (conversion/rwkv.py), and which
+tensors stay unquantized is what its quantizer leaves alone (src/llama-quant.cpp). One thing is ours: files of less
+than eight bits hold `output.weight` as Q8_0, where llama.cpp's tool writes Q6_K.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from rwkvflow.worker.formats.ggml.layout import TRANSPOSE
+from rwkvflow.worker.formats.gguf.pairs import RESCALE, gguf_text, head, model_pairs, split_pairs, token_pairs
+from rwkvflow.worker.formats.gguf.tokens import vocabulary
+from rwkvflow.worker.formats.safetensors.layout import grouped
+from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.read.shards import shard_name
+from rwkvflow.worker.write.layout import (
+    BF16,
+    BLOCKS,
+    F16,
+    F32,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    QUANTIZED,
+    Encoding,
+    FileFormat,
+    Layout,
+    LayoutBuilder,
+    Limits,
+    Split,
+    Transform,
+    size_of,
+)
+
+if TYPE_CHECKING:
+    from rwkvflow.worker.model.architecture import Architecture
+    from rwkvflow.worker.read.checkpoint import TensorInfo
+
+ALIGNMENT = 32
+LONGEST_NAME = 63  # bytes of a tensor's name that ggml keeps
+
+NUMBERS: Mapping[int, int] = {F32: 0, F16: 1, Q4_0: 2, Q4_1: 3, Q5_0: 6, Q5_1: 7, Q8_0: 8, BF16: 30}
+
+FUSED = {"6": tuple(f"att.time_maa_{x}" for x in "wkvrg"), "7": tuple(f"att.x_{x}" for x in "rwkvag")}
+GLOBAL = {
+    "emb.weight": "token_embd.weight",
+    "blocks.0.ln0.weight": "token_embd_norm.weight",
+    "blocks.0.ln0.bias": "token_embd_norm.bias",
+    "ln_out.weight": "output_norm.weight",
+    "ln_out.bias": "output_norm.bias",
+    "head.weight": "output.weight",
+}
+COMMON = {
+    **{f"{ours}.{part}": f"{theirs}.{part}" for ours, theirs in (("ln1", "attn_norm"), ("ln2", "attn_norm_2"))
+       for part in ("weight", "bias")},
+    **{f"att.ln_x.{part}": f"time_mix_ln.{part}" for part in ("weight", "bias")},
+    **{f"att.{x}.weight": f"time_mix_{x}.weight" for x in ("receptance", "key", "value", "output")},
+    **{f"ffn.{x}.weight": f"channel_mix_{x}.weight" for x in ("key", "value")},
+}  # fmt: skip
+BLOCK: Mapping[str, Mapping[str, str]] = {
+    "6": {
+        **COMMON,
+        "att.gate.weight": "time_mix_gate.weight",
+        "att.time_maa_x": "time_mix_lerp_x.weight",
+        "att.time_maa_w1": "time_mix_w1.weight",
+        "att.time_maa_w2": "time_mix_w2.weight",
+        "att.time_decay": "time_mix_decay.weight",
+        "att.time_decay_w1": "time_mix_decay_w1.weight",
+        "att.time_decay_w2": "time_mix_decay_w2.weight",
+        "att.time_faaaa": "time_mix_first.weight",
+        "ffn.receptance.weight": "channel_mix_receptance.weight",
+        "ffn.time_maa_k": "channel_mix_lerp_k.weight",
+        "ffn.time_maa_r": "channel_mix_lerp_r.weight",
+    },
+    "7": {
+        **COMMON,
+        **{f"att.{x}{n}": f"time_mix_{x}{n}.weight" for x in "wavg" for n in "012"},
+        "att.k_k": "time_mix_k_k.weight",
+        "att.k_a": "time_mix_k_a.weight",
+        "att.r_k": "time_mix_r_k.weight",
+        "ffn.x_k": "channel_mix_lerp_k.weight",
+    },
+}
+TRANSPOSED = frozenset(
+    {*(f"att.time_maa_w{n}" for n in "12"), *(f"att.time_decay_w{n}" for n in "12")}
+    | {f"att.{x}{n}" for x in "wavg" for n in "12"}
+)
+# By the end of their names; in an F16 or BF16 file, too.
+ALWAYS_F32 = ("_norm.weight", *(f"time_mix_{x}.weight" for x in ("first", "w1", "w2", "decay_w1", "decay_w2")))
+NEVER_QUANTIZED = tuple(f"time_mix_{x}{n}.weight" for x in "wavg" for n in "012")
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor of the file: its sources, one after another, are its values."""
+
+    name: str
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]  # PyTorch's order
+    transform: Transform | None = None
+
+
+@dataclass(frozen=True)
+class Gguf(FileFormat):
+    """One of llama.cpp's data types; quantized from the checkpoint's own values."""
+
+    kind: int = F32
+
+    def refuse(self, architecture: Architecture) -> str | None:
+        """See Format."""
+        if refused := super().refuse(architecture):
+            return refused
+        if architecture.n_att != architecture.n_embd:
+            return (
+                f"{self.name} cannot hold a model whose time mix is {architecture.n_att} wide and its embedding "
+                f"{architecture.n_embd}: llama.cpp knows only one size for both"
+            )
+        return None
+
+    def layout(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Layout:
+        """See FileFormat."""
+        build = LayoutBuilder()
+        listed, pairs = self._content(architecture, tensors, build)
+        _write(build, listed, pairs)
+        return build.done()
+
+    def parts(
+        self, architecture: Architecture, tensors: Mapping[str, TensorInfo], split: Split
+    ) -> Mapping[str, Layout] | None:
+        """See FileFormat."""
+        build = LayoutBuilder()
+        listed, pairs = self._content(architecture, tensors, build)
+        whole = LayoutBuilder()
+        _write(whole, listed, pairs)
+        if whole.size <= split.size:
+            return None
+        base = len(head(0, split_pairs(0, 0, 0))) + ALIGNMENT
+        sizes = [
+            len(_info(tensor, kind, 0)) + _padded(size_of(kind, math.prod(tensor.shape))) for tensor, kind in listed
+        ]
+        sizes[0] += sum(map(len, pairs))
+        groups = grouped(zip(listed, sizes, strict=True), split.size - base)
+        out = {}
+        for number, group in enumerate(groups):
+            own = split_pairs(number, len(groups), len(listed))
+            _write(build, group, [*pairs, *own] if number == 0 else own)
+            if build.size > split.size:
+                build.remark(
+                    f"{self.name}: shard {number + 1} has {build.size} bytes, more than the {split.size} of `split`: "
+                    "a shard holds a tensor or more, and the first also the vocabulary"
+                )
+            out[shard_name(split.stem, number + 1, len(groups))] = build.done()
+            build = LayoutBuilder()
+        return out
+
+    def _content(
+        self, architecture: Architecture, tensors: Mapping[str, TensorInfo], build: LayoutBuilder
+    ) -> tuple[list[tuple[_Tensor, int]], list[bytes]]:
+        """Tensors of the file with their types, and its metadata. Remarks go to `build`."""
+        plan = _plan(architecture, tensors)
+        kinds = [self._kind(tensor, build) for tensor in plan]
+        words = vocabulary(architecture.n_vocab)
+        if words.remark:
+            build.remark(f"{self.name}: {words.remark}")
+        if left := [name for name in architecture.extra if name not in _sources(plan)]:
+            build.remark(f"{self.name}: llama.cpp has no place for {', '.join(left[:4])}; left out")
+        return list(zip(plan, kinds, strict=True)), [*model_pairs(architecture, self.kind), *token_pairs(words)]
+
+    def _kind(self, tensor: _Tensor, build: LayoutBuilder) -> int:
+        """The data type of a tensor in this file."""
+        if len(tensor.shape) <= 1 or len(tensor.sources) > 1 or tensor.name.endswith(ALWAYS_F32):
+            return F32
+        if self.kind == F32 or not tensor.name.endswith(".weight"):
+            return F32
+        if self.kind not in QUANTIZED:
+            return self.kind
+        if tensor.name.endswith(NEVER_QUANTIZED):
+            return F16
+        cols, block = tensor.shape[-1], BLOCKS[self.kind][0]
+        if cols % block:
+            build.remark(f"{self.name}: {tensor.name} stays unquantized: rows of {cols}, not a multiple of {block}")
+            return F16
+        return Q8_0 if tensor.name == "output.weight" else self.kind
+
+
+def _write(build: LayoutBuilder, listed: Sequence[tuple[_Tensor, int]], pairs: Sequence[bytes]) -> None:
+    """A file of these tensors and metadata."""
+    offset, infos = 0, []
+    for tensor, kind in listed:
+        infos.append(_info(tensor, kind, offset))
+        offset += _padded(size_of(kind, math.prod(tensor.shape)))
+    start = head(len(listed), pairs) + b"".join(infos)
+    build.literal(start + bytes(_padded(len(start)) - len(start)))
+    for tensor, kind in listed:
+        for source in tensor.sources:
+            encoding = Encoding(kind, transform=tensor.transform)
+            build.slot(source, math.prod(tensor.shape) // len(tensor.sources), encoding)
+        build.literal(bytes(_padded(build.size) - build.size))
+
+
+def _padded(size: int) -> int:
+    return size + -size % ALIGNMENT
+
+
+def _sources(plan: list[_Tensor]) -> set[str]:
+    return {source for tensor in plan for source in tensor.sources}
+
+
+# ---- tensors -----------------------------------------------------------------------------------------------------
+
+
+def _plan(architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> list[_Tensor]:
+    """The tensors of the file, in the checkpoint's order; what llama.cpp does not know is not among them."""
+    version, out = architecture.version, []
+    fused: set[str] = set()
+    for name, info in tensors.items():
+        if name in GLOBAL:
+            out.append(_Tensor(GLOBAL[name], (name,), _squeezed(info.shape, GLOBAL[name])))
+            continue
+        layer, part = _split(name)
+        if layer is None:
+            continue
+        if part in FUSED[version]:
+            if layer not in fused:
+                fused.add(layer)
+                sources = tuple(f"blocks.{layer}.{x}" for x in FUSED[version])
+                shape = (len(sources), 1, 1, architecture.n_embd)
+                out.append(_Tensor(f"blk.{layer}.time_mix_lerp_fused.weight", sources, shape))
+        elif part in BLOCK[version] and not (
+            version == "7" and layer == "0" and part in ("att.v0", "att.v1", "att.v2")
+        ):
+            tensor = _single(architecture, layer, part, info)
+            out.append(tensor)
+            if version == "7" and layer == "0" and part in ("att.a0", "att.a1", "att.a2"):
+                # Layer 0 mixes in no values of a layer before it, but llama.cpp wants the tensors.
+                name = tensor.name.replace("time_mix_a", "time_mix_v")
+                out.append(_Tensor(name, tensor.sources, tensor.shape, tensor.transform))
+    return out
+
+
+def _split(name: str) -> tuple[str | None, str]:
+    """Layer and the rest of a block's tensor name; None for the layer of any other."""
+    parts = name.split(".", 2)
+    return (parts[1], parts[2]) if len(parts) == 3 and parts[0] == "blocks" else (None, name)
+
+
+def _single(architecture: Architecture, layer: str, part: str, info: TensorInfo) -> _Tensor:
+    version = architecture.version
+    name, source, shape = f"blk.{layer}.{BLOCK[version][part]}", info.name, tuple(info.shape)
+    if part in TRANSPOSED:
+        if len(shape) < 2:
+            raise WorkerError(f"{source} should be a matrix, and is of shape {list(shape)}")
+        return _Tensor(name, (source,), (*shape[:-2], shape[-1], shape[-2]), TRANSPOSE)
+    if part == "att.r_k":
+        return _Tensor(name, (source,), (math.prod(shape),))
+    if part == "att.time_faaaa":
+        return _Tensor(name, (source,), (architecture.n_head or 1, architecture.head_size or 1))
+    if version == "6" and part in ("att.output.weight", "ffn.value.weight") and (halvings := int(layer) // RESCALE):
+        return _Tensor(name, (source,), shape, _halved(halvings))
+    return _Tensor(name, (source,), _squeezed(shape, name))
+
+
+def _squeezed(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """Vectors lose dimensions of size 1; matrices of one row are still matrices."""
+    vector = name.endswith(".bias") or "_norm" in name or "_mix_" in name
+    flat = tuple(size for size in shape if size != 1)
+    return (math.prod(shape),) if vector and len(flat) <= 1 else shape
+
+
+@cache
+def _halved(times: int) -> Transform:
+    factor = 0.5**times
+    return Transform(f"divided by 2^{times}", lambda a: a * a.dtype.type(factor), arithmetic=True, elementwise=True)
+
+
+def _info(tensor: _Tensor, kind: int, offset: int) -> bytes:
+    name = tensor.name.encode()
+    if len(name) > LONGEST_NAME or len(tensor.shape) > 4:
+        raise WorkerError(f"a GGUF cannot hold {tensor.name} of shape {list(tensor.shape)}")
+    dims = tuple(reversed(tensor.shape))
+    return gguf_text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, NUMBERS[kind], offset)
+
+
+# What each type may lose, as in ggml-*: the same arithmetic on the same weights, and the embedding and the output
+# quantized as well. llama.cpp quantizes activations to Q8_0 wherever weights are quantized.
+LIMITS = {
+    "f32": Limits(logits=1e-3, perplexity=1e-3),
+    "f16": Limits(logits=0.03, perplexity=0.002),
+    "bf16": Limits(logits=0.2, perplexity=0.01),
+    "q8_0": Limits(logits=0.3, perplexity=0.02),
+    "q5_1": Limits(logits=1.0, perplexity=0.07),
+    "q5_0": Limits(logits=1.0, perplexity=0.07),
+    "q4_1": Limits(logits=2.0, perplexity=0.20),
+    "q4_0": Limits(logits=2.0, perplexity=0.25),
+}
+KINDS = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0, "q5_1": Q5_1, "q5_0": Q5_0, "q4_1": Q4_1, "q4_0": Q4_0}
+
+FORMATS = tuple(
+    Gguf(
+        name=f"gguf-{short}",
+        suffix=f"-{short.upper()}.gguf",
+        versions=frozenset({"6", "7"}),
+        consumer="llama.cpp",
+        limits=LIMITS[short],
+        requires=("gguf", "pyrwkv-tokenizer"),
+        engine="llama.cpp",
+        fixed_epsilon=True,
+        splits=True,
+        kind=kind,
+    )
+    for short, kind in KINDS.items()
+)

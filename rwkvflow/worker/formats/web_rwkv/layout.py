@@ -1,0 +1,95 @@
+"""`web-rwkv`: what web-rwkv and Ai00 read, a safetensors file of the author's tensors in F16 under other names.
+
+Names and transpositions are those of web-rwkv's converter (cryscan/web-rwkv, crates/web-rwkv-converter): in lower
+case, `time_faaaa` as `time_first`, `time_maa` as `time_mix`, `lora_a` and `lora_b` as `lora.0` and `lora.1`; the last
+two dims of low-rank matrices and initial states are swapped, once. What 5.0 and 5.1 hold once a head is repeated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rwkvflow.worker.formats.ggml.layout import TRANSPOSE
+from rwkvflow.worker.formats.safetensors.layout import Entry, safetensors_layout
+from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.write.layout import (
+    ALL_VERSIONS,
+    F16,
+    STATEFUL,
+    Encoding,
+    FileFormat,
+    Layout,
+    Limits,
+    Transform,
+)
+
+if TYPE_CHECKING:
+    from rwkvflow.worker.model.architecture import Architecture
+    from rwkvflow.worker.read.checkpoint import TensorInfo
+
+RENAMED = (("time_faaaa", "time_first"), ("time_maa", "time_mix"), ("lora_a", "lora.0"), ("lora_b", "lora.1"))
+SWAPPED = re.compile(r"\.(time_mix_w[12]|time_decay_w[12]|[wavg][12]|time_state|lora\.0)(\.weight)?$")
+PER_HEAD = re.compile(r"\.att\.time_(decay|first)$")
+
+
+def name_in_file(name: str) -> str:
+    """What a tensor of the checkpoint is called in the file."""
+    name = name.lower()
+    for old, new in RENAMED:
+        name = name.replace(old, new)
+    return name
+
+
+def is_swapped(name: str) -> bool:
+    """Whether the last two dims of the tensor of this name in the file are swapped."""
+    return SWAPPED.search(name) is not None
+
+
+def repeated(name: str, architecture: Architecture) -> int:
+    """How often each value of the tensor of this name in the file stands in a row."""
+    per_head = architecture.version in ("5.0", "5.1") and PER_HEAD.search(name)
+    return architecture.head_size or 1 if per_head else 1
+
+
+@dataclass(frozen=True)
+class WebRwkv(FileFormat):
+    """A single file."""
+
+    def layout(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Layout:
+        """See FileFormat."""
+        entries = (self._entry(architecture, info) for info in tensors.values())
+        return safetensors_layout(entries, {"format": "pt"})
+
+    def _entry(self, architecture: Architecture, info: TensorInfo) -> Entry:
+        name, shape = name_in_file(info.name), tuple(info.shape)
+        if times := repeated(name, architecture) - 1:
+            return Entry(name, "f16", (info.numel, times + 1), info.name, Encoding(F16, transform=_repeat(times + 1)))
+        if not is_swapped(name):
+            return Entry(name, "f16", shape, info.name, Encoding(F16))
+        if len(shape) < 2:
+            raise WorkerError(f"{info.name} should be a matrix, and is of shape {list(shape)}")
+        swapped = (*shape[:-2], shape[-1], shape[-2])
+        return Entry(name, "f16", swapped, info.name, Encoding(F16, transform=TRANSPOSE))
+
+
+def _repeat(times: int) -> Transform:
+    def function(values: Any) -> Any:
+        return values.reshape(-1, 1).repeat(times, axis=1)
+
+    return Transform(f"each value {times} times", function)
+
+
+FORMATS = (
+    WebRwkv(
+        name="web-rwkv",
+        suffix=".st",
+        versions=ALL_VERSIONS,
+        consumer="web-rwkv-py",
+        limits=Limits(logits=0.05, perplexity=0.005),
+        requires=("web-rwkv-py",),
+        states=STATEFUL,
+    ),
+)

@@ -1,0 +1,140 @@
+"""How two model files differ, tensor by tensor, whatever their formats.
+
+Files of rwkv.cpp and llama.cpp are compared under the author's names and shapes, quantized tensors by the values that
+they stand for; a .pth or safetensors file under the names that it has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.read import ggml_source, gguf_source
+from rwkvflow.worker.read.checkpoint import Checkpoint
+from rwkvflow.worker.read.dequantize import BLOCK_BYTES, dequantize
+from rwkvflow.worker.read.rawfile import RawFile
+from rwkvflow.worker.read.shards import open_model
+
+PIECE = 1 << 22  # values compared at a time
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One tensor. kind: equal, values, shape, first (only in the first file) or second.
+
+    dtypes, shapes  of both; "" and () where a file does not have it
+    largest         difference of two values; relative: root of the mean square of the differences over that of the
+                    first file's values (0 where all are 0)
+    """
+
+    name: str
+    kind: str
+    dtypes: tuple[str, str]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    largest: float = 0.0
+    relative: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    dtype: str
+    shape: tuple[int, ...]
+    rows: Callable[[int, int | None], NDArray[np.float32]]
+
+
+def compare(first: Path, second: Path) -> Iterator[Difference]:
+    """Every tensor in the first file's order, then those of the second alone. Raises WorkerError."""
+    with _open(first) as ours, _open(second) as theirs:
+        for name, a in ours.items():
+            b = theirs.get(name)
+            if b is None:
+                yield Difference(name, "first", (a.dtype, ""), (a.shape, ()))
+            elif _flat(a.shape) != _flat(b.shape):
+                yield Difference(name, "shape", (a.dtype, b.dtype), (a.shape, b.shape))
+            else:
+                yield _values(name, a, b)
+        for name, b in theirs.items():
+            if name not in ours:
+                yield Difference(name, "second", ("", b.dtype), ((), b.shape))
+
+
+def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Dimensions of size 1 do not count: [1, 1, n] and [n] hold the same."""
+    return tuple(size for size in shape if size != 1)
+
+
+def _values(name: str, a: _Tensor, b: _Tensor) -> Difference:
+    largest = squares = own = 0.0
+    same = True
+    for start, rows in _slices(a.shape):
+        if a.shape == b.shape:
+            x, y = a.rows(start, rows), b.rows(start, rows)
+        else:
+            x, y = a.rows(0, None).reshape(-1), b.rows(0, None).reshape(-1)
+        if np.array_equal(x, y, equal_nan=True):
+            own += float(np.square(np.nan_to_num(x), dtype=np.float64).sum())
+            continue
+        same = False
+        with np.errstate(all="ignore"):
+            off = np.abs(x.astype(np.float64) - y)
+        off = np.where(np.isnan(off), np.inf, off)
+        off = np.where((x == y) | (np.isnan(x) & np.isnan(y)), 0.0, off)
+        largest = max(largest, float(off.max()))
+        squares += float(np.square(off).sum())
+        own += float(np.square(np.nan_to_num(x), dtype=np.float64).sum())
+        if a.shape != b.shape:
+            break
+    relative = math.sqrt(squares / own) if own else (0.0 if squares == 0 else math.inf)
+    kind = "equal" if same else "values"
+    return Difference(name, kind, (a.dtype, b.dtype), (a.shape, b.shape), largest, relative)
+
+
+def _slices(shape: tuple[int, ...]) -> Iterator[tuple[int, int | None]]:
+    if not shape or not shape[0]:
+        yield 0, None
+        return
+    step = max(1, PIECE * shape[0] // max(1, math.prod(shape)))
+    for start in range(0, shape[0], step):
+        yield start, min(step, shape[0] - start)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Mapping[str, _Tensor]]:
+    with open_model(path) as file:
+        head = file.bytes_at(0, min(file.size, 4))
+        quantized: dict[str, Any] = {}
+        if head in (b"fmgg", b"GGUF"):
+            index = (ggml_source if head == b"fmgg" else gguf_source).read_index(file, quantized)
+            with Checkpoint(path, index) as checkpoint:
+                yield {**_plain(checkpoint), **{name: _quantized(file, name, t) for name, t in quantized.items()}}
+            return
+    with Checkpoint(path) as checkpoint:
+        yield _plain(checkpoint)
+
+
+def _plain(checkpoint: Checkpoint) -> dict[str, _Tensor]:
+    def rows(name: str) -> Callable[[int, int | None], NDArray[np.float32]]:
+        return lambda start, count: checkpoint.float32(name, start, count)
+
+    return {name: _Tensor(info.dtype, tuple(info.shape), rows(name)) for name, info in checkpoint.tensors.items()}
+
+
+def _quantized(file: RawFile, name: str, tensor: Any) -> _Tensor:
+    if tensor.type not in BLOCK_BYTES:
+        raise WorkerError(f"{file.name}: {name} is {tensor.type}, which cannot be read here")
+
+    def rows(start: int, count: int | None) -> NDArray[np.float32]:
+        stop = tensor.shape[0] if count is None else start + count
+        row = tensor.nbytes // max(1, tensor.shape[0])
+        data = file.bytes_at(tensor.offset + start * row, (stop - start) * row)
+        return dequantize(tensor.type, data).reshape(stop - start, *tensor.shape[1:])
+
+    return _Tensor(tensor.type, tensor.shape, rows)

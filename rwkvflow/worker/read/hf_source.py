@@ -1,0 +1,218 @@
+"""Hugging Face models as checkpoints: the author's names, shapes and values again.
+
+    config.json                         beside the weights; what it says must agree with them
+    model.safetensors                   or shards and model.safetensors.index.json, or pytorch_model.bin likewise
+
+What formats/transformers.py says of each version, backwards: transformers' RwkvForCausalLM (4), the Rwkv5ForCausalLM
+and Rwkv6ForCausalLM of the author's Hugging Face models, and flash-linear-attention's RWKV7ForCausalLM. Transposed
+matrices are views. Tensors that have the author's own names keep them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from rwkvflow.worker.model.architecture import Architecture, architecture_of
+from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.read import shards
+from rwkvflow.worker.read.rawfile import RawFile
+from rwkvflow.worker.read.torch_file.pth import Index, View
+
+CONFIG: Final = "config.json"
+MAX_CONFIG: Final = 1 << 20
+EPSILON: Final = 1e-5  # of all layer norms but the head's; no format can say otherwise
+#: What a folder may hold, best first: where one kind is there, the others are copies of the same model.
+WEIGHTS: Final = (".safetensors.index.json", ".safetensors", ".bin.index.json", "pytorch_model.bin")
+_OLD = re.compile(r"rwkv\.blocks\.([0-9]{1,9})\.(.+)")
+_FLA = re.compile(r"model\.layers\.([0-9]{1,9})\.(.+)")
+
+
+def with_own_names(file: RawFile, index: Index) -> Index:
+    """The same under the author's names, layer by layer, where the tensors have Hugging Face's.
+
+    Raises WorkerError where two are one tensor, or the config.json beside them contradicts them.
+    """
+    if not any(_OLD.fullmatch(name) or _FLA.fullmatch(name) for name in index.views):
+        return index
+    place = file.path.parent / CONFIG
+    config = _config(place) if place.exists() else {}
+    views: dict[str, View] = {}
+    changes = dict(index.changes)
+    for theirs, view in index.views.items():
+        ours, change = own_name(theirs)
+        if ours in views:
+            raise WorkerError(f"{file.name}: two tensors are {ours!a}, one of them {theirs!a}")
+        views[ours] = _changed(view, ours, change)
+    if config.get("tie_word_embeddings") is True and "head.weight" not in views and "emb.weight" in views:
+        emb = views["emb.weight"]
+        views["head.weight"] = replace(emb, info=TensorInfo("head.weight", emb.info.dtype, emb.info.shape))
+    views = dict(sorted(views.items(), key=lambda item: _place_of(item[0])))
+    _agree(config, views)
+    metadata = {key: value for key, value in index.metadata.items() if key != "format"}
+    return Index(views, metadata, index.ignored, index.check, changes, "Hugging Face")
+
+
+def wanted(names: Collection[str]) -> str:
+    """The file that tells where the weights of a folder with these files are: an index, or all of them.
+
+    Raises WorkerError where there is none, or several.
+    """
+    for ending in WEIGHTS:
+        found = sorted(name for name in names if name.endswith(ending) and "/" not in name)
+        if len(found) > 1:
+            raise WorkerError(f"several models in one folder ({found[0]}, {found[1]}); name one of the files")
+        if found:
+            return found[0]
+    raise WorkerError("no model in the folder: neither .safetensors, nor an index of them, nor pytorch_model.bin")
+
+
+def parts(index: str, content: bytes, names: Collection[str]) -> list[str]:
+    """The files of the weights that an index names. Raises WorkerError for one that is not among `names`."""
+    found = sorted(set(shards.weight_map(index, content).values()))
+    if missing := [name for name in found if name not in names]:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise WorkerError(f"{missing[0]}{more}, which {index} names, is missing. Download or copy the folder again.")
+    return found
+
+
+# ---- config.json --------------------------------------------------------------------------------------------------
+
+
+def _config(path: Any) -> dict[str, Any]:
+    with RawFile(path) as file:
+        if file.size > MAX_CONFIG:
+            raise WorkerError(f"{path}: it has {file.size} bytes; no model's has more than {MAX_CONFIG}")
+        raw = file.bytes_at(0, file.size)
+    try:
+        found = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise WorkerError(f"{path}: it is not JSON ({str(error)[:100]}). Download or copy it again.") from error
+    if not isinstance(found, dict):
+        raise WorkerError(f"{path}: it is not a JSON object. Download or copy it again.")
+    return found
+
+
+def _agree(config: Mapping[str, Any], views: Mapping[str, View]) -> None:
+    """Raises WorkerError where config.json contradicts the tensors."""
+    try:
+        architecture = architecture_of({name: view.info for name, view in views.items()})
+    except WorkerError:
+        return  # whoever wants the architecture is told
+    wrong = [
+        f"{key} is {json.dumps(config[key])[:60]}, and the tensors say {json.dumps(value)}"
+        for key, value in _expected(architecture, config).items()
+        if config.get(key) is not None and not _equal(config[key], value)
+    ]
+    kind = re.fullmatch(r"rwkv([5-9])?", str(config.get("model_type", "")))
+    if kind and (kind[1] or "4") != architecture.version[0]:
+        wrong.append(f"model_type is {kind[0]}, and the tensors are of version {architecture.version}")
+    if wrong:
+        raise WorkerError(f"{CONFIG} contradicts the weights: {'; '.join(wrong)}")
+
+
+def _equal(said: Any, value: float) -> bool:
+    return isinstance(said, int | float) and not isinstance(said, bool) and math.isclose(said, value, rel_tol=1e-6)
+
+
+def _expected(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, float]:
+    """What config.json must say, where it says it."""
+    found: dict[str, float] = {
+        "vocab_size": architecture.n_vocab,
+        "hidden_size": architecture.n_embd,
+        "num_hidden_layers": architecture.n_layer,
+        "intermediate_size": architecture.n_ffn,
+        "attention_hidden_size": architecture.n_att,
+        "layer_norm_epsilon": EPSILON,
+        "norm_eps": EPSILON,
+    }
+    if architecture.head_size is None or architecture.n_head is None:
+        return found
+    found |= {"head_size": architecture.head_size, "head_dim": architecture.head_size}
+    if architecture.version == "7":
+        if config.get("head_dim") is None:  # else fla does not look at it, and configs hold any number
+            found["num_heads"] = architecture.n_head
+        ranks = {"w": "decay", "g": "gate", "a": "a", "v": "v"}
+        found |= {f"{ranks[x]}_low_rank_dim": rank for x, rank in architecture.lora.items()}
+    return found
+
+
+# ---- names and shapes ---------------------------------------------------------------------------------------------
+
+
+def own_name(theirs: str) -> tuple[str, str]:
+    """The author's name of a tensor, and how it differs: "" (not), "transposed", or "row" for [n] that is [1, 1, n].
+
+    A name that is none of Hugging Face's stays what it is.
+    """
+    from rwkvflow.worker.formats.transformers import layout
+
+    stem, _, end = theirs.rpartition(".")
+    for names in (layout.OLD, layout.GLOBAL["7"]):
+        for ours, name in names.items():
+            if stem == name and (stem != "head" or end == "weight"):
+                return f"{ours}.{end}", ""
+    if match := _OLD.fullmatch(theirs):
+        return f"blocks.{int(match[1])}.{_old_part(match[2], layout)}", ""
+    if match := _FLA.fullmatch(theirs):
+        part, change = _fla_part(match[2], layout)
+        return f"blocks.{int(match[1])}.{part}", change
+    return theirs, ""
+
+
+def _old_part(part: str, layout: Any) -> str:
+    stem, _, end = part.partition(".")
+    norms = {name: ours for ours, name in layout.OLD_NORMS.items()}
+    if stem in norms:
+        return f"{norms[stem]}.{end}"
+    room = {"attention": "att", "feed_forward": "ffn"}.get(stem, stem)
+    if end.startswith("time_mix_"):
+        letters = {word: letter for letter, word in {**layout.MIXES, "g": "gate"}.items()}
+        mix = end.removeprefix("time_mix_")
+        end = f"time_mix_{letters.get(mix, mix)}"
+    return f"{room}.{end}"
+
+
+def _fla_part(part: str, layout: Any) -> tuple[str, str]:
+    stem, _, end = part.partition(".")
+    norms = {name: ours for ours, name in layout.NORMS.items()}
+    if stem in norms:
+        return f"{norms[stem]}.{end}", ""
+    if stem == "ffn":
+        return part, "row" if end == "x_k" else ""
+    if stem != "attn":
+        return part, ""
+    digits = {name: digit for digit, name in layout.LORA.items()}
+    if end[1:6] == "_lora" and end[7:] in digits:
+        digit = digits[end[7:]]
+        return f"att.{end[0]}{digit}", "row" if digit == "0" else "transposed"
+    inner, _, last = end.partition(".")
+    projections = {name: ours for ours, name in layout.PROJECTIONS.items()}
+    if inner in projections:
+        return f"att.{projections[inner]}.{last}", ""
+    return f"att.{end}", "row" if end.startswith("x_") or end in ("k_k", "k_a") else ""
+
+
+def _changed(view: View, ours: str, change: str) -> View:
+    shape, stride = view.info.shape, view.stride
+    if change == "transposed" and len(shape) == 2:
+        shape, stride = shape[::-1], stride[::-1]
+    elif change == "row" and len(shape) == 1:
+        whole = shape[0] * stride[0]
+        shape, stride = (1, 1, shape[0]), (whole, whole, stride[0])
+    return View(TensorInfo(ours, view.info.dtype, shape), view.base, view.span, stride)
+
+
+def _place_of(name: str) -> tuple[int, int]:
+    """Embedding, layers, the rest; tensors of a layer stay in the order that they have."""
+    if name.startswith("emb."):
+        return 0, 0
+    parts = name.split(".", 2)
+    if parts[0] == "blocks" and len(parts) == 3 and parts[1].isascii() and parts[1].isdigit():
+        return 1, int(parts[1][:9])
+    return 2, 1 if name.startswith("head.") else 0

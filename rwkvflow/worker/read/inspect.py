@@ -1,0 +1,119 @@
+"""Describes any model file: format, architecture, tensors, types. Reads indexes only, never tensor data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from rwkvflow.worker.model.architecture import architecture_of
+from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.read import ggml_source
+from rwkvflow.worker.read.ggml_file import read_ggml_index
+from rwkvflow.worker.read.gguf_file import read_gguf_index
+from rwkvflow.worker.read.shards import Joined, open_model
+
+
+class _Tensor(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+def describe(path: Path | str) -> dict[str, Any]:
+    """What a file holds, as JSON takes it.
+
+    Keys: file (its name), files (names of its parts, only where it is split), bytes (of all of them), format ("pth",
+    "safetensors", "ggml", "gguf"), architecture (Architecture.to_dict(), or None), problem (why there is no
+    architecture, or None), parameters (how many values), types ({dtype: {"tensors", "parameters", "bytes"}}), metadata
+    (what else the file says), tensors ([{"name", "dtype", "shape", "bytes"}]).
+    Raises WorkerError for a file of no known format, or a broken one.
+    """
+    with open_model(path) as file:
+        head, size, name = file.bytes_at(0, min(file.size, 4)), file.size, file.name
+        parts = [part.name for part in file.parts] if isinstance(file, Joined) else []
+    if head == b"fmgg":
+        body = _ggml(path)
+    elif head == b"GGUF":
+        body = _gguf(path)
+    else:
+        body = _checkpoint(path)
+    return {"file": name, **({"files": parts} if parts else {}), "bytes": size, **body}
+
+
+def _checkpoint(path: Path | str) -> dict[str, Any]:
+    from rwkvflow.worker.read.checkpoint import open_checkpoint
+
+    with open_checkpoint(path) as checkpoint:
+        try:
+            architecture, problem = architecture_of(checkpoint.tensors).to_dict(), None
+        except WorkerError as error:
+            architecture, problem = None, str(error)
+        metadata = dict(checkpoint.metadata)
+        if checkpoint.ignored:
+            metadata["(ignored)"] = ", ".join(checkpoint.ignored[:20])
+        return {
+            "format": checkpoint.kind,
+            "architecture": architecture,
+            "problem": problem,
+            "metadata": metadata,
+            **_tensors((info, info.dtype) for info in checkpoint.tensors.values()),
+        }
+
+
+def _ggml(path: Path | str) -> dict[str, Any]:
+    index = read_ggml_index(path)
+    architecture = {
+        "version": ggml_source.version_of({name: tensor.shape for name, tensor in index.tensors.items()}),
+        "n_vocab": index.n_vocab,
+        "n_embd": index.n_embd,
+        "n_layer": index.n_layer,
+        "dtype": index.type,
+    }
+    return {
+        "format": "ggml",
+        "architecture": architecture,
+        "problem": None,
+        "metadata": {"version": index.version, "data type": index.type},
+        **_tensors((tensor, tensor.type) for tensor in index.tensors.values()),
+    }
+
+
+def _gguf(path: Path | str) -> dict[str, Any]:
+    index = read_gguf_index(path)
+    kind = index.metadata.get("general.architecture")
+    prefix = f"{kind}."
+    architecture = {"name": kind} | {
+        key.removeprefix(prefix): value for key, value in index.metadata.items() if key.startswith(prefix)
+    }
+    return {
+        "format": "gguf",
+        "architecture": architecture if kind else None,
+        "problem": None if kind else "it does not say its general.architecture",
+        "metadata": {"version": index.version, **index.metadata},
+        **_tensors((tensor, tensor.type) for tensor in index.tensors.values()),
+    }
+
+
+def _tensors(found: Iterable[tuple[_Tensor, str]]) -> dict[str, Any]:
+    listed, count, held, values = [], Counter[str](), Counter[str](), Counter[str]()
+    for tensor, dtype in found:
+        numel = 1
+        for size in tensor.shape:
+            numel *= size
+        count[dtype] += 1
+        held[dtype] += tensor.nbytes
+        values[dtype] += numel
+        listed.append({"name": tensor.name, "dtype": dtype, "shape": list(tensor.shape), "bytes": tensor.nbytes})
+    return {
+        "parameters": values.total(),
+        "types": {
+            dtype: {"tensors": count[dtype], "parameters": values[dtype], "bytes": held[dtype]}
+            for dtype in sorted(held, key=lambda dtype: (-held[dtype], dtype))
+        },
+        "tensors": listed,
+    }

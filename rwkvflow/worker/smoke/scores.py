@@ -1,0 +1,100 @@
+"""What is kept of the logits over the smoke text: a few rows whole, and of the others only figures.
+
+A vocabulary of 65,536 makes 256 KiB of every row, so rows are compared with the reference's as they come, and the
+reference's own are read from a memory map.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvflow.worker.smoke.questions import Answers, Array, Pace, Questions
+
+ROWS = 16  # of logits in float64 at a time
+WARM_UP = 8  # tokens: pages come in, threads start, clocks rise
+
+
+@dataclass(frozen=True)
+class _Softmax:
+    """Rows of logits [k, V] in float64, and the logarithm of the sum of their exponentials [k, 1]."""
+
+    logits: NDArray[np.float64]
+    total: NDArray[np.float64]
+
+
+class Scores:
+    """Takes the logits after each token of the text, in order."""
+
+    def __init__(self, questions: Questions) -> None:
+        self._questions = questions
+        self._text = np.asarray(questions.text)
+        self._read = 0
+        self._kept: list[Array] = []
+        self._losses: list[NDArray[np.float64]] = []
+        self._likeliest: list[NDArray[np.int64]] = []
+        self._divergence: list[NDArray[np.float64]] = []
+        self._seconds: list[float] = []
+
+    def take(self, logits: Array) -> None:
+        """The next rows, [k, V]. NaN and infinity are kept for smoke to find."""
+        with np.errstate(all="ignore"):
+            for start in range(0, len(logits), ROWS):
+                self._take(logits[start : start + ROWS])
+
+    def took(self, seconds: float) -> None:
+        """How long one token took."""
+        self._seconds.append(seconds)
+
+    def answers(self, continuations: tuple[tuple[int, ...], ...], *, threads: int | None, runtime: bool) -> Answers:
+        """All that was kept. `threads` of whatever computed it, None where that is not known."""
+        pace = None
+        if seconds := self._seconds[WARM_UP:]:
+            pace = Pace(1 / statistics.median(seconds), len(seconds), threads)
+        return Answers(
+            np.concatenate(self._kept),
+            np.concatenate(self._losses).astype(np.float32),
+            np.concatenate(self._likeliest).astype(np.int32),
+            continuations,
+            divergence=np.concatenate(self._divergence) if self._divergence else None,
+            runtime=runtime,
+            pace=pace,
+        )
+
+    def _take(self, logits: Array) -> None:
+        at, count = self._read, len(logits)
+        self._read += count
+        if at < self._questions.logits:
+            self._kept.append(np.array(logits[: self._questions.logits - at], np.float32))
+        self._likeliest.append(logits.argmax(1))
+        found = _softmax(logits)
+        targets = self._text[at + 1 : at + count + 1]
+        self._losses.append(_losses(found, targets))
+        truth = self._questions.truth
+        if truth is not None and at < len(truth) and truth.shape[1] == logits.shape[1]:
+            rows = truth[at : at + count]
+            self._divergence.append(_divergence(_softmax(rows), found))
+
+
+def _softmax(logits: Array) -> _Softmax:
+    wide = logits.astype(np.float64)
+    top = wide.max(1, keepdims=True)
+    return _Softmax(wide, np.log(np.exp(wide - top).sum(1, keepdims=True)) + top)
+
+
+def _losses(of: _Softmax, targets: NDArray[np.int64]) -> NDArray[np.float64]:
+    """-log p of the targets; the last row may have none."""
+    rows = np.arange(len(targets))
+    found: NDArray[np.float64] = of.total[rows, 0] - of.logits[rows, targets]
+    return found
+
+
+def _divergence(p: _Softmax, q: _Softmax) -> NDArray[np.float64]:
+    """sum p (log p - log q), never below 0; q may have more rows."""
+    logits, total = q.logits[: len(p.logits)], q.total[: len(p.logits), 0]
+    weighted = np.exp(p.logits - p.total) * (p.logits - logits)
+    found: NDArray[np.float64] = np.maximum(weighted.sum(1) - p.total[:, 0] + total, 0.0)
+    return found

@@ -1,0 +1,80 @@
+"""What a conversion is to make, and what can be said of it before a byte is written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rwkvflow.worker.formats import FORMATS, too_large
+from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.write.layout import Format, Split, Written
+
+if TYPE_CHECKING:
+    from rwkvflow.worker.model.architecture import Architecture
+    from rwkvflow.worker.read.checkpoint import TensorInfo
+
+
+@dataclass(frozen=True)
+class Job:
+    """An artifact to make: `id` is for whoever asked. `split`: no file of it should be larger than that."""
+
+    id: str
+    format: str
+    path: Path
+    split: Split | None = None
+
+
+@dataclass
+class Outcome:
+    """What became of a job: `written`, or `failure` as a sentence. `warnings` are for the log."""
+
+    job: Job
+    written: Written | None = None
+    failure: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def format_of(job: Job) -> Format | None:
+    """The format of a job, split as it wants; None for an unknown one."""
+    found: Format | None = FORMATS.get(job.format)
+    return found and replace(found, split=job.split)
+
+
+def check_room(outcomes: Sequence[Outcome], architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> None:
+    """Settle what cannot be done before anything is written. Raises WorkerError when the disk is too small."""
+    needed: dict[Path, int] = {}
+    for outcome in outcomes:
+        item = format_of(outcome.job)
+        if item is None:
+            outcome.failure = f"unknown format {outcome.job.format!r}; there are {', '.join(FORMATS)}"
+            continue
+        outcome.failure = item.refuse(architecture)
+        if outcome.failure is None:
+            try:
+                size = item.expected_size(architecture, item.held(architecture, tensors))
+            except WorkerError as error:
+                outcome.failure = str(error)
+                continue
+            outcome.failure = too_large(item, size)
+            if outcome.failure is None:
+                needed[outcome.job.path.parent] = needed.get(outcome.job.path.parent, 0) + size
+    devices: dict[int, tuple[int, int]] = {}
+    for folder, size in needed.items():
+        folder.mkdir(parents=True, exist_ok=True)
+        state = os.statvfs(folder)
+        device = folder.stat().st_dev
+        devices[device] = (devices.get(device, (0, 0))[0] + size, state.f_bavail * state.f_frsize)
+    for size, free in devices.values():
+        if size > free:
+            raise WorkerError(
+                f"the artifacts need {shown_bytes(size)}, and {shown_bytes(free)} are free on the disk that takes them"
+                "; free some, or put the store on another disk"
+            )
+
+
+def shown_bytes(size: int) -> str:
+    """For messages."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

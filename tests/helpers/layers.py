@@ -1,0 +1,39 @@
+"""The rooms of the package from high to low: the one list for the test of imports, README and the docs."""
+
+from __future__ import annotations
+
+#: (room, what it is for), from high to low. A room imports from itself and from what stands below it.
+ROOMS: tuple[tuple[str, str], ...] = (
+    ("cli", "commands and options, one module a group of commands"),
+    ("app", "use cases: run, lock, plan and explain, rebuild, measure, find the engine's library"),
+    ("display", "what you see: live bars, plain lines, JSON, the report"),
+    ("execute", "carries a plan out: executors, the action of each step, publishing"),
+    ("stages", "one module a stage: builds its steps; `blueprint` is what all of them start from"),
+    ("sandbox", "where commands run: docker and host, base images, Dockerfiles, doctor"),
+    ("lock", "brings every input of a recipe down to digests"),
+    ("publish", "where a release goes: folder, hub, OCI registry, bucket"),
+    ("net", "all that talks to the network: HTTP, downloads, hub, git, wheels, OCI registries"),
+    ("release", "what a release is: artifacts, card, quality, bill of materials, statement, signature, check"),
+    ("plan", "what a step is, its key, the graph; the matrix of a recipe; CI files"),
+    ("store", "finished work by digest; a remote store below it; collecting, history"),
+    ("documents", "recipe, workflow, lock: loading, checking, every message about them"),
+    ("worker", "what runs inside the sandbox, and imports nothing of the above"),
+    ("engine", "librwkv in C++, and Python's binding of it"),
+    ("base", "errors and their exit codes, events, files, hashing, processes"),
+)
+
+#: The same inside `worker/`.
+WORKER_ROOMS: tuple[tuple[str, str], ...] = (
+    ("__main__", "carries out one task"),
+    ("tasks", "one module a task, thin: a request in, files out"),
+    ("formats", "one folder a family of formats: its layout, and the consumer that runs it"),
+    ("smoke", "questions, the consumers' process, the judge"),
+    ("reference", "versions 4 to 7 in readable numpy: the truth for the smoke test"),
+    ("write", "one read, many writers"),
+    ("read", "every model file as a checkpoint, lazily and safely"),
+    ("build", "building an engine: toolchains, patch rules, what a build made"),
+    ("model", "what an RWKV model is: versions, dimensions, tokenizers, exact arithmetic"),
+    ("protocol", "how host and worker talk"),
+    ("digest", "digests, as the host computes them"),
+    ("errors", "the one kind of error"),
+)

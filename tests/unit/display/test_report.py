@@ -1,0 +1,219 @@
+"""Reports: complete, self-contained, and nothing that a run contains gets to be markup."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from helpers.runs import Past
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rwkvflow.cli import cli
+from rwkvflow.display.report import bytes_text, diff_kind, figure, report_html
+from rwkvflow.display.report_data import gather
+from rwkvflow.display.report_plot import HEIGHT, WIDTH, Point, panel, ticks
+
+VOID = {"meta", "br", "line", "circle", "path", "rect"}
+
+
+class Page(HTMLParser):
+    """Checks that elements nest, and gathers what a browser would act on."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.said: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.said.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.said)
+
+
+def report(past: Past) -> str:
+    return report_html(gather(past.path, past.store, past.folder))
+
+
+def test_tells_everything(tmp_path: Path) -> None:
+    text = report(Past(tmp_path))
+    page = Page(text)
+    for expected in (
+        "demo",
+        "failed",
+        "engine/librwkv@py3.11",
+        "12.5 s",
+        "[1/2] a plain text",
+        "+0.40 %",
+        "3.012",
+        "0.000500",
+        "99.6 %",
+    ):
+        assert expected in page.text
+    assert page.text.count("convert/") == 8
+    assert text.count("<svg") == 2
+    assert "KL divergence, nats a token" in page.text
+    assert "tokens/s" in page.text
+    assert "250" in page.said
+    assert '<span class="del">-a plain text</span>' in text
+    links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
+    assert "out/demo/one/one-ggml-f16.bin" in links
+    assert "What went wrong" in page.text
+
+
+def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:
+    page = Page(report(Past(tmp_path)))
+    assert not page.tags & {
+        "script",
+        "img",
+        "link",
+        "iframe",
+        "object",
+        "embed",
+        "form",
+        "base",
+        "video",
+        "audio",
+        "use",
+    }
+    for tag, name, value in page.attributes:
+        assert not name.startswith("on")
+        assert name not in ("src", "srcset", "action", "xlink:href", "data")
+        assert name != "href" or tag == "a"
+        assert "url(" not in value
+    policy = [value for tag, name, value in page.attributes if name == "content" and "default-src" in value]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
+
+
+HOSTILE = st.one_of(
+    st.text(st.characters(codec="utf-8", exclude_characters="\r"), max_size=60),
+    st.sampled_from(
+        [
+            "</pre><script>alert(1)</script>",
+            '"><img src=x onerror=alert(1)>',
+            "</style><b>",
+            "{{ 7 * 7 }}{% raw %}",
+            "]]><!--",
+            "&lt;b&gt;&amp;#60;",
+            "'onmouseover='x",
+        ]
+    ),
+)
+
+
+@settings(max_examples=15, deadline=None)
+@given(HOSTILE)
+def test_what_a_run_contains_is_never_markup(text: str) -> None:
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        plain = Page(report(Past(Path(one))))
+        page = Page(report(Past(Path(two), text=text)))
+    assert page.tags <= plain.tags
+    assert {(tag, name) for tag, name, _ in page.attributes} <= {(tag, name) for tag, name, _ in plain.attributes}
+    assert "".join(text.split()) in "".join(page.text.split())
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3, 8])
+def test_a_run_that_was_killed(tmp_path: Path, cut: int) -> None:
+    past = Past(tmp_path)
+    lines = past.path.read_text().splitlines(keepends=True)
+    past.path.write_text("".join(lines[:cut]) + '{"event": "StepFini')
+    data = gather(past.path, past.store, tmp_path)
+    assert data.status == "interrupted"
+    Page(report_html(data))
+
+
+def test_a_store_that_was_emptied(tmp_path: Path) -> None:
+    past = Past(tmp_path)
+    for path in sorted((past.store.root / "blobs").rglob("*")):
+        if path.is_file():
+            path.unlink()
+    text = Page(report(past)).text
+    assert "convert/one/ggml-f16@py3.11" in text
+    assert "+0.40 %" not in text
+
+
+def test_secrets_in_logs_stay_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    past = Past(tmp_path, text="hf_plantedtoken")
+    monkeypatch.setenv("HF_TOKEN", "hf_plantedtoken")
+    data = gather(past.path, past.store, tmp_path)
+    assert "***" in next(step.log for step in data.steps if step.stage == "engine")
+    assert not any("hf_plantedtoken" in step.log + step.message for step in data.steps)
+
+
+POINTS = st.builds(
+    Point,
+    st.from_regex(r"[a-z0-9_]{1,12}", fullmatch=True),
+    st.integers(0, 10**12),
+    st.floats(-100, 1000),
+    st.just("title"),
+    st.booleans(),
+)
+
+
+@given(st.lists(POINTS, min_size=1, max_size=12))
+def test_plots_stay_in_their_frame(points: list[Point]) -> None:
+    svg = panel(points, "rise", "%")
+    assert svg.count("<circle") == len(points)
+    for x, y in re.findall(r'cx="([^"]+)" cy="([^"]+)"', svg):
+        assert 0 <= float(x) <= WIDTH
+        assert 0 <= float(y) <= HEIGHT
+    for x, y in re.findall(r'<text [^>]*x="([^"]+)" y="([^"]+)"', svg):
+        assert 0 <= float(x) <= WIDTH
+        assert 0 <= float(y) <= HEIGHT
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e9))
+def test_ticks_are_few_and_inside(low: float, span: float) -> None:
+    found = ticks(low, low + span)
+    assert len(found) <= 9
+    assert all(low <= value <= low + span for value in found)
+    assert found == sorted(set(found))
+
+
+def test_words() -> None:
+    assert bytes_text(None) == "–"
+    assert bytes_text(1870457) == "1.87 MB"
+    assert figure("no number", "%.2f") == "–"
+    assert figure(float("nan"), "%.2f") == "–"
+    assert figure(0.0123, "%+.2f %%", 100) == "+1.23 %"
+    assert [diff_kind(line) for line in ("+a", "-a", "+++ a", "@@", " a", "")] == ["add", "del", "at", "at", "", ""]
+
+
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    past = Past(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    store = ["--store", str(past.store.root)]
+    done = CliRunner().invoke(cli, ["report", str(past.path), "-o", "page.html", *store])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    listed = CliRunner().invoke(cli, ["report", "--list", str(past.path), *store])
+    assert "failed" in listed.output
+    (tmp_path / "other.yaml").touch()
+    refused = CliRunner().invoke(cli, ["report", "other.yaml", *store])
+    assert "no run of it is kept" in str(refused.exception)

@@ -1,0 +1,162 @@
+"""CI workflows: valid by the services' own schemas, every artifact in one job, and no recipe inside a command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rwkvflow.base.errors import UsageError
+from rwkvflow.cli import cli
+from rwkvflow.plan.ci import (
+    GITHUB_JOBS,
+    GITLAB_JOBS,
+    By,
+    Settings,
+    dump,
+    github_matrix,
+    github_workflow,
+    gitlab_jobs,
+    gitlab_workflow,
+    jobs,
+)
+from rwkvflow.plan.matrix import Artifact, select
+
+RECIPES = Path(__file__).resolve().parents[3] / "recipes"
+NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,12}", fullmatch=True)
+ARTIFACTS = st.lists(st.builds(Artifact, NAMES, NAMES, NAMES), min_size=1, max_size=12, unique=True)
+SETTINGS = Settings("demo", "recipes/demo.yaml", "rwkvflow==0.1.0")
+
+
+@pytest.mark.parametrize("by", ["artifact", "model", "format", "image"])
+@given(artifacts=ARTIFACTS)
+def test_every_artifact_is_made_by_exactly_one_job(by: By, artifacts: list[Artifact]) -> None:
+    made = jobs(artifacts, by)
+    assert sorted(name for job in made for name in job.artifacts) == sorted(artifact.id for artifact in artifacts)
+    for job in made:
+        assert [artifact.id for artifact in select(artifacts, [job.only])] == list(job.artifacts)
+
+
+def check(schema: str, *files: Path, transform: tuple[str, ...] = ()) -> None:
+    argv = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *transform, *map(str, files)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("name", "by"), [("demo", "artifact"), ("123", "model")])
+def test_github_workflow_is_valid(tmp_path: Path, name: str, by: By) -> None:
+    pytest.importorskip("check_jsonschema")
+    chosen = Settings(name, "some where/re cipe.yaml", "rwkvflow[s3]==0.1.0", "docker", by, ("HF_TOKEN", "AWS_KEY"))
+    (tmp_path / "w.yml").write_text(github_workflow(chosen))
+    check("vendor.github-workflows", tmp_path / "w.yml")
+    document = yaml.safe_load((tmp_path / "w.yml").read_text())
+    assert document["name"] == name
+    assert document["jobs"]["publish"]["needs"] == "make"
+    assert document["env"]["RECIPE"] == chosen.recipe
+    assert document["permissions"] == {"contents": "read"}
+    secret = {"HF_TOKEN": "${{ secrets.HF_TOKEN }}", "AWS_KEY": "${{ secrets.AWS_KEY }}"}
+    assert document["jobs"]["publish"]["steps"][-1]["env"] == secret
+    assert "secrets" not in dump(document["jobs"]["plan"])
+
+
+def test_gitlab_pipelines_are_valid(tmp_path: Path) -> None:
+    pytest.importorskip("check_jsonschema")
+    many = jobs([Artifact(f"m{number}", "f", "i") for number in range(GITLAB_JOBS + 1)])
+    child = gitlab_jobs(many)
+    assert sorted(name for name in child if name != "default") == ["make-1", "make-2"]
+    only = [name for part in ("make-1", "make-2") for name in child[part]["parallel"]["matrix"][0]["ONLY"]]
+    assert only == [job.only for job in many]
+    (tmp_path / "parent.yml").write_text(gitlab_workflow(SETTINGS))
+    (tmp_path / "child.yml").write_text(dump(child))
+    transform = ("--data-transform", "gitlab-ci")
+    check("vendor.gitlab-ci", tmp_path / "parent.yml", tmp_path / "child.yml", transform=transform)
+
+
+def commands(document: Any) -> set[str]:
+    """Everything that a shell gets to see."""
+    found: set[str] = set()
+    if isinstance(document, dict):
+        for key, value in document.items():
+            if key in ("run", "script", "before_script") and not isinstance(value, dict):
+                found |= {value} if isinstance(value, str) else set(value)
+            else:
+                found |= commands(value)
+    elif isinstance(document, list):
+        for value in document:
+            found |= commands(value)
+    return found
+
+
+@settings(max_examples=40)
+@given(NAMES, st.text(st.characters(codec="utf-8"), min_size=1, max_size=30), st.text(max_size=20))
+def test_nothing_of_a_recipe_is_part_of_a_command(name: str, path: str, package: str) -> None:
+    chosen = Settings(name, path, package)
+    for workflow in (github_workflow, gitlab_workflow):
+        expected = commands(yaml.safe_load(workflow(SETTINGS)))
+        try:
+            text = workflow(chosen)
+        except UsageError:
+            continue
+        document = yaml.safe_load(text)
+        assert commands(document) == expected
+        env = document.get("env") or document.get("variables")
+        assert env["RECIPE"] == path
+        assert env["PACKAGE"] == package
+        assert "$" not in path + package
+
+
+def test_commands_quote_every_variable() -> None:
+    found = commands(yaml.safe_load(github_workflow(SETTINGS))) | commands(yaml.safe_load(gitlab_workflow(SETTINGS)))
+    for command in found:
+        bare = "".join(command.split('"')[::2])  # what stands outside double quotes
+        assert "$" not in bare
+        assert "${{" not in command
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/x.yaml", "../x.yaml", "a/../../x", "-x", "", "${{ secrets.X }}", "a`b`", "a\nb"]
+)
+def test_odd_paths_are_refused(path: str) -> None:
+    with pytest.raises(UsageError):
+        github_workflow(Settings("demo", path, "rwkvflow"))
+
+
+@pytest.mark.parametrize("secret", ["hf", "A B", "A}}", "", "1A"])
+def test_odd_secrets_are_refused(secret: str) -> None:
+    with pytest.raises(UsageError):
+        github_workflow(Settings("demo", "x.yaml", "rwkvflow", secrets=(secret,)))
+
+
+def test_too_many_jobs_for_github() -> None:
+    many = jobs([Artifact(f"m{number}", "f", "i") for number in range(GITHUB_JOBS + 1)])
+    with pytest.raises(UsageError, match="--by"):
+        github_matrix(many)
+    assert len(github_matrix(many[1:])["include"]) == GITHUB_JOBS
+
+
+def run(*args: str) -> str:
+    done = CliRunner().invoke(cli, args, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    demo = str(RECIPES / "demo-torch.yaml")
+    ids = run("matrix", demo).split()
+    assert "rwkv7-demo/ggml-q5_1@py3.11-torch2.13.0" in ids
+    assert [job["only"] for job in json.loads(run("matrix", demo, "--format", "json"))] == ids
+    github = json.loads(run("matrix", demo, "--format", "github", "--by", "image"))
+    assert [job["only"] for job in github["include"]] == ["*@py3.11", "*@py3.11-torch2.13.0"]
+    assert run("matrix", demo, "--only", "rwkv4-demo/*").split() == [name for name in ids if name.startswith("rwkv4")]
+    monkeypatch.chdir(RECIPES)
+    run("ci", "github", "demo.yaml", "-o", str(tmp_path / "x" / "y.yml"))
+    assert yaml.safe_load((tmp_path / "x" / "y.yml").read_text())["env"]["RECIPE"] == "demo.yaml"
+    assert yaml.safe_load(run("ci", "gitlab", "demo.yaml"))["variables"]["SANDBOX"] == "host"

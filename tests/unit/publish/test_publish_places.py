@@ -1,0 +1,150 @@
+"""Where releases go: the texts that name places, and what of them needs no network."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+from helpers.publishing import release
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rwkvflow.documents.destinations import (
+    REMOTE,
+    Destination,
+    FolderDestination,
+    HubDestination,
+    OciDestination,
+    RemoteDestination,
+    parse_destination,
+)
+from rwkvflow.documents.sources import SourceError
+from rwkvflow.net.oci_registry import credentials
+from rwkvflow.net.progress import Told
+from rwkvflow.publish.hub import git_blob_id, lfs_attributes, weight_suffixes
+from rwkvflow.publish.oci import manifest_bytes
+from rwkvflow.publish.places import FolderPublisher, folder_of
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("out", FolderDestination("out")),
+        ("file:///srv/a%20b", FolderDestination("/srv/a b")),
+        ("file:out", FolderDestination("out")),
+        ("hf://owner/name", HubDestination("owner/name")),
+        ("hf://owner/name@next%2Fone", HubDestination("owner/name", "next/one")),
+        ("oci://ghcr.io/me/models/tiny:v1.0", OciDestination("ghcr.io", "me/models/tiny", "v1.0")),
+        ("oci://127.0.0.1:5000/tiny:latest", OciDestination("127.0.0.1:5000", "tiny", "latest")),
+        ("oci://[::1]:5000/tiny:latest", OciDestination("[::1]:5000", "tiny", "latest")),
+        ("s3://bucket/folder/", RemoteDestination("s3://bucket/folder")),
+        ("sftp://me@host/folder", RemoteDestination("sftp://me@host/folder")),
+    ],
+)
+def test_places(text: str, expected: Destination) -> None:
+    assert parse_destination(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " out", "out\n", "hf://", "hf://a", "hf://a/b/c", "hf://a/b@refs/pr/1", "hf://a/b@" + "0" * 40),
+        *("oci://", "oci://ghcr.io", "oci://ghcr.io/a", "oci://ghcr.io/a:", "oci://ghcr.io/a:v 1", "oci://x_y/a:v1"),
+        *("oci://ghcr.io/a@sha256:00", "oci://ghcr.io/../a:v1", "oci://ghcr.io/a//b:v1", "oci://ghcr.io/a:-v1"),
+        *("s3://", "s3:///a", "s3://bucket/../other", "s3://bucket/a?versionId=1", "s3://a:b@bucket/c", "memory://a"),
+        *("file://host/a", "file:", "http://host/a", "github://a/b", "S3://bucket/a", "hf:a/b"),
+    ],
+)
+def test_what_is_no_place(text: str) -> None:
+    with pytest.raises(SourceError):
+        parse_destination(text)
+
+
+@given(st.text() | st.from_regex(r"(hf|oci|s3|file)://[a-z0-9/:@.%?-]{0,30}", fullmatch=True))
+def test_any_text_is_a_place_or_an_error(text: str) -> None:
+    try:
+        place = parse_destination(text)
+    except SourceError:
+        return
+    if not isinstance(place, FolderDestination):
+        assert parse_destination(str(place)) == place
+
+
+@pytest.mark.parametrize(
+    ("registry", "secure"),
+    [
+        ("ghcr.io", True),
+        ("localhost:5000", False),
+        ("127.0.0.9", False),
+        ("[::1]:5000", False),
+        ("localhost.org", True),
+    ],
+)
+def test_only_this_machine_is_spoken_to_in_the_clear(registry: str, secure: bool) -> None:
+    assert OciDestination(registry, "a", "v1").secure is secure
+
+
+def test_fsspec_knows_the_protocols() -> None:
+    import fsspec
+
+    assert set(REMOTE) <= set(fsspec.available_protocols())
+
+
+def test_attributes_keep_what_stands_there() -> None:
+    mine = b"# mine\n*.bin filter=lfs diff=lfs merge=lfs -text\n*.txt eol=lf"
+    made = lfs_attributes(mine)
+    assert made.startswith(mine + b"\n")
+    assert made.count(b"*.bin ") == 1
+    assert lfs_attributes(made) == made
+    assert all(f"*{suffix} filter=lfs".encode() in made for suffix in weight_suffixes())
+
+
+def test_git_names_blobs_so() -> None:
+    import subprocess
+
+    file = release({"a.txt": b"some text\n"}).files[0]
+    assert isinstance(file.source, bytes)
+    done = subprocess.run(["git", "hash-object", "--stdin"], input=file.source, capture_output=True, check=True)
+    assert git_blob_id(file) == done.stdout.decode().strip()
+
+
+def test_equal_releases_have_equal_manifests() -> None:
+    files = {"b/b.bin": b"b", "a.json": b"{}"}
+    assert manifest_bytes(release(files)) == manifest_bytes(release(dict(reversed(files.items()))))
+    assert manifest_bytes(release(files)) != manifest_bytes(release({**files, "a.json": b"[]"}))
+
+
+def test_logins_of_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    assert credentials("ghcr.io") is None
+    helper = tmp_path / "docker-credential-mine"
+    helper.write_text('#!/bin/sh\nread name\necho "{\\"Username\\": \\"u\\", \\"Secret\\": \\"of $name\\"}"\n')
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    auth = base64.b64encode(b"me:pass:word").decode()
+    config = {
+        "auths": {"ghcr.io": {"auth": auth}, "odd": {"auth": 3}, "bad": {"auth": "%%%"}, "empty": {}},
+        "credHelpers": {"helped": "mine", "evil": "../mine", "absent": "nothing"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert credentials("ghcr.io") == ("me", "pass:word")
+    assert credentials("helped") == ("u", "of helped")
+    for name in ("odd", "bad", "empty", "evil", "absent", "other"):
+        assert credentials(name) is None
+    (tmp_path / "config.json").write_text("{")
+    assert credentials("ghcr.io") is None
+
+
+def test_a_folder_says_what_would_change(tmp_path: Path) -> None:
+    place = parse_destination("out/./x/..")
+    assert isinstance(place, FolderDestination)
+    publisher = FolderPublisher(folder_of(place, tmp_path), "key")
+    old, new = {"a.bin": b"a", "gone.bin": b"g"}, {"a.bin": b"A", "more.bin": b"m"}
+    assert {change.kind for change in publisher.plan(release(old)).changes} == {"add"}
+    assert publisher.apply(release(old), Told()).to == str(tmp_path / "out")
+    assert publisher.plan(release(old)).changes == ()
+    kinds = {change.path: change.kind for change in publisher.plan(release(new)).changes}
+    assert kinds.pop("provenance.json") == kinds.pop("SHA256SUMS") == "replace"
+    assert kinds == {"a.bin": "replace", "more.bin": "add", "gone.bin": "delete"}

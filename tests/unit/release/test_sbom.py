@@ -1,0 +1,106 @@
+"""The bill of materials: valid by CycloneDX's own schema, complete, and the same on every machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
+
+from tests.helpers.releases import COMMIT, WHEEL, Made, made
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Made:
+    return made(tmp_path / "store")
+
+
+def bill(run: Made) -> dict[str, Any]:
+    """The bill of a release, validated."""
+    data = next(file.source for file in run.assemble().files if file.path == "sbom.cdx.json")
+    assert isinstance(data, bytes)
+    problem = JsonStrictValidator(SchemaVersion.V1_6).validate_str(data.decode())
+    assert problem is None, problem
+    return dict(json.loads(data))
+
+
+def parts(run: Made) -> dict[str, dict[str, Any]]:
+    return {component["bom-ref"]: component for component in bill(run)["components"]}
+
+
+def test_it_is_valid_and_without_a_time(run: Made) -> None:
+    content = bill(run)
+    assert content["specVersion"] == "1.6"
+    assert "timestamp" not in content["metadata"]
+    assert content["metadata"]["component"]["name"] == "tiny"
+    assert [tool["name"] for tool in content["metadata"]["tools"]["components"]] == ["rwkvflow"]
+
+
+def test_artifacts_are_models_with_hash_and_measured_quality(run: Made) -> None:
+    artifact = parts(run)["artifact/tiny7/tiny7-Q5_1.bin"]
+    assert artifact["type"] == "machine-learning-model"
+    digest = run.digests["artifact/tiny7/ggml-q5_1@py3.11"]
+    assert artifact["hashes"] == [{"alg": "SHA-256", "content": digest[7:]}]
+    card = artifact["modelCard"]
+    assert card["modelParameters"]["modelArchitecture"] == "RWKV-7"
+    metrics = {metric["type"]: metric["value"] for metric in card["quantitativeAnalysis"]["performanceMetrics"]}
+    assert metrics["perplexity"] == "12.625"
+    properties = {item["name"]: item["value"] for item in artifact["properties"]}
+    assert properties["rwkvflow:format"] == "ggml-q5_1"
+
+
+def test_everything_that_went_in_is_listed(run: Made) -> None:
+    found = parts(run)
+    assert found["model/tiny7"]["purl"] == f"pkg:huggingface/someone/tiny7@{COMMIT}#tiny7.safetensors"
+    assert found["model/tiny7"]["hashes"][0]["content"] == run.params["models"]["tiny7"]["sha256"]
+    assert found["model/tiny7"]["modelCard"]["modelParameters"]["architectureFamily"] == "RWKV"
+    assert found[f"wheel/{WHEEL}"]["purl"] == "pkg:pypi/numpy@2.4.1"
+    assert found["base/py3.11"]["type"] == "container"
+    assert found["engine@py3.11/lib/librwkv.so"]["type"] == "library"
+    assert "hashes" not in found["engine"], "a folder has no sha256"
+
+
+def test_it_says_what_was_made_of_what(run: Made) -> None:
+    depends = {entry["ref"]: set(entry.get("dependsOn", ())) for entry in bill(run)["dependencies"]}
+    assert len(depends["release"]) == 4
+    assert depends["artifact/tiny7/tiny7-Q5_1.bin"] == {
+        "model/tiny7", "worker", "base/py3.11", f"wheel/{WHEEL}", "engine@py3.11/lib/librwkv.so",
+    }  # fmt: skip
+    assert {"engine", "worker"} <= depends["engine@py3.11/lib/librwkv.so"]
+
+
+def test_the_same_artifacts_have_the_same_serial_number(run: Made, tmp_path: Path) -> None:
+    again = made(tmp_path / "again")
+    assert bill(run)["serialNumber"] == bill(again)["serialNumber"]
+    other = made(tmp_path / "other", formats=["safetensors"])
+    assert bill(other)["serialNumber"] != bill(run)["serialNumber"]
+
+
+@pytest.mark.parametrize("license_id", ["apache-2.0", "Apache-2.0", "other", "MIT OR Apache-2.0", "my own: <see> file"])
+def test_any_licence_text_stays_valid(run: Made, license_id: str) -> None:
+    run.params["card"] = {"license": license_id}
+    content = bill(run)
+    assert license_id.lower() in json.dumps(content["metadata"]["component"]["licenses"]).lower()
+
+
+def test_source_date_epoch_gives_it_a_time(run: Made) -> None:
+    run.params["epoch"] = 1704067200
+    assert bill(run)["metadata"]["timestamp"].startswith("2024-01-01T00:00:00")
+
+
+def test_a_hostile_name_stays_text(run: Made) -> None:
+    run.params["engine"]["source"] = '"><script>\u202e'
+    assert parts(run)["engine"]["name"] == "engine sources"
+    bill(run)
+
+
+def test_a_source_package_that_was_built_is_a_part(run: Made) -> None:
+    filename = "llama_cpp_python-0.3.36.tar.gz"
+    run.params["packages"] = {"llama.cpp": {"filename": filename, "sha256": "ab" * 32}}
+    found = parts(run)[f"package/{filename}"]
+    assert (found["name"], found["version"]) == ("llama-cpp-python", "0.3.36")
+    assert found["purl"] == "pkg:pypi/llama-cpp-python@0.3.36"
+    assert found["hashes"] == [{"alg": "SHA-256", "content": "ab" * 32}]

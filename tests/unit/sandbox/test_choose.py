@@ -1,0 +1,126 @@
+"""Which sandbox is taken, with the reason; without any Docker engine in reach (conftest points DOCKER_HOST nowhere)."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rwkvflow.base.errors import EnvironmentMissing, UsageError
+from rwkvflow.sandbox import daemon
+from rwkvflow.sandbox.choose import choose
+from rwkvflow.sandbox.daemon import is_orphan, owner_labels, remedy_for, unreachable
+from rwkvflow.sandbox.docker import user_for
+from rwkvflow.sandbox.doctor import examine
+
+
+def test_host_is_honest(tmp_path: Path) -> None:
+    sandbox, why = choose("host", tmp_path)
+    assert sandbox.name == "host"
+    assert "no isolation" in why
+    assert not list(tmp_path.iterdir()), "choosing makes nothing"
+
+
+def test_auto_without_an_engine_takes_the_host_and_says_why(tmp_path: Path) -> None:
+    sandbox, why = choose("auto", tmp_path)
+    assert sandbox.name == "host"
+    assert "Docker engine at tcp://unit-tests-touch-no-docker.invalid:1" in why
+    assert "no isolation" in why
+
+
+def test_docker_without_an_engine_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentMissing) as error:
+        choose("docker", tmp_path)
+    assert error.value.exit_code == 4
+    assert "--sandbox host" in str(error.value.remedy)
+
+
+def test_unknown_sandbox(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="auto, docker, host"):
+        choose("dokcer", tmp_path)
+
+
+def _wrapped(cause: BaseException) -> Exception:
+    """As docker-py hands it on: DockerException(text) from ConnectionError(ProtocolError('…', cause))."""
+    inner = ConnectionError("Connection aborted.", cause)
+    outer = RuntimeError("Error while fetching server API version")
+    outer.__cause__ = inner
+    return outer
+
+
+def test_each_way_to_be_out_of_reach_has_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DOCKER_HOST")
+    denied = unreachable(_wrapped(PermissionError(13, "Permission denied")))
+    assert "permission denied" in denied.message
+    assert "usermod" in str(denied.remedy)
+    absent = unreachable(_wrapped(FileNotFoundError(2, "No such file")))
+    assert "no Docker engine answers" in absent.message
+    assert "systemctl start docker" in str(absent.remedy)
+    down = unreachable(_wrapped(ConnectionRefusedError(111, "refused")))
+    assert down.message == absent.message
+
+
+def test_an_engine_that_is_too_old() -> None:
+    for good in ("20.10.0", "20.10.24+dfsg1", "28.2.2", "29.0.0-rc.1", "library-import"):
+        daemon._check_version(good)
+    with pytest.raises(EnvironmentMissing, match=r"19\.03\.5; 20\.10 is the oldest"):
+        daemon._check_version("19.03.5")
+
+
+REMEDIES = {
+    "failed to register layer: write /x: no space left on device": "docker system prune",
+    "Get https://registry-1.docker.io/v2/: dial tcp: lookup registry-1.docker.io: no such host": "docker load",
+    "Get https://registry-1.docker.io/v2/: net/http: TLS handshake timeout": "docker load",
+    "toomanyrequests: You have reached your pull rate limit": "docker login",
+    "pull access denied for nosuch, repository does not exist": "image.base",
+    "pull access denied for rwkvflow-base, repository does not exist": "rwkvflow image bootstrap",
+    "dockerfile parse error line 1: unknown instruction: FRM": "BuildKit",
+    'OCI runtime create failed: exec: "python3": executable file not found in $PATH': "no python3",
+    "Range of CPUs is from 0.01 to 2.00, as there are only 2 CPUs available": "workflow.yaml",
+}
+
+
+@pytest.mark.parametrize("message", REMEDIES)
+def test_remedies(message: str) -> None:
+    assert REMEDIES[message] in str(remedy_for(message))
+
+
+def test_no_remedy_is_made_up() -> None:
+    assert remedy_for("the command '/bin/x' returned a non-zero code: 1") is None
+
+
+def test_owner_of_a_container() -> None:
+    mine = owner_labels()
+    assert not is_orphan(mine), "this process lives"
+    assert not is_orphan({}), "whose it is is unknown"
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("no /proc: a process is known by its number only")
+    assert is_orphan({**mine, "org.rwkvflow.started": "1"}), "the same number, another process"
+    assert not is_orphan({**mine, "org.rwkvflow.machine": "elsewhere/boot"}), "another machine's"
+    host = mine["org.rwkvflow.machine"].split("/")[0]
+    assert is_orphan({**mine, "org.rwkvflow.machine": f"{host}/another-boot"}), "before a restart"
+    assert not is_orphan({**mine, "org.rwkvflow.namespace": "pid:[1]"}), "its numbers mean nothing here"
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert is_orphan({**mine, "org.rwkvflow.pid": str(child)})
+
+
+def test_user_of_a_container() -> None:
+    assert user_for(["name=seccomp,profile=default"], 1000, 100) == "1000:100"
+    assert user_for(["name=seccomp,profile=default"], 0, 0) == "65534:65534"
+    assert user_for(["name=seccomp,profile=default", "name=rootless"], 1000, 100) == "0:0", "is the caller outside"
+
+
+def test_doctor_without_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    checks = {check.name: check for check in examine(tmp_path / "not" / "there")}
+    assert checks["docker"].status == "warn"
+    assert checks["docker"].remedy
+    assert checks["python"].status == "ok"
+    assert checks["hub token"].message == "given by HF_TOKEN"
+    assert "hf_secret" not in str(checks)
+    assert not (tmp_path / "not").exists()
+    assert all(check.remedy for check in checks.values() if check.status != "ok")

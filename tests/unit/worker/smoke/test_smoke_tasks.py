@@ -1,0 +1,210 @@
+"""The worker's tasks "reference" and "smoke" as the host calls them, on safetensors artifacts (no engine needed)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import checkpoints
+
+from rwkvflow.worker.protocol import WorkerError, parse
+from rwkvflow.worker.smoke import consumers
+from rwkvflow.worker.smoke.questions import read_reference
+from rwkvflow.worker.tasks import reference as reference_task
+from rwkvflow.worker.tasks import smoke as smoke_task
+
+PARAMS: dict[str, Any] = {"tokenizer": "auto", "prompts": ["The ", ""], "tokens": 4, "group_norm_eps": None}
+TEXT = "The quiet owl lived at the edge of the forest. " * 8
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sandbox's working directory with a checkpoint and a text."""
+    for folder in ("in/engine", "out"):
+        (tmp_path / folder).mkdir(parents=True)
+    checkpoints.make(tmp_path / "in" / "m.pth", version="7", vocab=256, seed=3)
+    (tmp_path / "in" / "m.pth").rename(tmp_path / "in" / "checkpoint")
+    (tmp_path / "in" / "text").write_text(TEXT)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make_reference(capsys: pytest.CaptureFixture[str], **params: Any) -> list[dict[str, Any]]:
+    job = {"id": "reference/m@i", "params": {}, "outputs": {"reference": "out/deep/reference.npz"}}
+    reference_task.run({"task": "reference", "params": {**PARAMS, **params}, "jobs": [job]})
+    Path("out/deep/reference.npz").rename("in/reference")
+    return messages(capsys)
+
+
+def messages(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [message for line in capsys.readouterr().out.splitlines() if (message := parse(line))]
+
+
+def run_smoke(capfd: pytest.CaptureFixture[str], *jobs: dict[str, Any], **params: Any) -> list[dict[str, Any]]:
+    full = [
+        {
+            "id": f"smoke/{n}",
+            "params": {"format": "safetensors", "limits": {"logits": 1e-4, "perplexity": 1e-4}, **job},
+            "outputs": {"smoke": f"out/{n}/smoke.json"},
+        }
+        for n, job in enumerate(jobs)
+    ]
+    smoke_task.run({"task": "smoke", "params": {**PARAMS, **params}, "jobs": full})
+    return messages(capfd)
+
+
+def of(kind: str, found: list[dict[str, Any]]) -> list[Any]:
+    return [message[kind] for message in found if kind in message]
+
+
+def artifact(name: str, seed: int = 3, **sizes: Any) -> Path:
+    path = checkpoints.make(Path("in") / f"{name}.safetensors", **{"version": "7", "vocab": 256, "seed": seed, **sizes})
+    return path.rename(path.with_suffix(""))
+
+
+def test_reference_holds_what_smoke_needs_and_is_deterministic(place: Path, capsys: Any) -> None:
+    found = make_reference(capsys)
+    first = Path("in/reference").read_bytes()
+    kept = read_reference(Path("in/reference"))
+    assert kept.questions.text == tuple(TEXT.encode())
+    assert kept.questions.logits == 64
+    assert kept.answers.logits.shape == (len(TEXT), 256), "as many as the divergence needs"
+    assert kept.answers.losses.shape == (len(TEXT) - 1,)
+    assert [len(row) for row in kept.answers.continuations] == [4, 4]
+    assert kept.questions.prompts == (tuple(b"The "), (0,))
+    (output,) = of("output", found)
+    assert (output["job"], output["size"]) == ("reference/m@i", len(first))
+    assert {note["key"] for note in of("note", found)} == {"perplexity", "continuation"}
+    make_reference(capsys)
+    assert Path("in/reference").read_bytes() == first
+
+
+def test_a_text_too_short_and_one_that_is_not_utf8(place: Path, capsys: Any) -> None:
+    Path("in/text").write_text("T")
+    with pytest.raises(WorkerError, match=r"less than two tokens.*smoke\.text"):
+        make_reference(capsys)
+    Path("in/text").write_bytes(b"abc\xff")
+    with pytest.raises(WorkerError, match="not UTF-8 \\(byte 3\\)"):
+        make_reference(capsys)
+
+
+def test_a_checkpoint_full_of_nan_is_named_as_the_culprit(place: Path, capsys: Any) -> None:
+    entries = checkpoints.entries("7", vocab=256)
+    bad = [
+        checkpoints.array_entry(e.name, np.full(e.shape, np.nan, np.float32), "bf16") if e.name == "head.weight" else e
+        for e in entries
+    ]
+    checkpoints.write_pth(Path("in/checkpoint"), bad)
+    with pytest.raises(WorkerError, match=r"the checkpoint itself is broken: .*256 of 256 logits are NaN"):
+        make_reference(capsys)
+
+
+def test_a_vocabulary_nobody_knows_runs_on_pseudo_random_tokens(place: Path, capfd: Any) -> None:
+    checkpoints.make(Path("in/m.pth"), version="4", vocab=320).rename("in/checkpoint")
+    found = make_reference(capfd)
+    assert any("pseudo-random" in note["value"] for note in of("note", found))
+    artifact("a", seed=0, version="4", vocab=320)
+    found = run_smoke(capfd, {"input": "a"})
+    assert len(of("output", found)) == 1
+    assert "pseudo-random" in json.loads(Path("out/0/smoke.json").read_text())["note"]
+
+
+def test_equal_artifacts_pass_and_the_report_says_so(place: Path, capfd: Any) -> None:
+    make_reference(capfd)
+    artifact("a")
+    found = run_smoke(capfd, {"input": "a"}, {"input": "a", "limits": None})
+    assert of("failed", found) == []
+    assert [output["job"] for output in of("output", found)] == ["smoke/0", "smoke/1"]
+    report = json.loads(Path("out/0/smoke.json").read_text())
+    assert report["passed"] is True
+    assert (report["logits"], report["perplexity_rise"], report["agreement"]) == (0, 0, 1)
+    assert (report["kl_divergence"], report["kl_divergence_tokens"]) == (0, len(TEXT))
+    assert (report["evaluated"], report["bits_per_weight"]) == ("tensors", 16), "the checkpoint's own, in bf16"
+    assert not {"speed", "tokens_per_second"} & report.keys()
+    assert [c["prompt"] for c in report["continuations"]] == ["The ", ""]
+    assert Path("out/1/smoke.json").read_bytes() == Path("out/0/smoke.json").read_bytes()
+    assert sorted(path.name for path in Path("out").iterdir() if path.name.startswith(".")) == []
+
+
+def test_each_bad_artifact_fails_alone_with_its_reason(place: Path, capfd: Any) -> None:
+    make_reference(capfd)
+    artifact("good")
+    good = Path("in/good").read_bytes()
+    Path("in/flipped").write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    Path("in/cut").write_bytes(good[:-10])
+    Path("in/empty").write_bytes(b"")
+    artifact("smaller", layers=1)
+    artifact("wide", dtype="f32")
+    names = ("flipped", "good", "cut", "absent", "empty", "smaller", "wide")
+    found = run_smoke(capfd, *({"input": name} for name in names))
+    assert [output["job"] for output in of("output", found)] == ["smoke/1"]
+    failed = {failure["job"]: failure["message"] for failure in of("failed", found)}
+    assert failed.keys() == {f"smoke/{n}" for n in (0, 2, 3, 4, 5, 6)}
+    assert "head.weight has other bytes" in failed["smoke/0"]
+    for number in (2, 4):
+        assert "the safetensors package refuses it" in failed[f"smoke/{number}"]
+    assert "in/absent: cannot open it" in failed["smoke/3"]
+    assert "lacks 'blocks.1." in failed["smoke/5"]
+    assert "emb.weight is f32 [256, 128] in the artifact and bf16 [256, 128]" in failed["smoke/6"]
+
+
+def test_a_crash_costs_one_artifact(place: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_reference(capfd)
+    artifact("good")
+    # A real process that really dies: the order runs a module that kills itself for one of the artifacts.
+    Path("lib").mkdir()
+    Path("lib/dying.py").write_text(
+        "import os, signal, sys\n"
+        "from rwkvflow.worker import consumers\n"
+        "real = consumers.run_safetensors\n"
+        "def run(task, questions):\n"
+        "    if 'crash' in task.artifact.name:\n"
+        "        os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "    if 'memory' in task.artifact.name:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if 'quit' in task.artifact.name:\n"
+        "        os._exit(3)\n"
+        "    return real(task, questions)\n"
+        "consumers.CONSUMERS = {'safetensors': run}\n"
+        "sys.exit(consumers.main(sys.argv[1:]))\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(place / "lib"))
+    monkeypatch.setattr(smoke_task, "CONSUMERS", "dying")
+    names = ("good", "crash", "memory", "good", "quit")
+    for name in ("crash", "memory", "quit"):
+        artifact(name)
+    found = run_smoke(capfd, *({"input": name} for name in names))
+    assert [output["job"] for output in of("output", found)] == ["smoke/0", "smoke/3"]
+    failed = {failure["job"]: failure["message"] for failure in of("failed", found)}
+    assert "crashed (SIGSEGV)" in failed["smoke/1"]
+    assert "needed more memory" in failed["smoke/2"]
+    assert "exit code 3" in failed["smoke/4"]
+
+
+def test_limits_are_enforced_and_the_report_is_still_written(place: Path, capfd: Any) -> None:
+    make_reference(capfd)
+    # A reference of another model: the artifact equals its checkpoint, and answers differently.
+    checkpoints.make(Path("in/m.pth"), version="7", vocab=256, seed=4).rename("in/checkpoint")
+    artifact("a", seed=4)
+    found = run_smoke(capfd, {"input": "a"}, {"input": "a", "limits": {"logits": 99.0, "perplexity": 99.0}})
+    (failure,) = of("failed", found)
+    assert failure["job"] == "smoke/0"
+    assert "which `smoke: {limits: {safetensors: {logits: …}}}` in the recipe changes" in failure["message"]
+    assert json.loads(Path("out/0/smoke.json").read_text())["passed"] is False
+    assert json.loads(Path("out/1/smoke.json").read_text())["passed"] is True
+
+
+def test_a_format_without_a_consumer_says_so() -> None:
+    with pytest.raises(WorkerError, match="nothing here can run the format papyrus-q9"):
+        consumers.consumer_of("papyrus-q9")
+
+
+def test_every_registered_format_has_a_consumer() -> None:
+    from rwkvflow.worker.formats import FORMATS
+
+    assert FORMATS
+    for name in FORMATS:
+        assert callable(consumers.consumer_of(name))
