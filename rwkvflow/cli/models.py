@@ -65,7 +65,7 @@ def default_threads() -> int:
 @contextlib.contextmanager
 def engine_errors() -> Iterator[None]:
     """What the engine and the worker's modules raise, as an error of the command."""
-    from rwkvflow.engine.binding import EngineError
+    from rwkvflow.engine.errors import EngineError
     from rwkvflow.worker.protocol import WorkerError
 
     try:

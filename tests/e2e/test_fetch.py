@@ -273,7 +273,7 @@ def test_a_disk_that_fills_up_on_the_way_is_told(net: StandIn, tmp_path: Path) -
     code = (
         "import resource, signal, sys; from pathlib import Path; from rwkvflow.net.download import fetch_file;"
         "from rwkvflow.base.errors import RwkvflowError; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "from rwkvflow import files; files.errno.ENOSPC = files.errno.EFBIG;"  # the limit answers EFBIG
+        "from rwkvflow.base import files; files.errno.ENOSPC = files.errno.EFBIG;"  # the limit answers EFBIG
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
         "try: fetch_file(sys.argv[1], Path(sys.argv[2]), recipe_folder=Path('.'))\n"
         "except RwkvflowError as error: sys.exit(f'{type(error).__name__}: {error}')"

@@ -6,8 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from tests.unit.test_publish_stage import blueprint
-
 from rwkvflow.documents.load import recipe_from_text
 from rwkvflow.plan.matrix import expand
 from rwkvflow.release.artifacts import gather
@@ -20,6 +18,7 @@ from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.read.checkpoint import open_checkpoint
 from rwkvflow.worker.read.inspect import describe
 from tests.helpers import releases
+from tests.unit.stages.test_publish_stage import blueprint
 
 
 def split(checkpoint: Path, name: str, path: Path, stem: str) -> Path:

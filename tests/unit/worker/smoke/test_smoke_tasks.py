@@ -158,7 +158,7 @@ def test_a_crash_costs_one_artifact(place: Path, capfd: Any, monkeypatch: pytest
     Path("lib").mkdir()
     Path("lib/dying.py").write_text(
         "import os, signal, sys\n"
-        "from rwkvflow.worker import consumers\n"
+        "from rwkvflow.worker.smoke import consumers\n"
         "real = consumers.run_safetensors\n"
         "def run(task, questions):\n"
         "    if 'crash' in task.artifact.name:\n"
