@@ -82,7 +82,7 @@ TOP = (
     ("workflow.yaml", "time, memory and retries of each stage"),
     ("recipes/", "the demo, the demo with PyTorch and in all formats, and the author's released models"),
     ("images/", "the Dockerfile's template, the pinned versions"),
-    ("docs/", "what is too long for this page"),
+    ("docs/", "guides, concepts, reference, and how to contribute"),
     ("scripts/", "training the demo models, benchmarks, the tables in these pages"),
 )
 TESTS = (
@@ -361,13 +361,13 @@ def _option(item: click.Option) -> tuple[str, str]:
 
 FILES: Mapping[str, Parts] = {
     "README.md": {"formats": formats, "layers": layers, "exit-codes": exit_codes},
-    "docs/recipe.md": {"recipe-keys": lambda: keys("recipe")},
-    "docs/workflow.md": {"workflow-keys": lambda: keys("workflow")},
-    "docs/lock.md": {"lock-keys": lambda: keys("lock")},
-    "docs/smoke.md": {"limits": limits},
-    "docs/engine.md": {"patch-rules": patch_rules, "baselines": baselines},
-    "docs/sandboxes.md": {"pins": pins},
-    "docs/cli.md": {"commands": command_line, "exit-codes": exit_codes},
+    "docs/reference/recipe.md": {"recipe-keys": lambda: keys("recipe")},
+    "docs/reference/workflow.md": {"workflow-keys": lambda: keys("workflow")},
+    "docs/reference/lock.md": {"lock-keys": lambda: keys("lock")},
+    "docs/concepts/smoke.md": {"limits": limits},
+    "docs/concepts/engine.md": {"patch-rules": patch_rules, "baselines": baselines},
+    "docs/concepts/sandboxes.md": {"pins": pins},
+    "docs/reference/cli.md": {"commands": command_line, "exit-codes": exit_codes},
 }
 
 

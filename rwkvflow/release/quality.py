@@ -1,7 +1,7 @@
 """quality.json: what each artifact of a release takes and what it loses, for programs.
 
-The figures are those of the smoke reports, which docs/smoke.md defines; nothing is reckoned here but their order. A new
-kind of figure is a new key; what a key means changes only with `version`.
+The figures are those of the smoke reports, which docs/concepts/smoke.md defines; nothing is computed here but their
+order. A new kind of figure is a new key; what a key means changes only with `version`.
 """
 
 from __future__ import annotations

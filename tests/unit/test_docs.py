@@ -29,7 +29,8 @@ from rwkvflow.store.store import Store
 from scripts import docs_tables, terminal_svg
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FRONT = [ROOT / name for name in ("README.md", "CHANGELOG.md")]
+PAGES = [*FRONT, *sorted((ROOT / "docs").rglob("*.md"))]
 PLACEHOLDERS = {"STEP", "RECIPE", "FILE", "SOURCE", "PATH"}
 
 
@@ -59,9 +60,14 @@ def _blocks(page: Path) -> Iterator[Block]:
         if language is None:
             start, language = number + 1, line.removeprefix("```").strip()
         else:
-            yield Block(page.name, start, language, "\n".join(lines[start - 1 : number - 1]) + "\n")
+            yield Block(named(page), start, language, "\n".join(lines[start - 1 : number - 1]) + "\n")
             language = None
-    assert language is None, f"{page.name}:{start}: the block is not closed"
+    assert language is None, f"{named(page)}:{start}: the block is not closed"
+
+
+def named(page: Path) -> str:
+    """A page's path in the repository."""
+    return page.relative_to(ROOT).as_posix()
 
 
 def prose(page: Path) -> str:
@@ -79,7 +85,7 @@ def test_what_is_made_from_the_code_is_up_to_date(name: str) -> None:
 
 
 def test_every_command_and_option_is_on_the_page() -> None:
-    page = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/reference/cli.md").read_text(encoding="utf-8")
     for words, command in docs_tables.commands():
         if len(words) > 1:
             assert f"## {' '.join(words)}\n" in page
@@ -89,7 +95,11 @@ def test_every_command_and_option_is_on_the_page() -> None:
 
 
 def test_every_key_of_the_documents_is_on_its_page() -> None:
-    for document, page in (("recipe", "docs/recipe.md"), ("workflow", "docs/workflow.md"), ("lock", "docs/lock.md")):
+    for document, page in (
+        ("recipe", "docs/reference/recipe.md"),
+        ("workflow", "docs/reference/workflow.md"),
+        ("lock", "docs/reference/lock.md"),
+    ):
         text = (ROOT / page).read_text(encoding="utf-8")
         for key in _keys(docs_tables.schema(document)):
             assert f"| `{key}` |" in text, f"{page} lacks {key}"
@@ -117,7 +127,7 @@ def test_every_exit_code_has_its_meaning() -> None:
 
 def test_every_folder_of_the_store_is_explained(tmp_path: Path) -> None:
     Store(tmp_path)
-    (block,) = [block for block in blocks("text") if block.page == "store.md"]
+    (block,) = [block for block in blocks("text") if block.page == "docs/concepts/store.md"]
     told = {line.split("/")[0] for line in block.text.splitlines()}
     assert {path.name for path in tmp_path.iterdir()} <= told
 
@@ -191,7 +201,7 @@ def calls() -> list[Call]:
     for page in PAGES:
         for text in re.findall(r"`([^`]+)`", prose(page).replace("\n", " ")):
             if re.match(r"(rwkvflow|make|python) [a-z]", text):
-                found[Call(page.name, tuple(shlex.split(text)), False)] = None
+                found[Call(named(page), tuple(shlex.split(text)), False)] = None
     return list(found)
 
 
@@ -284,7 +294,7 @@ def _any_architecture(kind: type) -> object:
 
 
 def test_the_script_in_the_workflow_page_runs(tmp_path: Path) -> None:
-    (block,) = [block for block in blocks("python") if block.page == "workflow.md"]
+    (block,) = [block for block in blocks("python") if block.page == "docs/reference/workflow.md"]
     (tmp_path / "size.py").write_text(block.text, encoding="utf-8")
     (tmp_path / "artifact").write_bytes(bytes(10))
     subprocess.run([sys.executable, "size.py", "artifact", "size.json"], cwd=tmp_path, check=True)
@@ -299,7 +309,7 @@ def links() -> list[tuple[Path, str]]:
 
 
 @pytest.mark.parametrize(
-    ("page", "target"), links(), ids=lambda value: value.name if isinstance(value, Path) else value
+    ("page", "target"), links(), ids=lambda value: named(value) if isinstance(value, Path) else value
 )
 def test_links_lead_somewhere(page: Path, target: str) -> None:
     if re.match(r"[a-z]+:", target):
@@ -323,18 +333,41 @@ def test_the_file_layout_is_that_of_the_repository() -> None:
         folders[indent + 1] = path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_paths_in_the_text_exist(page: Path) -> None:
     for path in re.findall(r"`((?:rwkvflow|images|recipes|scripts|tests|docs)/[\w./-]*)`", prose(page)):
-        assert (ROOT / path).exists(), f"{page.name}: {path}"
+        assert (ROOT / path).exists(), f"{named(page)}: {path}"
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
-    targets = {target.partition("#")[0] for page, target in links() if page.name == "README.md"}
-    assert {f"docs/{page.name}" for page in PAGES[1:]} <= targets
+    seen, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        seen.add(page)
+        found = {(page.parent / target.partition("#")[0]).resolve() for there, target in links() if there == page}
+        waiting += sorted(path for path in found - seen if path in PAGES)
+    assert seen == set(PAGES), f"no link leads to {sorted(map(named, set(PAGES) - seen))}"
 
 
-@pytest.mark.parametrize("path", [*PAGES, *sorted((ROOT / "docs/images").glob("*"))], ids=lambda path: path.name)
+def test_every_page_stands_in_one_of_the_four_rooms() -> None:
+    assert {path.parent.name for path in PAGES if path not in FRONT} <= {
+        "guides",
+        "concepts",
+        "reference",
+        "contribute",
+    }
+
+
+def test_the_changelog_has_the_sections_of_keep_a_changelog() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert versions[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", version) for version in versions[1:])
+    sections = re.findall(r"^### (.+)$", text, re.MULTILINE)
+    assert set(sections) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+@pytest.mark.parametrize("path", [*PAGES, *sorted((ROOT / "docs/images").glob("*"))], ids=named)
 def test_nothing_names_a_machine_of_ours(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     found = re.findall(r"/(?:work|tmp|root|home)/[a-z]\w*|[a-z0-9.-]+\.(?:internal|corp|lan)\b", text)
@@ -352,7 +385,7 @@ def _sources() -> str:
 
 def test_the_messages_that_are_explained_are_messages() -> None:
     sources = _sources()
-    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/guides/troubleshooting.md").read_text(encoding="utf-8")
     messages = re.findall(r"^### `(.+)`$", page, re.MULTILINE)
     assert len(messages) > 20
     for message in messages:
