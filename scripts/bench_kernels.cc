@@ -76,18 +76,19 @@ static void measure(const Kernels *k, const char *name, int32_t type, uint32_t c
 int main(int argc, char **argv) {
     const uint32_t cols = argc > 1 ? static_cast<uint32_t>(atoi(argv[1])) : 1024;
     if (cols == 0 || cols % 256 != 0 || cols > 65536) return puts("columns: a multiple of 256"), 2;
-    const char *const sets[] = {"generic", "avx2", "avxvnni", "avx512", "neon", "i8mm"};
+    size_t count;
+    const KernelSet *sets = kernel_sets(&count);
     const struct {
         const char *name;
         int32_t type;
-    } types[] = {{"F32", 0}, {"F16", 1}, {"Q8_0", 9}, {"Q5_1", 8}, {"Q5_0", 7}, {"Q4_1", 3}, {"Q4_0", 2}, {"Q5_K", 13}, {"Q4_K", 12}};
+    } types[] = {{"F32", kF32},   {"F16", kF16},   {"Q8_0", kQ8_0}, {"Q5_1", kQ5_1}, {"Q5_0", kQ5_0},
+                 {"Q4_1", kQ4_1}, {"Q4_0", kQ4_0}, {"Q5_K", kQ5_K}, {"Q4_K", kQ4_K}};
     printf("%-8s %-5s %11s %11s %12s\n", "kernels", "type", "one token", "", "64 tokens");
-    for (const char *name : sets) {
+    for (size_t s = 0; s < count; ++s) {
         bool wanted = argc <= 2;
-        for (int i = 2; i < argc; ++i) wanted |= strcmp(argv[i], name) == 0;
-        const Kernels *k = kernels_named(name);
-        if (!wanted || k == nullptr) continue;
-        for (const auto &each : types) measure(k, each.name, each.type, cols);
+        for (int i = 2; i < argc; ++i) wanted |= strcmp(argv[i], sets[s].name) == 0;
+        if (!wanted || !sets[s].runs()) continue;
+        for (const auto &each : types) measure(sets[s].table, each.name, each.type, cols);
     }
     return 0;
 }

@@ -136,8 +136,9 @@ static void check_shape(const Kernels *k, int32_t type, uint32_t rows, uint32_t 
 // Arguments name kernels, which then must run here. For processors that are emulated there are "quick", which leaves out the
 // larger shapes and some of the others, and "lent": AVX-VNNI is there although the processor does not say so.
 int main(int argc, char **argv) {
-    const char *const names[] = {"generic", "avx2", "avxvnni", "avx512", "neon", "i8mm"};
-    const int32_t types[] = {0, 1, 2, 3, 7, 8, 9, 12, 13};
+    size_t count;
+    const KernelSet *sets = kernel_sets(&count);
+    const int32_t types[] = {kF32, kF16, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ4_K, kQ5_K};
     const uint32_t blocks[] = {32, 64, 96, 128, 160, 416, 1024, 2080}, odd[] = {1, 15, 17, 40, 1030}, some[] = {1, 2, 3, 13};
     const uint32_t supers[] = {256, 768, 1280};
     bool quick = false, all = true;
@@ -154,12 +155,11 @@ int main(int argc, char **argv) {
         return quick && (cols > 768 || cols == 32 || cols == 128 || ((tokens == 2 || tokens == 3) && cols != 96));
     };
     uint64_t fused = 0;
-    for (const char *name : names) {
+    for (const KernelSet *set = sets; set != sets + count; ++set) {
+        const char *name = set->name;
         if (!all && !named(name)) continue;
         const Kernels *k = kernels_named(name);
-#if defined(__x86_64__)
-        if (named("lent") && strcmp(name, "avxvnni") == 0) k = &kKernelsAvxVnni;
-#endif
+        if (named("lent") && strcmp(name, "avxvnni") == 0) k = set->table;
         if (k == nullptr) {
             if (!all) check(false, name, "cannot run here", 0, 0, 0, 0);
             continue;

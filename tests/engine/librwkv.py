@@ -94,6 +94,23 @@ def _with_zig(config: pytest.Config, name: str, target: str | None) -> Path:
     return built(config, name, make) / "out"
 
 
+def kernel_sets(*tool: str | Path) -> tuple[str, ...]:
+    """Names of the sets of kernels in that build of the rwkv tool, the generic one first and the better ones later."""
+    told = subprocess.run([*tool, "info"], capture_output=True, text=True, check=True).stdout
+    (line,) = [line for line in told.splitlines() if line.startswith("SETS=")]
+    names = tuple(line.removeprefix("SETS=").split(","))
+    assert names[0] == "generic", told
+    assert len(names) > 1, told
+    return names
+
+
+def kernels_used(wanted: str, *tool: str | Path) -> str:
+    """Those that the tool takes where RWKV_KERNELS names `wanted`: these, or others where they do not run."""
+    env = {**os.environ, "RWKV_KERNELS": wanted}
+    told = subprocess.run([*tool, "info"], capture_output=True, text=True, env=env, check=True).stdout
+    return told.split()[-1].removeprefix("KERNELS=")
+
+
 def with_sanitizers(config: pytest.Config, which: str = "address,undefined") -> Path:
     """The program c_api.c, and out/rwkv-check beside it, built by the system's compilers to check themselves."""
     compiler, c_compiler = gcc("g++"), gcc()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,6 @@ from rwkvflow.worker.write.convert import Job, convert
 
 VERSIONS = ("4", "5.0", "5.1", "5.2", "6", "7")
 TYPES = ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k")
-KERNELS = ("avx2", "avxvnni", "avx512") if platform.machine() == "x86_64" else ("neon", "i8mm")
 # 120 columns in heads of 40 leave rests everywhere; rows of the quantized types must be whole blocks.
 ODD = {"layers": 3, "width": 120, "vocab": 101, "head_size": 40}
 EVEN = {"layers": 3, "width": 128, "vocab": 101, "head_size": 32}
@@ -125,7 +123,7 @@ def test_kernels_agree_and_threads_give_the_same_bits(
     path, _ = models(version, kind)
     wanted = run_tool(built, path, TOKENS[:37], tmp_path / "generic", kernels="generic")
     others = set()
-    for kernels in KERNELS:
+    for kernels in librwkv.kernel_sets(built / "rwkv")[1:]:
         one = run_tool(built, path, TOKENS[:37], tmp_path / "one", kernels=kernels)
         got = run_tool(built, path, TOKENS[:37], tmp_path / kernels, "--threads", "3", kernels=kernels)
         assert got.tobytes() == one.tobytes(), kernels
@@ -138,7 +136,7 @@ def test_kernels_agree_and_threads_give_the_same_bits(
 @pytest.mark.parametrize("version", VERSIONS)
 def test_odd_sizes_in_all_kernels_and_thread_counts(version: str, models: Any, built: Path, tmp_path: Path) -> None:
     path, _ = models(version, "f16", True)
-    for kernels in ("generic", *KERNELS):
+    for kernels in librwkv.kernel_sets(built / "rwkv"):
         one = run_tool(built, path, TOKENS[:5], tmp_path / kernels, kernels=kernels)
         if kernels == "generic":
             wanted = one

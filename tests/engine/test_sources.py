@@ -84,3 +84,15 @@ def test_every_file_is_compiled() -> None:
     named = {path.replace("${x86}", "src/kernels/x86").replace("${arm}", "src/kernels/arm") for path in lists.split()}
     named = {path.rstrip(")") for path in named}
     assert not [name for name in sources() if name.endswith(".cc") and f"src/{name}" not in named]
+
+
+def test_the_documents_name_every_set_of_kernels() -> None:
+    """kernels/common/sets.h is the one list; the table in docs/engine.md says what each of them is for."""
+    listed = re.findall(
+        r"^    X\((\w+), \w+, ", (SRC / "kernels/common/sets.h").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    page = (ENGINE.parents[1] / "docs/engine.md").read_text(encoding="utf-8")
+    section = page.split("\n## Kernels\n")[1].split("\n## ")[0]
+    described = re.findall(r"^\| `(\w+)` \| ", section, re.MULTILINE)
+    assert len(listed) > 5
+    assert sorted(described) == sorted(listed)

@@ -120,8 +120,8 @@ RWKV_API const char *rwkvflow_get_last_message(const struct rwkv_context *ctx);
 /* "4", "5.0", "5.1", "5.2", "6" or "7". */
 RWKV_API const char *rwkvflow_get_version(const struct rwkv_context *ctx);
 
-/* The kernels that this process uses: "generic", "avx2", "avxvnni", "avx512", "neon" or "i8mm". All but
- * the first give the same bits, on any machine. */
+/* The kernels that this process uses: "generic", or another set's name ("avx2"; the rwkv tool's info names all). All sets but
+ * the generic one give the same bits, on any machine. */
 RWKV_API const char *rwkvflow_get_kernels(void);
 
 /* Tensors of a file, for inspection: rwkvflow_file_open returns null on an error (message with a null ctx). */

@@ -5,6 +5,7 @@
 
 #include "bench.h"
 #include "generate.h"
+#include "kernels/common/kernels.h"
 #include "rwkvflow.h"
 
 namespace {
@@ -22,7 +23,7 @@ const char *const kUsage =
     "  rwkv bench MODEL... [--threads N] [--prefill TOKENS] [--json]\n"
     "      times, memory, and the share of this machine's read bandwidth; 2 threads and 256 tokens unless told\n"
     "  rwkv info                 what this build and this processor can do\n"
-    "RWKV_KERNELS=generic|avx2|avx512|neon forces kernels; RWKV_GROUP_NORM_EPS is the default of --group-norm-eps.\n";
+    "RWKV_KERNELS=SET forces kernels, one of those that info names; RWKV_GROUP_NORM_EPS is the default of --group-norm-eps.\n";
 
 int complain(const char *what, const char *which) {
     fprintf(stderr, "rwkv: %s%s%s\n", what, which[0] == 0 ? "" : ": ", which);
@@ -165,6 +166,19 @@ int inspect(const char *path) {
     return code;
 }
 
+// The sets of kernels in this build.
+void show_sets() {
+    size_t count;
+    const rwkvflow::KernelSet *sets = rwkvflow::kernel_sets(&count);
+    const char *before = "SETS=";
+    for (size_t i = 0; i < count; ++i) {
+        if (sets[i].table == nullptr) continue;
+        printf("%s%s", before, sets[i].name);
+        before = ",";
+    }
+    puts("");
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
@@ -175,6 +189,7 @@ int main(int argc, char **argv) {
     if (strcmp(command, "inspect") == 0 && argc == 3) return inspect(argv[2]);
     if (strcmp(command, "quantize") == 0 && argc == 5) return rwkv_quantize_model_file(argv[2], argv[3], argv[4]) ? 0 : 1;
     if (strcmp(command, "info") == 0 && argc == 2) {
+        show_sets();
         puts(rwkv_get_system_info_string());
         return 0;
     }

@@ -203,10 +203,13 @@ void rwkv_free(struct rwkv_context *ctx) {
 }
 
 const char *rwkv_get_system_info_string(void) {
-    static thread_local char text[96];
-    const auto runs = [](const char *name) { return static_cast<int>(kernels_named(name) != nullptr); };
-    snprintf(text, sizeof text, "AVX2=%d AVX_VNNI=%d AVX512=%d NEON=%d I8MM=%d KERNELS=%s", runs("avx2"), runs("avxvnni"),
-             runs("avx512"), runs("neon"), runs("i8mm"), kernels()->name);
+    static thread_local char text[160];
+    size_t count, used = 0;
+    const KernelSet *sets = kernel_sets(&count);
+    for (size_t i = 0; i < count && used < sizeof text; ++i)
+        if (sets[i].table != &kKernelsGeneric)
+            used += static_cast<size_t>(snprintf(text + used, sizeof text - used, "%s=%d ", sets[i].label, sets[i].runs() ? 1 : 0));
+    if (used < sizeof text) snprintf(text + used, sizeof text - used, "KERNELS=%s", kernels()->name);
     return text;
 }
 

@@ -8,7 +8,7 @@
 namespace rwkvflow {
 namespace {
 
-constexpr uint64_t TILE = 2048;          // weights converted at a time through float32; a multiple of BLOCK
+constexpr uint64_t TILE = 2048;          // weights converted at a time through float32; a multiple of kBlockLength
 constexpr uint64_t WORTH_A_THREAD = 65536;  // fewer weights than this are not worth starting a thread for
 constexpr uint32_t MOST_THREADS = 64;
 
@@ -41,7 +41,7 @@ void *encode_part(void *argument) {
 }
 
 bool is_float_type(int32_t type) {
-    return type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16;
+    return type == kF32 || type == kF16 || type == kBF16;
 }
 
 }  // namespace
@@ -104,11 +104,11 @@ RWKV_API int32_t rwkvflow_encode(int32_t src_type, int32_t dst_type, int32_t via
 // How many of `count` values of F32, F16 or BF16 are infinite or NaN; 0 for another type.
 RWKV_API uint64_t rwkvflow_count_not_finite(int32_t src_type, const void *src, uint64_t count) {
     uint64_t found = 0;
-    if (src_type == TYPE_F32) {
+    if (src_type == kF32) {
         const uint32_t *bits = (const uint32_t *)src;
         for (uint64_t i = 0; i < count; i++) found += (bits[i] & 0x7f800000u) == 0x7f800000u;
-    } else if (src_type == TYPE_F16 || src_type == TYPE_BF16) {
-        const uint16_t mask = src_type == TYPE_F16 ? 0x7c00u : 0x7f80u;
+    } else if (src_type == kF16 || src_type == kBF16) {
+        const uint16_t mask = src_type == kF16 ? 0x7c00u : 0x7f80u;
         const uint16_t *bits = (const uint16_t *)src;
         for (uint64_t i = 0; i < count; i++) found += (bits[i] & mask) == mask;
     }

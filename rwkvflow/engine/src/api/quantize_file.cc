@@ -15,7 +15,7 @@ constexpr uint64_t kPiece = 8u << 20;  // bytes encoded at a time
 
 // Every 2-D tensor but the embedding, the head and version 7's low-rank matrices; and whose rows are whole blocks.
 bool wanted(const Tensor &tensor) {
-    if (tensor.n_dims != 2 || tensor.dims[1] % BLOCK != 0) return false;
+    if (tensor.n_dims != 2 || tensor.dims[1] % kBlockLength != 0) return false;
     if (strcmp(tensor.name, "emb.weight") == 0 || strcmp(tensor.name, "head.weight") == 0) return false;
     const char *const kept[] = {"att.v1", "att.v2", "att.a1", "att.a2", "att.w1", "att.w2", "att.g1", "att.g2", "att.r_k"};
     for (const char *part : kept)

@@ -72,7 +72,7 @@ float *Binder::copy(const Tensor *tensor, uint64_t first, uint32_t count) {
     float *out = vectors == nullptr ? nullptr : vectors + used;
     used += (static_cast<uint64_t>(count) + kSlice - 1) / kSlice * kSlice;
     if (out != nullptr) {
-        if (tensor->type == TYPE_F32)
+        if (tensor->type == kF32)
             memcpy(out, tensor->data + first * 4, static_cast<size_t>(count) * 4);
         else
             dequantize_row_f16(tensor->data + first * 2, out, count);
@@ -83,7 +83,7 @@ float *Binder::copy(const Tensor *tensor, uint64_t first, uint32_t count) {
 const float *Binder::vector(const char *name, uint32_t count, bool complement, uint32_t repeat) {
     const Tensor *tensor = find(name);
     if (tensor == nullptr) return nullptr;
-    if (tensor->type != TYPE_F32 && tensor->type != TYPE_F16) {
+    if (tensor->type != kF32 && tensor->type != kF16) {
         failed = true;
         fail(error, RWKV_ERROR_MODEL_PARAMS | RWKV_ERROR_DATA_TYPE, "%.80s has type %s", tensor->name, type_name(tensor->type));
         return nullptr;
@@ -110,7 +110,7 @@ const float *Binder::vector_part(const char *name, uint32_t count, uint32_t part
     const Tensor *tensor = find(name);
     if (tensor == nullptr) return nullptr;
     if (tensor->elements != static_cast<uint64_t>(count) * parts ||
-        (tensor->type != TYPE_F32 && tensor->type != TYPE_F16)) {
+        (tensor->type != kF32 && tensor->type != kF16)) {
         char wanted[64];
         snprintf(wanted, sizeof wanted, "%u times %u elements of F32 or F16", parts, count);
         bad_shape(tensor, wanted);

@@ -1,4 +1,4 @@
-// Types of weights: their numbers in files, their byte layouts, and scalar conversions between the float types.
+// Types of weights: their byte layouts, and scalar conversions between the float types.
 //
 // Layouts are those of rwkv.cpp's model files (ggml): little-endian, 32 weights a block, scales in IEEE half precision,
 // weight j < 16 in the low nibble of byte j and weight j + 16 in its high nibble, bit j of `qh` the fifth bit of weight j.
@@ -9,49 +9,37 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "base/types.h"
+
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "the layouts below are written for little-endian processors"
 #endif
 
 namespace rwkvflow {
 
-// Numbers as rwkv.cpp writes them; of those that its files do not have (BF16, Q4_K, Q5_K) as ggml does.
-enum Type : int32_t {
-    TYPE_F32 = 0,
-    TYPE_F16 = 1,
-    TYPE_Q4_0 = 2,
-    TYPE_Q4_1 = 3,
-    TYPE_Q5_0 = 7,
-    TYPE_Q5_1 = 8,
-    TYPE_Q8_0 = 9,
-    TYPE_Q4_K = 12,
-    TYPE_Q5_K = 13,
-    TYPE_BF16 = 30,
-};
-
-constexpr uint32_t BLOCK = 32;         // weights in a block of any quantized type; of the K types, in a sub-block
-constexpr uint32_t SUPER_BLOCK = 256;  // weights in a super-block of the K types
+constexpr uint32_t kBlockLength = 32;         // weights in a block of any quantized type; of the K types, in a sub-block
+constexpr uint32_t kSuperBlockLength = 256;  // weights in a super-block of the K types
 
 #pragma pack(push, 1)
 
 // w = d * (q - 8)
 struct BlockQ4_0 {
     uint16_t d;
-    uint8_t qs[BLOCK / 2];
+    uint8_t qs[kBlockLength / 2];
 };
 
 // w = d * q + m
 struct BlockQ4_1 {
     uint16_t d;
     uint16_t m;
-    uint8_t qs[BLOCK / 2];
+    uint8_t qs[kBlockLength / 2];
 };
 
 // w = d * (q - 16)
 struct BlockQ5_0 {
     uint16_t d;
     uint8_t qh[4];
-    uint8_t qs[BLOCK / 2];
+    uint8_t qs[kBlockLength / 2];
 };
 
 // w = d * q + m
@@ -59,13 +47,13 @@ struct BlockQ5_1 {
     uint16_t d;
     uint16_t m;
     uint8_t qh[4];
-    uint8_t qs[BLOCK / 2];
+    uint8_t qs[kBlockLength / 2];
 };
 
 // w = d * q
 struct BlockQ8_0 {
     uint16_t d;
-    int8_t qs[BLOCK];
+    int8_t qs[kBlockLength];
 };
 
 // Sub-block s, weights 32 s .. 32 s + 31: w = d * scale(s) * q - dmin * minimum(s). Of the 6-bit scales and minima the first four
@@ -76,7 +64,7 @@ struct BlockQ4_K {
     uint16_t d;
     uint16_t dmin;
     uint8_t scales[12];
-    uint8_t qs[SUPER_BLOCK / 2];
+    uint8_t qs[kSuperBlockLength / 2];
 };
 
 // The same; bit s of byte j of `qh` is the fifth bit of weight j of sub-block s.
@@ -84,8 +72,8 @@ struct BlockQ5_K {
     uint16_t d;
     uint16_t dmin;
     uint8_t scales[12];
-    uint8_t qh[SUPER_BLOCK / 8];
-    uint8_t qs[SUPER_BLOCK / 2];
+    uint8_t qh[kSuperBlockLength / 8];
+    uint8_t qs[kSuperBlockLength / 2];
 };
 
 #pragma pack(pop)
@@ -95,34 +83,34 @@ static_assert(sizeof(BlockQ5_1) == 24 && sizeof(BlockQ8_0) == 34);
 static_assert(sizeof(BlockQ4_K) == 144 && sizeof(BlockQ5_K) == 176);
 
 inline bool has_super_blocks(int32_t type) {
-    return type == TYPE_Q4_K || type == TYPE_Q5_K;
+    return type == kQ4_K || type == kQ5_K;
 }
 
 inline bool is_quantized(int32_t type) {
-    return type == TYPE_Q4_0 || type == TYPE_Q4_1 || type == TYPE_Q5_0 || type == TYPE_Q5_1 || type == TYPE_Q8_0 ||
+    return type == kQ4_0 || type == kQ4_1 || type == kQ5_0 || type == kQ5_1 || type == kQ8_0 ||
            has_super_blocks(type);
 }
 
 // Weights in one unit of a type: 32 or 256 for the quantized, 1 for the others, 0 for an unknown type.
 inline uint32_t block_length(int32_t type) {
-    if (has_super_blocks(type)) return SUPER_BLOCK;
-    if (is_quantized(type)) return BLOCK;
-    return type == TYPE_F32 || type == TYPE_F16 || type == TYPE_BF16 ? 1 : 0;
+    if (has_super_blocks(type)) return kSuperBlockLength;
+    if (is_quantized(type)) return kBlockLength;
+    return type == kF32 || type == kF16 || type == kBF16 ? 1 : 0;
 }
 
 // Bytes of that unit, 0 for an unknown type.
 inline uint32_t block_bytes(int32_t type) {
     switch (type) {
-        case TYPE_F32: return 4;
-        case TYPE_F16: return 2;
-        case TYPE_BF16: return 2;
-        case TYPE_Q4_0: return sizeof(BlockQ4_0);
-        case TYPE_Q4_1: return sizeof(BlockQ4_1);
-        case TYPE_Q5_0: return sizeof(BlockQ5_0);
-        case TYPE_Q5_1: return sizeof(BlockQ5_1);
-        case TYPE_Q8_0: return sizeof(BlockQ8_0);
-        case TYPE_Q4_K: return sizeof(BlockQ4_K);
-        case TYPE_Q5_K: return sizeof(BlockQ5_K);
+        case kF32: return 4;
+        case kF16: return 2;
+        case kBF16: return 2;
+        case kQ4_0: return sizeof(BlockQ4_0);
+        case kQ4_1: return sizeof(BlockQ4_1);
+        case kQ5_0: return sizeof(BlockQ5_0);
+        case kQ5_1: return sizeof(BlockQ5_1);
+        case kQ8_0: return sizeof(BlockQ8_0);
+        case kQ4_K: return sizeof(BlockQ4_K);
+        case kQ5_K: return sizeof(BlockQ5_K);
         default: return 0;
     }
 }
@@ -130,8 +118,8 @@ inline uint32_t block_bytes(int32_t type) {
 // What llama.cpp's quantizer takes where rows of `cols` weights are no whole blocks of a K type: the type of 32 weights a block
 // with as many bits, or the next larger. Any other type is its own.
 inline int32_t type_for_rows(int32_t type, uint64_t cols) {
-    if (!has_super_blocks(type) || cols % SUPER_BLOCK == 0) return type;
-    return type == TYPE_Q4_K ? TYPE_Q5_0 : TYPE_Q5_1;
+    if (!has_super_blocks(type) || cols % kSuperBlockLength == 0) return type;
+    return type == kQ4_K ? kQ5_0 : kQ5_1;
 }
 
 inline uint32_t float_bits(float value) {

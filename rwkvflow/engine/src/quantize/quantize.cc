@@ -25,7 +25,7 @@ INLINE int32_t at_most(int32_t limit, int32_t value) {
 
 INLINE uint32_t largest_abs(const float *x) {
     int32_t largest = 0;
-    for (uint32_t j = 0; j < BLOCK; j++) {
+    for (uint32_t j = 0; j < kBlockLength; j++) {
         const int32_t bits = (int32_t)(float_bits(x[j]) & ABS);
         largest = bits > largest ? bits : largest;
     }
@@ -34,11 +34,11 @@ INLINE uint32_t largest_abs(const float *x) {
 
 // Sign bit of the first value whose other bits are `magnitude`. There has to be one.
 INLINE uint32_t sign_of_first(const float *x, uint32_t magnitude) {
-    int32_t first = 2 * (int32_t)BLOCK;
-    for (uint32_t j = 0; j < BLOCK; j++) {
+    int32_t first = 2 * (int32_t)kBlockLength;
+    for (uint32_t j = 0; j < kBlockLength; j++) {
         const uint32_t bits = float_bits(x[j]);
         const int32_t here = (int32_t)(2 * j + (bits >> 31));
-        const int32_t candidate = (bits & ABS) == magnitude ? here : 2 * (int32_t)BLOCK;
+        const int32_t candidate = (bits & ABS) == magnitude ? here : 2 * (int32_t)kBlockLength;
         first = candidate < first ? candidate : first;
     }
     return (uint32_t)first << 31;
@@ -58,7 +58,7 @@ INLINE int32_t ordered(uint32_t bits) {
 INLINE void range(const float *x, float *min, float *max) {
     int32_t low = INT32_MAX;
     int32_t high = INT32_MIN;
-    for (uint32_t j = 0; j < BLOCK; j++) {
+    for (uint32_t j = 0; j < kBlockLength; j++) {
         const int32_t value = ordered(float_bits(x[j]));
         low = value < low ? value : low;
         high = value > high ? value : high;
@@ -75,14 +75,14 @@ INLINE float reciprocal(float d) {
 }
 
 INLINE void pack_nibbles(const int32_t *q, uint8_t *qs) {
-    for (uint32_t j = 0; j < BLOCK / 2; j++) {
-        qs[j] = (uint8_t)((q[j] & 0xf) | ((q[j + BLOCK / 2] & 0xf) << 4));
+    for (uint32_t j = 0; j < kBlockLength / 2; j++) {
+        qs[j] = (uint8_t)((q[j] & 0xf) | ((q[j + kBlockLength / 2] & 0xf) << 4));
     }
 }
 
 INLINE void pack_fifth_bits(const int32_t *q, uint8_t *qh) {
     uint32_t high = 0;
-    for (uint32_t j = 0; j < BLOCK; j++) high |= (((uint32_t)q[j] >> 4) & 1u) << j;
+    for (uint32_t j = 0; j < kBlockLength; j++) high |= (((uint32_t)q[j] >> 4) & 1u) << j;
     memcpy(qh, &high, sizeof high);
 }
 
@@ -91,8 +91,8 @@ struct CodecQ4_0 {
     static INLINE bool write(const float *x, Block *y) {
         const float d = extreme(x) / -8.0f;
         const float id = reciprocal(d);
-        int32_t q[BLOCK];
-        for (uint32_t j = 0; j < BLOCK; j++) q[j] = at_most(15, truncated(x[j] * id + 8.5f));
+        int32_t q[kBlockLength];
+        for (uint32_t j = 0; j < kBlockLength; j++) q[j] = at_most(15, truncated(x[j] * id + 8.5f));
         y->d = float_to_half(d);
         pack_nibbles(q, y->qs);
         return half_is_finite(y->d);
@@ -106,8 +106,8 @@ struct CodecQ4_1 {
         range(x, &min, &max);
         const float d = (max - min) / 15.0f;
         const float id = reciprocal(d);
-        int32_t q[BLOCK];
-        for (uint32_t j = 0; j < BLOCK; j++) q[j] = at_most(15, truncated((x[j] - min) * id + 0.5f));
+        int32_t q[kBlockLength];
+        for (uint32_t j = 0; j < kBlockLength; j++) q[j] = at_most(15, truncated((x[j] - min) * id + 0.5f));
         y->d = float_to_half(d);
         y->m = float_to_half(min);
         pack_nibbles(q, y->qs);
@@ -120,8 +120,8 @@ struct CodecQ5_0 {
     static INLINE bool write(const float *x, Block *y) {
         const float d = extreme(x) / -16.0f;
         const float id = reciprocal(d);
-        int32_t q[BLOCK];
-        for (uint32_t j = 0; j < BLOCK; j++) q[j] = at_most(31, truncated(x[j] * id + 16.5f));
+        int32_t q[kBlockLength];
+        for (uint32_t j = 0; j < kBlockLength; j++) q[j] = at_most(31, truncated(x[j] * id + 16.5f));
         y->d = float_to_half(d);
         pack_fifth_bits(q, y->qh);
         pack_nibbles(q, y->qs);
@@ -136,8 +136,8 @@ struct CodecQ5_1 {
         range(x, &min, &max);
         const float d = (max - min) / 31.0f;
         const float id = reciprocal(d);
-        int32_t q[BLOCK];
-        for (uint32_t j = 0; j < BLOCK; j++) q[j] = truncated((x[j] - min) * id + 0.5f);
+        int32_t q[kBlockLength];
+        for (uint32_t j = 0; j < kBlockLength; j++) q[j] = truncated((x[j] - min) * id + 0.5f);
         y->d = float_to_half(d);
         y->m = float_to_half(min);
         pack_fifth_bits(q, y->qh);
@@ -151,7 +151,7 @@ struct CodecQ8_0 {
     static INLINE bool write(const float *x, Block *y) {
         const float d = bits_float(largest_abs(x)) / 127.0f;
         const float id = reciprocal(d);
-        for (uint32_t j = 0; j < BLOCK; j++) {
+        for (uint32_t j = 0; j < kBlockLength; j++) {
             // To nearest, halves away from zero; the difference is exact.
             const float t = convertible(x[j] * id);
             const int32_t whole = (int32_t)t;
@@ -167,7 +167,7 @@ template <class Codec>
 INLINE bool write_blocks(const float *src, void *dst, uint64_t count) {
     typename Codec::Block *blocks = (typename Codec::Block *)dst;
     bool finite = true;
-    for (uint64_t i = 0; i < count / BLOCK; i++) finite &= Codec::write(src + i * BLOCK, blocks + i);
+    for (uint64_t i = 0; i < count / kBlockLength; i++) finite &= Codec::write(src + i * kBlockLength, blocks + i);
     return finite;
 }
 
@@ -267,63 +267,63 @@ DEFINE_WIDE_READER(dequantize_row_bf16, read_bfloats512(src, dst, count), read_b
 
 void dequantize_row_q4_0(const void *src, float *dst, uint64_t count) {
     const BlockQ4_0 *blocks = (const BlockQ4_0 *)src;
-    for (uint64_t i = 0; i < count / BLOCK; i++, dst += BLOCK) {
+    for (uint64_t i = 0; i < count / kBlockLength; i++, dst += kBlockLength) {
         const float d = half_to_float(blocks[i].d);
-        for (uint32_t j = 0; j < BLOCK / 2; j++) {
+        for (uint32_t j = 0; j < kBlockLength / 2; j++) {
             dst[j] = (float)((blocks[i].qs[j] & 0xf) - 8) * d;
-            dst[j + BLOCK / 2] = (float)((blocks[i].qs[j] >> 4) - 8) * d;
+            dst[j + kBlockLength / 2] = (float)((blocks[i].qs[j] >> 4) - 8) * d;
         }
     }
 }
 
 void dequantize_row_q4_1(const void *src, float *dst, uint64_t count) {
     const BlockQ4_1 *blocks = (const BlockQ4_1 *)src;
-    for (uint64_t i = 0; i < count / BLOCK; i++, dst += BLOCK) {
+    for (uint64_t i = 0; i < count / kBlockLength; i++, dst += kBlockLength) {
         const float d = half_to_float(blocks[i].d);
         const float m = half_to_float(blocks[i].m);
-        for (uint32_t j = 0; j < BLOCK / 2; j++) {
+        for (uint32_t j = 0; j < kBlockLength / 2; j++) {
             dst[j] = (float)(blocks[i].qs[j] & 0xf) * d + m;
-            dst[j + BLOCK / 2] = (float)(blocks[i].qs[j] >> 4) * d + m;
+            dst[j + kBlockLength / 2] = (float)(blocks[i].qs[j] >> 4) * d + m;
         }
     }
 }
 
 void dequantize_row_q5_0(const void *src, float *dst, uint64_t count) {
     const BlockQ5_0 *blocks = (const BlockQ5_0 *)src;
-    for (uint64_t i = 0; i < count / BLOCK; i++, dst += BLOCK) {
+    for (uint64_t i = 0; i < count / kBlockLength; i++, dst += kBlockLength) {
         const float d = half_to_float(blocks[i].d);
         uint32_t high;
         memcpy(&high, blocks[i].qh, sizeof high);
-        for (uint32_t j = 0; j < BLOCK / 2; j++) {
+        for (uint32_t j = 0; j < kBlockLength / 2; j++) {
             const uint32_t a = (blocks[i].qs[j] & 0xfu) | ((high >> j & 1u) << 4);
             const uint32_t b = ((uint32_t)blocks[i].qs[j] >> 4) | ((high >> (j + 16) & 1u) << 4);
             dst[j] = (float)((int32_t)a - 16) * d;
-            dst[j + BLOCK / 2] = (float)((int32_t)b - 16) * d;
+            dst[j + kBlockLength / 2] = (float)((int32_t)b - 16) * d;
         }
     }
 }
 
 void dequantize_row_q5_1(const void *src, float *dst, uint64_t count) {
     const BlockQ5_1 *blocks = (const BlockQ5_1 *)src;
-    for (uint64_t i = 0; i < count / BLOCK; i++, dst += BLOCK) {
+    for (uint64_t i = 0; i < count / kBlockLength; i++, dst += kBlockLength) {
         const float d = half_to_float(blocks[i].d);
         const float m = half_to_float(blocks[i].m);
         uint32_t high;
         memcpy(&high, blocks[i].qh, sizeof high);
-        for (uint32_t j = 0; j < BLOCK / 2; j++) {
+        for (uint32_t j = 0; j < kBlockLength / 2; j++) {
             const uint32_t a = (blocks[i].qs[j] & 0xfu) | ((high >> j & 1u) << 4);
             const uint32_t b = ((uint32_t)blocks[i].qs[j] >> 4) | ((high >> (j + 16) & 1u) << 4);
             dst[j] = (float)a * d + m;
-            dst[j + BLOCK / 2] = (float)b * d + m;
+            dst[j + kBlockLength / 2] = (float)b * d + m;
         }
     }
 }
 
 void dequantize_row_q8_0(const void *src, float *dst, uint64_t count) {
     const BlockQ8_0 *blocks = (const BlockQ8_0 *)src;
-    for (uint64_t i = 0; i < count / BLOCK; i++, dst += BLOCK) {
+    for (uint64_t i = 0; i < count / kBlockLength; i++, dst += kBlockLength) {
         const float d = half_to_float(blocks[i].d);
-        for (uint32_t j = 0; j < BLOCK; j++) dst[j] = (float)blocks[i].qs[j] * d;
+        for (uint32_t j = 0; j < kBlockLength; j++) dst[j] = (float)blocks[i].qs[j] * d;
     }
 }
 
@@ -335,32 +335,32 @@ uint64_t row_bytes(int32_t type, uint64_t count) {
 
 bool quantize_row(int32_t type, const float *src, void *dst, uint64_t count) {
     switch (type) {
-        case TYPE_F32: return quantize_row_f32(src, dst, count);
-        case TYPE_F16: return quantize_row_f16(src, dst, count);
-        case TYPE_BF16: return quantize_row_bf16(src, dst, count);
-        case TYPE_Q4_0: return quantize_row_q4_0(src, dst, count);
-        case TYPE_Q4_1: return quantize_row_q4_1(src, dst, count);
-        case TYPE_Q5_0: return quantize_row_q5_0(src, dst, count);
-        case TYPE_Q5_1: return quantize_row_q5_1(src, dst, count);
-        case TYPE_Q8_0: return quantize_row_q8_0(src, dst, count);
-        case TYPE_Q4_K: return quantize_row_q4_k(src, dst, count);
-        case TYPE_Q5_K: return quantize_row_q5_k(src, dst, count);
+        case kF32: return quantize_row_f32(src, dst, count);
+        case kF16: return quantize_row_f16(src, dst, count);
+        case kBF16: return quantize_row_bf16(src, dst, count);
+        case kQ4_0: return quantize_row_q4_0(src, dst, count);
+        case kQ4_1: return quantize_row_q4_1(src, dst, count);
+        case kQ5_0: return quantize_row_q5_0(src, dst, count);
+        case kQ5_1: return quantize_row_q5_1(src, dst, count);
+        case kQ8_0: return quantize_row_q8_0(src, dst, count);
+        case kQ4_K: return quantize_row_q4_k(src, dst, count);
+        case kQ5_K: return quantize_row_q5_k(src, dst, count);
         default: return false;
     }
 }
 
 void dequantize_row(int32_t type, const void *src, float *dst, uint64_t count) {
     switch (type) {
-        case TYPE_F32: memcpy(dst, src, count * sizeof(float)); break;
-        case TYPE_F16: dequantize_row_f16(src, dst, count); break;
-        case TYPE_BF16: dequantize_row_bf16(src, dst, count); break;
-        case TYPE_Q4_0: dequantize_row_q4_0(src, dst, count); break;
-        case TYPE_Q4_1: dequantize_row_q4_1(src, dst, count); break;
-        case TYPE_Q5_0: dequantize_row_q5_0(src, dst, count); break;
-        case TYPE_Q5_1: dequantize_row_q5_1(src, dst, count); break;
-        case TYPE_Q8_0: dequantize_row_q8_0(src, dst, count); break;
-        case TYPE_Q4_K: dequantize_row_q4_k(src, dst, count); break;
-        case TYPE_Q5_K: dequantize_row_q5_k(src, dst, count); break;
+        case kF32: memcpy(dst, src, count * sizeof(float)); break;
+        case kF16: dequantize_row_f16(src, dst, count); break;
+        case kBF16: dequantize_row_bf16(src, dst, count); break;
+        case kQ4_0: dequantize_row_q4_0(src, dst, count); break;
+        case kQ4_1: dequantize_row_q4_1(src, dst, count); break;
+        case kQ5_0: dequantize_row_q5_0(src, dst, count); break;
+        case kQ5_1: dequantize_row_q5_1(src, dst, count); break;
+        case kQ8_0: dequantize_row_q8_0(src, dst, count); break;
+        case kQ4_K: dequantize_row_q4_k(src, dst, count); break;
+        case kQ5_K: dequantize_row_q5_k(src, dst, count); break;
         default: break;
     }
 }

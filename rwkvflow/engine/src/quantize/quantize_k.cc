@@ -10,7 +10,7 @@
 namespace rwkvflow {
 namespace {
 
-constexpr uint32_t LANES = SUPER_BLOCK / BLOCK;
+constexpr uint32_t LANES = kSuperBlockLength / kBlockLength;
 
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t Whole __attribute__((vector_size(LANES * sizeof(float))));
@@ -39,15 +39,15 @@ struct Fit {
 };
 
 // Grids have most + first + 0.1 * i steps, i <= tries. Errors count by |x| and the root of the mean square together.
-INLINE void search(const Lanes x[BLOCK], float most, float first, int32_t tries, Fit *fit) {
+INLINE void search(const Lanes x[kBlockLength], float most, float first, int32_t tries, Fit *fit) {
     Lanes squares = all(0.0f), average;
-    for (uint32_t i = 0; i < BLOCK; i++) squares += x[i] * x[i];
-    for (uint32_t lane = 0; lane < LANES; lane++) average[lane] = __builtin_sqrtf(squares[lane] / (float)BLOCK);
-    Lanes weight[BLOCK];
-    for (uint32_t i = 0; i < BLOCK; i++) weight[i] = average + (x[i] < all(0.0f) ? -x[i] : x[i]);
+    for (uint32_t i = 0; i < kBlockLength; i++) squares += x[i] * x[i];
+    for (uint32_t lane = 0; lane < LANES; lane++) average[lane] = __builtin_sqrtf(squares[lane] / (float)kBlockLength);
+    Lanes weight[kBlockLength];
+    for (uint32_t i = 0; i < kBlockLength; i++) weight[i] = average + (x[i] < all(0.0f) ? -x[i] : x[i]);
 
     Lanes low = x[0], high = x[0], sum_w = weight[0], sum_x = weight[0] * x[0];
-    for (uint32_t i = 1; i < BLOCK; i++) {
+    for (uint32_t i = 1; i < kBlockLength; i++) {
         low = x[i] < low ? x[i] : low;
         high = x[i] > high ? x[i] : high;
         sum_w += weight[i];
@@ -56,14 +56,14 @@ INLINE void search(const Lanes x[BLOCK], float most, float first, int32_t tries,
     low = low > all(0.0f) ? all(0.0f) : low;
     Lanes inverse = all(most) / (high - low);
     Lanes best_scale = all(1.0f) / inverse, best_low = low, best_error = all(0.0f), steps = inverse, from = low;
-    for (uint32_t i = 0; i < BLOCK; i++) {
+    for (uint32_t i = 0; i < kBlockLength; i++) {
         const Lanes off = best_scale * nearest(inverse * (x[i] - low), most) + low - x[i];
         best_error += weight[i] * (off * off);
     }
     for (int32_t grid = 0; grid <= tries; grid++) {
         inverse = all(first + 0.1f * (float)grid + most) / (high - best_low);
-        Lanes q[BLOCK], sum_q = all(0.0f), sum_qq = all(0.0f), sum_xq = all(0.0f);
-        for (uint32_t i = 0; i < BLOCK; i++) {
+        Lanes q[kBlockLength], sum_q = all(0.0f), sum_qq = all(0.0f), sum_xq = all(0.0f);
+        for (uint32_t i = 0; i < kBlockLength; i++) {
             q[i] = nearest(inverse * (x[i] - best_low), most);
             const Lanes wq = weight[i] * q[i];
             sum_q += wq;
@@ -77,7 +77,7 @@ INLINE void search(const Lanes x[BLOCK], float most, float first, int32_t tries,
         this_scale = this_low > all(0.0f) ? sum_xq / sum_qq : this_scale;
         this_low = this_low > all(0.0f) ? all(0.0f) : this_low;
         Lanes error = all(0.0f);
-        for (uint32_t i = 0; i < BLOCK; i++) {
+        for (uint32_t i = 0; i < kBlockLength; i++) {
             const Lanes off = this_scale * q[i] + this_low - x[i];
             error += weight[i] * (off * off);
         }
@@ -132,11 +132,11 @@ template <class Block>
 INLINE bool write_super_block(const float *src, Block *y) {
     using C = Codec<Block>;
     uint32_t bad = 0;
-    for (uint32_t i = 0; i < SUPER_BLOCK; i++) bad |= (uint32_t)((float_bits(src[i]) & ABS) >= 0x7f800000u);
-    Lanes x[BLOCK];
+    for (uint32_t i = 0; i < kSuperBlockLength; i++) bad |= (uint32_t)((float_bits(src[i]) & ABS) >= 0x7f800000u);
+    Lanes x[kBlockLength];
     Fit fit;
-    for (uint32_t i = 0; i < BLOCK; i++)
-        for (uint32_t lane = 0; lane < LANES; lane++) x[i][lane] = bad ? 0.0f : src[lane * BLOCK + i];
+    for (uint32_t i = 0; i < kBlockLength; i++)
+        for (uint32_t lane = 0; lane < LANES; lane++) x[i][lane] = bad ? 0.0f : src[lane * kBlockLength + i];
     search(x, C::most, C::first, C::tries, &fit);
 
     const float most_scale = largest(fit.scale), most_least = largest(fit.least);
@@ -169,11 +169,11 @@ INLINE bool write_super_block(const float *src, Block *y) {
     }
     memset(y->qs, 0, sizeof y->qs);
     if constexpr (C::five) memset(y->qh, 0, sizeof y->qh);
-    for (uint32_t i = 0; i < BLOCK; i++) {
+    for (uint32_t i = 0; i < kBlockLength; i++) {
         const Lanes t = scale != all(0.0f) ? (x[i] + least) / scale : fit.steps * (x[i] - fit.from);
         const Whole q = __builtin_convertvector(nearest(t, C::most), Whole);
         for (uint32_t pair = 0; pair < LANES / 2; pair++)
-            y->qs[BLOCK * pair + i] = (uint8_t)((q[2 * pair] & 15) | ((q[2 * pair + 1] & 15) << 4));
+            y->qs[kBlockLength * pair + i] = (uint8_t)((q[2 * pair] & 15) | ((q[2 * pair + 1] & 15) << 4));
         if constexpr (C::five)
             for (uint32_t lane = 0; lane < LANES; lane++) y->qh[i] = (uint8_t)(y->qh[i] | (q[lane] >> 4 << lane));
     }
@@ -184,23 +184,23 @@ template <class Block>
 INLINE bool write_super_blocks(const float *src, void *dst, uint64_t count) {
     Block *blocks = (Block *)dst;
     bool finite = true;
-    for (uint64_t i = 0; i < count / SUPER_BLOCK; i++) finite &= write_super_block(src + i * SUPER_BLOCK, blocks + i);
+    for (uint64_t i = 0; i < count / kSuperBlockLength; i++) finite &= write_super_block(src + i * kSuperBlockLength, blocks + i);
     return finite;
 }
 
 template <class Block>
 INLINE void read_super_blocks(const void *src, float *dst, uint64_t count) {
     const Block *blocks = (const Block *)src;
-    for (uint64_t i = 0; i < count / SUPER_BLOCK; i++) {
+    for (uint64_t i = 0; i < count / kSuperBlockLength; i++) {
         const Block &block = blocks[i];
         const float d = half_to_float(block.d), dmin = half_to_float(block.dmin);
-        for (uint32_t sub = 0; sub < LANES; sub++, dst += BLOCK) {
+        for (uint32_t sub = 0; sub < LANES; sub++, dst += kBlockLength) {
             float scale, least;
             six_bits(block.scales, sub, &scale, &least);
             scale *= d;
             least *= dmin;
-            for (uint32_t j = 0; j < BLOCK; j++) {
-                uint32_t q = block.qs[sub / 2 * BLOCK + j] >> (sub % 2 * 4) & 15u;
+            for (uint32_t j = 0; j < kBlockLength; j++) {
+                uint32_t q = block.qs[sub / 2 * kBlockLength + j] >> (sub % 2 * 4) & 15u;
                 if constexpr (Codec<Block>::five) q |= (block.qh[j] >> sub & 1u) << 4;
                 dst[j] = (float)q * scale - least;
             }

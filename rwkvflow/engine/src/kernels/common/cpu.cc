@@ -45,6 +45,10 @@ int x86_level() {
     return wide && (low & 0xe6) == 0xe6 ? 2 : 1;
 }
 
+bool runs_avx2() { return x86_level() >= 1; }
+bool runs_avxvnni() { return x86_level() >= 1 && x86_vnni(); }
+bool runs_avx512() { return x86_level() >= 2; }
+
 #elif defined(__aarch64__)
 
 #if defined(__linux__)
@@ -62,7 +66,18 @@ bool has_dot_product() { return false; }
 bool has_matrix_products() { return false; }
 #endif
 
+bool runs_neon() { return has_dot_product(); }
+bool runs_i8mm() { return has_dot_product() && has_matrix_products(); }
+
 #endif
+
+bool runs_generic() { return true; }
+bool runs_nowhere() { return false; }
+
+#define RWKV_SET_HERE(name, Table, label) {#name, label, &kKernels##Table, runs_##name},
+#define RWKV_SET_ELSEWHERE(name, Table, label) {#name, label, nullptr, runs_nowhere},
+constexpr KernelSet kSets[] = {RWKV_SETS_HERE(RWKV_SET_HERE) RWKV_SETS_ELSEWHERE(RWKV_SET_ELSEWHERE)};
+constexpr size_t kSetCount = sizeof kSets / sizeof kSets[0];
 
 const Kernels *decide() {
     const char *wanted = getenv("RWKV_KERNELS");
@@ -70,27 +85,21 @@ const Kernels *decide() {
         const Kernels *chosen = kernels_named(wanted);
         if (chosen != nullptr) return chosen;
     }
-    const char *const best_first[] = {"avx512", "avxvnni", "avx2", "i8mm", "neon"};
-    for (const char *name : best_first) {
-        const Kernels *chosen = kernels_named(name);
-        if (chosen != nullptr) return chosen;
-    }
+    for (size_t i = kSetCount; i-- > 0;)  // the best of them come last
+        if (kSets[i].runs()) return kSets[i].table;
     return &kKernelsGeneric;
 }
 
 }  // namespace
 
+const KernelSet *kernel_sets(size_t *count) {
+    *count = kSetCount;
+    return kSets;
+}
+
 const Kernels *kernels_named(const char *name) {
-    if (strcmp(name, "generic") == 0) return &kKernelsGeneric;
-#if defined(__x86_64__) || defined(_M_X64)
-    const int level = x86_level();
-    if (strcmp(name, "avx2") == 0 && level >= 1) return &kKernelsAvx2;
-    if (strcmp(name, "avxvnni") == 0 && level >= 1 && x86_vnni()) return &kKernelsAvxVnni;
-    if (strcmp(name, "avx512") == 0 && level >= 2) return &kKernelsAvx512;
-#elif defined(__aarch64__)
-    if (strcmp(name, "neon") == 0 && has_dot_product()) return &kKernelsNeon;
-    if (strcmp(name, "i8mm") == 0 && has_dot_product() && has_matrix_products()) return &kKernelsNeonI8mm;
-#endif
+    for (const KernelSet &set : kSets)
+        if (strcmp(set.name, name) == 0) return set.runs() ? set.table : nullptr;
     return nullptr;
 }
 

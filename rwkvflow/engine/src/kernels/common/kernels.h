@@ -14,6 +14,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/common/sets.h"
+
 namespace rwkvflow {
 
 inline constexpr uint32_t kSlice = 32;  // columns are shared out in units of this; also the length of a quantized block
@@ -98,18 +100,22 @@ struct Kernels {
     void (*bonus7)(const float *r, const float *k, const float *r_k, const float *v, float *out, uint32_t n);
 };
 
-extern const Kernels kKernelsGeneric;
-#if defined(__x86_64__) || defined(_M_X64)
-extern const Kernels kKernelsAvx2;
-extern const Kernels kKernelsAvxVnni;
-extern const Kernels kKernelsAvx512;
-#elif defined(__aarch64__)
-extern const Kernels kKernelsNeon;
-extern const Kernels kKernelsNeonI8mm;
-#endif
+#define RWKV_DECLARE(name, Table, label) extern const Kernels kKernels##Table;
+RWKV_SETS_HERE(RWKV_DECLARE)
+#undef RWKV_DECLARE
 
-// The best ones that this processor and operating system can run; RWKV_KERNELS=generic|avx2|avxvnni|avx512|neon|i8mm in the environment
-// names others, and is ignored where they would not run. Decided once.
+// A set of kernels. Those of other architectures have no table, and do not run.
+struct KernelSet {
+    const char *name, *label;
+    const Kernels *table;
+    bool (*runs)();  // whether this processor and operating system can run it; asked of them directly
+};
+
+// All of sets.h, in its order; *count is their number.
+const KernelSet *kernel_sets(size_t *count);
+
+// The best ones that this processor and operating system can run; RWKV_KERNELS=NAME in the environment names others, and is
+// ignored where they would not run. Decided once.
 const Kernels *kernels();
 // By name; null where they are not in this build or would not run here.
 const Kernels *kernels_named(const char *name);

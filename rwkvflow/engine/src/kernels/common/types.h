@@ -1,15 +1,15 @@
 // Layout of the quantized blocks for the kernels (quantize/blocks.h is not for files with flags of their own; see kernels.h).
 #pragma once
 
+#include "base/types.h"
+
 namespace rwkvflow {
 namespace {
-
-enum { kQ4_0 = 2, kQ4_1 = 3, kQ5_0 = 7, kQ5_1 = 8, kQ8_0 = 9, kQ4_K = 12, kQ5_K = 13 };
 
 // Offsets in bytes of the fifth bits and of the rest; `offset` is what is taken off each weight. `super`: super-blocks of 256
 // weights, where scales and minima come with every 32.
 template <int TYPE>
-struct Block {
+struct Packed {
     static constexpr bool super = TYPE == kQ4_K || TYPE == kQ5_K;
     static constexpr bool min = TYPE == kQ4_1 || TYPE == kQ5_1 || super;
     static constexpr bool five = TYPE == kQ5_0 || TYPE == kQ5_1 || TYPE == kQ5_K;
