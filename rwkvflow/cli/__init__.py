@@ -10,6 +10,7 @@ import click
 
 from rwkvflow import __version__
 from rwkvflow.base.errors import RwkvflowError, UsageError
+from rwkvflow.base.outputs import write_text
 from rwkvflow.cli.bench import bench, perplexity
 from rwkvflow.cli.cache import cache
 from rwkvflow.cli.ci import ci, matrix, publish
@@ -183,9 +184,7 @@ def init(source: str, output: Path | None) -> None:
     if output is None:
         click.echo(text, nl=False)
         return
-    if output.exists():
-        raise UsageError(f"{output} exists already", remedy="name another file, or remove it first")
-    output.write_text(text, encoding="utf-8")
+    write_text(output, text, [Path(source)], force=False)
     click.echo(f"{output} written; next: rwkvflow run {output}", err=True)
 
 

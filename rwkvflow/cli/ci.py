@@ -10,6 +10,7 @@ from typing import Any, Literal
 import click
 
 from rwkvflow.base.errors import PublishError, UsageError
+from rwkvflow.base.outputs import write_text
 from rwkvflow.cli.options import DocumentPath, recipe_argument, request_of, run_options
 
 _by = click.option(
@@ -115,7 +116,7 @@ def _write(workflow: Callable[[Any], str], options: dict[str, Any]) -> None:
         click.echo(text, nl=False)
         return
     options["output"].parent.mkdir(parents=True, exist_ok=True)
-    options["output"].write_text(text, encoding="utf-8")
+    write_text(options["output"], text, [options["recipe"]], force=True)
     click.echo(f"{options['output']} written", err=True)
 
 

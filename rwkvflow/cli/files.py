@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from rwkvflow.base.errors import RwkvflowError, UsageError
+from rwkvflow.base.files import remove
+from rwkvflow.base.outputs import beside, check_output, is_own, mark, put
 from rwkvflow.cli.options import DocumentPath, ModelPath
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ SHOWN = 20  # tensors that `compare` lists without --all
 @click.option("--state", type=DocumentPath(), help="Initial states (blocks.N.att.time_state) that go along")
 @click.option("--strategy", metavar="TEXT", help='Of chatrwkv, such as "cuda fp16 *10 -> cpu fp32"')
 @click.option("--split", "limit", metavar="SIZE", help="The largest file, such as 5GB: OUT becomes a folder of several")
-@click.option("--force", is_flag=True, help="Replace OUT")
+@click.option("--force", is_flag=True, help="Replace OUT: a file, or a folder that rwkvflow wrote")
 @click.option("--threads", type=click.IntRange(1, 256), help="Default: one for each core of this machine")
 @click.option("--library", type=DocumentPath(), help="librwkv, which encodes; default: the store's")
 @click.option("--store", type=click.Path(file_okay=False, path_type=Path), envvar="RWKVFLOW_STORE")
@@ -61,19 +62,19 @@ def convert(
         raise UsageError("--lora and --alpha go together", remedy="say the alpha that the LoRA was trained with")
     name, size = _format(name, strategy), _size(limit)
     folder = None
-    if target.is_dir() and not force:
+    if target.is_dir() and not is_own(target):  # a folder of the user's is where the result goes
         model = re.sub(r"(-00001-of-[0-9]{5})?(\.(safetensors|bin)\.index\.json|\.[^.]*)$", "", source.resolve().name)
         made, stem = folder_name(model, name)
         target, folder = target / file_name(model, name), target / made
     else:
         ending = f".{FORMATS[name].suffix.rpartition('.')[2]}"
         stem = target.name.removesuffix(ending) or target.name
-    for place in {target, folder or target} if size else {target}:
-        if place.exists() and not force:
-            raise UsageError(f"{place} exists already", remedy="name another file, or say --force")
     origin = Origin(source, lora, alpha, state)
+    sources = [path for path in (source, *_files(source), lora, state, library) if path is not None]
+    for place in {target, folder or target} if size else {target}:
+        check_output(place, (path for path in sources if path != source or not path.is_dir()), force=force)
     _check(origin)
-    partial = target.with_name(f".{target.name}.part")
+    partial = beside(target)
     display = display_for(as_json=False, verbose=False)
     try:
         engine = find_library(library, store, display)
@@ -90,15 +91,14 @@ def convert(
             raise RwkvflowError(outcome.failure)
         if folder is not None and partial.is_dir():
             target = folder
-        _put(partial, target)
+        if partial.is_dir():
+            mark(partial)
+        put(partial, target)
     except WorkerError as error:
         raise RwkvflowError(str(error)) from error
     finally:
         display.close()
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        remove(partial)
     total = outcome.written.size if outcome.written else 0
     digest = f" sha256:{outcome.written.sha256}" if outcome.written and outcome.written.sha256 else ""
     click.echo(f"{target} {total} bytes{digest}")
@@ -143,10 +143,16 @@ def _size(text: str | None) -> int | None:
         raise UsageError(f"--split: {error}") from None
 
 
-def _put(partial: Path, target: Path) -> None:
-    if target.is_dir() and not target.is_symlink():
-        shutil.rmtree(target)
-    partial.replace(target)
+def _files(source: Path) -> list[Path]:
+    """All files that the model at `source` is read from."""
+    from rwkvflow.worker.protocol import WorkerError
+    from rwkvflow.worker.read.shards import files_of
+
+    try:
+        found = files_of(source)
+    except WorkerError as error:
+        raise RwkvflowError(str(error)) from error
+    return [*found, *(path for path in source.iterdir() if path.is_file())] if source.is_dir() else found
 
 
 @click.command()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rwkvflow.base.errors import UsageError
+from rwkvflow.base.outputs import refuse_sources
 from rwkvflow.cli.models import engine_errors, engine_options, open_model, tokenizer_of, tokenizer_option, write
 from rwkvflow.cli.options import DocumentPath
 
@@ -54,6 +55,7 @@ def _writing_options(function: Callable[..., None]) -> Callable[..., None]:
 def generate(model: Path, prompt: str, max_tokens: int, **options: Any) -> None:
     """Write how PROMPT goes on, as the model file MODEL has it. PROMPT - is standard input."""
     text = sys.stdin.buffer.read().decode("utf-8", "replace") if prompt == "-" else prompt
+    _check_kept(model, options)
     with engine_errors(), open_model(model, options) as opened:
         session = _session(opened, options)
         with _saved(session, options):
@@ -80,6 +82,7 @@ def chat(model: Path, max_tokens: int, system: str | None, user: str, assistant:
     """Talk with the model file MODEL. One line is one question; Ctrl-C ends an answer, Ctrl-D the conversation."""
     from rwkvflow.engine.session import Chat
 
+    _check_kept(model, options)
     with engine_errors(), open_model(model, options) as opened:
         session = _session(opened, options)
         talk = Chat(session, user, assistant)
@@ -113,6 +116,16 @@ def _questions() -> Iterator[str]:
             yield line
 
 
+def _check_kept(model: Path, options: dict[str, Any]) -> None:
+    """Raises UsageError where the state cannot be kept; it may replace the one that is gone on from."""
+    if (kept := options["save_state"]) is None:
+        return
+    if not kept.absolute().parent.is_dir():
+        raise UsageError(f"--save-state: there is no folder {kept.parent}")
+    read = [model, *(Path(options[name]) for name in ("tokenizer", "library") if options.get(name))]
+    refuse_sources(kept, read)
+
+
 def _session(model: Model, options: dict[str, Any]) -> Session:
     from rwkvflow.engine.sampling import Sampling
     from rwkvflow.engine.session import Session, random_seed
@@ -128,8 +141,6 @@ def _session(model: Model, options: dict[str, Any]) -> Session:
     seed = random_seed() if options["seed"] is None else options["seed"]
     if options["verbose"]:
         click.echo(f"seed {seed}", err=True)
-    if (kept := options["save_state"]) is not None and not kept.absolute().parent.is_dir():
-        raise UsageError(f"--save-state: there is no folder {kept.parent}")
     session = Session(model, tokenizer_of(options["tokenizer"], model.n_vocab), sampling, seed)
     if options["state"] is not None:
         session.load(options["state"])

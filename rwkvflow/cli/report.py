@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from rwkvflow.base.errors import UsageError
+from rwkvflow.base.outputs import write_text
 from rwkvflow.cli.options import DocumentPath
 
 
@@ -40,5 +41,5 @@ def report(run: Path, output: Path | None, listing: bool, back: int, store: Path
         raise UsageError(f"{run}: {before}", remedy="rwkvflow run it first, with this store")
     target = output or Path(f"{run.stem}.report.html")
     data = gather(files[back], kept, target.absolute().parent)
-    target.write_text(report_html(data), encoding="utf-8")
+    write_text(target, report_html(data), [run, files[back]], force=True)
     click.echo(f"{target} written", err=True)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import hashlib
 import os
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from rwkvflow.base.errors import PublishError, StoreError
 from rwkvflow.base.files import clear_errors, read_json, remove, sync, write_json
+from rwkvflow.base.outputs import swap
 from rwkvflow.release.names import PROVENANCE, STATE
 
 if TYPE_CHECKING:
     from rwkvflow.release.release import Release, ReleaseFile
 
 CHUNK = 4 << 20
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def is_intact(target: Path, key: str) -> bool:
@@ -57,7 +55,7 @@ def publish_folder(release: Release, target: Path, *, key: str, on_bytes: Callab
             fresh = target.parent / f"{prefix}{uuid.uuid4().hex}"
             try:
                 _write(release, fresh, target, key, on_bytes)
-                _swap(fresh, target)
+                swap(fresh, target)
             finally:
                 remove(fresh)
             sync(target.parent)
@@ -134,22 +132,6 @@ def _chunks(source: Path | bytes) -> Iterator[bytes]:
 def _stamp(path: Path) -> list[int]:
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
-
-
-def _swap(fresh: Path, target: Path) -> None:
-    """Put `fresh` in the place of `target`, and what was there (if anything) in the place of `fresh`."""
-    if not target.exists():
-        fresh.rename(target)
-        return
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        with contextlib.suppress(AttributeError):  # a C library without renameat2
-            if libc.renameat2(_AT_FDCWD, os.fsencode(fresh), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE) == 0:
-                return
-    aside = fresh.with_name(fresh.name + "-old")
-    target.rename(aside)
-    fresh.rename(target)
-    aside.rename(fresh)
 
 
 @contextlib.contextmanager

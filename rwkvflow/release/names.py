@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import PurePosixPath
 
+from rwkvflow.base.outputs import MARKER
+
 CARD = "README.md"
 QUALITY = "quality.json"
 PLOT = "quality.svg"
@@ -13,7 +15,7 @@ SBOM = "sbom.cdx.json"
 PROVENANCE = "provenance.json"
 SUMS = "SHA256SUMS"
 SIGNATURE = "model.sig"
-STATE = ".rwkvflow.json"  # which step key made the folder, and the size and time of each file
+STATE = MARKER  # which step key made the folder, and the size and time of each file
 
 # Each of these holds digests of all that stand before it, so it cannot be among what it lists.
 UNLISTED_IN_STATEMENT = frozenset({PROVENANCE, SUMS, SIGNATURE})

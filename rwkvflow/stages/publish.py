@@ -9,6 +9,7 @@ from typing import Any
 
 from rwkvflow.base.errors import UsageError
 from rwkvflow.base.hashing import file_digest, text_digest, tree_digest
+from rwkvflow.base.outputs import refuse_sources
 from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.documents.destinations import (
     FolderDestination,
@@ -18,9 +19,10 @@ from rwkvflow.documents.destinations import (
     parse_destination,
 )
 from rwkvflow.documents.formats import file_name, folder_name, splitting
-from rwkvflow.documents.lock import LLAMA, LockedFile
+from rwkvflow.documents.lock import LLAMA, LockedFile, pinned_files
 from rwkvflow.documents.lock_text import lock_text
-from rwkvflow.documents.recipe import Publish
+from rwkvflow.documents.recipe import LocalFolder, Publish
+from rwkvflow.lock.local_files import local_path
 from rwkvflow.net.http import shown
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, Ref, Source, Step
@@ -35,6 +37,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
         return
     release, refs = release_of(blueprint)
     for index, publish in enumerate(blueprint.recipe.publish):
+        _spare_sources(blueprint, publish)
         yield Step(
             id=f"publish/{index}" if len(blueprint.recipe.publish) > 1 else "publish",
             stage="publish",
@@ -47,6 +50,21 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
             tolerant=True,
             local={"folder": str(blueprint.folder), **beside(blueprint)},
         )
+
+
+def _spare_sources(blueprint: Blueprint, publish: Publish) -> None:
+    """Raises UsageError where a release would replace a folder that holds what the recipe is made from."""
+    place = parse_destination(publish.to)
+    if not isinstance(place, FolderDestination):
+        return
+    recipe, sources = blueprint.recipe, [blueprint.recipe_path, blueprint.workflow_path]
+    named = [resolved for _, resolved, _ in pinned_files(blueprint.lock)]
+    sources += [path for source in named if (path := local_path(source, blueprint.folder)) is not None]
+    beside = [recipe.smoke.text, recipe.card and recipe.card.template, recipe.sign and recipe.sign.key]
+    if isinstance(recipe.engine.source, LocalFolder):
+        beside.append(recipe.engine.source.path)
+    sources += [blueprint.folder / Path(path).expanduser() for path in beside if path]
+    refuse_sources(Path(os.path.normpath(blueprint.folder / Path(place.path).expanduser())), sources)
 
 
 _ACTIONS = {

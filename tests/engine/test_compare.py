@@ -84,6 +84,19 @@ def test_convert_does_not_overwrite_and_leaves_nothing_behind(source: Path, libr
     assert (tmp_path / "m-FP16.bin").read_bytes() == before
 
 
+def test_force_replaces_a_file_and_leaves_the_folder_around_it(source: Path, library: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    (folder / "m-FP16.bin").write_bytes(b"old")
+    words = ("convert", source, folder, "--format", "ggml-f16", "--library", library)
+    assert "say --force" in str(call(*words).exception)
+    assert (folder / "m-FP16.bin").read_bytes() == b"old"
+    assert call(*words, "--force").exit_code == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["m-FP16.bin", "thesis.txt"]
+    assert (folder / "m-FP16.bin").stat().st_size > 3
+
+
 def test_convert_splits_and_takes_what_is_split(source: Path, library: Path, tmp_path: Path) -> None:
     def split(target: Path, name: str, *more: object) -> Result:
         return call("convert", source, target, "--format", name, "--library", library, *more)
@@ -91,7 +104,7 @@ def test_convert_splits_and_takes_what_is_split(source: Path, library: Path, tmp
     result = split(tmp_path, "gguf-f16", "--split", "300kB")
     assert result.exit_code == 0, result.output
     folder = tmp_path / "m-F16-gguf"
-    shards = sorted(folder.iterdir())
+    shards = sorted(folder.glob("*.gguf"))
     assert f"{folder} " in result.output
     assert "sha256" not in result.output
     assert shards[0].name == f"m-F16-00001-of-{len(shards):05d}.gguf"
@@ -100,6 +113,10 @@ def test_convert_splits_and_takes_what_is_split(source: Path, library: Path, tmp
     named = tmp_path / "mine.safetensors"
     assert split(named, "safetensors-f32", "--split", "0.5 MB").exit_code == 0
     assert (named / "mine.safetensors.index.json").is_file()
+    assert split(named, "safetensors-f32", "--split", "0.5 MB", "--force").exit_code == 0
+    (named / "notes.txt").write_text("mine")
+    assert "notes.txt" in str(split(named, "safetensors-f32", "--split", "0.5 MB", "--force").exception)
+    (named / "notes.txt").unlink()
     assert split(tmp_path / "whole", "safetensors", "--split", "1GB").exit_code == 0
     assert (tmp_path / "whole").is_file()
     for path in (folder, shards[0], named, named / "mine.safetensors.index.json"):

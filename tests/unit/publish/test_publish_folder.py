@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from rwkvflow.base import outputs
 from rwkvflow.base.errors import PublishError, StoreError
 from rwkvflow.base.files import remove
 from rwkvflow.base.hashing import file_digest, text_digest
-from rwkvflow.publish import folder
 from rwkvflow.publish.folder import is_intact, publish_folder
 from rwkvflow.release.release import Release, assemble
 
@@ -206,7 +206,7 @@ def test_a_damaged_blob_stops_publishing_and_the_old_release_stays(made: Made, t
 def test_without_an_atomic_exchange_it_still_ends_right(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folder.sys, "platform", "darwin")
+    monkeypatch.setattr(outputs.sys, "platform", "darwin")
     made.artifact("m/q@i", b"weights")
     publish(made.release(("m", "q", "i")), tmp_path / "demo")
     made.artifact("m/r@i", b"others")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rwkvflow.base.errors import DocumentError
+from rwkvflow.base.errors import DocumentError, UsageError
 from rwkvflow.documents.load import load_workflow, recipe_from_text
 from rwkvflow.plan.matrix import expand
 from rwkvflow.plan.step import Source, Step
@@ -122,3 +122,21 @@ def test_mistakes_are_said(folder: Path, more: str, message: str) -> None:
     with pytest.raises(DocumentError) as caught:
         step(folder, more + "\n")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("to", ["models", "models/", "./deep/../models", "link", "file:models"])
+def test_a_folder_that_holds_what_is_read_is_no_place_for_a_release(to: str, folder: Path) -> None:
+    (folder / "link").symlink_to("models")
+    (folder / "models/x").touch()
+    text = RECIPE.replace("to: out", f"to: {to}")
+    assert text != RECIPE
+    with pytest.raises(UsageError, match="read from"):
+        step(folder, text=text)
+
+
+@pytest.mark.parametrize("more", ["card: {template: out/mine.j2}\n", "sign: {key: out/mine.pem}\n"])
+def test_a_release_does_not_replace_what_goes_into_it(more: str, folder: Path) -> None:
+    (folder / "out").mkdir()
+    (folder / "out/mine.j2").write_text("# x\n")
+    with pytest.raises(UsageError, match="read from"):
+        step(folder, more)
