@@ -31,10 +31,10 @@ soak: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python scripts/bench_start.py
-	$(BIN)/rwkvflow engine build recipes/demo.yaml --sandbox host
-	$(BIN)/python scripts/bench_convert.py --engine $$($(BIN)/rwkvflow engine build recipes/demo.yaml --sandbox host | sed 's/.*: //')
-	$(BIN)/python scripts/bench_tokenizer.py --library $$($(BIN)/rwkvflow engine build recipes/demo.yaml --sandbox host | sed 's/.*: //')/lib/librwkv.so
-	$(BIN)/python scripts/bench_engine.py --folder build/bench --engine $$($(BIN)/rwkvflow engine build recipes/demo.yaml --sandbox host | sed 's/.*: //')
+	engine=$$($(BIN)/rwkvflow engine build recipes/demo.yaml --sandbox host --print-path) && \
+	$(BIN)/python scripts/bench_convert.py --engine "$$engine" && \
+	$(BIN)/python scripts/bench_tokenizer.py --library "$$engine/lib/librwkv.so" && \
+	$(BIN)/python scripts/bench_engine.py --folder build/bench --engine "$$engine"
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

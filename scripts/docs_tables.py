@@ -69,10 +69,9 @@ def limits() -> str:
 
 def exit_codes() -> str:
     """As in `rwkvflow --help`."""
-    from rwkvflow.cli import EXIT_CODES
+    from rwkvflow.base.errors import exit_codes as codes
 
-    rows = re.findall(r"^  (\d+) +(.+)$", EXIT_CODES, re.MULTILINE)
-    return table(("code", "meaning"), [(number, text) for number, text in rows], right=(0,))
+    return table(("code", "meaning"), [(str(code), meaning) for code, meaning in codes().items()], right=(0,))
 
 
 # ---- the house ------------------------------------------------------------------------------------------------------

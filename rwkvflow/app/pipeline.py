@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkvflow.base.errors import LockError, PublishError, RwkvflowError, SmokeFailed, StepFailed
+from rwkvflow.base.errors import LockError, PublishError, RwkvflowError, SmokeFailed, StepFailed, StoreError
 from rwkvflow.base.events import Event, Listener, Notice, RunFinished, RunStarted, silent
 from rwkvflow.documents.load import load_lock, load_recipe, load_workflow
 from rwkvflow.documents.lock import Lock, disagreements
@@ -283,6 +283,15 @@ def where(prepared: Prepared, finished: Finished) -> list[str]:
         for name, output in finished.outcomes[target].outputs.items():
             lines.append(f"{target} {name}: {prepared.store.path(output.digest)}")
     return lines
+
+
+def librwkv_folder(prepared: Prepared, finished: Finished) -> Path:
+    """The folder of librwkv in the store: that of the recipe's first image, for this machine."""
+    ref = engine.builtin(next(iter(prepared.blueprint.images)))
+    folder = prepared.store.path(finished.outcomes[ref.step].outputs[ref.output].digest)
+    if folder is None:
+        raise StoreError("the engine was built but is missing from the store", remedy="run the command again")
+    return folder
 
 
 def environments(sandbox: str, root: Path | None, *, remove: bool = False) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import click
 
 from rwkvflow import __version__
-from rwkvflow.base.errors import RwkvflowError, UsageError
+from rwkvflow.base.errors import EnvironmentMissing, RwkvflowError, UsageError, exit_codes
 from rwkvflow.base.outputs import write_text
 from rwkvflow.cli.bench import bench, perplexity
 from rwkvflow.cli.cache import cache
@@ -27,20 +27,8 @@ from rwkvflow.cli.options import run_options as _run_options
 from rwkvflow.cli.report import report
 from rwkvflow.cli.verify import verify
 
-EXIT_CODES = """\b
-Exit codes:
-  0    all went well
-  1    an error of rwkvflow's own, or a model file that cannot be used
-  2    the command line, recipe or workflow is wrong; nothing was run
-  3    the lock is missing, disagrees with the recipe, or cannot be made
-  4    this machine lacks something: see `rwkvflow doctor`
-  5    a step failed
-  6    artifacts failed their smoke inference; the others were published
-  7    a download failed, or is not what was asked for
-  8    the store cannot be written, or is damaged
-  9    publishing failed, or a release is not what it says it is
-  130  interrupted; the next run goes on from there
-"""
+_CODES = "\n".join(f"  {code:<4} {meaning}" for code, meaning in exit_codes().items())
+EXIT_CODES = f"\b\nExit codes:\n{_CODES}\n"
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -52,12 +40,12 @@ def cli() -> None:
 @cli.command()
 @_recipe
 @_run_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON event a line on standard output")
-@click.option("-v", "--verbose", is_flag=True, help="Also cached steps and what commands print")
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON, one per line")
+@click.option("-v", "--verbose", is_flag=True, help="Also show cached steps and the output of commands")
 def run(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
     """Carry out a recipe: lock, fetch, build, convert, smoke, publish.
 
-    What is done already is not done again; what failed or was interrupted goes on from there.
+    Finished steps are not repeated; a run that failed or was interrupted continues from there.
     """
     from rwkvflow.app import pipeline
     from rwkvflow.display import display_for
@@ -76,10 +64,10 @@ def run(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
 @cli.command()
 @_recipe
 @_run_options
-@click.option("--json", "as_json", is_flag=True, help="As JSON")
-@click.option("-v", "--verbose", is_flag=True, help="Also the limits of each step")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON")
+@click.option("-v", "--verbose", is_flag=True, help="Also show the limits of each step")
 def plan(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
-    """Show what a run would do, and why. Makes the lock where there is none."""
+    """Show what a run would do, and why. Writes the lock if it is missing."""
     from rwkvflow.app.explain import standing
     from rwkvflow.display.words import duration
 
@@ -103,7 +91,7 @@ def plan(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
 @_recipe
 @_run_options
 def explain(step: str, recipe: Path, **options: Any) -> None:
-    """Say what a step is made of, and what changed."""
+    """Show the inputs of STEP and what changed in them."""
     from rwkvflow.app.explain import explanation
 
     for line in explanation(_prepare(recipe, options), step):
@@ -114,11 +102,11 @@ def explain(step: str, recipe: Path, **options: Any) -> None:
 @_recipe
 @sandbox_option
 @store_option
-@click.option("--fresh", is_flag=True, help="Resolve everything anew: hub branches move, wheels may be newer")
+@click.option("--fresh", is_flag=True, help="Resolve everything again: hub branches move, wheels may be newer")
 def lock(recipe: Path, sandbox: str, store: Path | None, fresh: bool) -> None:
-    """Pin every input to digests, in recipe.lock.yaml.
+    """Pin every input to its digest, in recipe.lock.yaml.
 
-    What still agrees with the recipe is kept, unless --fresh is given. Prints what changed as a diff.
+    Entries that still agree with the recipe are kept, unless --fresh is given. Prints the changes as a diff.
     """
     from rwkvflow.app.pipeline import Request, lock_path, relock
     from rwkvflow.display import display_for
@@ -159,7 +147,7 @@ def validate(documents: tuple[Path, ...]) -> None:
 @cli.command()
 @_recipe
 @_run_options
-@click.option("--image", "image_name", help="Which image, where the recipe has several")
+@click.option("--image", "image_name", help="Which image, if the recipe has several")
 def render(recipe: Path, image_name: str | None, **options: Any) -> None:
     """Print the Dockerfile of RECIPE's image."""
     from rwkvflow.app.explain import dockerfiles
@@ -172,7 +160,7 @@ def render(recipe: Path, image_name: str | None, **options: Any) -> None:
 
 @cli.command()
 @click.argument("source")
-@click.option("-o", "--output", type=_Path(exists=False), help="Write here instead of to standard output")
+@click.option("-o", "--output", type=_Path(exists=False), help="File to write; default: standard output")
 def init(source: str, output: Path | None) -> None:
     """Write a commented recipe for a checkpoint.
 
@@ -190,10 +178,10 @@ def init(source: str, output: Path | None) -> None:
 
 @cli.command()
 @click.argument("file", type=ModelPath())
-@click.option("--json", "as_json", is_flag=True, help="As JSON")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON")
 @click.option("--tensors", is_flag=True, help="List all tensors")
 def inspect(file: Path, as_json: bool, tensors: bool) -> None:
-    """Tell what a model file is; nothing in it is run."""
+    """Describe a model file. No code in it is run."""
     from rwkvflow.display.inspect import describe_lines
     from rwkvflow.worker.protocol import WorkerError
     from rwkvflow.worker.read.inspect import describe
@@ -229,10 +217,10 @@ def schema(document: Literal["recipe", "workflow", "lock"]) -> None:
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON")
 @store_option
 def doctor(as_json: bool, store: Path | None) -> None:
-    """Say what this machine has and lacks, with the remedy for each."""
+    """Check what this machine has and lacks, with a remedy for each problem."""
     from rwkvflow.sandbox.doctor import examine
     from rwkvflow.store.store import default_root
 
@@ -244,7 +232,7 @@ def doctor(as_json: bool, store: Path | None) -> None:
         if check.remedy:
             click.echo(f"{'':25} → {check.remedy}")
     if any(check.status == "missing" for check in checks):
-        raise click.exceptions.Exit(4)
+        raise click.exceptions.Exit(EnvironmentMissing.exit_code)
 
 
 cli.add_command(bench)

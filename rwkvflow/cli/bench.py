@@ -29,18 +29,33 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, type=DocumentPath())
-@click.option("--against", type=DocumentPath(), help="A second library with the API of rwkv.h; both take turns")
-@click.option("-n", "--tokens", type=click.IntRange(1), default=64, show_default=True, help="One by one, in each round")
-@click.option("--prompt", type=click.IntRange(0), default=256, show_default=True, help="Tokens read at once")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--json", "as_json", is_flag=True)
+@click.option(
+    "--against", type=DocumentPath(), help="Compare with this library, which needs the API of rwkv.h; both take turns"
+)
+@click.option(
+    "-n",
+    "--tokens",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Tokens to evaluate one by one in each round",
+)
+@click.option(
+    "--prompt",
+    type=click.IntRange(0),
+    default=256,
+    show_default=True,
+    help="Tokens of the prompt that is read at once; 0 for none",
+)
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Number of rounds")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON")
 @engine_options
 def bench(
     models: tuple[Path, ...], against: Path | None, tokens: int, prompt: int, rounds: int, as_json: bool, **options: Any
 ) -> None:
-    """Measure how fast model files run: ms a token, tokens a second, loading, memory, share of the memory's bandwidth.
+    """Measure how fast model files run: time per token, tokens per second, loading, memory, share of the bandwidth.
 
-    Every figure is a median over all rounds. The bandwidth is measured, not looked up: how fast as many threads read.
+    Every figure is the median of all rounds. The bandwidth is measured: how fast the same number of threads can read.
     """
     from rwkvflow.app.bench import Plan, bandwidth, measure
 
@@ -111,15 +126,15 @@ def _table(rows: Sequence[Measured], speed: float, against: Path | None) -> list
 @click.command()
 @click.argument("model", type=DocumentPath())
 @click.argument("text", type=DocumentPath())
-@click.option("-n", "--tokens", type=click.IntRange(2), help="Only so many tokens of the text")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("-n", "--tokens", type=click.IntRange(2), help="Read only the first tokens of the text; default: all")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON")
 @tokenizer_option
 @engine_options
 def perplexity(model: Path, text: Path, tokens: int | None, as_json: bool, tokenizer: str, **options: Any) -> None:
-    """Measure how well the model file MODEL foretells the file TEXT: its perplexity, and bits a byte.
+    """Measure how well the model file MODEL predicts the file TEXT, as perplexity and bits per byte.
 
-    The text is read as one, from a fresh state; its first token is given. Files of the same model can be compared by
-    either figure, models with different tokenizers by bits a byte.
+    The text is read as a whole from a fresh state; its first token is not predicted. Files of the same model can be
+    compared by either figure, models with different tokenizers by bits per byte.
     """
     from rwkvflow.engine.measure import losses
 

@@ -8,22 +8,24 @@ from typing import Any
 
 import click
 
+from rwkvflow.cli.options import store_option
+
 
 @click.group()
-@click.option("--store", type=click.Path(file_okay=False, path_type=Path), envvar="RWKVFLOW_STORE")
+@store_option
 @click.pass_context
 def cache(context: click.Context, store: Path | None) -> None:
-    """Look after the store."""
+    """List, check and shrink the store."""
     from rwkvflow.store.store import Store, default_root
 
     context.obj = Store(store or default_root())
 
 
 @cache.command("ls")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON")
 @click.pass_obj
 def cache_ls(store: Any, as_json: bool) -> None:
-    """List what is in the store, largest first."""
+    """List the content of the store, largest first."""
     from rwkvflow.store.collect import entries
 
     rows = entries(store)
@@ -38,7 +40,7 @@ def cache_ls(store: Any, as_json: bool) -> None:
 @cache.command("verify")
 @click.pass_obj
 def cache_verify(store: Any) -> None:
-    """Hash everything in the store; what is damaged is removed and made again by the next run."""
+    """Hash everything in the store and remove what is damaged; the next run makes it again."""
     from rwkvflow.base.errors import StoreError
     from rwkvflow.store.collect import verify
 
@@ -52,12 +54,12 @@ def cache_verify(store: Any) -> None:
 
 
 @cache.command("gc")
-@click.option("--older-than", type=float, metavar="DAYS", help="Also what was not used for so many days")
-@click.option("--max-size", metavar="SIZE", help="Then the oldest until so much is left, e.g. 20GiB")
-@click.option("--dry-run", is_flag=True)
+@click.option("--older-than", type=float, metavar="DAYS", help="Also remove what was not used for this many days")
+@click.option("--max-size", metavar="SIZE", help="Then remove the oldest until this much is left, e.g. 20GiB")
+@click.option("--dry-run", is_flag=True, help="Only print what would be removed")
 @click.pass_obj
 def cache_gc(store: Any, older_than: float | None, max_size: str | None, dry_run: bool) -> None:
-    """Remove what no finished step refers to."""
+    """Remove what no finished step uses."""
     from rwkvflow.documents.yaml.units import size_bytes
     from rwkvflow.store.collect import collect
 

@@ -18,7 +18,7 @@ _by = click.option(
     type=click.Choice(["artifact", "model", "format", "image"]),
     default="artifact",
     show_default=True,
-    help="One job for each",
+    help="Make one job for each of these",
 )
 
 
@@ -31,9 +31,9 @@ _by = click.option(
     type=click.Choice(["text", "json", "github", "gitlab"]),
     default="text",
     show_default=True,
-    help="github: for strategy.matrix; gitlab: a child pipeline",
+    help="Form of the list; github is for strategy.matrix, gitlab is a child pipeline",
 )
-@click.option("--only", multiple=True, metavar="ID", help="Artifacts: model/format@image, globs allowed")
+@click.option("--only", multiple=True, metavar="ID", help="Select artifacts: model/format@image, globs allowed")
 def matrix(
     recipe: Path, by: Literal["artifact", "model", "format", "image"], style: str, only: tuple[str, ...]
 ) -> None:
@@ -66,13 +66,13 @@ def _ci_options(function: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(["docker", "host"]),
             default="host",
             show_default=True,
-            help="docker needs a base image that the runners can pull",
+            help="Sandbox of the jobs; docker needs a base image that the runners can pull",
         ),
-        click.option("--package", help="What pip installs in the jobs; default: rwkvflow at this version"),
+        click.option("--package", help="Requirement that pip installs in the jobs; default: this version of rwkvflow"),
         click.option(
-            "--secret", multiple=True, default=("HF_TOKEN",), show_default=True, help="Secrets that making may need"
+            "--secret", multiple=True, default=("HF_TOKEN",), show_default=True, help="Secret that the jobs may use"
         ),
-        click.option("-o", "--output", type=DocumentPath(exists=False), help="Write here, not to standard output"),
+        click.option("-o", "--output", type=DocumentPath(exists=False), help="File to write; default: standard output"),
         _by,
         recipe_argument,
     ):
@@ -83,7 +83,7 @@ def _ci_options(function: Callable[..., None]) -> Callable[..., None]:
 @ci.command()
 @_ci_options
 def github(**options: Any) -> None:
-    """A GitHub Actions workflow. RECIPE is its path in the repository."""
+    """Write a GitHub Actions workflow. RECIPE is its path in the repository."""
     from rwkvflow.plan.ci import github_workflow
 
     _write(github_workflow, options)
@@ -92,7 +92,7 @@ def github(**options: Any) -> None:
 @ci.command()
 @_ci_options
 def gitlab(**options: Any) -> None:
-    """A GitLab pipeline. RECIPE is its path in the repository. Secrets come from the project's variables."""
+    """Write a GitLab pipeline. RECIPE is its path in the repository. Secrets come from the project's variables."""
     from rwkvflow.plan.ci import gitlab_workflow
 
     _write(gitlab_workflow, options)
@@ -123,11 +123,11 @@ def _write(workflow: Callable[[Any], str], options: dict[str, Any]) -> None:
 @click.command()
 @recipe_argument
 @run_options
-@click.option("--json", "as_json", is_flag=True, help="One JSON event a line on standard output")
-@click.option("-v", "--verbose", is_flag=True)
-@click.option("--dry-run", is_flag=True, help="Only say what would change at each place")
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON, one per line")
+@click.option("-v", "--verbose", is_flag=True, help="Also show cached steps and the output of commands")
+@click.option("--dry-run", is_flag=True, help="Only print what would change at each destination")
 def publish(recipe: Path, as_json: bool, verbose: bool, dry_run: bool, **options: Any) -> None:
-    """Publish what `rwkvflow run --only` made in several jobs. Makes nothing; refuses where anything is missing."""
+    """Publish what `rwkvflow run --only` made in several jobs. Makes nothing itself; refuses if anything is missing."""
     from rwkvflow.app import explain, pipeline
     from rwkvflow.display import display_for
     from rwkvflow.execute.publishing import look_again

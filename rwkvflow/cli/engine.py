@@ -12,15 +12,22 @@ from rwkvflow.cli.options import prepared_run, recipe_argument, run_options, run
 
 @click.group()
 def engine() -> None:
-    """The native engine."""
+    """Build the native engine, and show how it was patched."""
 
 
 @engine.command("build")
 @recipe_argument
 @run_options
-def engine_build(recipe: Path, **options: Any) -> None:
-    """Build only the engine of RECIPE, and say where it is."""
-    for line in run_stages(recipe, options, ["engine"]):
+@click.option("--print-path", is_flag=True, help="Print only the path of librwkv's folder, for scripts")
+def engine_build(recipe: Path, print_path: bool, **options: Any) -> None:
+    """Build only the engine of RECIPE, and print where it is."""
+    from rwkvflow.app import pipeline
+
+    prepared, finished = run_stages(recipe, options, ["engine"])
+    if print_path:
+        click.echo(pipeline.librwkv_folder(prepared, finished))
+        return
+    for line in pipeline.where(prepared, finished):
         click.echo(line)
 
 
@@ -28,7 +35,7 @@ def engine_build(recipe: Path, **options: Any) -> None:
 @recipe_argument
 @run_options
 def diff(recipe: Path, **options: Any) -> None:
-    """Show what was patched of what CMake wrote."""
+    """Show how the files that CMake wrote were patched."""
     from rwkvflow.app.explain import engine_patches
 
     for line in engine_patches(prepared_run(recipe, options)):

@@ -12,7 +12,7 @@ import click
 from rwkvflow.base.errors import RwkvflowError, UsageError
 from rwkvflow.base.files import remove
 from rwkvflow.base.outputs import beside, check_output, is_own, mark, put
-from rwkvflow.cli.options import DocumentPath, ModelPath
+from rwkvflow.cli.options import DocumentPath, ModelPath, store_option
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.origin import Origin
@@ -23,16 +23,18 @@ SHOWN = 20  # tensors that `compare` lists without --all
 @click.command()
 @click.argument("source", metavar="IN", type=ModelPath())
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("--format", "name", required=True, metavar="NAME", help="`rwkvflow formats` lists them")
-@click.option("--lora", type=DocumentPath(), help="A LoRA to merge first: a .pth or .safetensors file")
-@click.option("--alpha", type=click.FloatRange(0, min_open=True), help="That the LoRA was trained with")
-@click.option("--state", type=DocumentPath(), help="Initial states (blocks.N.att.time_state) that go along")
-@click.option("--strategy", metavar="TEXT", help='Of chatrwkv, such as "cuda fp16 *10 -> cpu fp32"')
-@click.option("--split", "limit", metavar="SIZE", help="The largest file, such as 5GB: OUT becomes a folder of several")
+@click.option("--format", "name", required=True, metavar="NAME", help="Format to write; `rwkvflow formats` lists them")
+@click.option("--lora", type=DocumentPath(), help="Merge this LoRA first: a .pth or .safetensors file")
+@click.option("--alpha", type=click.FloatRange(0, min_open=True), help="Alpha that the LoRA was trained with")
+@click.option("--state", type=DocumentPath(), help="Include these initial states (blocks.N.att.time_state)")
+@click.option("--strategy", metavar="TEXT", help='Strategy of --format chatrwkv, such as "cuda fp16 *10 -> cpu fp32"')
+@click.option(
+    "--split", "limit", metavar="SIZE", help="Write files of at most this size, such as 5GB, into the folder OUT"
+)
 @click.option("--force", is_flag=True, help="Replace OUT: a file, or a folder that rwkvflow wrote")
-@click.option("--threads", type=click.IntRange(1, 256), help="Default: one for each core of this machine")
-@click.option("--library", type=DocumentPath(), help="librwkv, which encodes; default: the store's")
-@click.option("--store", type=click.Path(file_okay=False, path_type=Path), envvar="RWKVFLOW_STORE")
+@click.option("--threads", type=click.IntRange(1, 256), help="Number of threads; default: one for each core")
+@click.option("--library", type=DocumentPath(), help="librwkv, which encodes the tensors; default: that of the store")
+@store_option
 def convert(
     source: Path,
     target: Path,
@@ -47,7 +49,7 @@ def convert(
     library: Path | None,
     store: Path | None,
 ) -> None:
-    """Convert the checkpoint IN to the file or folder OUT, without a recipe. Nothing is verified: `run` does that."""
+    """Convert the checkpoint IN to the file or folder OUT, without a recipe. Nothing is tested; `run` does that."""
     from rwkvflow.app.library import find_library
     from rwkvflow.base.events import Notice, StepProgress
     from rwkvflow.display import display_for
@@ -59,7 +61,7 @@ def convert(
     from rwkvflow.worker.write.convert import convert as run
 
     if (lora is None) != (alpha is None):
-        raise UsageError("--lora and --alpha go together", remedy="say the alpha that the LoRA was trained with")
+        raise UsageError("--lora and --alpha go together", remedy="give the alpha that the LoRA was trained with")
     name, size = _format(name, strategy), _size(limit)
     folder = None
     if target.is_dir() and not is_own(target):  # a folder of the user's is where the result goes
@@ -158,11 +160,11 @@ def _files(source: Path) -> list[Path]:
 @click.command()
 @click.argument("first", type=ModelPath())
 @click.argument("second", type=ModelPath())
-@click.option("--json", "as_json", is_flag=True)
-@click.option("--all", "every", is_flag=True, help="List equal tensors as well")
-@click.option("--strict", is_flag=True, help="End with exit code 1 where anything differs")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON")
+@click.option("--all", "every", is_flag=True, help="Also list equal tensors")
+@click.option("--strict", is_flag=True, help="Exit with code 1 if anything differs")
 def compare(first: Path, second: Path, as_json: bool, every: bool, strict: bool) -> None:
-    """Tell, tensor by tensor, how two model files differ, whatever their formats."""
+    """Compare two model files tensor by tensor, whatever their formats."""
     from rwkvflow.worker.protocol import WorkerError
     from rwkvflow.worker.read.compare import compare as compared
 

@@ -23,25 +23,60 @@ if TYPE_CHECKING:
 
 def _writing_options(function: Callable[..., None]) -> Callable[..., None]:
     for option in (
-        click.option("-v", "--verbose", is_flag=True, help="Say how fast it was, and the seed, on standard error"),
+        click.option("-v", "--verbose", is_flag=True, help="Print the speed and the seed on standard error"),
         click.option(
-            "--save-state", type=DocumentPath(exists=False), metavar="FILE", help="Keep what the model has read"
-        ),
-        click.option("--state", type=DocumentPath(), metavar="FILE", help="Go on from what --save-state kept"),
-        click.option("--stop", multiple=True, metavar="TEXT", help="End before this text"),
-        click.option("--seed", type=click.IntRange(0, 2**64 - 1), help="The same seed gives the same text"),
-        click.option(
-            "--penalty-decay", type=float, default=0.996, show_default=True, help="Of the counts, at every token"
+            "--save-state",
+            type=DocumentPath(exists=False),
+            metavar="FILE",
+            help="Save the state of the model at the end",
         ),
         click.option(
-            "--frequency-penalty", type=float, default=0.0, show_default=True, help="For each time a token was used"
+            "--state", type=DocumentPath(), metavar="FILE", help="Continue from a state that --save-state wrote"
         ),
-        click.option("--presence-penalty", type=float, default=0.0, show_default=True, help="For a token used before"),
-        click.option("--top-k", type=int, default=0, show_default=True, help="Only the k likeliest tokens; 0: all"),
+        click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text"),
         click.option(
-            "--top-p", type=float, default=0.7, show_default=True, help="Only the likeliest, up to this share"
+            "--seed",
+            type=click.IntRange(0, 2**64 - 1),
+            help="Seed of the random choices; the same seed gives the same text",
         ),
-        click.option("--temperature", type=float, default=1.0, show_default=True, help="0: always the likeliest token"),
+        click.option(
+            "--penalty-decay",
+            type=float,
+            default=0.996,
+            show_default=True,
+            help="Factor by which the counts of used tokens shrink at every token",
+        ),
+        click.option(
+            "--frequency-penalty",
+            type=float,
+            default=0.0,
+            show_default=True,
+            help="Penalty on a token for each time it was used",
+        ),
+        click.option(
+            "--presence-penalty",
+            type=float,
+            default=0.0,
+            show_default=True,
+            help="Penalty on a token that was used before",
+        ),
+        click.option(
+            "--top-k", type=int, default=0, show_default=True, help="Choose among the K likeliest tokens; 0 for all"
+        ),
+        click.option(
+            "--top-p",
+            type=float,
+            default=0.7,
+            show_default=True,
+            help="Choose among the likeliest tokens that together reach this probability",
+        ),
+        click.option(
+            "--temperature",
+            type=float,
+            default=1.0,
+            show_default=True,
+            help="Randomness of the choice; 0 always takes the likeliest token",
+        ),
     ):
         function = option(function)
     return engine_options(tokenizer_option(function))
@@ -50,10 +85,10 @@ def _writing_options(function: Callable[..., None]) -> Callable[..., None]:
 @click.command()
 @click.argument("model", type=DocumentPath())
 @click.argument("prompt", default="")
-@click.option("-n", "--max-tokens", type=click.IntRange(0), default=256, show_default=True)
+@click.option("-n", "--max-tokens", type=click.IntRange(0), default=256, show_default=True, help="Most tokens to write")
 @_writing_options
 def generate(model: Path, prompt: str, max_tokens: int, **options: Any) -> None:
-    """Write how PROMPT goes on, as the model file MODEL has it. PROMPT - is standard input."""
+    """Continue PROMPT with the model file MODEL. If PROMPT is -, it is read from standard input."""
     text = sys.stdin.buffer.read().decode("utf-8", "replace") if prompt == "-" else prompt
     _check_kept(model, options)
     with engine_errors(), open_model(model, options) as opened:
@@ -73,13 +108,17 @@ def generate(model: Path, prompt: str, max_tokens: int, **options: Any) -> None:
 
 @click.command()
 @click.argument("model", type=DocumentPath())
-@click.option("-n", "--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Of one answer")
-@click.option("--system", help="Read before the first question")
-@click.option("--user", default="User", show_default=True, help="Who asks, in the text that the model sees")
-@click.option("--assistant", default="Assistant", show_default=True, help="Who answers")
+@click.option(
+    "-n", "--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Most tokens in one answer"
+)
+@click.option("--system", help="Instructions that the model reads before the first question")
+@click.option(
+    "--user", default="User", show_default=True, help="Name of the one who asks, in the text that the model reads"
+)
+@click.option("--assistant", default="Assistant", show_default=True, help="Name of the one who answers")
 @_writing_options
 def chat(model: Path, max_tokens: int, system: str | None, user: str, assistant: str, **options: Any) -> None:
-    """Talk with the model file MODEL. One line is one question; Ctrl-C ends an answer, Ctrl-D the conversation."""
+    """Chat with the model file MODEL. Each line is a question; Ctrl-C ends an answer, Ctrl-D the conversation."""
     from rwkvflow.engine.session import Chat
 
     _check_kept(model, options)

@@ -12,18 +12,18 @@ from rwkvflow.cli.options import recipe_argument, request_of, run_options, run_s
 
 @click.group()
 def image() -> None:
-    """Base images and the environments that recipes are run in."""
+    """Manage base images and the environments that recipes run in."""
 
 
 @image.command()
-@click.option("--suite", default="bookworm", show_default=True, help="Debian release; it decides the Python version")
+@click.option("--suite", default="bookworm", show_default=True, help="Debian release, which decides the Python version")
 @click.option(
     "--package",
     "packages",
     multiple=True,
-    help="A further Debian package, such as mesa-vulkan-drivers; may be given several times",
+    help="Add a Debian package, such as mesa-vulkan-drivers",
 )
-@click.option("--tag", help="Name of the image, default rwkvflow-base:<suite>[_<package>…]")
+@click.option("--tag", help="Name of the image; default: rwkvflow-base:<suite>[_<package>…]")
 @click.option("--mirror", help="Debian mirror; default: the one this machine uses")
 @store_option
 def bootstrap(suite: str, packages: tuple[str, ...], tag: str | None, mirror: str | None, store: Path | None) -> None:
@@ -46,7 +46,7 @@ def bootstrap(suite: str, packages: tuple[str, ...], tag: str | None, mirror: st
 @sandbox_option
 @store_option
 def image_ls(sandbox: str, store: Path | None) -> None:
-    """List the environments that there are."""
+    """List all environments, and the step that uses each."""
     from rwkvflow.app.pipeline import environments
 
     for tag, used in environments(sandbox, store):
@@ -57,7 +57,7 @@ def image_ls(sandbox: str, store: Path | None) -> None:
 @sandbox_option
 @store_option
 def image_prune(sandbox: str, store: Path | None) -> None:
-    """Remove the environments that no finished step refers to."""
+    """Remove the environments that no finished step uses."""
     from rwkvflow.app.pipeline import environments
 
     gone = [tag for tag, used in environments(sandbox, store, remove=True) if not used]

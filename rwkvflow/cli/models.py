@@ -25,16 +25,20 @@ def engine_options(function: Callable[..., None]) -> Callable[..., None]:
     """Which library runs the model, and how."""
     for option in (
         click.option(
-            "--group-norm-eps", type=click.FloatRange(0, 1, min_open=True), help="Of versions 5 to 7; default 64e-5"
+            "--group-norm-eps",
+            type=click.FloatRange(0, 1, min_open=True),
+            help="Epsilon of the group norm of versions 5 to 7; default: 64e-5",
         ),
-        click.option("--threads", type=click.IntRange(1, 256), help="Default: one for each core of this machine"),
+        click.option("--threads", type=click.IntRange(1, 256), help="Number of threads; default: one for each core"),
         click.option(
             "--store",
             type=click.Path(file_okay=False, path_type=Path),
             envvar="RWKVFLOW_STORE",
-            help="Where the library is looked for, and built where there is none",
+            help="Store that holds the library; it is built there if it is missing",
         ),
-        click.option("--library", type=DocumentPath(), help="librwkv, or another with the API of rwkv.h"),
+        click.option(
+            "--library", type=DocumentPath(), help="Library to use: librwkv, or any other with the API of rwkv.h"
+        ),
     ):
         function = option(function)
     return function
@@ -45,7 +49,7 @@ tokenizer_option = click.option(
     default="auto",
     show_default=True,
     metavar="KIND|FILE",
-    help="auto (by the size of the vocabulary), bytes, world, or a file: a tokenizer.json (20B models) or World's list",
+    help="auto (chosen by the size of the vocabulary), bytes, world, or a file: a tokenizer.json or World's vocabulary",
 )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from rwkvflow.app.pipeline import Prepared, Request
+    from rwkvflow.app.pipeline import Finished, Prepared, Request
 
 
 class DocumentPath(click.Path):
@@ -34,17 +34,17 @@ sandbox_option = click.option(
     type=click.Choice(["auto", "docker", "host"]),
     default="auto",
     show_default=True,
-    help="Where commands run; host is no isolation",
+    help="Where commands run; host does not isolate them",
 )
 store_option = click.option(
     "--store",
     type=click.Path(file_okay=False, path_type=Path),
     envvar="RWKVFLOW_STORE",
-    help="Where finished steps are kept; default: rwkvflow in the user's cache folder",
+    help="Folder for finished steps; default: rwkvflow in your cache folder",
 )
 _RUN_OPTIONS: tuple[Callable[..., Any], ...] = (
     click.option(
-        "--workflow", type=DocumentPath(), help="How stages are carried out; default: the shipped workflow.yaml"
+        "--workflow", type=DocumentPath(), help="Limits and further stages; default: the shipped workflow.yaml"
     ),
     sandbox_option,
     store_option,
@@ -52,10 +52,12 @@ _RUN_OPTIONS: tuple[Callable[..., Any], ...] = (
         "--remote",
         envvar="RWKVFLOW_REMOTE",
         metavar="URL",
-        help="A store shared with others, below your own: any fsspec URL, e.g. s3://bucket/folder",
+        help="Also use this shared store: any fsspec URL, e.g. s3://bucket/folder",
     ),
-    click.option("--locked", is_flag=True, help="Refuse when the lock is absent or disagrees with the recipe"),
-    click.option("--only", multiple=True, metavar="ID", help="Artifacts to make: model/format@image, globs allowed"),
+    click.option("--locked", is_flag=True, help="Refuse if the lock is missing or disagrees with the recipe"),
+    click.option(
+        "--only", multiple=True, metavar="ID", help="Make only these artifacts: model/format@image, globs allowed"
+    ),
 )
 
 
@@ -89,8 +91,8 @@ def prepared_run(recipe: Path, options: dict[str, Any]) -> Prepared:
     return prepare(request_of(recipe, options), PlainDisplay())
 
 
-def run_stages(recipe: Path, options: dict[str, Any], stages: list[str]) -> list[str]:
-    """Carry out a recipe up to some stages; where their outputs are."""
+def run_stages(recipe: Path, options: dict[str, Any], stages: list[str]) -> tuple[Prepared, Finished]:
+    """Carry out a recipe up to some stages. Raises what a failed step raises."""
     from rwkvflow.app import pipeline
     from rwkvflow.display import display_for
 
@@ -103,4 +105,4 @@ def run_stages(recipe: Path, options: dict[str, Any], stages: list[str]) -> list
     error = finished.error()
     if error is not None:
         raise error
-    return pipeline.where(prepared, finished)
+    return prepared, finished

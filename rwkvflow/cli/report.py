@@ -9,19 +9,21 @@ import click
 
 from rwkvflow.base.errors import UsageError
 from rwkvflow.base.outputs import write_text
-from rwkvflow.cli.options import DocumentPath
+from rwkvflow.cli.options import DocumentPath, store_option
 
 
 @click.command()
 @click.argument("run", type=DocumentPath())
-@click.option("-o", "--output", type=DocumentPath(exists=False), help="Default: <name>.report.html in this folder")
-@click.option("--list", "listing", is_flag=True, help="List the runs of RUN's recipe that are kept, latest first")
-@click.option("--back", type=click.IntRange(min=0), default=0, metavar="N", help="The run N before the latest one")
-@click.option("--store", type=click.Path(file_okay=False, path_type=Path), envvar="RWKVFLOW_STORE")
+@click.option(
+    "-o", "--output", type=DocumentPath(exists=False), help="File to write; default: <name>.report.html in this folder"
+)
+@click.option("--list", "listing", is_flag=True, help="List the kept runs of the recipe RUN, latest first")
+@click.option("--back", type=click.IntRange(min=0), default=0, metavar="N", help="Report the Nth run before the latest")
+@store_option
 def report(run: Path, output: Path | None, listing: bool, back: int, store: Path | None) -> None:
-    """Write one self-contained HTML page about RUN: a recipe (its latest run), or the file of a run's events.
+    """Write a self-contained HTML page about RUN: a recipe (its latest run), or the file of a run's events.
 
-    What ran, how long, cached or not, logs, quality, what was patched, and where the artifacts are.
+    The page shows what ran and for how long, what was cached, logs, quality, patches, and where the artifacts are.
     """
     from rwkvflow.display.report import report_html
     from rwkvflow.display.report_data import gather

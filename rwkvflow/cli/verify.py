@@ -24,13 +24,15 @@ if TYPE_CHECKING:
 @click.option(
     "--key",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Public key (PEM) that the release has to be signed with",
+    help="Public key (PEM) that the release must be signed with",
 )
-@click.option("--rebuild", "again", is_flag=True, help="Also make it again from its recipe and lock; compare bytes")
+@click.option(
+    "--rebuild", "again", is_flag=True, help="Also rebuild it from its recipe and lock, and compare all bytes"
+)
 @click.option(
     "--recipe",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="For --rebuild: the recipe beside which the checkpoints lie that the release names by a path",
+    help="For --rebuild: the recipe whose folder holds the checkpoints that the release names by path",
 )
 @click.option(
     "--sandbox",
@@ -39,12 +41,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="For --rebuild: where commands run",
 )
-@click.option("--json", "as_json", is_flag=True, help="The findings as one JSON object")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON")
 def verify(target: str, key: Path | None, again: bool, recipe: Path | None, sandbox: str, as_json: bool) -> None:
-    """Check a release: sums, statement, lock, signature.
+    """Check the checksums, statement, lock and signature of a release.
 
     RELEASE is a folder, or hf://owner/name[@revision], which is downloaded first. No file may be missing or extra.
-    Prints what was checked; every problem is named, and the exit code is 9 where there is one.
+    Prints what was checked and every problem; the exit code is 9 if there is one.
     """
     if recipe is not None and not again:
         raise UsageError("--recipe says where --rebuild finds local files", remedy="add --rebuild, or leave it out")

@@ -29,7 +29,7 @@ class _Family:
     commands: Callable[[Row], tuple[str, ...]]
 
 
-ENGINE = f"ENGINE=$(rwkvflow engine build {RECIPE} | sed -n 's/^engine.librwkv@.* engine: //p' | head -n 1)"
+ENGINE = f'ENGINE="$(rwkvflow engine build {RECIPE} --print-path)"'
 ONNX = """\
 import numpy as np, onnxruntime
 session = onnxruntime.InferenceSession({path!r})
@@ -120,7 +120,7 @@ FAMILIES = (
     _Family(
         tuple(f"ggml-q{bits}_k" for bits in range(2, 7)),
         "librwkv (`.bin`, blocks of 256)",
-        "`rwkvflow engine build` prints the folder of librwkv and its tool `rwkv`, which takes and gives tokens. "
+        "`rwkvflow engine build` builds librwkv and its tool `rwkv`, which takes and gives tokens. "
         "rwkv.cpp does not know these types.",
         (ENGINE,),
         _librwkv,
@@ -128,7 +128,7 @@ FAMILIES = (
     _Family(
         ("ggml-",),
         "librwkv and rwkv.cpp (`.bin`)",
-        "`rwkvflow engine build` prints the folder of librwkv and its tool `rwkv`, which takes and gives tokens; "
+        "`rwkvflow engine build` builds librwkv and its tool `rwkv`, which takes and gives tokens; "
         "[rwkv.cpp](https://github.com/RWKV/rwkv.cpp) reads the same files and has scripts for text and chat.",
         (
             ENGINE,

@@ -18,9 +18,8 @@ import click
 import pytest
 import yaml
 
-from rwkvflow.base import errors
 from rwkvflow.base.errors import DocumentError
-from rwkvflow.cli import EXIT_CODES, cli
+from rwkvflow.cli import cli
 from rwkvflow.documents.check.workflow import INPUTS
 from rwkvflow.documents.load import load_workflow, recipe_from_text
 from rwkvflow.documents.recipe import Recipe
@@ -115,14 +114,6 @@ def _keys(node: object) -> Iterator[str]:
     elif isinstance(node, list):
         for value in node:
             yield from _keys(value)
-
-
-def test_every_exit_code_has_its_meaning() -> None:
-    kinds = [errors.RwkvflowError]
-    for kind in kinds:
-        kinds += kind.__subclasses__()
-    codes = {int(row.split()[0]) for row in EXIT_CODES.splitlines() if re.match(r"  \d", row)}
-    assert {kind.exit_code for kind in kinds} <= codes
 
 
 def test_every_folder_of_the_store_is_explained(tmp_path: Path) -> None:
