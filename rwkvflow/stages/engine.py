@@ -128,15 +128,31 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
 
 
 def _step(blueprint: Blueprint, step: str, name: str, build: Build, image: str) -> Step:
+    """The step. What zig builds is made of its wheels alone, so that all images with the same ones share a build.
+
+    What the machine's compiler builds is made of the whole environment.
+    """
+    params: dict[str, Any] = {"task": "build-engine", "params": {"name": name, **build.request}, "job": {}}
+    inputs: dict[str, Input] = {"source": build.source}
+    if build.request["toolchain"] == "zig":
+        params["toolchain"] = _toolchain(blueprint, image)
+    else:
+        inputs["environment"] = environment(image)
     return Step(
         id=step,
         stage="engine",
         action="sandbox",
         command=WORKER_COMMAND,
-        params={"task": "build-engine", "params": {"name": name, **build.request}, "job": {}},
-        inputs={"source": build.source, "environment": environment(image)},
+        params=params,
+        inputs=inputs,
         outputs=("engine",),
         code=blueprint.worker.digest,
         environment=image_step(image),
         limits=blueprint.limits("engine"),
     )
+
+
+def _toolchain(blueprint: Blueprint, image: str) -> list[list[str]]:
+    """The wheels of the compiler, CMake and Ninja: file name and hash, sorted; [] where the lock has none."""
+    wheels = blueprint.lock.images[image].platforms.get(blueprint.platform)
+    return sorted([wheel.filename, wheel.sha256] for wheel in (wheels.toolchain if wheels else ()))

@@ -1,6 +1,7 @@
 """llama.cpp, which proves `gguf-*`: its sources come from the source package of PyPI's llama-cpp-python.
 
-Only recipes that make such formats fetch and build it. It is built as an engine like librwkv, once an image.
+Only recipes that make such formats fetch and build it. It is built as an engine like librwkv, once for all images with
+the same toolchain.
 """
 
 from __future__ import annotations

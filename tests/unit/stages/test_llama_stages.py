@@ -29,6 +29,7 @@ from rwkvflow.lock.resolve import packages_for
 from rwkvflow.net.source_package import unpack
 from rwkvflow.plan.matrix import expand
 from rwkvflow.plan.plan import Plan
+from rwkvflow.plan.step import Ref
 from rwkvflow.stages.blueprint import Blueprint
 from rwkvflow.stages.llama import KEPT, ROOT
 
@@ -102,6 +103,28 @@ def test_it_is_fetched_built_and_used_where_gguf_is_made() -> None:
     assert "llama" not in steps["smoke/a/ggml-f16@py3.11"].inputs
     fetch = steps["fetch/llama.cpp"]
     assert fetch.params["sha256"] == lock_of(recipe_of(WITH)).packages["llama.cpp"].sha256  # type: ignore[index]
+
+
+def test_images_with_the_same_toolchain_share_what_zig_builds() -> None:
+    recipe = recipe_of(WITH)
+    steps = plan_of(WITH).steps
+    digests = {"source": "sha256:" + "0" * 64}
+    for name in ("llama.cpp", "librwkv"):
+        one, other = steps[f"engine/{name}@py3.11"], steps[f"engine/{name}@py3.12"]
+        assert one.parts(digests) == other.parts(digests)
+        assert (one.environment, other.environment) == ("image/py3.11", "image/py3.12")
+    lock = lock_of(recipe)
+    zig = LockedWheel(name="ziglang", version="9", filename="ziglang-9-py3-none-any.whl", sha256="1" * 64)
+    newer = LockedWheels(worker=lock.images["py3.12"].platforms["linux-x86_64"].worker, toolchain=(zig,))
+    image = lock.images["py3.12"].model_copy(update={"platforms": {"linux-x86_64": newer}})
+    steps = plan_of(WITH, lock.model_copy(update={"images": {**lock.images, "py3.12": image}})).steps
+    assert steps["engine/llama.cpp@py3.11"].parts(digests) != steps["engine/llama.cpp@py3.12"].parts(digests)
+
+
+def test_what_the_machines_compiler_builds_is_of_one_environment() -> None:
+    steps = plan_of(WITH + "engine: {source: builtin, toolchain: system}\n").steps
+    assert steps["engine/llama.cpp@py3.11"].inputs["environment"] == Ref("image/py3.11", "environment")
+    assert steps["engine/llama.cpp@py3.12"].inputs["environment"] == Ref("image/py3.12", "environment")
 
 
 def test_a_lock_without_it_is_noticed() -> None:
