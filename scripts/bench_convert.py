@@ -41,7 +41,7 @@ ONE_READ = 1.01  # bytes read by the bytes of the checkpoint
 CONVERT = """
 import sys
 from pathlib import Path
-from rwkvflow.worker.write.convert import Job, convert
+from rwkvflow.worker.conversion.convert import Job, convert
 
 def read():
     with open("/proc/self/io") as file:
@@ -156,7 +156,7 @@ def holding(name: str, source: Path) -> tuple[tuple[str, ...], int]:
     """The formats of a set that can hold the checkpoint, and the bytes that they take."""
     from rwkvflow.worker.formats import FORMATS
     from rwkvflow.worker.model.architecture import architecture_of
-    from rwkvflow.worker.read.checkpoint import open_checkpoint
+    from rwkvflow.worker.read.open import open_checkpoint
 
     families = tuple(f for f in FORMATS if f.startswith(("ggml-", "gguf-")))
     named = {"plain": PLAIN, "ggml+gguf": families, "all": tuple(FORMATS)}

@@ -91,7 +91,7 @@ def make(folder: Path, name: str, formats: list[str], engine: Path) -> list[Path
     """A random model in these formats; what is there already stays, and so does the checkpoint they come from."""
     from helpers import checkpoints
 
-    from rwkvflow.worker.write.convert import Job, convert
+    from rwkvflow.worker.conversion.convert import Job, convert
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = {kind: folder / f"{name}-{kind}{'.gguf' if kind.startswith('gguf') else '.bin'}" for kind in formats}

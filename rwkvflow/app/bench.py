@@ -101,7 +101,7 @@ def bandwidth(threads: int) -> float:
 
 
 def _row(model: Path, library: Path, plan: Plan) -> Measured:
-    from rwkvflow.worker.protocol import WorkerError
+    from rwkvflow.worker.errors import WorkerError
     from rwkvflow.worker.read.ggml_file import read_ggml_index
 
     try:

@@ -183,7 +183,7 @@ def init(source: str, output: Path | None) -> None:
 def inspect(file: Path, as_json: bool, tensors: bool) -> None:
     """Describe a model file. No code in it is run."""
     from rwkvflow.display.inspect import describe_lines
-    from rwkvflow.worker.protocol import WorkerError
+    from rwkvflow.worker.errors import WorkerError
     from rwkvflow.worker.read.inspect import describe
 
     try:

@@ -54,11 +54,12 @@ def convert(
     from rwkvflow.base.events import Notice, StepProgress
     from rwkvflow.display import display_for
     from rwkvflow.documents.formats import file_name, folder_name
-    from rwkvflow.worker.formats import FORMATS, Split
+    from rwkvflow.worker.conversion.convert import Job
+    from rwkvflow.worker.conversion.convert import convert as run
+    from rwkvflow.worker.errors import WorkerError
+    from rwkvflow.worker.formats import FORMATS
+    from rwkvflow.worker.formats.base import Split
     from rwkvflow.worker.model.origin import Origin
-    from rwkvflow.worker.protocol import WorkerError
-    from rwkvflow.worker.write.convert import Job
-    from rwkvflow.worker.write.convert import convert as run
 
     if (lora is None) != (alpha is None):
         raise UsageError("--lora and --alpha go together", remedy="give the alpha that the LoRA was trained with")
@@ -125,9 +126,9 @@ def _format(name: str, strategy: str | None) -> str:
 
 def _check(source: Origin) -> None:
     """Say what is wrong with a file before librwkv is looked for, and built where there is none."""
+    from rwkvflow.worker.errors import WorkerError
     from rwkvflow.worker.model.architecture import architecture_of
-    from rwkvflow.worker.protocol import WorkerError
-    from rwkvflow.worker.read.checkpoint import open_checkpoint
+    from rwkvflow.worker.read.open import open_checkpoint
 
     try:
         with open_checkpoint(source) as checkpoint:
@@ -147,7 +148,7 @@ def _size(text: str | None) -> int | None:
 
 def _files(source: Path) -> list[Path]:
     """All files that the model at `source` is read from."""
-    from rwkvflow.worker.protocol import WorkerError
+    from rwkvflow.worker.errors import WorkerError
     from rwkvflow.worker.read.shards import files_of
 
     try:
@@ -165,7 +166,7 @@ def _files(source: Path) -> list[Path]:
 @click.option("--strict", is_flag=True, help="Exit with code 1 if anything differs")
 def compare(first: Path, second: Path, as_json: bool, every: bool, strict: bool) -> None:
     """Compare two model files tensor by tensor, whatever their formats."""
-    from rwkvflow.worker.protocol import WorkerError
+    from rwkvflow.worker.errors import WorkerError
     from rwkvflow.worker.read.compare import compare as compared
 
     try:

@@ -70,7 +70,7 @@ def default_threads() -> int:
 def engine_errors() -> Iterator[None]:
     """What the engine and the worker's modules raise, as an error of the command."""
     from rwkvflow.engine.errors import EngineError
-    from rwkvflow.worker.protocol import WorkerError
+    from rwkvflow.worker.errors import WorkerError
 
     try:
         yield

@@ -17,8 +17,8 @@ from rwkvflow.documents.sources import HubSource, LocalSource, WebSource, parse_
 from rwkvflow.net.download import check_local, fetch_file, mismatch
 from rwkvflow.net.http import Connection, Policy, netrc_login, retrying, shown, temporary
 from rwkvflow.store.store import Store
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.origin import TOKENIZERS
-from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.read import hf_source
 
 FILES = frozenset({".pth", ".pt", ".safetensors", ".st", ".bin", ".gguf"})  # suffixes of a checkpoint's own file

@@ -16,8 +16,9 @@ from rwkvflow.documents.recipe import Recipe
 from rwkvflow.documents.sources import LocalSource, parse_source
 from rwkvflow.plan.matrix import Artifact, expand
 from rwkvflow.store.store import Store
-from rwkvflow.worker.formats import FORMATS, Format, Split, too_large
-from rwkvflow.worker.write.layout import ALL_VERSIONS
+from rwkvflow.worker.formats import FORMATS, too_large
+from rwkvflow.worker.formats.base import Format, Split
+from rwkvflow.worker.model.versions import ALL_VERSIONS
 
 
 def check_versions(
@@ -76,9 +77,9 @@ def _problems(model: str, path: Path | None, eps: float | None, formats: Iterabl
     ]
     if path is None or not picky:
         return []
+    from rwkvflow.worker.errors import WorkerError
     from rwkvflow.worker.model.architecture import architecture_of
-    from rwkvflow.worker.protocol import WorkerError
-    from rwkvflow.worker.read.checkpoint import open_checkpoint
+    from rwkvflow.worker.read.open import open_checkpoint
 
     try:
         with open_checkpoint(path) as checkpoint:

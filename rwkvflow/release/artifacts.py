@@ -150,7 +150,7 @@ def _row(
 
 def _facts(path: Path, split: bool) -> dict[str, Any]:
     """What the artifact says of itself. Whatever a format of another kind holds is no reason not to publish it."""
-    from rwkvflow.worker.protocol import WorkerError
+    from rwkvflow.worker.errors import WorkerError
     from rwkvflow.worker.read.inspect import describe
 
     if path.is_dir() and not split:

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
 
 TASKS = ("build-engine", "convert", "reference", "smoke")
 

@@ -20,10 +20,6 @@ from typing import Any
 MARK = "::rwkvflow "
 
 
-class WorkerError(Exception):
-    """A failure with a message for the user; the worker prints it and exits with 1, no traceback."""
-
-
 def emit(**message: Any) -> None:
     """Print one marked line."""
     sys.stdout.write(MARK + json.dumps(message, ensure_ascii=False) + "\n")

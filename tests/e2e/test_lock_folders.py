@@ -27,7 +27,7 @@ from rwkvflow.plan.matrix import expand
 from rwkvflow.stages import convert, fetch, smoke
 from rwkvflow.stages.blueprint import Blueprint
 from rwkvflow.store.store import Store
-from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.read.open import open_checkpoint
 from tests.standin import StandIn
 
 FAST = Policy(attempts=3, first_delay_s=0.01, longest_delay_s=0.05, connect_s=5, stall_s=5)

@@ -16,7 +16,7 @@ from helpers.folders import folder_of
 from e2e.cli import Project, project
 from e2e.conftest import CACHE
 from rwkvflow.worker.model.origin import Origin
-from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.read.open import open_checkpoint
 
 HOST, DOCKER = ("--sandbox", "host"), ("--sandbox", "docker")
 SIZES = {"layers": 2, "width": 128, "vocab": 256}

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from helpers import checkpoints
 
-from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.runner import Task, answer, run_artifact
+from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference
-from rwkvflow.worker.smoke.consumers import Task, answer, consumer_of
 from rwkvflow.worker.smoke.questions import Answers, Questions
-from rwkvflow.worker.write.convert import Job, convert
 
 QUESTIONS = Questions(tuple(int(x) for x in np.random.default_rng(3).integers(1, 90, 20)), 12, ((3, 4), (7,)), 4)
 
@@ -37,4 +38,4 @@ def expected(source: Path, eps: float | None = None) -> Answers:
 def ask(name: str, path: Path, source: Path, eps: float | None = None, truth: Answers | None = None) -> Answers:
     """The consumer's answers, with its speed and how far it is from the logits of `truth`."""
     asked = replace(QUESTIONS, truth=truth and truth.logits, speed=True)
-    return consumer_of(name)(Task(path, source, source.parent, eps, name), asked)
+    return run_artifact(Task(path, source, source.parent, eps, FORMATS[name]), asked)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from helpers import checkpoints
 
-from rwkvflow.worker.write.convert import Job, convert
+from rwkvflow.worker.conversion.convert import Job, convert
 
 CPU = "corei7_icelake_u"  # AVX-512 with VNNI; none that Bochs 2.7 knows has AVX-VNNI, which bare_machine.c adds
 KERNELS = {"avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}, "avxvnni": {"avx_vnni"}}

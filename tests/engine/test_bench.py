@@ -20,9 +20,9 @@ from demo_stories import story
 
 from rwkvflow.engine import Model
 from rwkvflow.engine.measure import losses, measure_bandwidth
-from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import logits as reference_logits
-from rwkvflow.worker.write.convert import Job, convert
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = ROOT / "rwkvflow" / "worker" / "data" / "smoke.txt"

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from helpers import checkpoints
 
+from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.chatrwkv import layout as chatrwkv
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.formats.runner import Task, answer, run_artifact
+from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference
 from rwkvflow.worker.smoke import judge
-from rwkvflow.worker.smoke.consumers import Task, answer, consumer_of
 from rwkvflow.worker.smoke.questions import Answers, Questions
-from rwkvflow.worker.write.convert import Job, convert
 
 CHATRWKV = tuple(name for name in FORMATS if name.startswith("chatrwkv-"))
 FASTER = ("faster-rwkv-f16", "faster-rwkv-f32")
@@ -51,7 +51,7 @@ def expected(source: Path, questions: Questions = QUESTIONS) -> Answers:
 
 
 def ask(name: str, path: Path, source: Path, questions: Questions = QUESTIONS) -> Answers:
-    return consumer_of(name)(Task(path, source, source.parent, None, name), questions)
+    return run_artifact(Task(path, source, source.parent, None, FORMATS[name]), questions)
 
 
 @pytest.mark.parametrize("version", checkpoints.VERSIONS)

@@ -19,14 +19,16 @@ import numpy as np
 import pytest
 from helpers import checkpoints
 
+from rwkvflow.worker.conversion import convert as convert_module
+from rwkvflow.worker.conversion.convert import Job, Outcome, convert
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.base import FileFormat
 from rwkvflow.worker.formats.ggml.layout import KINDS
-from rwkvflow.worker.protocol import WorkerError, parse
-from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.model.weight_types import BLOCKS
+from rwkvflow.worker.protocol import parse
+from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.read.rawfile import RawFile
-from rwkvflow.worker.write import convert as convert_module
-from rwkvflow.worker.write.convert import Job, Outcome, convert
-from rwkvflow.worker.write.layout import BLOCKS, FileFormat
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "convert.tsv"
@@ -390,7 +392,7 @@ def test_the_worker_task(engine: Path, tmp_path: Path) -> None:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from rwkvflow.worker.write.convert import Job, convert
+from rwkvflow.worker.conversion.convert import Job, convert
 source, engine, out, *formats = sys.argv[1:]
 for outcome in convert(Path(source), Path(engine), [Job(f, f, Path(out) / f) for f in formats], threads=2):
     assert outcome.written, outcome

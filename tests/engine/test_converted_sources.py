@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from helpers import checkpoints
 
+from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.runner import Task
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.origin import Origin
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.read.checkpoint import Checkpoint, open_checkpoint
-from rwkvflow.worker.write.convert import Job, convert
+from rwkvflow.worker.read.checkpoint import Checkpoint
+from rwkvflow.worker.read.open import open_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -145,7 +148,8 @@ def test_a_lora_and_states_are_the_same_bytes_for_any_threads_and_pieces(engine:
         assert set(wanted.tensors) == set(artifact.tensors)
         for name in wanted.tensors:
             assert wanted.read(name).tobytes() == artifact.read(name).tobytes()
-    with open_checkpoint(Origin(source, tmp_path / "lora.pth", 16, format="ggml-f16")) as wanted:
+    task = Task(Path(), Origin(source, tmp_path / "lora.pth", 16), engine, None, FORMATS["ggml-f16"])
+    with task.open_source() as wanted:
         assert made_bytes(wanted, tmp_path, engine) == (tmp_path / "ggml-f16").read_bytes()
 
 

@@ -22,7 +22,7 @@ import tokenizer_files
 from helpers import checkpoints
 
 from rwkvflow.engine.states import SavedState, fingerprint, write_state
-from rwkvflow.worker.write.convert import Job, convert
+from rwkvflow.worker.conversion.convert import Job, convert
 
 SOURCES = {
     name: Path(__file__).resolve().parent / "fuzz" / f"fuzz_{name}.cc" for name in ("file", "state", "tokenizer")

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from rwkvflow.engine import EngineError, Model
 from rwkvflow.engine.sampling import Sampling
 from rwkvflow.engine.session import Chat, Decoder, Session, generate, stop_at
+from rwkvflow.worker.conversion.convert import Job, convert
 from rwkvflow.worker.model.tokenizers import Bytes, World
-from rwkvflow.worker.write.convert import Job, convert
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "Once there was "

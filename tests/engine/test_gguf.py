@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from helpers import checkpoints
 
+from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.gguf.layout import KINDS
 from rwkvflow.worker.formats.gguf.llama import TIMED, Llama
+from rwkvflow.worker.formats.runner import Task, answer, run_artifact
 from rwkvflow.worker.model.tokenizers import World, world_vocabulary
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.read.checkpoint import open_checkpoint
 from rwkvflow.worker.read.gguf_file import read_gguf_index
+from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference
 from rwkvflow.worker.smoke import judge
-from rwkvflow.worker.smoke.consumers import Task, answer, consumer_of
 from rwkvflow.worker.smoke.questions import Answers, Questions
-from rwkvflow.worker.write.convert import Job, convert
 
 gguf = pytest.importorskip("gguf")
 NAMES = [f"gguf-{kind}" for kind in KINDS]
@@ -53,7 +53,7 @@ def expected(source: Path, asked: Questions) -> Answers:
 
 
 def ask(name: str, path: Path, source: Path, engines: Path, asked: Questions) -> Answers:
-    return consumer_of(name)(Task(path, source, engines / "engine", None, name), asked)
+    return run_artifact(Task(path, source, engines / "engine", None, FORMATS[name]), asked)
 
 
 def convert_all(source: Path, engines: Path, names: list[str]) -> dict[str, Path]:

@@ -18,9 +18,9 @@ from helpers import checkpoints
 
 from rwkvflow.engine.binding import Library, Model
 from rwkvflow.engine.errors import EngineError
-from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import logits as reference_logits
-from rwkvflow.worker.write.convert import Job, convert
 
 VERSIONS = ("4", "5.0", "5.1", "5.2", "6", "7")
 TYPES = ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k")

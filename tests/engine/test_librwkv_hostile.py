@@ -16,7 +16,7 @@ from helpers import checkpoints
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rwkvflow.worker.write.convert import Job, convert
+from rwkvflow.worker.conversion.convert import Job, convert
 
 ALLOC, OPEN, READ, MAGIC, VERSION, DATA_TYPE, SHAPE, DIMENSION, KEY, DATA, MISSING = (
     1,

@@ -11,7 +11,7 @@ import librwkv
 import pytest
 from helpers import checkpoints
 
-from rwkvflow.worker.write.convert import Job, convert
+from rwkvflow.worker.conversion.convert import Job, convert
 
 # 120 columns in heads of 40 leave rests behind every vector; 128 in heads of 32 none.
 SIZES = {

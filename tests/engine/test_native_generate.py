@@ -19,8 +19,8 @@ from rwkvflow.engine import EngineError, Model
 from rwkvflow.engine.sampling import Sampling
 from rwkvflow.engine.session import Session, generate
 from rwkvflow.engine.states import read_state, write_state
+from rwkvflow.worker.conversion.convert import Job, convert
 from rwkvflow.worker.model.tokenizers import Bytes, Json, World, world_vocabulary
-from rwkvflow.worker.write.convert import Job, convert
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "Once there was "

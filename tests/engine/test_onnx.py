@@ -10,10 +10,10 @@ import pytest
 from artifacts import ask, expected, make
 from helpers import checkpoints
 
+from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
-from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.smoke import judge
-from rwkvflow.worker.write.convert import Job, convert
 
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")

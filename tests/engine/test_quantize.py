@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rwkvflow.worker.read.dequantize import dequantize
-from rwkvflow.worker.write.layout import (
+from rwkvflow.worker.model.weight_types import (
     BF16,
     BLOCKS,
     F16,
@@ -29,6 +28,7 @@ from rwkvflow.worker.write.layout import (
     QUANTIZED,
     size_of,
 )
+from rwkvflow.worker.read.dequantize import dequantize
 from rwkvflow.worker.write.native import Native
 
 f32 = np.float32

@@ -14,17 +14,18 @@ from helpers import checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.base import Split
 from rwkvflow.worker.formats.gguf.llama import Llama
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.formats.runner import Task, answer, run_artifact
 from rwkvflow.worker.read.compare import compare
 from rwkvflow.worker.read.gguf_file import read_gguf_index
+from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference
 from rwkvflow.worker.smoke import judge
-from rwkvflow.worker.smoke.consumers import Task, answer, consumer_of
 from rwkvflow.worker.smoke.questions import Questions
-from rwkvflow.worker.write.convert import Job, convert
-from rwkvflow.worker.write.layout import Split
 
 SIZES = {"layers": 3, "width": 128, "vocab": 256}
 
@@ -186,11 +187,11 @@ def test_llama_cpp_runs_shards(name: str, source: Path, llama: Path, tmp_path: P
     asked = Questions(tuple(tokens), 32, ((1, 2, 3),), 4)
     with open_checkpoint(source) as checkpoint:
         reference = answer(Reference(checkpoint), asked)
-    task = Task(folder, source, llama / "engine", None, name)
-    figures = judge.compare(reference, consumer_of(name)(task, asked))
+    task = Task(folder, source, llama / "engine", None, FORMATS[name])
+    figures = judge.compare(reference, run_artifact(task, asked))
     assert figures.logits < (0.1 if name == "gguf-f16" else 3)
     (folder / sorted(path.name for path in folder.iterdir())[1]).unlink()
     with pytest.raises(WorkerError, match=r"part 2 of .* is missing"):
         read_gguf_index(first)
     with pytest.raises(WorkerError):
-        consumer_of(name)(task, asked)
+        run_artifact(task, asked)

@@ -19,8 +19,8 @@ import pytest
 from helpers import checkpoints
 
 from rwkvflow.worker.build.toolchain import CACHE_VARIABLE
+from rwkvflow.worker.conversion.convert import Job, convert
 from rwkvflow.worker.protocol import parse
-from rwkvflow.worker.write.convert import Job, convert
 
 ROOT = Path(__file__).resolve().parents[2]
 SYSROOT = Path("/usr/aarch64-linux-gnu")  # Debian's libc6-arm64-cross

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rwkvflow.worker.formats.transformers.layout import layouts
 from rwkvflow.worker.model.architecture import architecture_of
-from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.write.folder import FolderWriter
 
 

@@ -17,7 +17,7 @@ from rwkvflow.publish.folder import publish_folder
 from rwkvflow.release.release import Release, assemble
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.model.architecture import architecture_of
-from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.read.open import open_checkpoint
 from tests.helpers import checkpoints
 
 RECIPE = """\

@@ -261,7 +261,7 @@ def test_a_wrong_command_in_a_page_would_be_found(text: str) -> None:
 
 def test_the_format_in_the_readme_is_a_format() -> None:
     from rwkvflow.worker.model.architecture import Architecture
-    from rwkvflow.worker.read.checkpoint import TensorInfo
+    from rwkvflow.worker.model.tensorinfo import TensorInfo
 
     (block,) = [block for block in blocks("python") if block.page == "README.md"]
     module = types.ModuleType("blob")

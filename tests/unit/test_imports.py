@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.layers import ROOMS
+from helpers.layers import ROOMS, WORKER_ROOMS
 
 PACKAGE = Path(__file__).resolve().parents[2] / "rwkvflow"
 
 LAYERS = ["__main__", *(room for room, _ in ROOMS)]  # from high to low
 RANK = {room: len(LAYERS) - index for index, room in enumerate(LAYERS)}
+WORKER_RANK = {room: len(WORKER_ROOMS) - index for index, (room, _) in enumerate(WORKER_ROOMS)}
 
 
 def modules() -> list[Path]:
@@ -63,6 +64,100 @@ def test_imports_point_down(path: Path) -> None:
 def test_the_worker_imports_only_itself_and_the_engine(path: Path) -> None:
     others = {room_of(name) for name, _ in imports_of(path)} - {"worker", "engine"}
     assert not others
+
+
+def worker_modules() -> list[Path]:
+    return sorted((PACKAGE / "worker").rglob("*.py"))
+
+
+def test_every_room_of_the_worker_has_its_layer() -> None:
+    rooms = {path.relative_to(PACKAGE / "worker").parts[0].removesuffix(".py") for path in worker_modules()}
+    assert rooms - {"__init__"} == set(WORKER_RANK)
+
+
+@pytest.mark.parametrize("path", worker_modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_point_down_inside_the_worker(path: Path) -> None:
+    own = path.relative_to(PACKAGE / "worker").parts[0].removesuffix(".py")
+    if own == "__init__":
+        return
+    wrong = []
+    for name, line in imports_of(path):
+        parts = name.split(".")
+        other = parts[2] if parts[:2] == ["rwkvflow", "worker"] and len(parts) > 2 else own
+        if other != own and WORKER_RANK[other] >= WORKER_RANK[own]:
+            wrong.append(f"{path.name}:{line} imports {name}, which is not below {own}")
+    assert not wrong, "\n".join(wrong)
+
+
+# ---- circles ------------------------------------------------------------------------------------------------------
+
+
+def arrows(sources: dict[str, str]) -> dict[str, set[str]]:
+    """What each module imports of the others, by name: wherever in its source it does."""
+    found: dict[str, set[str]] = {}
+    for name, source in sources.items():
+        found[name] = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                found[name] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                full = {f"{node.module}.{alias.name}" for alias in node.names}
+                found[name] |= {item if item in sources else str(node.module) for item in full}
+        found[name] &= sources.keys() - {name}
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules in which each one reaches every other (Tarjan), sorted."""
+    number: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        number[name] = lowest[name] = len(number)
+        stack.append(name)
+        for other in sorted(graph[name]):
+            if other not in number:
+                visit(other)
+                lowest[name] = min(lowest[name], lowest[other])
+            elif other in stack:
+                lowest[name] = min(lowest[name], number[other])
+        if lowest[name] == number[name]:
+            group = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for name in sorted(graph):
+        if name not in number:
+            visit(name)
+    return sorted(found)
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports inside functions and under TYPE_CHECKING count: they hide a circle, they do not break it."""
+    graph = arrows({name_of(path): path.read_text(encoding="utf-8") for path in modules()})
+    found = circles(graph)
+    shown = [f"{name} -> {', '.join(sorted(graph[name] & set(group)))}" for group in found for name in group]
+    assert not found, "\n".join(shown)
+
+
+def test_a_circle_is_found_wherever_it_hides() -> None:
+    sources = {
+        "a": "from p import b\n",
+        "p.b": "def f():\n    import c\n",
+        "c": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a import x\n",
+        "d": "import a\n",
+        "p": "",
+    }
+    assert circles(arrows(sources)) == [["a", "c", "p.b"]]
+    assert circles(arrows(sources | {"c": ""})) == []
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: path.relative_to(PACKAGE).as_posix())

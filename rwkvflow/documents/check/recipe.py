@@ -160,7 +160,7 @@ def _engine(source: Source) -> None:
 
 def _targets(source: Source) -> None:
     from rwkvflow.worker.build.toolchain import target_platform
-    from rwkvflow.worker.protocol import WorkerError
+    from rwkvflow.worker.errors import WorkerError
 
     further = source.texts("engine.targets.*")
     for path, target in [*source.texts("engine.target"), *further]:

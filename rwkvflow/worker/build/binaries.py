@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rwkvflow.worker.build import elf
 from rwkvflow.worker.build.cmake_patch import glob_matches
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
 
 SHARED = re.compile(r"\.(?:so(?:\.\d+)*|dylib|dll|wasm)$")
 SHOWN = 8

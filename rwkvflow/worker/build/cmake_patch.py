@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
 
 RULE_SECONDS = 10.0  # for one rule in one file; a sane pattern needs milliseconds
 SHOWN_LINES = 3

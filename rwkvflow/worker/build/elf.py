@@ -9,7 +9,7 @@ import re
 import struct
 from collections.abc import Iterable
 
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
 
 SHT_SYMTAB, SHT_DYNAMIC = 2, 6
 DT_NEEDED = 1

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rwkvflow.worker.build.patch_rules import NEUTRAL, baseline_cpu
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
 
 PACKAGES_VARIABLE = "RWKVFLOW_TOOLCHAIN"  # folder with the packages ziglang, cmake and ninja
 CACHE_VARIABLE = "RWKVFLOW_ZIG_CACHE"  # kept between builds; zig's own libraries are compiled once

@@ -11,7 +11,8 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
-from rwkvflow.worker.write.layout import Format, Limits, Split, Writer
+from rwkvflow.worker.formats.base import Format, Limits, Split
+from rwkvflow.worker.write.layout import Writer
 
 __all__ = ["FORMATS", "Format", "Limits", "Split", "Writer", "too_large"]
 
@@ -42,8 +43,8 @@ class Registry(dict[str, Format]):
 
 def _collect() -> Registry:
     found = Registry()
-    for info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
-        module = importlib.import_module(f"{__name__}.{info.name}.layout")
+    for name in sorted(info.name for info in pkgutil.iter_modules(__path__) if info.ispkg):
+        module = importlib.import_module(f"{__name__}.{name}.layout")
         formats: tuple[Format, ...] = getattr(module, "FORMATS", ())
         for item in formats:
             if dict.__contains__(found, item.name):

@@ -13,10 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.tensorinfo import TensorInfo
-from rwkvflow.worker.protocol import WorkerError
 
-VERSIONS: Final = ("4", "5.0", "5.1", "5.2", "6", "7")
 #: The number of rows of emb.weight tells the tokenizer.
 TOKENIZERS: Final = {256: "bytes", 50277: "20b", 65536: "world"}
 HEAD_NORM_EPS: Final = 64e-5  # of ln_x, in the author's code for versions 5 to 7

@@ -19,14 +19,12 @@ class Origin:
     path     a checkpoint: a file, or the folder of a Hugging Face model
     lora     a LoRA to merge into it, and the alpha that it was trained with
     state    a file of initial states (`blocks.N.att.time_state`) that goes along
-    format   leave out initial states that this format has no place for, those of the checkpoint as well
     """
 
     path: Path
     lora: Path | None = None
     alpha: float | None = None
     state: Path | None = None
-    format: str | None = None
 
 
 def origin_of(folder: Path, params: Mapping[str, Any]) -> Origin:

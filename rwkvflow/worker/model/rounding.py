@@ -21,6 +21,13 @@ def rounded(dtype: str, values: NDArray[Any]) -> NDArray[np.float32]:
     return np.where(np.isnan(values), values, cut.view("<f4"))
 
 
+def bf16_to_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """bfloat16 bits (uint16, any shape) to float32: exact, bfloat16 is the upper half of a float32."""
+    wide: NDArray[np.uint32] = bits.astype("<u4")
+    wide <<= np.uint32(16)
+    return wide.view("<f4")
+
+
 def layer_norm(
     values: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any], eps: float = 1e-5
 ) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
 
 BYTES, TWENTY_B, WORLD = 256, 50277, 65536  # rows of emb.weight that tell the tokenizer
 WORLD_FILE = "rwkv_vocab_v20230424.txt"

@@ -18,11 +18,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.architecture import architecture_of, is_state
 from rwkvflow.worker.model.origin import Origin
-from rwkvflow.worker.model.rounding import rounded
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.read.checkpoint import NUMPY, Checkpoint, Rows, TensorInfo, bf16_to_float32
+from rwkvflow.worker.model.rounding import bf16_to_float32, rounded
+from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.read.checkpoint import NUMPY, Checkpoint, Rows
 
 FLOATS: Final = ("f64", "f32", "f16", "bf16")
 BLOCK: Final = 1 << 15  # values of a matrix at a time: they stay in a core's cache while the products are added
@@ -42,12 +43,6 @@ def apply(checkpoint: Checkpoint, origin: Origin) -> None:
         _merge(checkpoint, _opened(checkpoint, origin.lora, "a LoRA"), origin.alpha)
     if origin.state is not None:
         _add_states(checkpoint, _opened(checkpoint, origin.state, "initial states"))
-    if origin.format is not None and any(map(is_state, checkpoint.tensors)):
-        from rwkvflow.worker.formats import FORMATS
-
-        held = FORMATS[origin.format].held(architecture_of(checkpoint.tensors), checkpoint.tensors)
-        for name in [name for name in checkpoint.tensors if name not in held]:
-            checkpoint.remove(name)
 
 
 def _opened(checkpoint: Checkpoint, path: Any, what: str) -> Checkpoint:

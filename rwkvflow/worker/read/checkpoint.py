@@ -4,7 +4,7 @@ They are `.pth` (zip-based torch files) and `.safetensors`, unquantized files of
 (`.gguf`) and Hugging Face models, whose tensors are given their author's names and shapes back. A model in several
 files is named by its index, its first shard or its folder (see shards).
 
-    with open_checkpoint("model.pth") as checkpoint:
+    with open_checkpoint("model.pth") as checkpoint:  # of rwkvflow.worker.read.open
         for name, info in checkpoint.tensors.items():
             weights = checkpoint.float32(name)
 
@@ -21,14 +21,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvflow.worker.model.origin import Origin
-from rwkvflow.worker.model.tensorinfo import ITEM_BYTES, TensorInfo
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.model.rounding import bf16_to_float32
+from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.read import ggml_source, gguf_source, hf_source, safetensors_file, shards
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.torch_file import pth
-
-__all__ = ["ITEM_BYTES", "NUMPY", "Checkpoint", "Origin", "TensorInfo", "open_checkpoint"]
 
 Rows = Callable[[int, int | None], NDArray[Any]]  # first row, number of rows (None: to the end)
 
@@ -69,7 +67,7 @@ class Checkpoint:
     """
 
     def __init__(self, path: Path | str, index: pth.Index | None = None) -> None:
-        """See open_checkpoint; `index` where the file was read already."""
+        """See rwkvflow.worker.read.open; `index` where the file was read already."""
         self.path = Path(path)
         self._replaced: dict[str, Rows] = {}
         self._file = shards.open_model(path)
@@ -186,32 +184,6 @@ class Checkpoint:
         A .pth has one CRC-32 per storage; safetensors has none (0 bytes). Raises WorkerError naming what is damaged.
         """
         return self._index.check(on_bytes)
-
-
-def open_checkpoint(source: Path | str | Origin) -> Checkpoint:
-    """Opens a checkpoint of one of the kinds; which one is told from its bytes, not its name.
-
-    Of an Origin, its LoRA is merged as tensors are read, and its initial states are there as tensors. Raises
-    WorkerError, which names the file, what is wrong with it, and the remedy.
-    """
-    if not isinstance(source, Origin):
-        return Checkpoint(source)
-    checkpoint = Checkpoint(source.path)
-    try:
-        from rwkvflow.worker.read import adapters
-
-        adapters.apply(checkpoint, source)
-    except BaseException:
-        checkpoint.close()
-        raise
-    return checkpoint
-
-
-def bf16_to_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """bfloat16 bits (uint16, any shape) to float32: exact, bfloat16 is the upper half of a float32."""
-    wide: NDArray[np.uint32] = bits.astype("<u4")
-    wide <<= np.uint32(16)
-    return wide.view("<f4")
 
 
 def _extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:

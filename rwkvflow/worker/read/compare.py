@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.read import ggml_source, gguf_source
 from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.dequantize import BLOCK_BYTES, dequantize

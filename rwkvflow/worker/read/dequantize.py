@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-BLOCK_BYTES = {"q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "q8_0": 34, "q4_k": 144, "q5_k": 176}
+from rwkvflow.worker.model.weight_types import WEIGHT_TYPES
+
+#: Bytes of a block of each type that weights are quantized to.
+BLOCK_BYTES = {kind.name: kind.nbytes for kind in WEIGHT_TYPES if kind.is_quantized}
 
 
 def dequantize(kind: str, data: bytes) -> NDArray[np.float32]:

@@ -14,21 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.model.weight_types import WEIGHT_TYPES
 from rwkvflow.worker.read.rawfile import RawFile
 
 MAGIC: Final = 0x67676D66
 #: Number of a data type in the file: its name, values per block, bytes per block.
 TYPES: Final[dict[int, tuple[str, int, int]]] = {
-    0: ("f32", 1, 4),
-    1: ("f16", 1, 2),
-    2: ("q4_0", 32, 18),
-    3: ("q4_1", 32, 20),
-    7: ("q5_0", 32, 22),
-    8: ("q5_1", 32, 24),
-    9: ("q8_0", 32, 34),
-    12: ("q4_k", 256, 144),
-    13: ("q5_k", 256, 176),
+    kind.number: (kind.name, kind.values, kind.nbytes) for kind in WEIGHT_TYPES if kind.in_bin
 }
 MAX_TENSORS: Final = 200_000
 MAX_KEY: Final = 1000

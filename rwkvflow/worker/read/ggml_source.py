@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.tensorinfo import ITEM_BYTES, TensorInfo
-from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.read.ggml_file import GgmlTensor, read_open
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.torch_file.pth import Index, View

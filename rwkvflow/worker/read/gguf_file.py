@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.model.weight_types import WEIGHT_TYPES
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.shards import Joined, open_model, shard_name
 
@@ -26,18 +27,11 @@ _SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?
 _TEXT, _ARRAY = 8, 9
 #: ggml's number of a type: name, values per block, bytes per block (ggml.c, type_traits).
 TYPES: Final[dict[int, tuple[str, int, int]]] = {
-    0: ("f32", 1, 4),
-    1: ("f16", 1, 2),
-    2: ("q4_0", 32, 18),
-    3: ("q4_1", 32, 20),
-    6: ("q5_0", 32, 22),
-    7: ("q5_1", 32, 24),
-    8: ("q8_0", 32, 34),
+    **{kind.gguf: (kind.name, kind.values, kind.nbytes) for kind in WEIGHT_TYPES},
+    # Those that only llama.cpp writes.
     9: ("q8_1", 32, 36),
     10: ("q2_k", 256, 84),
     11: ("q3_k", 256, 110),
-    12: ("q4_k", 256, 144),
-    13: ("q5_k", 256, 176),
     14: ("q6_k", 256, 210),
     15: ("q8_k", 256, 292),
     16: ("iq2_xxs", 256, 66),
@@ -54,7 +48,6 @@ TYPES: Final[dict[int, tuple[str, int, int]]] = {
     27: ("i64", 1, 8),
     28: ("f64", 1, 8),
     29: ("iq1_m", 256, 56),
-    30: ("bf16", 1, 2),
 }
 
 

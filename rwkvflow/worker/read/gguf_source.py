@@ -1,6 +1,6 @@
 """llama.cpp's F32, F16 and BF16 files of versions 6 and 7 as checkpoints: the author's names, shapes and values.
 
-What formats/gguf.py says of each version, backwards. Transposed matrices are views, as are the parts of those that
+What maps/gguf.py says of each version, backwards. Transposed matrices are views, as are the parts of those that
 were fused; what was halved in version 6 is doubled again. Layer 0's `v0 v1 v2`, which no model has, are left out.
 """
 
@@ -11,8 +11,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.maps.gguf import BLOCK, FUSED, GLOBAL, TRANSPOSED
+from rwkvflow.worker.model.rounding import bf16_to_float32
 from rwkvflow.worker.model.tensorinfo import ITEM_BYTES, TensorInfo
-from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.read.gguf_file import GgufIndex, GgufTensor, read_open
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.torch_file.pth import Index, View
@@ -25,15 +27,13 @@ def read_index(file: RawFile, quantized: dict[str, GgufTensor] | None = None) ->
 
     And for a quantized one unless its tensors may go into `quantized`, under the author's names.
     """
-    from rwkvflow.worker.formats.gguf import layout
-
     index = read_open(file)
     model = index.metadata.get("general.architecture")
     if model not in ("rwkv6", "rwkv7"):
         raise WorkerError(f"{file.name}: a GGUF of {str(model)[:40]!a}; only rwkv6 and rwkv7 are known")
     version = model[-1]
-    whole = {theirs: ours for ours, theirs in layout.GLOBAL.items()}
-    parts = {theirs: ours for ours, theirs in layout.BLOCK[version].items()}
+    whole = {theirs: ours for ours, theirs in GLOBAL.items()}
+    parts = {theirs: ours for ours, theirs in BLOCK[version].items()}
     every = _number(file, index, f"{model}.rescale_every_n_layers") if version == "6" else 0
     size = _number(file, index, f"{model}.wkv.head_size")
     views: dict[str, View] = {}
@@ -59,7 +59,7 @@ def read_index(file: RawFile, quantized: dict[str, GgufTensor] | None = None) ->
             continue
         layer, rest = match.groups()
         if rest == "time_mix_lerp_fused.weight":
-            for view in _fused(layer, tensor, layout.FUSED[version]):
+            for view in _fused(layer, tensor, FUSED[version]):
                 views[view.info.name] = view
             continue
         part = parts.get(rest)
@@ -67,7 +67,7 @@ def read_index(file: RawFile, quantized: dict[str, GgufTensor] | None = None) ->
             ignored.append(tensor.name)
             continue
         name = f"blocks.{layer}.{part}"
-        views[name] = _single(name, part, tensor, size, part in layout.TRANSPOSED)
+        views[name] = _single(name, part, tensor, size, part in TRANSPOSED)
         if every and part in ("att.output.weight", "ffn.value.weight") and (halvings := int(layer) // every):
             changes[name] = _doubled(halvings)
     return Index(views, {}, tuple(ignored), lambda on_bytes: 0, changes)
@@ -113,8 +113,6 @@ def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _doubled(times: int) -> Callable[[Any], Any]:
     def change(values: Any) -> Any:
         if values.dtype.kind == "u":  # bfloat16 as bits
-            from rwkvflow.worker.read.checkpoint import bf16_to_float32
-
             wide = bf16_to_float32(values) * 2.0**times
             return (wide.view("<u4") >> 16).astype("<u2")
         return values * values.dtype.type(2.0**times)

@@ -3,7 +3,7 @@
     config.json                         beside the weights; what it says must agree with them
     model.safetensors                   or shards and model.safetensors.index.json, or pytorch_model.bin likewise
 
-What formats/transformers.py says of each version, backwards: transformers' RwkvForCausalLM (4), the Rwkv5ForCausalLM
+What maps/huggingface.py says of each version, backwards: transformers' RwkvForCausalLM (4), the Rwkv5ForCausalLM
 and Rwkv6ForCausalLM of the author's Hugging Face models, and flash-linear-attention's RWKV7ForCausalLM. Transposed
 matrices are views. Tensors that have the author's own names keep them.
 """
@@ -17,9 +17,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.maps.huggingface import is_theirs, own_name
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
-from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.read import shards
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.torch_file.pth import Index, View
@@ -29,8 +30,6 @@ MAX_CONFIG: Final = 1 << 20
 EPSILON: Final = 1e-5  # of all layer norms but the head's; no format can say otherwise
 #: What a folder may hold, best first: where one kind is there, the others are copies of the same model.
 WEIGHTS: Final = (".safetensors.index.json", ".safetensors", ".bin.index.json", "pytorch_model.bin")
-_OLD = re.compile(r"rwkv\.blocks\.([0-9]{1,9})\.(.+)")
-_FLA = re.compile(r"model\.layers\.([0-9]{1,9})\.(.+)")
 
 
 def with_own_names(file: RawFile, index: Index) -> Index:
@@ -38,7 +37,7 @@ def with_own_names(file: RawFile, index: Index) -> Index:
 
     Raises WorkerError where two are one tensor, or the config.json beside them contradicts them.
     """
-    if not any(_OLD.fullmatch(name) or _FLA.fullmatch(name) for name in index.views):
+    if not any(is_theirs(name) for name in index.views):
         return index
     place = file.path.parent / CONFIG
     config = _config(place) if place.exists() else {}
@@ -143,59 +142,6 @@ def _expected(architecture: Architecture, config: Mapping[str, Any]) -> dict[str
 
 
 # ---- names and shapes ---------------------------------------------------------------------------------------------
-
-
-def own_name(theirs: str) -> tuple[str, str]:
-    """The author's name of a tensor, and how it differs: "" (not), "transposed", or "row" for [n] that is [1, 1, n].
-
-    A name that is none of Hugging Face's stays what it is.
-    """
-    from rwkvflow.worker.formats.transformers import layout
-
-    stem, _, end = theirs.rpartition(".")
-    for names in (layout.OLD, layout.GLOBAL["7"]):
-        for ours, name in names.items():
-            if stem == name and (stem != "head" or end == "weight"):
-                return f"{ours}.{end}", ""
-    if match := _OLD.fullmatch(theirs):
-        return f"blocks.{int(match[1])}.{_old_part(match[2], layout)}", ""
-    if match := _FLA.fullmatch(theirs):
-        part, change = _fla_part(match[2], layout)
-        return f"blocks.{int(match[1])}.{part}", change
-    return theirs, ""
-
-
-def _old_part(part: str, layout: Any) -> str:
-    stem, _, end = part.partition(".")
-    norms = {name: ours for ours, name in layout.OLD_NORMS.items()}
-    if stem in norms:
-        return f"{norms[stem]}.{end}"
-    room = {"attention": "att", "feed_forward": "ffn"}.get(stem, stem)
-    if end.startswith("time_mix_"):
-        letters = {word: letter for letter, word in {**layout.MIXES, "g": "gate"}.items()}
-        mix = end.removeprefix("time_mix_")
-        end = f"time_mix_{letters.get(mix, mix)}"
-    return f"{room}.{end}"
-
-
-def _fla_part(part: str, layout: Any) -> tuple[str, str]:
-    stem, _, end = part.partition(".")
-    norms = {name: ours for ours, name in layout.NORMS.items()}
-    if stem in norms:
-        return f"{norms[stem]}.{end}", ""
-    if stem == "ffn":
-        return part, "row" if end == "x_k" else ""
-    if stem != "attn":
-        return part, ""
-    digits = {name: digit for digit, name in layout.LORA.items()}
-    if end[1:6] == "_lora" and end[7:] in digits:
-        digit = digits[end[7:]]
-        return f"att.{end[0]}{digit}", "row" if digit == "0" else "transposed"
-    inner, _, last = end.partition(".")
-    projections = {name: ours for ours, name in layout.PROJECTIONS.items()}
-    if inner in projections:
-        return f"att.{projections[inner]}.{last}", ""
-    return f"att.{end}", "row" if end.startswith("x_") or end in ("k_k", "k_a") else ""
 
 
 def _changed(view: View, ours: str, change: str) -> View:

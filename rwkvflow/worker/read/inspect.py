@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.architecture import architecture_of
-from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.read import ggml_source
 from rwkvflow.worker.read.ggml_file import read_ggml_index
 from rwkvflow.worker.read.gguf_file import read_gguf_index
@@ -46,7 +46,7 @@ def describe(path: Path | str) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path | str) -> dict[str, Any]:
-    from rwkvflow.worker.read.checkpoint import open_checkpoint
+    from rwkvflow.worker.read.open import open_checkpoint
 
     with open_checkpoint(path) as checkpoint:
         try:

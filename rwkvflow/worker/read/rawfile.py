@@ -10,7 +10,7 @@ import os
 import stat
 from pathlib import Path
 
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
 
 
 class RawFile:

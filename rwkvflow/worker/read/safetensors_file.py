@@ -12,8 +12,8 @@ import math
 import struct
 from typing import Any, Final
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.tensorinfo import ITEM_BYTES, TensorInfo
-from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.torch_file.pth import MAX_NAME, Index, View
 

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.rounding import rounded
 from rwkvflow.worker.model.tensorinfo import TensorInfo
-from rwkvflow.worker.protocol import WorkerError, progress
+from rwkvflow.worker.protocol import progress
 from rwkvflow.worker.read.checkpoint import Checkpoint
 
 COMPARED_BYTES = 1 << 24  # of a tensor at a time

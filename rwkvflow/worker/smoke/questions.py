@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
 
 Array = NDArray[np.float32]
 TEXT_TOKENS = 512  # of the text, for the perplexity

@@ -24,7 +24,8 @@ from rwkvflow.worker.build.messages import failure
 from rwkvflow.worker.build.patch_rules import shipped_rules, with_recipe
 from rwkvflow.worker.build.scratch import copy_tree, cores, scratch
 from rwkvflow.worker.digest import canonical, file_digest, json_digest, tree_digest
-from rwkvflow.worker.protocol import WorkerError, emit, progress
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.protocol import emit, progress
 
 PREBUILT = Path("/opt/rwkvflow/engine")
 SOURCE = Path("in/source")

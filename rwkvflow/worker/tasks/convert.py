@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rwkvflow.worker.formats import Split
+from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.formats.base import Split
 from rwkvflow.worker.model.origin import origin_of
 from rwkvflow.worker.protocol import emit, progress
-from rwkvflow.worker.write.convert import Job, convert
 
 
 def run(request: dict[str, Any]) -> None:

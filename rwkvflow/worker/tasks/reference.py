@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats.runner import answer
 from rwkvflow.worker.model.origin import origin_of, tokenizer_of
 from rwkvflow.worker.model.tokenizers import Tokenizer, open_tokenizer
-from rwkvflow.worker.protocol import WorkerError, emit
-from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.protocol import emit
+from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference as Forward
 from rwkvflow.worker.smoke import judge
-from rwkvflow.worker.smoke.consumers import answer
 from rwkvflow.worker.smoke.questions import (
     LOGIT_TOKENS,
     TEXT_TOKENS,

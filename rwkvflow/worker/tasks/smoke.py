@@ -15,22 +15,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.origin import origin_of, tokenizer_of
 from rwkvflow.worker.model.tokenizers import Tokenizer, open_tokenizer
-from rwkvflow.worker.protocol import WorkerError, emit, progress
-from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.protocol import emit, progress
+from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.smoke import judge
 from rwkvflow.worker.smoke.questions import Answers, Reference, read_answers, read_reference
 from rwkvflow.worker.tasks.outputs import finish
 
 REFERENCE = Path("in/reference")
-CONSUMERS = "rwkvflow.worker.smoke.consumers"  # the module that runs artifacts in a process of its own
+CONSUMERS = "rwkvflow.worker.tasks.consume"  # the module that runs artifacts in a process of its own
 
 
 def run(request: dict[str, Any]) -> None:
@@ -150,12 +150,13 @@ def _judge(
 
 def _stored(name: str, params: dict[str, Any]) -> judge.Stored:
     """What the layout of such a file gives the checkpoint's tensors; nothing is written but empty files."""
-    origin = replace(origin_of(Path("in"), params), format=name)
+    item, origin = FORMATS[name], origin_of(Path("in"), params)
     with open_checkpoint(origin) as checkpoint, tempfile.TemporaryDirectory(prefix=".layout-") as folder:
         architecture = architecture_of(checkpoint.tensors)
-        writer = FORMATS[name].open(Path(folder) / "empty", architecture, checkpoint.tensors, Path("in/engine"))
+        held = item.held(architecture, checkpoint.tensors)
+        writer = item.open(Path(folder) / "empty", architecture, held, Path("in/engine"))
         try:
             taken = sum(slot.size for slots in writer.slots.values() for slot in slots)
         finally:
             writer.abort()
-        return judge.Stored(sum(info.numel for info in checkpoint.tensors.values()), taken)
+        return judge.Stored(sum(info.numel for info in held.values()), taken)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.read.checkpoint import bf16_to_float32
-from rwkvflow.worker.write.layout import BF16, F32, TYPE_OF_DTYPE, Encoding
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.model.rounding import bf16_to_float32
+from rwkvflow.worker.model.weight_types import BF16, F32, TYPE_OF_DTYPE
+from rwkvflow.worker.write.layout import Encoding
 from rwkvflow.worker.write.native import Native
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rwkvflow.worker.formats.ggml.layout import EXP, EXP_NEGATIVE_EXP, NEGATIVE_EXP
 from rwkvflow.worker.write.layout import Transform
+from rwkvflow.worker.write.transforms import EXP, EXP_NEGATIVE_EXP, NEGATIVE_EXP
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
-    from rwkvflow.worker.read.checkpoint import TensorInfo
+    from rwkvflow.worker.model.tensorinfo import TensorInfo
 
 EPS = 1e-5
 EMPTY = -1e30  # where version 4's largest exponent (state 3) begins; every other state begins with zeros

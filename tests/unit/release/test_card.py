@@ -165,9 +165,9 @@ def test_what_the_card_says_of_folders_runs(name: str, tmp_path: Path) -> None:
     """As it stands there, in the folder of the release."""
     pytest.importorskip({"onnx-f32": "onnxruntime", "ncnn-f16": "ncnn"}[name])
     from rwkvflow.worker.formats import FORMATS
+    from rwkvflow.worker.formats.base import FolderFormat
     from rwkvflow.worker.model.architecture import architecture_of
     from rwkvflow.worker.model.tensorinfo import TensorInfo
-    from rwkvflow.worker.write.layout import FolderFormat
 
     entry = FORMATS[name]
     assert isinstance(entry, FolderFormat)

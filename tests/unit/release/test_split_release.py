@@ -13,10 +13,11 @@ from rwkvflow.release.check import check_release
 from rwkvflow.release.runtimes import runtimes
 from rwkvflow.stages import convert
 from rwkvflow.stages.publish import release_of
-from rwkvflow.worker.formats import FORMATS, Split
+from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.base import Split
 from rwkvflow.worker.model.architecture import architecture_of
-from rwkvflow.worker.read.checkpoint import open_checkpoint
 from rwkvflow.worker.read.inspect import describe
+from rwkvflow.worker.read.open import open_checkpoint
 from tests.helpers import releases
 from tests.unit.stages.test_publish_stage import blueprint
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.write.layout import Transform
 
 PARTS = ("bytes", "mx", "rx", "my", "ry")

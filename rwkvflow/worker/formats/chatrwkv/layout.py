@@ -14,26 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats.base import FileFormat, Limits
 from rwkvflow.worker.formats.chatrwkv import strategy as strategies
-from rwkvflow.worker.formats.ggml.layout import EXP, EXP_NEGATIVE_EXP, NEGATIVE_EXP
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.write.layout import (
-    ALL_VERSIONS,
-    BF16,
-    F16,
-    F32,
-    STATEFUL,
-    Encoding,
-    FileFormat,
-    Limits,
-    Transform,
-    Writer,
-)
+from rwkvflow.worker.model.versions import ALL_VERSIONS, STATEFUL
+from rwkvflow.worker.model.weight_types import BF16, F16, F32
+from rwkvflow.worker.write.layout import Encoding, Transform, Writer
 from rwkvflow.worker.write.pth_writer import PthLayout, PthTensor, PthWriter, pth_layout
+from rwkvflow.worker.write.transforms import EXP, EXP_NEGATIVE_EXP, NEGATIVE_EXP
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
-    from rwkvflow.worker.read.checkpoint import TensorInfo
+    from rwkvflow.worker.model.tensorinfo import TensorInfo
 
 RESCALED_AFTER = 6  # layers, where any part of the strategy computes in fp16
 VERSION = "0.7"  # of the package's own files
@@ -215,6 +207,7 @@ def of_strategy(strategy: str) -> ChatRwkv:
         suffix=f"-{short}.pth",
         versions=ALL_VERSIONS if plain else ALL_VERSIONS - {"7"},
         consumer="rwkv",
+        runner=f"{__package__}.run",
         limits=Limits(max(item.logits for item in limits), max(item.perplexity for item in limits)),
         requires=("rwkv",),
         needs_torch=True,

@@ -19,15 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.chatrwkv import layout as chatrwkv
 from rwkvflow.worker.formats.chatrwkv import strategy as strategies
+from rwkvflow.worker.formats.runner import Task, answer, one_by_one
 from rwkvflow.worker.model.architecture import HEAD_NORM_EPS, Architecture, architecture_of, is_state
 from rwkvflow.worker.model.rounding import rounded
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.read.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.read.checkpoint import Checkpoint
+from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference
-from rwkvflow.worker.smoke.consumers import Task, answer, one_by_one
 from rwkvflow.worker.smoke.held import AsCheckpoint, Held, compare_held
 from rwkvflow.worker.smoke.questions import Answers, Questions
 
@@ -37,8 +38,10 @@ UNITS = {"bf16": 2.0**-7, "f16": 2.0**-9, "f32": 2.0**-9}
 
 def run(task: Task, questions: Questions) -> Answers:
     """Raises WorkerError when the package refuses the file, or would have written another one."""
-    strategy = strategy_of(task.format)
-    with open_checkpoint(task.checkpoint) as checkpoint, open_checkpoint(task.artifact) as artifact:
+    if not isinstance(task.format, chatrwkv.ChatRwkv):
+        raise WorkerError(f"{task.format.name} is no format for the rwkv package")
+    strategy = task.format.strategy
+    with task.open_source() as checkpoint, open_checkpoint(task.artifact) as artifact:
         architecture = architecture_of(checkpoint.tensors)
         other_eps = task.group_norm_eps not in (None, HEAD_NORM_EPS) and architecture.version != "4"
         _compare_states(checkpoint, artifact)
@@ -70,14 +73,6 @@ def run(task: Task, questions: Questions) -> Answers:
 def _torch_threads() -> int:
     """How many threads PyTorch computes with."""
     return int(importlib.import_module("torch").get_num_threads())
-
-
-def strategy_of(name: str) -> str:
-    """The strategy of a format of this family."""
-    item = FORMATS.get(name)
-    if not isinstance(item, chatrwkv.ChatRwkv):
-        raise WorkerError(f"{name} is no format for the rwkv package")
-    return item.strategy
 
 
 def _compare_states(checkpoint: Checkpoint, artifact: Checkpoint) -> None:

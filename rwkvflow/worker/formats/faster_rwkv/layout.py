@@ -18,15 +18,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats.base import FileFormat, Limits
 from rwkvflow.worker.formats.chatrwkv import layout as chatrwkv
 from rwkvflow.worker.formats.chatrwkv import strategy as strategies
-from rwkvflow.worker.formats.ggml.layout import TRANSPOSE
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.write.layout import Encoding, FileFormat, Layout, LayoutBuilder, Limits, Transform
+from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Transform
+from rwkvflow.worker.write.transforms import TRANSPOSE
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
-    from rwkvflow.worker.read.checkpoint import TensorInfo
+    from rwkvflow.worker.model.tensorinfo import TensorInfo
     from rwkvflow.worker.write.pth_writer import PthTensor
 
 DTYPES = {"f16": "torch.float16", "f32": "torch.float32"}
@@ -39,9 +40,19 @@ class FasterRwkv(FileFormat):
 
     strategy: str = "cpu fp32"
 
+    @property
+    def _stages(self) -> list[strategies.Stage]:
+        return list(strategies.parse(self.strategy))
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of matrices."""
+        (stage,) = self._stages
+        return stage.dtype
+
     def layout(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Layout:
         """See FileFormat."""
-        (stage,) = strategies.parse(self.strategy)
+        (stage,) = self._stages
         rescale = chatrwkv.RESCALED_AFTER if stage.dtype == "f16" else 0
         plan = chatrwkv.Plan(architecture, [stage] * (architecture.n_layer + 1), rescale)
         made = plan.tensors(tensors)
@@ -170,6 +181,7 @@ def _format(short: str, strategy: str, limits: Limits) -> FasterRwkv:
         suffix={"f16": "-FP16.fr", "f32": "-FP32.fr"}[short],
         versions=frozenset({"4", "5.0", "5.1", "5.2"}),
         consumer="msgpack",
+        runner=f"{__package__}.run",
         limits=limits,
         requires=("msgpack",),
         strategy=strategy,

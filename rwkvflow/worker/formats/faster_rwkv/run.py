@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats.faster_rwkv.layout import FasterRwkv
+from rwkvflow.worker.formats.runner import Task, answer
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
 from rwkvflow.worker.model.rounding import rounded
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.read.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.reference import Reference
 from rwkvflow.worker.reference.primitives import layer_norm
-from rwkvflow.worker.smoke.consumers import Task, answer
 from rwkvflow.worker.smoke.held import AsCheckpoint, Held, compare_held
 from rwkvflow.worker.smoke.questions import Answers, Questions
 
@@ -28,11 +30,13 @@ UNITS = {"bf16": 2.0**-8, "f16": 2.0**-10}  # half a unit of the checkpoint's ty
 
 def run(task: Task, questions: Questions) -> Answers:
     """Raises WorkerError when msgpack cannot read the file, or it does not hold what the checkpoint holds."""
-    with open_checkpoint(task.checkpoint) as checkpoint:
+    with task.open_source() as checkpoint:
         architecture = architecture_of(checkpoint.tensors)
         artifact = FrFile(task.artifact)
         _compare_numbers(artifact, architecture)
-        dtype = task.format.rpartition("-")[2]
+        if not isinstance(task.format, FasterRwkv):
+            raise WorkerError(f"{task.format.name} is no format for faster-rwkv")
+        dtype = task.format.dtype
         wanted = {
             info.name: _held(info, architecture, checkpoint, dtype)
             for info in checkpoint.tensors.values()

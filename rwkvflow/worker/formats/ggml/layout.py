@@ -14,33 +14,25 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.write.layout import (
-    ALL_VERSIONS,
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats.base import FileFormat, Limits
+from rwkvflow.worker.model.versions import ALL_VERSIONS
+from rwkvflow.worker.model.weight_types import (
     BLOCKS,
+    BY_NAME,
+    BY_NUMBER,
     F16,
     F32,
     NARROWER,
-    Q4_0,
-    Q4_1,
-    Q4_K,
-    Q5_0,
-    Q5_1,
-    Q5_K,
-    Q8_0,
-    Encoding,
-    FileFormat,
-    Layout,
-    LayoutBuilder,
-    Limits,
-    Transform,
 )
+from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Transform
+from rwkvflow.worker.write.transforms import EXP, EXP_NEGATIVE_EXP, NEGATIVE_EXP, TRANSPOSE
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
-    from rwkvflow.worker.read.checkpoint import TensorInfo
+    from rwkvflow.worker.model.tensorinfo import TensorInfo
 
 MAGIC = 0x67676D66
 VERSION = 101
@@ -49,18 +41,6 @@ LARGEST_INT32 = 2**31 - 1
 ALWAYS_F32 = (".time_", ".k_k", ".k_a", ".r_k", ".x_rwkvag", ".x_k", ".w0", ".a0", ".v0")
 NEVER_QUANTIZED = (*(f"att.{x}{n}" for x in "vgaw" for n in "12"), "att.r_k")
 JOINED = tuple(f"att.x_{x}" for x in "rwkvag")  # version 7: one tensor, in this order
-
-
-def _exp(a: Any) -> Any:
-    from rwkvflow.worker.model.exact import exp32
-
-    return exp32(a)
-
-
-TRANSPOSE = Transform("swap the last two dims", lambda a: a.swapaxes(-1, -2))
-EXP = Transform("exp(x)", _exp, arithmetic=True)
-NEGATIVE_EXP = Transform("-exp(x)", lambda a: -_exp(a), arithmetic=True)
-EXP_NEGATIVE_EXP = Transform("exp(-exp(x))", lambda a: _exp(-_exp(a)), arithmetic=True)
 
 
 @dataclass(frozen=True)
@@ -110,7 +90,8 @@ class Ggml(FileFormat):
         for (kind, cols), names in narrowed.items():
             which = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
             block = BLOCKS[self.kind][0]
-            build.remark(f"{self.name}: {NAMES[kind]} instead for {which}: rows of {cols}, not a multiple of {block}")
+            instead = BY_NUMBER[kind].name.upper()
+            build.remark(f"{self.name}: {instead} instead for {which}: rows of {cols}, not a multiple of {block}")
         return build.done()
 
     def _kind(self, tensor: _Tensor, build: LayoutBuilder) -> int:
@@ -226,11 +207,8 @@ LIMITS = {
     "q4_1": Limits(logits=1.5, perplexity=0.15),
     "q4_0": Limits(logits=1.5, perplexity=0.20),
 }
-KINDS = {
-    **{"f32": F32, "f16": F16, "q4_0": Q4_0, "q4_1": Q4_1, "q5_0": Q5_0, "q5_1": Q5_1, "q8_0": Q8_0},
-    **{"q4_k": Q4_K, "q5_k": Q5_K},
-}
-NAMES = {kind: short.upper() for short, kind in KINDS.items()}
+# In the order in which they are listed.
+KINDS = {name: BY_NAME[name].number for name in ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k")}
 
 
 def _format(short: str, from_f32: bool = False) -> Ggml:
@@ -241,6 +219,7 @@ def _format(short: str, from_f32: bool = False) -> Ggml:
         + ".bin",
         versions=ALL_VERSIONS,
         consumer="librwkv",
+        runner=f"{__package__}.run",
         limits=LIMITS[short],
         kind=KINDS[short],
         from_f16=short != "f32" and not from_f32,

@@ -22,86 +22,33 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from rwkvflow.worker.formats.ggml.layout import TRANSPOSE
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats.base import FileFormat, Limits, Split
 from rwkvflow.worker.formats.gguf.pairs import RESCALE, gguf_text, head, model_pairs, split_pairs, token_pairs
 from rwkvflow.worker.formats.gguf.tokens import vocabulary
 from rwkvflow.worker.formats.safetensors.layout import grouped
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.read.shards import shard_name
-from rwkvflow.worker.write.layout import (
-    BF16,
+from rwkvflow.worker.maps.gguf import BLOCK, FUSED, GLOBAL, TRANSPOSED
+from rwkvflow.worker.model.weight_types import (
     BLOCKS,
+    BY_NAME,
+    BY_NUMBER,
     F16,
     F32,
-    Q4_0,
-    Q4_1,
-    Q5_0,
-    Q5_1,
     Q8_0,
     QUANTIZED,
-    Encoding,
-    FileFormat,
-    Layout,
-    LayoutBuilder,
-    Limits,
-    Split,
-    Transform,
     size_of,
 )
+from rwkvflow.worker.read.shards import shard_name
+from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Transform
+from rwkvflow.worker.write.transforms import TRANSPOSE
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
-    from rwkvflow.worker.read.checkpoint import TensorInfo
+    from rwkvflow.worker.model.tensorinfo import TensorInfo
 
 ALIGNMENT = 32
 LONGEST_NAME = 63  # bytes of a tensor's name that ggml keeps
 
-NUMBERS: Mapping[int, int] = {F32: 0, F16: 1, Q4_0: 2, Q4_1: 3, Q5_0: 6, Q5_1: 7, Q8_0: 8, BF16: 30}
-
-FUSED = {"6": tuple(f"att.time_maa_{x}" for x in "wkvrg"), "7": tuple(f"att.x_{x}" for x in "rwkvag")}
-GLOBAL = {
-    "emb.weight": "token_embd.weight",
-    "blocks.0.ln0.weight": "token_embd_norm.weight",
-    "blocks.0.ln0.bias": "token_embd_norm.bias",
-    "ln_out.weight": "output_norm.weight",
-    "ln_out.bias": "output_norm.bias",
-    "head.weight": "output.weight",
-}
-COMMON = {
-    **{f"{ours}.{part}": f"{theirs}.{part}" for ours, theirs in (("ln1", "attn_norm"), ("ln2", "attn_norm_2"))
-       for part in ("weight", "bias")},
-    **{f"att.ln_x.{part}": f"time_mix_ln.{part}" for part in ("weight", "bias")},
-    **{f"att.{x}.weight": f"time_mix_{x}.weight" for x in ("receptance", "key", "value", "output")},
-    **{f"ffn.{x}.weight": f"channel_mix_{x}.weight" for x in ("key", "value")},
-}  # fmt: skip
-BLOCK: Mapping[str, Mapping[str, str]] = {
-    "6": {
-        **COMMON,
-        "att.gate.weight": "time_mix_gate.weight",
-        "att.time_maa_x": "time_mix_lerp_x.weight",
-        "att.time_maa_w1": "time_mix_w1.weight",
-        "att.time_maa_w2": "time_mix_w2.weight",
-        "att.time_decay": "time_mix_decay.weight",
-        "att.time_decay_w1": "time_mix_decay_w1.weight",
-        "att.time_decay_w2": "time_mix_decay_w2.weight",
-        "att.time_faaaa": "time_mix_first.weight",
-        "ffn.receptance.weight": "channel_mix_receptance.weight",
-        "ffn.time_maa_k": "channel_mix_lerp_k.weight",
-        "ffn.time_maa_r": "channel_mix_lerp_r.weight",
-    },
-    "7": {
-        **COMMON,
-        **{f"att.{x}{n}": f"time_mix_{x}{n}.weight" for x in "wavg" for n in "012"},
-        "att.k_k": "time_mix_k_k.weight",
-        "att.k_a": "time_mix_k_a.weight",
-        "att.r_k": "time_mix_r_k.weight",
-        "ffn.x_k": "channel_mix_lerp_k.weight",
-    },
-}
-TRANSPOSED = frozenset(
-    {*(f"att.time_maa_w{n}" for n in "12"), *(f"att.time_decay_w{n}" for n in "12")}
-    | {f"att.{x}{n}" for x in "wavg" for n in "12"}
-)
 # By the end of their names; in an F16 or BF16 file, too.
 ALWAYS_F32 = ("_norm.weight", *(f"time_mix_{x}.weight" for x in ("first", "w1", "w2", "decay_w1", "decay_w2")))
 NEVER_QUANTIZED = tuple(f"time_mix_{x}{n}.weight" for x in "wavg" for n in "012")
@@ -295,7 +242,7 @@ def _info(tensor: _Tensor, kind: int, offset: int) -> bytes:
     if len(name) > LONGEST_NAME or len(tensor.shape) > 4:
         raise WorkerError(f"a GGUF cannot hold {tensor.name} of shape {list(tensor.shape)}")
     dims = tuple(reversed(tensor.shape))
-    return gguf_text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, NUMBERS[kind], offset)
+    return gguf_text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, BY_NUMBER[kind].gguf, offset)
 
 
 # What each type may lose, as in ggml-*: the same arithmetic on the same weights, and the embedding and the output
@@ -310,7 +257,7 @@ LIMITS = {
     "q4_1": Limits(logits=2.0, perplexity=0.20),
     "q4_0": Limits(logits=2.0, perplexity=0.25),
 }
-KINDS = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0, "q5_1": Q5_1, "q5_0": Q5_0, "q4_1": Q4_1, "q4_0": Q4_0}
+KINDS = {name: BY_NAME[name].number for name in LIMITS}
 
 FORMATS = tuple(
     Gguf(
@@ -318,6 +265,7 @@ FORMATS = tuple(
         suffix=f"-{short.upper()}.gguf",
         versions=frozenset({"6", "7"}),
         consumer="llama.cpp",
+        runner=f"{__package__}.run",
         limits=LIMITS[short],
         requires=("gguf", "pyrwkv-tokenizer"),
         engine="llama.cpp",

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvflow.worker.protocol import WorkerError, progress
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.protocol import progress
 from rwkvflow.worker.smoke.questions import Answers, Questions
 from rwkvflow.worker.smoke.scores import WARM_UP, Scores
 from rwkvflow.worker.write.native import find_library

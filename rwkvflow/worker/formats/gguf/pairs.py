@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
 from rwkvflow.worker.formats.gguf.tokens import Vocabulary
-from rwkvflow.worker.write.layout import BF16, F16, F32, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0
+from rwkvflow.worker.model.weight_types import BY_NUMBER
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
@@ -17,7 +17,6 @@ VERSION = 3
 CONTEXT = 1048576  # what llama.cpp's converter says of models that have no limit
 EPSILON = 1e-5  # of all layer norms in the author's code
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
-FILE_TYPES: Mapping[int, int] = {F32: 0, F16: 1, Q4_0: 2, Q4_1: 3, Q8_0: 7, Q5_0: 8, Q5_1: 9, BF16: 32}
 UINT16, UINT32, INT32, FLOAT32, TEXT, ARRAY = 2, 4, 5, 6, 8, 9
 RESCALE = 6  # layers of version 6 after which values are halved, so that they stay in the range of F16
 
@@ -25,6 +24,13 @@ RESCALE = 6  # layers of version 6 after which values are halved, so that they s
 def head(tensors: int, pairs: Sequence[bytes]) -> bytes:
     """The file up to its list of so many tensors."""
     return b"GGUF" + struct.pack("<IQQ", VERSION, tensors, len(pairs)) + b"".join(pairs)
+
+
+def _file_type(kind: int) -> int:
+    found = BY_NUMBER[kind].file_type
+    if found is None:
+        raise ValueError(f"no GGUF file is mostly of type {BY_NUMBER[kind].name}")
+    return found
 
 
 def model_pairs(architecture: Architecture, kind: int) -> list[bytes]:
@@ -53,7 +59,7 @@ def model_pairs(architecture: Architecture, kind: int) -> list[bytes]:
         _pair("general.type", TEXT, gguf_text(b"model")),
         *(_pair(f"{name}.{key}", UINT32, struct.pack("<I", size)) for key, size in sizes.items()),
         _pair(f"{name}.attention.layer_norm_epsilon", FLOAT32, struct.pack("<f", EPSILON)),
-        _pair("general.file_type", UINT32, struct.pack("<I", FILE_TYPES[kind])),
+        _pair("general.file_type", UINT32, struct.pack("<I", _file_type(kind))),
         _pair("general.quantization_version", UINT32, struct.pack("<I", QUANTIZATION_VERSION)),
     ]
 

@@ -10,11 +10,11 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.gguf import llama
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.read.checkpoint import Checkpoint, open_checkpoint
+from rwkvflow.worker.formats.runner import Task
+from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.shards import files_of
-from rwkvflow.worker.smoke.consumers import Task
 from rwkvflow.worker.smoke.questions import Answers, Questions
 
 ROWS = 64  # of a matrix that are compared with the checkpoint
@@ -30,7 +30,7 @@ COMPARED = {
 def run(task: Task, questions: Questions) -> Answers:
     """llama.cpp's answers, after a look at the file, or its shards, with `gguf`. Raises WorkerError."""
     files = files_of(task.artifact)
-    with open_checkpoint(task.checkpoint) as checkpoint:
+    with task.open_source() as checkpoint:
         compare(files, checkpoint)
     size = sum(path.stat().st_size for path in files)
     return llama.answers(task.engine.with_name("llama"), files[0], questions, size)

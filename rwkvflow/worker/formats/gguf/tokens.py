@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.tokenizers import BYTES, WORLD, World, world_vocabulary
-from rwkvflow.worker.protocol import WorkerError
 
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # llama.cpp's types of tokens
 END_OF_TURN = 261  # "\n\n" in the World vocabulary

@@ -20,26 +20,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from rwkvflow.worker.formats.ggml.layout import TRANSPOSE
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats.base import FolderFormat, Limits
+from rwkvflow.worker.model.versions import ALL_VERSIONS
+from rwkvflow.worker.model.weight_types import F16, F32, size_of
 from rwkvflow.worker.write.graph import EPS, Ops, config, forward, part_of, states
-from rwkvflow.worker.write.layout import (
-    ALL_VERSIONS,
-    F16,
-    F32,
-    Encoding,
-    FolderFormat,
-    Layout,
-    LayoutBuilder,
-    Limits,
-    Transform,
-    literal_layout,
-    size_of,
-)
+from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Transform, literal_layout
+from rwkvflow.worker.write.transforms import TRANSPOSE
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
-    from rwkvflow.worker.read.checkpoint import TensorInfo
+    from rwkvflow.worker.model.tensorinfo import TensorInfo
 
 PARAM, BIN, CONFIG = "model.param", "model.bin", "model.config"
 MAGIC = 7767517
@@ -285,6 +276,7 @@ _F32 = Ncnn(
     suffix="-ncnn-FP32",
     versions=ALL_VERSIONS,
     consumer="ncnn",
+    runner=f"{__package__}.run",
     limits=Limits(logits=1e-3, perplexity=1e-3),
     requires=("ncnn",),
 )

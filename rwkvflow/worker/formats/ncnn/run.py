@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.ncnn.layout import BIN, PARAM, names_of
+from rwkvflow.worker.formats.runner import Task, one_by_one, threads_for
 from rwkvflow.worker.model.architecture import architecture_of
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.read.checkpoint import open_checkpoint
-from rwkvflow.worker.smoke.consumers import Task, one_by_one, threads_for
 from rwkvflow.worker.smoke.questions import Answers, Questions
 from rwkvflow.worker.write.graph import states
 
@@ -22,7 +21,7 @@ def run(task: Task, questions: Questions) -> Answers:
         package: Any = importlib.import_module("ncnn")
     except ImportError as error:
         raise WorkerError(f"ncnn cannot be loaded: {error}") from None
-    with open_checkpoint(task.checkpoint) as checkpoint:
+    with task.open_source() as checkpoint:
         architecture = architecture_of(checkpoint.tensors)
     net = package.Net()
     for name in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage", "vulkan_compute"):

@@ -17,26 +17,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from rwkvflow.worker.formats.base import FolderFormat, Limits
+from rwkvflow.worker.model.versions import ALL_VERSIONS
+from rwkvflow.worker.model.weight_types import F16, F32, size_of
 from rwkvflow.worker.write import onnx_writer
 from rwkvflow.worker.write.graph import EPS, Ops, config, forward, part_of, states
-from rwkvflow.worker.write.layout import (
-    ALL_VERSIONS,
-    F16,
-    F32,
-    Encoding,
-    FolderFormat,
-    Layout,
-    LayoutBuilder,
-    Limits,
-    Transform,
-    literal_layout,
-    size_of,
-)
+from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Transform, literal_layout
 from rwkvflow.worker.write.onnx_writer import FLOAT, FLOAT16, INT64, Node, Tensor, Value
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
-    from rwkvflow.worker.read.checkpoint import TensorInfo
+    from rwkvflow.worker.model.tensorinfo import TensorInfo
 
 MODEL, DATA, CONFIG = "model.onnx", "model.onnx.data", "model.onnx.config"
 ALIGNMENT, PAGE = 64, 4096  # of weights, and of those of a page or more: readers map them
@@ -213,6 +204,7 @@ _F32 = Onnx(
     suffix="-ONNX-FP32",
     versions=ALL_VERSIONS,
     consumer="onnxruntime",
+    runner=f"{__package__}.run",
     limits=Limits(logits=1e-3, perplexity=1e-3),
     requires=("onnx", "onnxruntime"),
 )

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.onnx.layout import DATA, MODEL
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.smoke.consumers import Task, one_by_one, threads_for
+from rwkvflow.worker.formats.runner import Task, one_by_one, threads_for
 from rwkvflow.worker.smoke.questions import Answers, Questions
 from rwkvflow.worker.write.graph import EMPTY
 

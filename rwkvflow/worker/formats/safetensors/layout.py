@@ -21,30 +21,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats.base import FileFormat, Limits, Split
 from rwkvflow.worker.model.tensorinfo import ITEM_BYTES
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.model.versions import ALL_VERSIONS, STATEFUL
+from rwkvflow.worker.model.weight_types import BY_NUMBER, F16, F32, TYPE_OF_DTYPE
 from rwkvflow.worker.read.shards import MAX_SHARDS, shard_name
-from rwkvflow.worker.write.layout import (
-    ALL_VERSIONS,
-    F16,
-    F32,
-    STATEFUL,
-    TYPE_OF_DTYPE,
-    Encoding,
-    FileFormat,
-    Layout,
-    LayoutBuilder,
-    Limits,
-    Split,
-)
+from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
-    from rwkvflow.worker.read.checkpoint import TensorInfo
+    from rwkvflow.worker.model.tensorinfo import TensorInfo
 
 DTYPES = {"f8_e4m3": "F8_E4M3", "f8_e5m2": "F8_E5M2"}  # the others are TensorInfo's in capitals
 LARGEST_HEADER = 100_000_000  # what the safetensors package reads
-DTYPE_OF_KIND = {F32: "f32", F16: "f16"}
 T = TypeVar("T")
 
 
@@ -148,6 +138,11 @@ class Safetensors(FileFormat):
 
     kind: int | None = None
 
+    @property
+    def dtype(self) -> str | None:
+        """The dtype of all floating-point tensors; None where each keeps its own."""
+        return None if self.kind is None else BY_NUMBER[self.kind].name
+
     def layout(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Layout:
         """See FileFormat."""
         return safetensors_layout(self._entry(info) for info in tensors.values())
@@ -162,7 +157,7 @@ class Safetensors(FileFormat):
     def _entry(self, info: TensorInfo) -> Entry:
         if self.kind is None or info.dtype not in (*TYPE_OF_DTYPE, "f64"):
             return Entry(info.name, info.dtype, tuple(info.shape), info.name, Encoding(None))
-        return Entry(info.name, DTYPE_OF_KIND[self.kind], tuple(info.shape), info.name, Encoding(self.kind))
+        return Entry(info.name, BY_NUMBER[self.kind].name, tuple(info.shape), info.name, Encoding(self.kind))
 
 
 FORMATS = (
@@ -171,6 +166,7 @@ FORMATS = (
         suffix=".safetensors",
         versions=ALL_VERSIONS,
         consumer="safetensors",
+        runner=f"{__package__}.run",
         states=STATEFUL,
         splits=True,
         limits=Limits(logits=1e-4, perplexity=1e-4),
@@ -180,6 +176,7 @@ FORMATS = (
         suffix="-FP16.safetensors",
         versions=ALL_VERSIONS,
         consumer="safetensors",
+        runner=f"{__package__}.run",
         states=STATEFUL,
         splits=True,
         limits=Limits(logits=0.02, perplexity=0.002),
@@ -190,6 +187,7 @@ FORMATS = (
         suffix="-FP32.safetensors",
         versions=ALL_VERSIONS,
         consumer="safetensors",
+        runner=f"{__package__}.run",
         states=STATEFUL,
         splits=True,
         limits=Limits(logits=1e-4, perplexity=1e-4),

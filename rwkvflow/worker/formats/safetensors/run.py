@@ -1,21 +1,25 @@
-"""`safetensors-f16`, `-f32`: read by PyPI's safetensors, compared with the checkpoint, and run in fp32."""
+"""`safetensors`, `-f16`, `-f32`: read by PyPI's safetensors, compared with the checkpoint, and run in fp32."""
 
 from __future__ import annotations
 
+from rwkvflow.worker.formats.runner import Task, answer
+from rwkvflow.worker.formats.safetensors.layout import Safetensors
 from rwkvflow.worker.model.architecture import architecture_of
-from rwkvflow.worker.read.checkpoint import open_checkpoint
 from rwkvflow.worker.reference import Reference
-from rwkvflow.worker.smoke.consumers import SafetensorsFile, Task, answer
 from rwkvflow.worker.smoke.held import AsCheckpoint, Held, compare_held
 from rwkvflow.worker.smoke.questions import Answers, Questions
+from rwkvflow.worker.smoke.safetensors_reader import SafetensorsFile, compare_tensors
 
 FLOATS = ("f64", "f32", "f16", "bf16")
 
 
 def run(task: Task, questions: Questions) -> Answers:
-    """Raises WorkerError unless every tensor is the checkpoint's, rounded to the format's type."""
-    dtype = task.format.rpartition("-")[2]
-    with open_checkpoint(task.checkpoint) as checkpoint, SafetensorsFile(task.artifact) as artifact:
+    """Raises WorkerError unless every tensor is the checkpoint's, rounded where the format says a type."""
+    dtype = task.format.dtype if isinstance(task.format, Safetensors) else None
+    with task.open_source() as checkpoint, SafetensorsFile(task.artifact) as artifact:
+        if dtype is None:
+            compare_tensors(checkpoint, artifact)
+            return answer(Reference(artifact, task.group_norm_eps), questions)
         wanted = {
             name: Held(name, dtype if info.dtype in FLOATS else info.dtype, tuple(info.shape))
             for name, info in checkpoint.tensors.items()

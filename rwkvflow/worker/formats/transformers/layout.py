@@ -19,15 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkvflow.worker.formats.ggml.layout import TRANSPOSE
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats.base import Format, Limits, Split
 from rwkvflow.worker.formats.safetensors.layout import Entry, safetensors_parts
+from rwkvflow.worker.maps.huggingface import GLOBAL, NAME_OF
 from rwkvflow.worker.model.tokenizers import BYTES, VOCABULARY_BYTES, WORLD, WORLD_FILE, world_vocabulary
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.write.layout import Encoding, Format, Layout, LayoutBuilder, Limits, Split, Writer
+from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Writer
+from rwkvflow.worker.write.transforms import TRANSPOSE
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
-    from rwkvflow.worker.read.checkpoint import TensorInfo
+    from rwkvflow.worker.model.tensorinfo import TensorInfo
 
 SHARD = 5_000_000_000  # bytes of a file, where `save_pretrained` cuts
 EPSILON = 1e-5
@@ -36,24 +38,6 @@ CONTEXT = 1024  # of version 4's kernel for GPUs; not a limit of the model
 TORCH = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
 CODE = Path(__file__).resolve().with_name("tokenization_rwkv.py")  # of World vocabularies
-
-OLD = {"emb": "rwkv.embeddings", "ln_out": "rwkv.ln_out", "head": "head"}
-GLOBAL = {
-    "4": OLD,
-    "6": OLD,
-    "7": {"emb": "model.embeddings", "ln_out": "model.norm", "head": "lm_head"},
-}
-OLD_NORMS = {"ln0": "pre_ln", "ln1": "ln1", "ln2": "ln2"}
-NORMS = {"ln0": "pre_norm", "ln1": "attn_norm", "ln2": "ffn_norm"}
-PROJECTIONS = {"receptance": "r_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj", "ln_x": "g_norm"}
-MIXES = {"k": "key", "v": "value", "r": "receptance"}
-ATT_6 = frozenset(
-    {*(f"time_maa_{x}" for x in ("x", "w", "k", "v", "r", "g", "w1", "w2")), "time_faaaa"}
-    | {"time_decay", "time_decay_w1", "time_decay_w2", "ln_x.weight", "ln_x.bias"}
-    | {f"{x}.weight" for x in ("receptance", "key", "value", "output", "gate")}
-)
-FFN_6 = frozenset({"time_maa_k", "time_maa_r", "key.weight", "value.weight", "receptance.weight"})
-LORA = {"0": "lora.2.bias", "1": "lora.0.weight", "2": "lora.2.weight"}
 
 
 @dataclass(frozen=True)
@@ -123,7 +107,7 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 
 def _entries(architecture: Architecture, tensors: Mapping[str, TensorInfo], remarks: list[str]) -> Iterator[Entry]:
-    name_of = {"4": _name_4, "6": _name_6, "7": _name_7}[architecture.version]
+    name_of = NAME_OF[architecture.version]
     left = []
     for source, info in tensors.items():
         stem, _, end = source.rpartition(".")
@@ -148,47 +132,6 @@ def _entries(architecture: Architecture, tensors: Mapping[str, TensorInfo], rema
     unknown = [name for name in left if name in architecture.extra]
     if unknown:
         remarks.append(f"no place for {', '.join(unknown[:4])}; left out")
-
-
-def _name_6(layer: str, part: str) -> str | None:
-    stem, _, end = part.partition(".")
-    if stem in OLD_NORMS:
-        return f"rwkv.blocks.{layer}.{OLD_NORMS[stem]}.{end}"
-    if stem == "att":
-        return f"rwkv.blocks.{layer}.attention.{end}" if end in ATT_6 else None
-    return f"rwkv.blocks.{layer}.feed_forward.{end}" if stem == "ffn" and end in FFN_6 else None
-
-
-def _name_4(layer: str, part: str) -> str | None:
-    stem, _, end = part.partition(".")
-    if stem in OLD_NORMS:
-        return f"rwkv.blocks.{layer}.{OLD_NORMS[stem]}.{end}"
-    if stem not in ("att", "ffn"):
-        return None
-    inner = {"att": "attention", "ffn": "feed_forward"}[stem]
-    if end.startswith("time_mix_"):
-        end = "time_mix_" + MIXES.get(end.removeprefix("time_mix_"), "")
-    known = ("time_decay", "time_first", *(f"time_mix_{x}" for x in MIXES.values()))
-    matrices = (*(f"{x}.weight" for x in MIXES.values()), "output.weight")
-    return f"rwkv.blocks.{layer}.{inner}.{end}" if end in (*known, *matrices) else None
-
-
-def _name_7(layer: str, part: str) -> str | None:
-    stem, _, end = part.partition(".")
-    start = f"model.layers.{layer}."
-    if stem in NORMS:
-        return f"{start}{NORMS[stem]}.{end}"
-    if stem == "ffn":
-        return f"{start}ffn.{end}" if end in ("x_k", "key.weight", "value.weight") else None
-    if stem != "att":
-        return None
-    if len(end) == 2 and end[0] in "wavg" and end[1] in LORA:
-        # Layer 0 mixes in no values of a layer before it: fla has no such parameters there.
-        return None if layer == "0" and end[0] == "v" else f"{start}attn.{end[0]}_lora.{LORA[end[1]]}"
-    inner, _, last = end.partition(".")
-    if inner in PROJECTIONS:
-        return f"{start}attn.{PROJECTIONS[inner]}.{last}"
-    return f"{start}attn.{end}" if end in (*(f"x_{x}" for x in "rwkvag"), "k_k", "k_a", "r_k") else None
 
 
 # ---- beside the weights ------------------------------------------------------------------------------------------
@@ -314,6 +257,7 @@ FORMATS = (
         suffix="-HF",
         versions=frozenset({"4", "6", "7"}),
         consumer="transformers",
+        runner=f"{__package__}.run",
         limits=Limits(logits=1e-3, perplexity=1e-3),
         requires=("transformers", "gguf", "pyrwkv-tokenizer"),
         needs_torch=True,

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.gguf import llama
+from rwkvflow.worker.formats.runner import Task, one_by_one
 from rwkvflow.worker.model.tokenizers import WORLD_FILE, World
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.smoke.consumers import Task, one_by_one
 from rwkvflow.worker.smoke.questions import Answers, Questions
 
 SHOWN = 3  # lines of the converter's output

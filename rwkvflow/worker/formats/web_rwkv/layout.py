@@ -12,23 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rwkvflow.worker.formats.ggml.layout import TRANSPOSE
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats.base import FileFormat, Limits
 from rwkvflow.worker.formats.safetensors.layout import Entry, safetensors_layout
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.write.layout import (
-    ALL_VERSIONS,
-    F16,
-    STATEFUL,
-    Encoding,
-    FileFormat,
-    Layout,
-    Limits,
-    Transform,
-)
+from rwkvflow.worker.model.versions import ALL_VERSIONS, STATEFUL
+from rwkvflow.worker.model.weight_types import F16
+from rwkvflow.worker.write.layout import Encoding, Layout, Transform
+from rwkvflow.worker.write.transforms import TRANSPOSE
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
-    from rwkvflow.worker.read.checkpoint import TensorInfo
+    from rwkvflow.worker.model.tensorinfo import TensorInfo
 
 RENAMED = (("time_faaaa", "time_first"), ("time_maa", "time_mix"), ("lora_a", "lora.0"), ("lora_b", "lora.1"))
 SWAPPED = re.compile(r"\.(time_mix_w[12]|time_decay_w[12]|[wavg][12]|time_state|lora\.0)(\.weight)?$")
@@ -88,6 +82,7 @@ FORMATS = (
         suffix=".st",
         versions=ALL_VERSIONS,
         consumer="web-rwkv-py",
+        runner=f"{__package__}.run",
         limits=Limits(logits=0.05, perplexity=0.005),
         requires=("web-rwkv-py",),
         states=STATEFUL,

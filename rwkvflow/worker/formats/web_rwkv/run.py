@@ -21,14 +21,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats.runner import Task, answer
 from rwkvflow.worker.formats.web_rwkv import layout
 from rwkvflow.worker.model.architecture import HEAD_NORM_EPS, Architecture, architecture_of
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.read.checkpoint import TensorInfo, open_checkpoint
+from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.reference import Reference
-from rwkvflow.worker.smoke.consumers import SafetensorsFile, Task, answer
 from rwkvflow.worker.smoke.held import AsCheckpoint, Held, compare_held, swap
 from rwkvflow.worker.smoke.questions import Answers, Questions
+from rwkvflow.worker.smoke.safetensors_reader import SafetensorsFile
 
 RUNS = frozenset({"4", "5.1", "5.2", "6"})
 VOCABULARY = 65536  # the only one that web-rwkv-py takes
@@ -39,7 +40,7 @@ TRIES = 3
 
 def run(task: Task, questions: Questions) -> Answers:
     """Raises WorkerError when the file does not hold what the checkpoint holds, or its runtime refuses it."""
-    with open_checkpoint(task.checkpoint) as checkpoint, SafetensorsFile(task.artifact) as artifact:
+    with task.open_source() as checkpoint, SafetensorsFile(task.artifact) as artifact:
         architecture = architecture_of(checkpoint.tensors)
         wanted = {name: held(info, architecture) for name, info in checkpoint.tensors.items()}
         compare_held(checkpoint, artifact, wanted)

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.tensorinfo import ITEM_BYTES
-from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.read.torch_file.torch_names import Name, allowed
 
 MAX_BYTES: Final = 16 << 20

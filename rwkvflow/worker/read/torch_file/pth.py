@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.tensorinfo import ITEM_BYTES, TensorInfo
-from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.torch_file import zip_directory
 from rwkvflow.worker.read.torch_file.pickle_reader import MAX_BYTES, PickleReader, TensorRef

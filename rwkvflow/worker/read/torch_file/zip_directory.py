@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.read.rawfile import RawFile
 
 MAX_DIRECTORY: Final = 64 << 20

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rwkvflow.worker.build import binaries, elf
 from rwkvflow.worker.build.messages import cmake_errors, failure
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
 
 BUILT = ["CMakeCache.txt", "CMakeFiles/3.25/CompilerIdC/librwkv.so", "bin/librwkv.so.1.2", "libggml.so", "librwkv.a"]
 

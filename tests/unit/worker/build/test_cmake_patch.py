@@ -16,7 +16,7 @@ from rwkvflow.documents.recipe import PatchRule
 from rwkvflow.worker.build import cmake_patch
 from rwkvflow.worker.build.cmake_patch import Report, Rule, Situation
 from rwkvflow.worker.build.patch_rules import BASELINES, shipped_rules, with_recipe
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
 
 GOLDEN = Path(__file__).resolve().parents[3] / "golden" / "cmake_patch"
 ROOT = "/home/me/b"

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import pytest
 from helpers import checkpoints
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.ncnn.layout import BIN, CONFIG, PARAM, layouts
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.write.layout import F16, F32, Layout
+from rwkvflow.worker.model.weight_types import F16, F32
+from rwkvflow.worker.write.layout import Layout
 
 # How often each layer stands in a model of two layers.
 OPERATORS = {

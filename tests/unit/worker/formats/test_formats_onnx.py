@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from rwkvflow.worker.formats.onnx.layout import CONFIG, DATA, MODEL, layouts
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.model.weight_types import F16, F32
 from rwkvflow.worker.write import onnx_writer
-from rwkvflow.worker.write.layout import F16, F32, Layout
+from rwkvflow.worker.write.layout import Layout
 
 Fields = dict[int, list[int | bytes]]
 

@@ -12,16 +12,16 @@ from helpers import checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.gguf.layout import FUSED, KINDS, Gguf
 from rwkvflow.worker.formats.gguf.tokens import vocabulary
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.model.tokenizers import World, world_vocabulary
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.model.weight_types import BF16, BLOCKS, F16, F32, Q4_0, Q8_0, TYPE_OF_DTYPE
 from rwkvflow.worker.read.gguf_file import read_gguf_index
-from rwkvflow.worker.write.convert import TYPE_OF_DTYPE
-from rwkvflow.worker.write.layout import BF16, BLOCKS, F16, F32, Q4_0, Q8_0, Layout
+from rwkvflow.worker.write.layout import Layout
 
 gguf = pytest.importorskip("gguf")
 NAMES = [f"gguf-{kind}" for kind in KINDS]

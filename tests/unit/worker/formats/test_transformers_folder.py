@@ -16,12 +16,12 @@ from helpers import checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.transformers.layout import layouts
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.model.tokenizers import World, world_vocabulary
-from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.write.folder import FolderWriter
 from rwkvflow.worker.write.layout import Layout
 

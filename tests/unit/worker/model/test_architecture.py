@@ -11,9 +11,10 @@ from helpers import checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rwkvflow.worker.model.architecture import VERSIONS, Architecture, architecture_of, version_of
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.model.architecture import Architecture, architecture_of, version_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.model.versions import VERSIONS
 
 Shapes = dict[str, tuple[int, ...]]
 

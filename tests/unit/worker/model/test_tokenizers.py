@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.tokenizers import Bytes, PseudoRandom, World, open_tokenizer, world_vocabulary
-from rwkvflow.worker.protocol import WorkerError
 
 TEXT = "The quiet owl — found 3 bells,\r\n\t\u2028 in the\u00a0grass. Привет, 世界! 🦉"
 

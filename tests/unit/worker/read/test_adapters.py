@@ -12,13 +12,15 @@ from helpers import checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.runner import Task
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.origin import Origin
-from rwkvflow.worker.model.rounding import rounded
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.model.rounding import bf16_to_float32, rounded
 from rwkvflow.worker.read.adapters import product
-from rwkvflow.worker.read.checkpoint import bf16_to_float32, open_checkpoint
+from rwkvflow.worker.read.checkpoint import Checkpoint
+from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import logits
 
 SIZES = {"layers": 2, "width": 64, "vocab": 40}
@@ -224,8 +226,13 @@ def test_states_go_along_into_formats_that_have_a_place(base: Path, tmp_path: Pa
             assert (name in held) == has, item.name
             assert (item.left_out(held, found.tensors) == []) == has
     for item, has in (("safetensors", True), ("ggml-f32", False)):
-        with open_checkpoint(Origin(base, state=file, format=item)) as found:
+        with source_of(item, Origin(base, state=file)) as found:
             assert ("blocks.0.att.time_state" in found.tensors) == has
+
+
+def source_of(name: str, origin: Origin) -> Checkpoint:
+    """What an artifact of this format is compared with."""
+    return Task(Path(), origin, Path(), None, FORMATS[name]).open_source()
 
 
 def test_a_checkpoint_with_states_is_a_checkpoint(tmp_path: Path) -> None:
@@ -237,7 +244,7 @@ def test_a_checkpoint_with_states_is_a_checkpoint(tmp_path: Path) -> None:
     other = lora(tmp_path / "s.pth", states(seed=6))
     with open_checkpoint(Origin(tmp_path / "m.pth", state=other)) as found:
         assert np.array_equal(found.float32("blocks.0.att.time_state"), states(seed=6)["blocks.0.att.time_state"])
-    with open_checkpoint(Origin(tmp_path / "m.pth", format="gguf-f16")) as found:
+    with source_of("gguf-f16", Origin(tmp_path / "m.pth")) as found:
         assert not any("time_state" in name for name in found.tensors)
 
 

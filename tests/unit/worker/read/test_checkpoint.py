@@ -13,9 +13,11 @@ from helpers.checkpoints import Entry, Pickle, array_entry
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.model.rounding import bf16_to_float32
 from rwkvflow.worker.model.tensorinfo import TensorInfo
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.read.checkpoint import NUMPY, bf16_to_float32, open_checkpoint
+from rwkvflow.worker.read.checkpoint import NUMPY
+from rwkvflow.worker.read.open import open_checkpoint
 
 FILES = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SUFFIXES = (".pth", ".safetensors")
@@ -189,7 +191,7 @@ def test_the_maker_from_the_command_line(tmp_path: Path, name: str) -> None:
 
 MEMORY = """
 import pathlib, resource, sys
-from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.read.open import open_checkpoint
 status = pathlib.Path("/proc/self/status")  # unlike ru_maxrss, it knows nothing of the process that started us
 def peak():
     if not status.exists():

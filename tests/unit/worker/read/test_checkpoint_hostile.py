@@ -19,8 +19,8 @@ from helpers.checkpoints import Pickle, array_entry
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.read.torch_file import pickle_reader
 from rwkvflow.worker.read.torch_file.pickle_reader import PickleReader
 

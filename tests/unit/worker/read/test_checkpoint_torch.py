@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from helpers import checkpoints
 
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.read.open import open_checkpoint
 
 torch: Any = pytest.importorskip("torch")
 

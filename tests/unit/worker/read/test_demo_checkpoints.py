@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rwkvflow.worker.formats.runner import answer
 from rwkvflow.worker.model.architecture import architecture_of
-from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference
-from rwkvflow.worker.smoke.consumers import answer
 from rwkvflow.worker.smoke.questions import Questions
 
 ROOT = Path(__file__).resolve().parents[4]

@@ -14,12 +14,12 @@ from helpers.folders import folder_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.architecture import architecture_of
-from rwkvflow.worker.protocol import WorkerError
 from rwkvflow.worker.read import hf_source
-from rwkvflow.worker.read.checkpoint import open_checkpoint
 from rwkvflow.worker.read.compare import compare
 from rwkvflow.worker.read.inspect import describe
+from rwkvflow.worker.read.open import open_checkpoint
 
 SIZES = {"layers": 2, "width": 64, "vocab": 40}
 FOLDERS = ("4", "6", "7")

@@ -256,8 +256,6 @@ CASES: dict[str, tuple[Make, str]] = {
 def run_all(command: str, folder: Path, good: Path) -> None:
     """Prints [name, exit code or what was raised, standard output, standard error, processor seconds] for each case."""
     import rwkvflow.__main__ as program
-    import rwkvflow.worker.read.compare
-    import rwkvflow.worker.write.convert  # noqa: F401 - numpy takes its address space now
 
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (taken + ROOM, taken + ROOM))
@@ -326,8 +324,8 @@ def test_hostile_files(command: str, files: tuple[Path, Path]) -> None:
 
 def test_a_shape_that_no_array_can_have(tmp_path: Path) -> None:
     """Without values it fits into any file."""
-    from rwkvflow.worker.protocol import WorkerError
-    from rwkvflow.worker.read.checkpoint import open_checkpoint
+    from rwkvflow.worker.errors import WorkerError
+    from rwkvflow.worker.read.open import open_checkpoint
 
     path = raw(header({"a": entry([2**62, 2**62, 0], [0, 0])}))(tmp_path)
     with open_checkpoint(path) as checkpoint, pytest.raises(WorkerError, match="'a' has the absurd shape"):

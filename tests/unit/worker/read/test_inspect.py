@@ -12,7 +12,7 @@ from helpers import checkpoints
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.read.ggml_file import TYPES, read_ggml_index
 from rwkvflow.worker.read.gguf_file import read_gguf_index
 from rwkvflow.worker.read.inspect import describe

@@ -13,10 +13,10 @@ from helpers import checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.read.compare import compare
 from rwkvflow.worker.read.inspect import describe
+from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.read.shards import open_model, shard_name
 
 SIZES = {"layers": 1, "width": 64, "vocab": 40}

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from helpers import checkpoints
 
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.read.checkpoint import open_checkpoint
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference, logits
 
 VERSIONS = ("4", "5.0", "5.1", "5.2", "6", "7")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,10 @@ import numpy as np
 import pytest
 from helpers import checkpoints
 
-from rwkvflow.worker.protocol import WorkerError, parse
-from rwkvflow.worker.smoke import consumers
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.runner import Task, run_artifact
+from rwkvflow.worker.protocol import parse
 from rwkvflow.worker.smoke.questions import read_reference
 from rwkvflow.worker.tasks import reference as reference_task
 from rwkvflow.worker.tasks import smoke as smoke_task
@@ -158,8 +162,9 @@ def test_a_crash_costs_one_artifact(place: Path, capfd: Any, monkeypatch: pytest
     Path("lib").mkdir()
     Path("lib/dying.py").write_text(
         "import os, signal, sys\n"
-        "from rwkvflow.worker.smoke import consumers\n"
-        "real = consumers.run_safetensors\n"
+        "from rwkvflow.worker.formats.safetensors import run as runner\n"
+        "from rwkvflow.worker.tasks import consume\n"
+        "real = runner.run\n"
         "def run(task, questions):\n"
         "    if 'crash' in task.artifact.name:\n"
         "        os.kill(os.getpid(), signal.SIGSEGV)\n"
@@ -168,8 +173,8 @@ def test_a_crash_costs_one_artifact(place: Path, capfd: Any, monkeypatch: pytest
         "    if 'quit' in task.artifact.name:\n"
         "        os._exit(3)\n"
         "    return real(task, questions)\n"
-        "consumers.CONSUMERS = {'safetensors': run}\n"
-        "sys.exit(consumers.main(sys.argv[1:]))\n"
+        "runner.run = run\n"
+        "sys.exit(consume.main(sys.argv[1:]))\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(place / "lib"))
     monkeypatch.setattr(smoke_task, "CONSUMERS", "dying")
@@ -198,13 +203,14 @@ def test_limits_are_enforced_and_the_report_is_still_written(place: Path, capfd:
 
 
 def test_a_format_without_a_consumer_says_so() -> None:
+    unable = replace(FORMATS["safetensors"], name="papyrus-q9", runner="")
     with pytest.raises(WorkerError, match="nothing here can run the format papyrus-q9"):
-        consumers.consumer_of("papyrus-q9")
+        run_artifact(Task(Path("a"), Path("b"), Path("c"), None, unable), None)  # type: ignore[arg-type]
 
 
 def test_every_registered_format_has_a_consumer() -> None:
-    from rwkvflow.worker.formats import FORMATS
-
     assert FORMATS
-    for name in FORMATS:
-        assert callable(consumers.consumer_of(name))
+    for item in FORMATS.values():
+        spec = importlib.util.find_spec(item.runner)
+        assert spec is not None, item.name
+        assert "def run(task: Task, questions: Questions) -> Answers:" in Path(str(spec.origin)).read_text(), item.name

@@ -15,14 +15,15 @@ from helpers import checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.base import FileFormat as FileFormatBase
 from rwkvflow.worker.formats.ggml.layout import KINDS
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
-from rwkvflow.worker.protocol import WorkerError
+from rwkvflow.worker.model.weight_types import QUANTIZED
 from rwkvflow.worker.write.file import FileWriter
-from rwkvflow.worker.write.layout import QUANTIZED, Layout, LayoutBuilder, Slot
-from rwkvflow.worker.write.layout import FileFormat as FileFormatBase
+from rwkvflow.worker.write.layout import Layout, LayoutBuilder, Slot
 
 Tensors = Mapping[str, TensorInfo]
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.chatrwkv import layout as chatrwkv
 from rwkvflow.worker.formats.chatrwkv import strategy as strategy
-from rwkvflow.worker.read.checkpoint import NUMPY, open_checkpoint
+from rwkvflow.worker.read.checkpoint import NUMPY
+from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.write import pth_writer
 from rwkvflow.worker.write.layout import Encoding
 from rwkvflow.worker.write.pth_writer import PthTensor, PthWriter, pth_layout

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS, too_large
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.write.layout import Format, Split, Written
+from rwkvflow.worker.formats.base import Format, Split
+from rwkvflow.worker.write.layout import Written
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
-    from rwkvflow.worker.read.checkpoint import TensorInfo
+    from rwkvflow.worker.model.tensorinfo import TensorInfo
 
 
 @dataclass(frozen=True)

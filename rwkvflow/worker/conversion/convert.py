@@ -18,18 +18,16 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from rwkvflow.worker.conversion.jobs import Job, Outcome, check_room, format_of, shown_bytes
+from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
-from rwkvflow.worker.protocol import WorkerError
-from rwkvflow.worker.read.checkpoint import Checkpoint, Origin, TensorInfo, open_checkpoint
+from rwkvflow.worker.model.origin import Origin
+from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.model.weight_types import QUANTIZED, TYPE_OF_DTYPE
+from rwkvflow.worker.read.checkpoint import Checkpoint
+from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.write.encode import Encoded, encode
-from rwkvflow.worker.write.jobs import Job, Outcome, check_room, format_of, shown_bytes
-from rwkvflow.worker.write.layout import (
-    QUANTIZED,
-    TYPE_OF_DTYPE,
-    Encoding,
-    Slot,
-    Writer,
-)
+from rwkvflow.worker.write.layout import Encoding, Slot, Writer
 from rwkvflow.worker.write.native import Native, keep_memory
 
 if TYPE_CHECKING:

@@ -1,0 +1,7 @@
+"""The one kind of error of all that runs inside the sandbox."""
+
+from __future__ import annotations
+
+
+class WorkerError(Exception):
+    """A failure with a message for the user; the worker prints it and exits with 1, no traceback."""
