@@ -26,8 +26,8 @@ enum rwkvflow_type {
 RWKV_API uint64_t rwkvflow_row_bytes(int32_t type, uint64_t cols);
 
 /* Encodes rows x cols elements from src (type F32, F16 or BF16) into dst (any type), both without gaps.
- * via_f16: round to F16 first, as a file quantized from an F16 file was. The bytes do not depend on the CPU or on the
- * number of threads. Returns 0; 1 when all is written and a value, or the scale of a block, is an infinity or NaN; below 0
+ * via_f16: round to F16 first, as a file quantized from an F16 file was. The bytes do not depend on the CPU.
+ * threads is of no effect: it is there for callers of earlier versions. Any number of threads may call. Returns 0; 1 when all is written and a value, or the scale of a block, is an infinity or NaN; below 0
  * for arguments that make no sense. */
 RWKV_API int32_t rwkvflow_encode(int32_t src_type, int32_t dst_type, int32_t via_f16, const void *src, void *dst,
                                  uint64_t rows, uint64_t cols, uint32_t threads);

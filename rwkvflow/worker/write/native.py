@@ -43,7 +43,7 @@ class Native:
         return int(self._row_bytes(kind, cols))
 
     def encode(
-        self, source: NDArray[Any], source_type: int, kind: int, cols: int, via_f16: bool = False, threads: int = 1
+        self, source: NDArray[Any], source_type: int, kind: int, cols: int, via_f16: bool = False
     ) -> tuple[NDArray[Any], bool]:
         """Rows of `cols` values as type `kind`: the bytes (uint8), and whether every value or scale is finite.
 
@@ -56,7 +56,7 @@ class Native:
         if rest or source.itemsize != width or not source.flags.c_contiguous:
             raise ValueError(f"{source.size} values of {source.itemsize} bytes are no rows of {cols}")
         out = np.empty(rows * self.row_bytes(kind, cols), np.uint8)
-        status = self._encode(source_type, kind, via_f16, source.ctypes.data, out.ctypes.data, rows, cols, threads)
+        status = self._encode(source_type, kind, via_f16, source.ctypes.data, out.ctypes.data, rows, cols, 1)
         if status < 0 or (rows and not out.size):
             raise ValueError(f"type {source_type} in rows of {cols} cannot be encoded as type {kind}")
         return out, status == 0

@@ -141,14 +141,14 @@ inline uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
 
 // Half to single precision, exact. Free of branches, so that loops over it become vector code.
 inline float half_to_float(uint16_t half) {
-    const uint32_t sign = (uint32_t)(half & 0x8000u) << 16;
+    const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
     const uint32_t rest = half & 0x7fffu;
     // Normal numbers, infinities and NaN: the same bits 13 places up and another bias, or the highest exponent.
-    const uint32_t special = 0u - (uint32_t)(rest >= 0x7c00u);
+    const uint32_t special = 0u - static_cast<uint32_t>(rest >= 0x7c00u);
     const uint32_t normal = (rest << 13) + select_bits(special, 0x70000000u, 0x38000000u);
     // Subnormal numbers are multiples of 2^-24: put the multiple below the leading 1 of 0.5, then take 0.5 away.
     const uint32_t small = float_bits(bits_float(0x3f000000u | rest) - 0.5f);
-    const uint32_t tiny = 0u - (uint32_t)(rest < 0x400u);
+    const uint32_t tiny = 0u - static_cast<uint32_t>(rest < 0x400u);
     return bits_float(sign | select_bits(tiny, small, normal));
 }
 
@@ -158,23 +158,23 @@ inline uint16_t float_to_half(float value) {
     const uint32_t rest = bits & 0x7fffffffu;
     const uint32_t normal = (rest - 0x38000000u + 0xfffu + ((rest >> 13) & 1u)) >> 13;
     // Below 2^-14 the unit is 2^-24, which is the unit of [0.5, 1): the addition rounds as is wanted.
-    const uint32_t small_range = 0u - (uint32_t)(rest < 0x38800000u);
+    const uint32_t small_range = 0u - static_cast<uint32_t>(rest < 0x38800000u);
     const uint32_t small = float_bits(bits_float(rest & small_range) + 0.5f) - 0x3f000000u;
     uint32_t half = select_bits(small_range, small, normal);
-    half = select_bits(0u - (uint32_t)(rest >= 0x477ff000u), 0x7c00u, half);
-    half = select_bits(0u - (uint32_t)(rest > 0x7f800000u), 0x7e00u, half);
-    return (uint16_t)(half | ((bits >> 16) & 0x8000u));
+    half = select_bits(0u - static_cast<uint32_t>(rest >= 0x477ff000u), 0x7c00u, half);
+    half = select_bits(0u - static_cast<uint32_t>(rest > 0x7f800000u), 0x7e00u, half);
+    return static_cast<uint16_t>(half | ((bits >> 16) & 0x8000u));
 }
 
 inline float bfloat_to_float(uint16_t bfloat) {
-    return bits_float((uint32_t)bfloat << 16);
+    return bits_float(static_cast<uint32_t>(bfloat) << 16);
 }
 
 // Single precision to bfloat16, to nearest, ties to even; a NaN becomes quiet and keeps its upper bits.
 inline uint16_t float_to_bfloat(float value) {
     const uint32_t bits = float_bits(value);
-    const uint32_t nan = 0u - (uint32_t)((bits & 0x7fffffffu) > 0x7f800000u);
-    return (uint16_t)(select_bits(nan, bits | 0x00400000u, bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+    const uint32_t nan = 0u - static_cast<uint32_t>((bits & 0x7fffffffu) > 0x7f800000u);
+    return static_cast<uint16_t>(select_bits(nan, bits | 0x00400000u, bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
 }  // namespace rwkvflow

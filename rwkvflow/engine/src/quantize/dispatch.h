@@ -13,7 +13,7 @@
 namespace rwkvflow {
 namespace {
 
-constexpr uint32_t ABS = 0x7fffffffu;
+constexpr uint32_t kMagnitude = 0x7fffffffu;
 
 INLINE bool half_is_finite(uint16_t half) {
     return (half & 0x7c00u) != 0x7c00u;

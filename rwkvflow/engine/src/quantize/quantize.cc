@@ -11,12 +11,12 @@ namespace {
 // their scale is infinite. C++ leaves the conversion undefined; x86 makes 0x80000000 of it, whose low byte is 0 as well.
 INLINE float convertible(float t) {
     const uint32_t bits = float_bits(t);
-    const uint32_t fits = 0u - (uint32_t)((bits & ABS) < 0x4f000000u);
+    const uint32_t fits = 0u - static_cast<uint32_t>((bits & kMagnitude) < 0x4f000000u);
     return bits_float(bits & fits);
 }
 
 INLINE int32_t truncated(float t) {
-    return (int32_t)(int8_t)(int32_t)convertible(t);
+    return static_cast<int32_t>(static_cast<int8_t>(static_cast<int32_t>(convertible(t))));
 }
 
 INLINE int32_t at_most(int32_t limit, int32_t value) {
@@ -25,23 +25,23 @@ INLINE int32_t at_most(int32_t limit, int32_t value) {
 
 INLINE uint32_t largest_abs(const float *x) {
     int32_t largest = 0;
-    for (uint32_t j = 0; j < kBlockLength; j++) {
-        const int32_t bits = (int32_t)(float_bits(x[j]) & ABS);
+    for (uint32_t j = 0; j < kBlockLength; ++j) {
+        const int32_t bits = static_cast<int32_t>(float_bits(x[j]) & kMagnitude);
         largest = bits > largest ? bits : largest;
     }
-    return (uint32_t)largest;
+    return static_cast<uint32_t>(largest);
 }
 
 // Sign bit of the first value whose other bits are `magnitude`. There has to be one.
 INLINE uint32_t sign_of_first(const float *x, uint32_t magnitude) {
-    int32_t first = 2 * (int32_t)kBlockLength;
-    for (uint32_t j = 0; j < kBlockLength; j++) {
+    int32_t first = 2 * static_cast<int32_t>(kBlockLength);
+    for (uint32_t j = 0; j < kBlockLength; ++j) {
         const uint32_t bits = float_bits(x[j]);
-        const int32_t here = (int32_t)(2 * j + (bits >> 31));
-        const int32_t candidate = (bits & ABS) == magnitude ? here : 2 * (int32_t)kBlockLength;
+        const int32_t here = static_cast<int32_t>(2 * j + (bits >> 31));
+        const int32_t candidate = (bits & kMagnitude) == magnitude ? here : 2 * static_cast<int32_t>(kBlockLength);
         first = candidate < first ? candidate : first;
     }
-    return (uint32_t)first << 31;
+    return static_cast<uint32_t>(first) << 31;
 }
 
 // The value furthest from zero, the first of those where both signs tie; ggml's quantizers hang on that choice.
@@ -52,22 +52,22 @@ INLINE float extreme(const float *x) {
 
 // Floats as integers of the same order (-0 before +0, NaN outermost); its own inverse.
 INLINE int32_t ordered(uint32_t bits) {
-    return (int32_t)(bits ^ ((uint32_t)((int32_t)bits >> 31) & ABS));
+    return static_cast<int32_t>(bits ^ (static_cast<uint32_t>(static_cast<int32_t>(bits) >> 31) & kMagnitude));
 }
 
 INLINE void range(const float *x, float *min, float *max) {
     int32_t low = INT32_MAX;
     int32_t high = INT32_MIN;
-    for (uint32_t j = 0; j < kBlockLength; j++) {
+    for (uint32_t j = 0; j < kBlockLength; ++j) {
         const int32_t value = ordered(float_bits(x[j]));
         low = value < low ? value : low;
         high = value > high ? value : high;
     }
-    uint32_t bits = (uint32_t)ordered((uint32_t)low);
+    uint32_t bits = static_cast<uint32_t>(ordered(static_cast<uint32_t>(low)));
     // A comparison of floats would not tell -0 from +0 and keep the first: the sign of `m` depends on it.
-    if ((bits & ABS) == 0) bits = sign_of_first(x, 0);
+    if ((bits & kMagnitude) == 0) bits = sign_of_first(x, 0);
     *min = bits_float(bits);
-    *max = bits_float((uint32_t)ordered((uint32_t)high));
+    *max = bits_float(static_cast<uint32_t>(ordered(static_cast<uint32_t>(high))));
 }
 
 INLINE float reciprocal(float d) {
@@ -75,14 +75,14 @@ INLINE float reciprocal(float d) {
 }
 
 INLINE void pack_nibbles(const int32_t *q, uint8_t *qs) {
-    for (uint32_t j = 0; j < kBlockLength / 2; j++) {
-        qs[j] = (uint8_t)((q[j] & 0xf) | ((q[j + kBlockLength / 2] & 0xf) << 4));
+    for (uint32_t j = 0; j < kBlockLength / 2; ++j) {
+        qs[j] = static_cast<uint8_t>((q[j] & 0xf) | ((q[j + kBlockLength / 2] & 0xf) << 4));
     }
 }
 
 INLINE void pack_fifth_bits(const int32_t *q, uint8_t *qh) {
     uint32_t high = 0;
-    for (uint32_t j = 0; j < kBlockLength; j++) high |= (((uint32_t)q[j] >> 4) & 1u) << j;
+    for (uint32_t j = 0; j < kBlockLength; ++j) high |= ((static_cast<uint32_t>(q[j]) >> 4) & 1u) << j;
     memcpy(qh, &high, sizeof high);
 }
 
@@ -92,7 +92,7 @@ struct CodecQ4_0 {
         const float d = extreme(x) / -8.0f;
         const float id = reciprocal(d);
         int32_t q[kBlockLength];
-        for (uint32_t j = 0; j < kBlockLength; j++) q[j] = at_most(15, truncated(x[j] * id + 8.5f));
+        for (uint32_t j = 0; j < kBlockLength; ++j) q[j] = at_most(15, truncated(x[j] * id + 8.5f));
         y->d = float_to_half(d);
         pack_nibbles(q, y->qs);
         return half_is_finite(y->d);
@@ -107,7 +107,7 @@ struct CodecQ4_1 {
         const float d = (max - min) / 15.0f;
         const float id = reciprocal(d);
         int32_t q[kBlockLength];
-        for (uint32_t j = 0; j < kBlockLength; j++) q[j] = at_most(15, truncated((x[j] - min) * id + 0.5f));
+        for (uint32_t j = 0; j < kBlockLength; ++j) q[j] = at_most(15, truncated((x[j] - min) * id + 0.5f));
         y->d = float_to_half(d);
         y->m = float_to_half(min);
         pack_nibbles(q, y->qs);
@@ -121,7 +121,7 @@ struct CodecQ5_0 {
         const float d = extreme(x) / -16.0f;
         const float id = reciprocal(d);
         int32_t q[kBlockLength];
-        for (uint32_t j = 0; j < kBlockLength; j++) q[j] = at_most(31, truncated(x[j] * id + 16.5f));
+        for (uint32_t j = 0; j < kBlockLength; ++j) q[j] = at_most(31, truncated(x[j] * id + 16.5f));
         y->d = float_to_half(d);
         pack_fifth_bits(q, y->qh);
         pack_nibbles(q, y->qs);
@@ -137,7 +137,7 @@ struct CodecQ5_1 {
         const float d = (max - min) / 31.0f;
         const float id = reciprocal(d);
         int32_t q[kBlockLength];
-        for (uint32_t j = 0; j < kBlockLength; j++) q[j] = truncated((x[j] - min) * id + 0.5f);
+        for (uint32_t j = 0; j < kBlockLength; ++j) q[j] = truncated((x[j] - min) * id + 0.5f);
         y->d = float_to_half(d);
         y->m = float_to_half(min);
         pack_fifth_bits(q, y->qh);
@@ -151,12 +151,12 @@ struct CodecQ8_0 {
     static INLINE bool write(const float *x, Block *y) {
         const float d = bits_float(largest_abs(x)) / 127.0f;
         const float id = reciprocal(d);
-        for (uint32_t j = 0; j < kBlockLength; j++) {
+        for (uint32_t j = 0; j < kBlockLength; ++j) {
             // To nearest, halves away from zero; the difference is exact.
             const float t = convertible(x[j] * id);
-            const int32_t whole = (int32_t)t;
-            const float rest = t - (float)whole;
-            y->qs[j] = (int8_t)(whole + (int32_t)(rest >= 0.5f) - (int32_t)(rest <= -0.5f));
+            const int32_t whole = static_cast<int32_t>(t);
+            const float rest = t - static_cast<float>(whole);
+            y->qs[j] = static_cast<int8_t>(whole + static_cast<int32_t>(rest >= 0.5f) - static_cast<int32_t>(rest <= -0.5f));
         }
         y->d = float_to_half(d);
         return half_is_finite(y->d);
@@ -165,29 +165,29 @@ struct CodecQ8_0 {
 
 template <class Codec>
 INLINE bool write_blocks(const float *src, void *dst, uint64_t count) {
-    typename Codec::Block *blocks = (typename Codec::Block *)dst;
+    typename Codec::Block *blocks = static_cast<typename Codec::Block *>(dst);
     bool finite = true;
-    for (uint64_t i = 0; i < count / kBlockLength; i++) finite &= Codec::write(src + i * kBlockLength, blocks + i);
+    for (uint64_t i = 0; i < count / kBlockLength; ++i) finite &= Codec::write(src + i * kBlockLength, blocks + i);
     return finite;
 }
 
 INLINE bool write_halves(const float *src, void *dst, uint64_t count) {
-    uint8_t *out = (uint8_t *)dst;
+    uint8_t *out = static_cast<uint8_t *>(dst);
     uint32_t bad = 0;
-    for (uint64_t i = 0; i < count; i++) {
+    for (uint64_t i = 0; i < count; ++i) {
         const uint16_t half = float_to_half(src[i]);
-        bad |= (uint32_t)((half & 0x7c00u) == 0x7c00u);
+        bad |= static_cast<uint32_t>((half & 0x7c00u) == 0x7c00u);
         memcpy(out + 2 * i, &half, sizeof half);
     }
     return bad == 0;
 }
 
 INLINE bool write_bfloats(const float *src, void *dst, uint64_t count) {
-    uint8_t *out = (uint8_t *)dst;
+    uint8_t *out = static_cast<uint8_t *>(dst);
     uint32_t bad = 0;
-    for (uint64_t i = 0; i < count; i++) {
+    for (uint64_t i = 0; i < count; ++i) {
         const uint16_t bfloat = float_to_bfloat(src[i]);
-        bad |= (uint32_t)((bfloat & 0x7f80u) == 0x7f80u);
+        bad |= static_cast<uint32_t>((bfloat & 0x7f80u) == 0x7f80u);
         memcpy(out + 2 * i, &bfloat, sizeof bfloat);
     }
     return bad == 0;
@@ -195,14 +195,14 @@ INLINE bool write_bfloats(const float *src, void *dst, uint64_t count) {
 
 INLINE bool write_floats(const float *src, void *dst, uint64_t count) {
     uint32_t bad = 0;
-    for (uint64_t i = 0; i < count; i++) bad |= (uint32_t)((float_bits(src[i]) & ABS) >= 0x7f800000u);
+    for (uint64_t i = 0; i < count; ++i) bad |= static_cast<uint32_t>((float_bits(src[i]) & kMagnitude) >= 0x7f800000u);
     memcpy(dst, src, count * sizeof(float));
     return bad == 0;
 }
 
 INLINE void read_bfloats(const void *src, float *dst, uint64_t count) {
-    const uint8_t *in = (const uint8_t *)src;
-    for (uint64_t i = 0; i < count; i++) {
+    const uint8_t *in = static_cast<const uint8_t *>(src);
+    for (uint64_t i = 0; i < count; ++i) {
         uint16_t bfloat;
         memcpy(&bfloat, in + 2 * i, sizeof bfloat);
         dst[i] = bfloat_to_float(bfloat);
@@ -210,8 +210,8 @@ INLINE void read_bfloats(const void *src, float *dst, uint64_t count) {
 }
 
 INLINE void read_halves(const void *src, float *dst, uint64_t count) {
-    const uint8_t *in = (const uint8_t *)src;
-    for (uint64_t i = 0; i < count; i++) {
+    const uint8_t *in = static_cast<const uint8_t *>(src);
+    for (uint64_t i = 0; i < count; ++i) {
         uint16_t half;
         memcpy(&half, in + 2 * i, sizeof half);
         dst[i] = half_to_float(half);
@@ -266,64 +266,64 @@ DEFINE_WIDE_READER(dequantize_row_f16, read_halves512(src, dst, count), read_hal
 DEFINE_WIDE_READER(dequantize_row_bf16, read_bfloats512(src, dst, count), read_bfloats(src, dst, count))
 
 void dequantize_row_q4_0(const void *src, float *dst, uint64_t count) {
-    const BlockQ4_0 *blocks = (const BlockQ4_0 *)src;
-    for (uint64_t i = 0; i < count / kBlockLength; i++, dst += kBlockLength) {
+    const BlockQ4_0 *blocks = static_cast<const BlockQ4_0 *>(src);
+    for (uint64_t i = 0; i < count / kBlockLength; ++i, dst += kBlockLength) {
         const float d = half_to_float(blocks[i].d);
-        for (uint32_t j = 0; j < kBlockLength / 2; j++) {
-            dst[j] = (float)((blocks[i].qs[j] & 0xf) - 8) * d;
-            dst[j + kBlockLength / 2] = (float)((blocks[i].qs[j] >> 4) - 8) * d;
+        for (uint32_t j = 0; j < kBlockLength / 2; ++j) {
+            dst[j] = static_cast<float>((blocks[i].qs[j] & 0xf) - 8) * d;
+            dst[j + kBlockLength / 2] = static_cast<float>((blocks[i].qs[j] >> 4) - 8) * d;
         }
     }
 }
 
 void dequantize_row_q4_1(const void *src, float *dst, uint64_t count) {
-    const BlockQ4_1 *blocks = (const BlockQ4_1 *)src;
-    for (uint64_t i = 0; i < count / kBlockLength; i++, dst += kBlockLength) {
+    const BlockQ4_1 *blocks = static_cast<const BlockQ4_1 *>(src);
+    for (uint64_t i = 0; i < count / kBlockLength; ++i, dst += kBlockLength) {
         const float d = half_to_float(blocks[i].d);
         const float m = half_to_float(blocks[i].m);
-        for (uint32_t j = 0; j < kBlockLength / 2; j++) {
-            dst[j] = (float)(blocks[i].qs[j] & 0xf) * d + m;
-            dst[j + kBlockLength / 2] = (float)(blocks[i].qs[j] >> 4) * d + m;
+        for (uint32_t j = 0; j < kBlockLength / 2; ++j) {
+            dst[j] = static_cast<float>(blocks[i].qs[j] & 0xf) * d + m;
+            dst[j + kBlockLength / 2] = static_cast<float>(blocks[i].qs[j] >> 4) * d + m;
         }
     }
 }
 
 void dequantize_row_q5_0(const void *src, float *dst, uint64_t count) {
-    const BlockQ5_0 *blocks = (const BlockQ5_0 *)src;
-    for (uint64_t i = 0; i < count / kBlockLength; i++, dst += kBlockLength) {
+    const BlockQ5_0 *blocks = static_cast<const BlockQ5_0 *>(src);
+    for (uint64_t i = 0; i < count / kBlockLength; ++i, dst += kBlockLength) {
         const float d = half_to_float(blocks[i].d);
         uint32_t high;
         memcpy(&high, blocks[i].qh, sizeof high);
-        for (uint32_t j = 0; j < kBlockLength / 2; j++) {
+        for (uint32_t j = 0; j < kBlockLength / 2; ++j) {
             const uint32_t a = (blocks[i].qs[j] & 0xfu) | ((high >> j & 1u) << 4);
-            const uint32_t b = ((uint32_t)blocks[i].qs[j] >> 4) | ((high >> (j + 16) & 1u) << 4);
-            dst[j] = (float)((int32_t)a - 16) * d;
-            dst[j + kBlockLength / 2] = (float)((int32_t)b - 16) * d;
+            const uint32_t b = (static_cast<uint32_t>(blocks[i].qs[j]) >> 4) | ((high >> (j + 16) & 1u) << 4);
+            dst[j] = static_cast<float>(static_cast<int32_t>(a) - 16) * d;
+            dst[j + kBlockLength / 2] = static_cast<float>(static_cast<int32_t>(b) - 16) * d;
         }
     }
 }
 
 void dequantize_row_q5_1(const void *src, float *dst, uint64_t count) {
-    const BlockQ5_1 *blocks = (const BlockQ5_1 *)src;
-    for (uint64_t i = 0; i < count / kBlockLength; i++, dst += kBlockLength) {
+    const BlockQ5_1 *blocks = static_cast<const BlockQ5_1 *>(src);
+    for (uint64_t i = 0; i < count / kBlockLength; ++i, dst += kBlockLength) {
         const float d = half_to_float(blocks[i].d);
         const float m = half_to_float(blocks[i].m);
         uint32_t high;
         memcpy(&high, blocks[i].qh, sizeof high);
-        for (uint32_t j = 0; j < kBlockLength / 2; j++) {
+        for (uint32_t j = 0; j < kBlockLength / 2; ++j) {
             const uint32_t a = (blocks[i].qs[j] & 0xfu) | ((high >> j & 1u) << 4);
-            const uint32_t b = ((uint32_t)blocks[i].qs[j] >> 4) | ((high >> (j + 16) & 1u) << 4);
-            dst[j] = (float)a * d + m;
-            dst[j + kBlockLength / 2] = (float)b * d + m;
+            const uint32_t b = (static_cast<uint32_t>(blocks[i].qs[j]) >> 4) | ((high >> (j + 16) & 1u) << 4);
+            dst[j] = static_cast<float>(a) * d + m;
+            dst[j + kBlockLength / 2] = static_cast<float>(b) * d + m;
         }
     }
 }
 
 void dequantize_row_q8_0(const void *src, float *dst, uint64_t count) {
-    const BlockQ8_0 *blocks = (const BlockQ8_0 *)src;
-    for (uint64_t i = 0; i < count / kBlockLength; i++, dst += kBlockLength) {
+    const BlockQ8_0 *blocks = static_cast<const BlockQ8_0 *>(src);
+    for (uint64_t i = 0; i < count / kBlockLength; ++i, dst += kBlockLength) {
         const float d = half_to_float(blocks[i].d);
-        for (uint32_t j = 0; j < kBlockLength; j++) dst[j] = (float)blocks[i].qs[j] * d;
+        for (uint32_t j = 0; j < kBlockLength; ++j) dst[j] = static_cast<float>(blocks[i].qs[j]) * d;
     }
 }
 

@@ -10,10 +10,10 @@
 namespace rwkvflow {
 namespace {
 
-constexpr uint32_t LANES = kSuperBlockLength / kBlockLength;
+constexpr uint32_t kLanes = kSuperBlockLength / kBlockLength;
 
-typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
-typedef int32_t Whole __attribute__((vector_size(LANES * sizeof(float))));
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
+typedef int32_t Whole __attribute__((vector_size(kLanes * sizeof(float))));
 
 INLINE Lanes all(float value) {
     return Lanes{value, value, value, value, value, value, value, value};
@@ -41,13 +41,13 @@ struct Fit {
 // Grids have most + first + 0.1 * i steps, i <= tries. Errors count by |x| and the root of the mean square together.
 INLINE void search(const Lanes x[kBlockLength], float most, float first, int32_t tries, Fit *fit) {
     Lanes squares = all(0.0f), average;
-    for (uint32_t i = 0; i < kBlockLength; i++) squares += x[i] * x[i];
-    for (uint32_t lane = 0; lane < LANES; lane++) average[lane] = __builtin_sqrtf(squares[lane] / (float)kBlockLength);
+    for (uint32_t i = 0; i < kBlockLength; ++i) squares += x[i] * x[i];
+    for (uint32_t lane = 0; lane < kLanes; ++lane) average[lane] = __builtin_sqrtf(squares[lane] / static_cast<float>(kBlockLength));
     Lanes weight[kBlockLength];
-    for (uint32_t i = 0; i < kBlockLength; i++) weight[i] = average + (x[i] < all(0.0f) ? -x[i] : x[i]);
+    for (uint32_t i = 0; i < kBlockLength; ++i) weight[i] = average + (x[i] < all(0.0f) ? -x[i] : x[i]);
 
     Lanes low = x[0], high = x[0], sum_w = weight[0], sum_x = weight[0] * x[0];
-    for (uint32_t i = 1; i < kBlockLength; i++) {
+    for (uint32_t i = 1; i < kBlockLength; ++i) {
         low = x[i] < low ? x[i] : low;
         high = x[i] > high ? x[i] : high;
         sum_w += weight[i];
@@ -56,14 +56,14 @@ INLINE void search(const Lanes x[kBlockLength], float most, float first, int32_t
     low = low > all(0.0f) ? all(0.0f) : low;
     Lanes inverse = all(most) / (high - low);
     Lanes best_scale = all(1.0f) / inverse, best_low = low, best_error = all(0.0f), steps = inverse, from = low;
-    for (uint32_t i = 0; i < kBlockLength; i++) {
+    for (uint32_t i = 0; i < kBlockLength; ++i) {
         const Lanes off = best_scale * nearest(inverse * (x[i] - low), most) + low - x[i];
         best_error += weight[i] * (off * off);
     }
-    for (int32_t grid = 0; grid <= tries; grid++) {
-        inverse = all(first + 0.1f * (float)grid + most) / (high - best_low);
+    for (int32_t grid = 0; grid <= tries; ++grid) {
+        inverse = all(first + 0.1f * static_cast<float>(grid) + most) / (high - best_low);
         Lanes q[kBlockLength], sum_q = all(0.0f), sum_qq = all(0.0f), sum_xq = all(0.0f);
-        for (uint32_t i = 0; i < kBlockLength; i++) {
+        for (uint32_t i = 0; i < kBlockLength; ++i) {
             q[i] = nearest(inverse * (x[i] - best_low), most);
             const Lanes wq = weight[i] * q[i];
             sum_q += wq;
@@ -77,7 +77,7 @@ INLINE void search(const Lanes x[kBlockLength], float most, float first, int32_t
         this_scale = this_low > all(0.0f) ? sum_xq / sum_qq : this_scale;
         this_low = this_low > all(0.0f) ? all(0.0f) : this_low;
         Lanes error = all(0.0f);
-        for (uint32_t i = 0; i < kBlockLength; i++) {
+        for (uint32_t i = 0; i < kBlockLength; ++i) {
             const Lanes off = this_scale * q[i] + this_low - x[i];
             error += weight[i] * (off * off);
         }
@@ -99,17 +99,17 @@ INLINE void search(const Lanes x[kBlockLength], float most, float first, int32_t
 // What stands at scale(sub) and minimum(sub); see BlockQ4_K.
 INLINE void six_bits(const uint8_t *scales, uint32_t sub, float *scale, float *least) {
     if (sub < 4) {
-        *scale = (float)(scales[sub] & 63);
-        *least = (float)(scales[sub + 4] & 63);
+        *scale = static_cast<float>(scales[sub] & 63);
+        *least = static_cast<float>(scales[sub + 4] & 63);
     } else {
-        *scale = (float)((scales[sub + 4] & 15) | (scales[sub - 4] >> 6 << 4));
-        *least = (float)((scales[sub + 4] >> 4) | (scales[sub] >> 6 << 4));
+        *scale = static_cast<float>((scales[sub + 4] & 15) | (scales[sub - 4] >> 6 << 4));
+        *least = static_cast<float>((scales[sub + 4] >> 4) | (scales[sub] >> 6 << 4));
     }
 }
 
 INLINE float largest(const Lanes &values) {
     float out = 0.0f;
-    for (uint32_t lane = 0; lane < LANES; lane++) out = values[lane] > out ? values[lane] : out;
+    for (uint32_t lane = 0; lane < kLanes; ++lane) out = values[lane] > out ? values[lane] : out;
     return out;
 }
 
@@ -132,36 +132,36 @@ template <class Block>
 INLINE bool write_super_block(const float *src, Block *y) {
     using C = Codec<Block>;
     uint32_t bad = 0;
-    for (uint32_t i = 0; i < kSuperBlockLength; i++) bad |= (uint32_t)((float_bits(src[i]) & ABS) >= 0x7f800000u);
+    for (uint32_t i = 0; i < kSuperBlockLength; ++i) bad |= static_cast<uint32_t>((float_bits(src[i]) & kMagnitude) >= 0x7f800000u);
     Lanes x[kBlockLength];
     Fit fit;
-    for (uint32_t i = 0; i < kBlockLength; i++)
-        for (uint32_t lane = 0; lane < LANES; lane++) x[i][lane] = bad ? 0.0f : src[lane * kBlockLength + i];
+    for (uint32_t i = 0; i < kBlockLength; ++i)
+        for (uint32_t lane = 0; lane < kLanes; ++lane) x[i][lane] = bad ? 0.0f : src[lane * kBlockLength + i];
     search(x, C::most, C::first, C::tries, &fit);
 
     const float most_scale = largest(fit.scale), most_least = largest(fit.least);
     const float to_scale = most_scale > 0.0f ? 63.0f / most_scale : 0.0f;
     const float to_least = most_least > 0.0f ? 63.0f / most_least : 0.0f;
     memset(y->scales, 0, sizeof y->scales);
-    for (uint32_t sub = 0; sub < LANES; sub++) {
-        const uint32_t s = (uint32_t)nearest_six_bits(to_scale * fit.scale[sub]);
-        const uint32_t m = (uint32_t)nearest_six_bits(to_least * fit.least[sub]);
+    for (uint32_t sub = 0; sub < kLanes; ++sub) {
+        const uint32_t s = static_cast<uint32_t>(nearest_six_bits(to_scale * fit.scale[sub]));
+        const uint32_t m = static_cast<uint32_t>(nearest_six_bits(to_least * fit.least[sub]));
         if (sub < 4) {
-            y->scales[sub] = (uint8_t)s;
-            y->scales[sub + 4] = (uint8_t)m;
+            y->scales[sub] = static_cast<uint8_t>(s);
+            y->scales[sub + 4] = static_cast<uint8_t>(m);
         } else {
-            y->scales[sub + 4] = (uint8_t)((s & 15u) | ((m & 15u) << 4));
-            y->scales[sub - 4] = (uint8_t)(y->scales[sub - 4] | (s >> 4 << 6));
-            y->scales[sub] = (uint8_t)(y->scales[sub] | (m >> 4 << 6));
+            y->scales[sub + 4] = static_cast<uint8_t>((s & 15u) | ((m & 15u) << 4));
+            y->scales[sub - 4] = static_cast<uint8_t>(y->scales[sub - 4] | (s >> 4 << 6));
+            y->scales[sub] = static_cast<uint8_t>(y->scales[sub] | (m >> 4 << 6));
         }
     }
-    y->d = bad ? (uint16_t)0x7e00u : float_to_half(most_scale / 63.0f);
-    y->dmin = bad ? (uint16_t)0x7e00u : float_to_half(most_least / 63.0f);
+    y->d = bad ? static_cast<uint16_t>(0x7e00u) : float_to_half(most_scale / 63.0f);
+    y->dmin = bad ? static_cast<uint16_t>(0x7e00u) : float_to_half(most_least / 63.0f);
 
     // Weights once more, for the scales as they are now; where a scale is 0 by now they do not matter, and stay as in ggml.
     Lanes scale, least;
     const float d = half_to_float(y->d), dmin = half_to_float(y->dmin);
-    for (uint32_t sub = 0; sub < LANES; sub++) {
+    for (uint32_t sub = 0; sub < kLanes; ++sub) {
         float s, m;
         six_bits(y->scales, sub, &s, &m);
         scale[sub] = d * s;
@@ -169,40 +169,40 @@ INLINE bool write_super_block(const float *src, Block *y) {
     }
     memset(y->qs, 0, sizeof y->qs);
     if constexpr (C::five) memset(y->qh, 0, sizeof y->qh);
-    for (uint32_t i = 0; i < kBlockLength; i++) {
+    for (uint32_t i = 0; i < kBlockLength; ++i) {
         const Lanes t = scale != all(0.0f) ? (x[i] + least) / scale : fit.steps * (x[i] - fit.from);
         const Whole q = __builtin_convertvector(nearest(t, C::most), Whole);
-        for (uint32_t pair = 0; pair < LANES / 2; pair++)
-            y->qs[kBlockLength * pair + i] = (uint8_t)((q[2 * pair] & 15) | ((q[2 * pair + 1] & 15) << 4));
+        for (uint32_t pair = 0; pair < kLanes / 2; ++pair)
+            y->qs[kBlockLength * pair + i] = static_cast<uint8_t>((q[2 * pair] & 15) | ((q[2 * pair + 1] & 15) << 4));
         if constexpr (C::five)
-            for (uint32_t lane = 0; lane < LANES; lane++) y->qh[i] = (uint8_t)(y->qh[i] | (q[lane] >> 4 << lane));
+            for (uint32_t lane = 0; lane < kLanes; ++lane) y->qh[i] = static_cast<uint8_t>(y->qh[i] | (q[lane] >> 4 << lane));
     }
     return half_is_finite(y->d) && half_is_finite(y->dmin);
 }
 
 template <class Block>
 INLINE bool write_super_blocks(const float *src, void *dst, uint64_t count) {
-    Block *blocks = (Block *)dst;
+    Block *blocks = static_cast<Block *>(dst);
     bool finite = true;
-    for (uint64_t i = 0; i < count / kSuperBlockLength; i++) finite &= write_super_block(src + i * kSuperBlockLength, blocks + i);
+    for (uint64_t i = 0; i < count / kSuperBlockLength; ++i) finite &= write_super_block(src + i * kSuperBlockLength, blocks + i);
     return finite;
 }
 
 template <class Block>
 INLINE void read_super_blocks(const void *src, float *dst, uint64_t count) {
-    const Block *blocks = (const Block *)src;
-    for (uint64_t i = 0; i < count / kSuperBlockLength; i++) {
+    const Block *blocks = static_cast<const Block *>(src);
+    for (uint64_t i = 0; i < count / kSuperBlockLength; ++i) {
         const Block &block = blocks[i];
         const float d = half_to_float(block.d), dmin = half_to_float(block.dmin);
-        for (uint32_t sub = 0; sub < LANES; sub++, dst += kBlockLength) {
+        for (uint32_t sub = 0; sub < kLanes; ++sub, dst += kBlockLength) {
             float scale, least;
             six_bits(block.scales, sub, &scale, &least);
             scale *= d;
             least *= dmin;
-            for (uint32_t j = 0; j < kBlockLength; j++) {
+            for (uint32_t j = 0; j < kBlockLength; ++j) {
                 uint32_t q = block.qs[sub / 2 * kBlockLength + j] >> (sub % 2 * 4) & 15u;
                 if constexpr (Codec<Block>::five) q |= (block.qh[j] >> sub & 1u) << 4;
-                dst[j] = (float)q * scale - least;
+                dst[j] = static_cast<float>(q) * scale - least;
             }
         }
     }
