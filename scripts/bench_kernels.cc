@@ -1,9 +1,9 @@
-// How fast the kernels multiply matrices of each type that lie in the caches, on one thread: GB of weights a second for a
-// single token, and billions of multiplications a second for a single token and for 64. In time of the processor, so other
-// programs disturb it little; the best of some rounds. Built in the place of a program of the tests:
+// How fast the kernels multiply matrices of each type that lie in the caches, on one thread: GB of weights a second for
+// a single token, and billions of multiplications a second for a single token and for 64. In time of the processor, so
+// other programs disturb it little; the best of some rounds. Built in the place of a program of the tests:
 //
-//     cmake -S rwkvflow/engine -B build/kernels -DRWKV_CHECK=$PWD/scripts/bench_kernels.cc && cmake --build build/kernels
-//     build/kernels/rwkv-check [COLUMNS [KERNELS...]]
+//     cmake -S rwkvflow/engine -B build/kernels -DRWKV_CHECK=$PWD/scripts/bench_kernels.cc && cmake --build
+//     build/kernels build/kernels/rwkv-check [COLUMNS [KERNELS...]]
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -32,7 +32,8 @@ static T *make(size_t count) {
 
 static float number(size_t i) { return static_cast<float>(i * 2654435761u % 2001) / 1000.0f - 1.0f; }
 
-static double seconds(const Kernels *k, const Matrix &w, const Activations &x, uint32_t tokens, float *y, void *scratch) {
+static double seconds(const Kernels *k, const Matrix &w, const Activations &x, uint32_t tokens, float *y,
+                      void *scratch) {
     for (uint32_t t = 0; w.type > 1 && t < tokens; ++t) k->quantize(&x, t, tokens, 0, w.cols);
     const int times = tokens == 1 ? 64 : 4;
     double best = 1e9;

@@ -86,6 +86,7 @@ def text() -> str:
         at += len(parts)
     pairs = [f"{{{a:#x}, {b:#x}, {c:#x}}}" for a, b, c in composites()]
     return f"""// Made by scripts/unicode_tables.py from Unicode {VERSION}: do not edit.
+// clang-format off
 #pragma once
 
 #include <stdint.h>

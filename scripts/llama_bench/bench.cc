@@ -1,5 +1,5 @@
-// Measures llama.cpp when told to, so that it can take turns with another engine: `llama-bench MODEL THREADS` answers each
-// line "decode N" or "prefill N" on its input with the seconds that N tokens took, one by one or at once.
+// Measures llama.cpp when told to, so that it can take turns with another engine: `llama-bench MODEL THREADS` answers
+// each line "decode N" or "prefill N" on its input with the seconds that N tokens took, one by one or at once.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -18,7 +18,8 @@ bool read(int32_t count, int32_t vocabulary) {
     llama_batch batch = llama_batch_init(count, 0, 1);
     batch.n_tokens = count;
     for (int32_t i = 0; i < count; i++, at++) {
-        batch.token[i] = static_cast<llama_token>((static_cast<uint64_t>(at) * 2654435761u + 17) % static_cast<uint64_t>(vocabulary));
+        batch.token[i] = static_cast<llama_token>((static_cast<uint64_t>(at) * 2654435761u + 17) %
+                                                  static_cast<uint64_t>(vocabulary));
         batch.pos[i] = at;
         batch.n_seq_id[i] = 1;
         batch.seq_id[i][0] = 0;
@@ -63,7 +64,8 @@ int main(int argc, char **argv) {
         const auto start = std::chrono::steady_clock::now();
         bool fine = true;
         if (many) fine = read(count, vocabulary);
-        else for (int i = 0; i < count && fine; i++) fine = read(1, vocabulary);
+        else
+            for (int i = 0; i < count && fine; i++) fine = read(1, vocabulary);
         if (!fine) return 1;
         const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
         printf("%.9f\n", spent.count());

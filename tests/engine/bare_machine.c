@@ -1,9 +1,10 @@
-// A PC's ROM that runs one static Linux program for x86-64 and answers its system calls, so that an emulated processor needs no
-// operating system, which would take longer to start than the program takes to run. The program and its files stand on the
-// first disk, where bochs.py has put them; what is written, to whatever file, goes to the first serial port.
+// A PC's ROM that runs one static Linux program for x86-64 and answers its system calls, so that an emulated processor
+// needs no operating system, which would take longer to start than the program takes to run. The program and its files
+// stand on the first disk, where bochs.py has put them; what is written, to whatever file, goes to the first serial
+// port.
 //
-// One thread, privileged; addresses are physical ones; no interrupts. Only instructions that the processor does not know have a
-// handler: any other fault ends the emulator, which tells where and why.
+// One thread, privileged; addresses are physical ones; no interrupts. Only instructions that the processor does not
+// know have a handler: any other fault ends the emulator, which tells where and why.
 #include <stddef.h>
 #include <stdint.h>
 
@@ -202,7 +203,8 @@ void replace(uint8_t *at) {
     const uint8_t first = at[1], second = at[2], operands = at[4];
     if (at[0] != 0xc4 || (first & 31) != 2 || (second & 0x87) != 5 || at[3] != 0x50)
         end(126, " unknown instruction at ", (uint64_t)at);
-    const int mode = operands >> 6, indexed = mode != 3 && (operands & 7) == 4, relative = mode == 0 && (operands & 7) == 5;
+    const int mode = operands >> 6, indexed = mode != 3 && (operands & 7) == 4,
+              relative = mode == 0 && (operands & 7) == 5;
     const uint8_t *from = at + 5;
     uint8_t *const start = patch;
     const uint8_t wide[] = {0x62, (first & 0xe0) | 0x12, (second & 0x78) | 5, 0x28, 0x50, operands};
@@ -322,15 +324,20 @@ int64_t answer(uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e, uint6
         case 12: return (int64_t)(program_break = a >= BREAK && a <= PATCHES ? a : program_break);  // brk
         case 19: return read_parts(a % DESCRIPTORS, (const void *)b, c);
         case 20: return write_parts((const void *)b, c);
-        case 10: case 13: case 14: case 28: return 0;  // mprotect, rt_sigaction, rt_sigprocmask, madvise
-        case 72: case 202: return 0;  // fcntl, futex
-        case 82: return 0;  // rename: there are no names
+        case 10:
+        case 13:
+        case 14:
+        case 28: return 0;  // mprotect, rt_sigaction, rt_sigprocmask, madvise
+        case 72:
+        case 202: return 0;   // fcntl, futex
+        case 82: return 0;    // rename: there are no names
         case 16: return -25;  // ioctl: no terminal
         case 25: return -12;  // mremap: no memory
-        case 60: case 231: end(a, NULL, 0);
+        case 60:
+        case 231: end(a, NULL, 0);
         case 158: return set_register(0xc0000100, b), 0;  // arch_prctl: the thread's own data
-        case 204: return *(uint64_t *)c = 1, 8;  // sched_getaffinity: one processor
-        case 218: return 1;  // set_tid_address
+        case 204: return *(uint64_t *)c = 1, 8;           // sched_getaffinity: one processor
+        case 218: return 1;                               // set_tid_address
         default: end(126, " unknown system call ", number);
     }
 }
@@ -399,12 +406,14 @@ _Noreturn void run(void) {
     if (job->sectors > (STACK - 4 * MIB - DISK_COPY) / SECTOR) end(126, " too large a disk, sectors: ", job->sectors);
     load(1, (uint32_t)job->sectors - 1);
     const struct Program *program = (const void *)((const char *)job + job->file[0].at);
-    if (program->type != 2 || program->machine != 62) end(126, " no static program for x86-64 but of type ", program->type);
+    if (program->type != 2 || program->machine != 62)
+        end(126, " no static program for x86-64 but of type ", program->type);
     const struct Segment *parts = (const void *)((const char *)program + program->segments);
     uint64_t base = 0;
     for (uint64_t i = 0; i < program->segment_count; ++i) {
         if (parts[i].type != 1) continue;
-        if (parts[i].address + parts[i].memory_bytes > BREAK) end(126, " too large a program, up to ", parts[i].address);
+        if (parts[i].address + parts[i].memory_bytes > BREAK)
+            end(126, " too large a program, up to ", parts[i].address);
         memset((void *)parts[i].address, 0, parts[i].memory_bytes);
         memcpy((void *)parts[i].address, (const char *)program + parts[i].offset, parts[i].file_bytes);
         if (parts[i].offset == 0) base = parts[i].address;
@@ -422,6 +431,7 @@ _Noreturn void run(void) {
         0, 3, base + program->segments, 4, program->segment_bytes, 5, program->segment_count, 6, PAGE, 25, STACK, 0, 0,
     };
     memcpy(at, facts, sizeof facts);
-    __asm__ volatile("movq %0, %%rsp\n xorl %%edx, %%edx\n xorl %%ebp, %%ebp\n jmpq *%1" ::"r"(stack), "r"(program->entry));
+    __asm__ volatile("movq %0, %%rsp\n xorl %%edx, %%edx\n xorl %%ebp, %%ebp\n jmpq *%1" ::"r"(stack),
+                     "r"(program->entry));
     __builtin_unreachable();
 }

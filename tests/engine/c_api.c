@@ -1,8 +1,8 @@
 /* The C API from C, for the sanitizers.
  *   c_api check MODEL SCRATCH   everything once; prints "ok", or what was wrong
- *   c_api open                  reads paths from stdin; for each opens the file and, where that works, evaluates tokens;
- *                               prints "flags message" or "opened"
- *   c_api tokenizer             the same for vocabularies, which encode and decode themselves */
+ *   c_api open                  reads paths from stdin; for each opens the file and, where that works, evaluates
+ * tokens; prints "flags message" or "opened" c_api tokenizer             the same for vocabularies, which encode and
+ * decode themselves */
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -11,12 +11,12 @@
 
 #include "rwkvflow.h"
 
-#define CHECK(condition)                                                      \
-    do {                                                                      \
-        if (!(condition)) {                                                   \
-            printf("line %d: %s\n", __LINE__, #condition);                    \
-            return 1;                                                         \
-        }                                                                     \
+#define CHECK(condition)                                   \
+    do {                                                   \
+        if (!(condition)) {                                \
+            printf("line %d: %s\n", __LINE__, #condition); \
+            return 1;                                      \
+        }                                                  \
     } while (0)
 
 struct side {
@@ -95,19 +95,24 @@ static int check_states(struct rwkv_context *ctx, const char *scratch) {
     CHECK(bytes == 136 + (n_state + n_logits) * sizeof(float) && fewer == 136 + n_state * sizeof(float));
     unsigned char *all = malloc(bytes), *bare = malloc(fewer);
     uint64_t tokens = 0;
-    CHECK(!rwkvflow_state_pack(NULL, state, logits, 7, all, bytes) && !rwkvflow_state_pack(ctx, NULL, logits, 7, all, bytes));
-    CHECK(!rwkvflow_state_pack(ctx, state, logits, 7, all, fewer) && !rwkvflow_state_pack(ctx, state, NULL, 7, all, bytes));
+    CHECK(!rwkvflow_state_pack(NULL, state, logits, 7, all, bytes) &&
+          !rwkvflow_state_pack(ctx, NULL, logits, 7, all, bytes));
+    CHECK(!rwkvflow_state_pack(ctx, state, logits, 7, all, fewer) &&
+          !rwkvflow_state_pack(ctx, state, NULL, 7, all, bytes));
     CHECK(rwkv_get_last_error(ctx) == RWKV_ERROR_ARGS);
-    CHECK(rwkvflow_state_pack(ctx, state, logits, 7, all, bytes) && rwkvflow_state_pack(ctx, state, NULL, 8, bare, fewer));
+    CHECK(rwkvflow_state_pack(ctx, state, logits, 7, all, bytes) &&
+          rwkvflow_state_pack(ctx, state, NULL, 8, bare, fewer));
     CHECK(rwkvflow_state_unpack(ctx, all, bytes, other, same, &tokens) && tokens == 7);
     CHECK(memcmp(state, other, n_state * sizeof(float)) == 0 && memcmp(logits, same, n_logits * sizeof(float)) == 0);
     CHECK(rwkvflow_state_unpack(ctx, bare, fewer, other, NULL, &tokens) && tokens == 8);
     CHECK(rwkvflow_state_unpack(ctx, bare, fewer, NULL, NULL, NULL));
     CHECK(!rwkvflow_state_unpack(ctx, bare, fewer, other, same, NULL));
     CHECK(rwkv_get_last_error(ctx) == (RWKV_ERROR_FILE | RWKV_ERROR_DATA));
-    CHECK(!rwkvflow_state_unpack(ctx, NULL, 0, other, same, &tokens) && !rwkvflow_state_unpack(NULL, all, bytes, other, same, &tokens));
+    CHECK(!rwkvflow_state_unpack(ctx, NULL, 0, other, same, &tokens) &&
+          !rwkvflow_state_unpack(NULL, all, bytes, other, same, &tokens));
     memset(other, 0x55, n_state * sizeof(float));
-    const uint64_t places[] = {0, 7, 8, 12, 16, 24, 40, 47, 56, 72, 103, 104, bytes / 2, bytes - 33, bytes - 32, bytes - 1};
+    const uint64_t places[] = {0,  7,  8,   12,  16,        24,         40,         47,
+                               56, 72, 103, 104, bytes / 2, bytes - 33, bytes - 32, bytes - 1};
     for (size_t i = 0; i < sizeof places / sizeof places[0]; ++i) {
         all[places[i]] ^= 0x40;
         CHECK(!rwkvflow_state_unpack(ctx, all, bytes, other, same, &tokens));
@@ -127,8 +132,10 @@ static int check_states(struct rwkv_context *ctx, const char *scratch) {
     CHECK(memcmp(state, other, n_state * sizeof(float)) == 0 && memcmp(logits, same, n_logits * sizeof(float)) == 0);
     CHECK(!rwkvflow_state_save(ctx, "/does/not/exist", state, logits, 9));
     CHECK(rwkv_get_last_error(ctx) == (RWKV_ERROR_FILE | RWKV_ERROR_FILE_OPEN));
-    CHECK(!rwkvflow_state_load(ctx, "/does/not/exist", other, same, &tokens) && !rwkvflow_state_load(ctx, "/", other, same, &tokens));
-    CHECK(!rwkvflow_state_load(ctx, NULL, other, same, &tokens) && !rwkvflow_state_load(NULL, scratch, other, same, &tokens));
+    CHECK(!rwkvflow_state_load(ctx, "/does/not/exist", other, same, &tokens) &&
+          !rwkvflow_state_load(ctx, "/", other, same, &tokens));
+    CHECK(!rwkvflow_state_load(ctx, NULL, other, same, &tokens) &&
+          !rwkvflow_state_load(NULL, scratch, other, same, &tokens));
     FILE *file = fopen(scratch, "ab"); /* one byte too many */
     CHECK(file != NULL && fputc('x', file) == 'x' && fclose(file) == 0);
     CHECK(!rwkvflow_state_load(ctx, scratch, other, same, &tokens));
@@ -145,7 +152,8 @@ static int check_states(struct rwkv_context *ctx, const char *scratch) {
     return 0;
 }
 
-static const char kWorld[] = "1 'a' 1\n2 b'\\xc3' 1\r\n3 \"it's\" 4\n\n9 'ab' 2\n7 'it' 2\n5 'i' 1\n6 '\\u00e9' 2\n4 '\\x00' 1\n";
+static const char kWorld[] =
+    "1 'a' 1\n2 b'\\xc3' 1\r\n3 \"it's\" 4\n\n9 'ab' 2\n7 'it' 2\n5 'i' 1\n6 '\\u00e9' 2\n4 '\\x00' 1\n";
 
 static int check_tokenizers(void) {
     uint32_t tokens[8];
@@ -159,9 +167,12 @@ static int check_tokenizers(void) {
     CHECK(rwkvflow_tokenizer_decode(t, tokens, 3, text, 3, &size) && size == 3 && memcmp(text, "a\0\xff", 3) == 0);
     CHECK(!rwkvflow_tokenizer_piece(t, 256, &piece, &size) && size == 1 && piece[0] == '\xff');
     CHECK(rwkvflow_tokenizer_encode(t, NULL, 0, NULL, 0, &count) && count == 0);
-    CHECK(!rwkvflow_tokenizer_encode(t, NULL, 1, tokens, 3, &count) && !rwkvflow_tokenizer_encode(t, "a", 1, NULL, 1, &count));
-    CHECK(!rwkvflow_tokenizer_encode(NULL, "a", 1, tokens, 1, &count) && !rwkvflow_tokenizer_encode(t, "a", 1, tokens, 1, NULL));
-    CHECK(!rwkvflow_tokenizer_decode(t, NULL, 1, text, 3, &size) && !rwkvflow_tokenizer_decode(t, tokens, 1, NULL, 3, &size));
+    CHECK(!rwkvflow_tokenizer_encode(t, NULL, 1, tokens, 3, &count) &&
+          !rwkvflow_tokenizer_encode(t, "a", 1, NULL, 1, &count));
+    CHECK(!rwkvflow_tokenizer_encode(NULL, "a", 1, tokens, 1, &count) &&
+          !rwkvflow_tokenizer_encode(t, "a", 1, tokens, 1, NULL));
+    CHECK(!rwkvflow_tokenizer_decode(t, NULL, 1, text, 3, &size) &&
+          !rwkvflow_tokenizer_decode(t, tokens, 1, NULL, 3, &size));
     rwkvflow_tokenizer_free(t);
 
     /* The bytes of the vocabulary need not last. */
@@ -221,7 +232,8 @@ static int check(const char *path, const char *scratch) {
     struct rwkv_context *ctx = rwkv_init_from_file(path, 3, 99);
     CHECK(ctx != NULL);
     CHECK(!rwkv_get_print_errors(ctx));
-    const size_t n_state = rwkv_get_state_len(ctx), n_logits = rwkv_get_logits_len(ctx), n_vocab = rwkv_get_n_vocab(ctx);
+    const size_t n_state = rwkv_get_state_len(ctx), n_logits = rwkv_get_logits_len(ctx),
+                 n_vocab = rwkv_get_n_vocab(ctx);
     CHECK(n_logits == n_vocab && n_state > 0 && rwkv_get_n_embed(ctx) > 0 && rwkv_get_n_layer(ctx) > 0);
     CHECK(rwkv_get_state_buffer_element_count(ctx) == n_state);
     CHECK(rwkv_get_logits_buffer_element_count(ctx) == n_logits);
@@ -242,7 +254,8 @@ static int check(const char *path, const char *scratch) {
     CHECK(rwkv_eval_sequence(ctx, NULL, 70, NULL, NULL, NULL));
     CHECK(rwkv_eval(ctx, tokens[0], NULL, NULL, NULL));
 
-    for (size_t i = 0; i < 70; ++i) CHECK(rwkv_eval(ctx, tokens[i], i == 0 ? NULL : state, state, i == 69 ? logits : NULL));
+    for (size_t i = 0; i < 70; ++i)
+        CHECK(rwkv_eval(ctx, tokens[i], i == 0 ? NULL : state, state, i == 69 ? logits : NULL));
     for (size_t i = 0; i < n_logits; ++i) CHECK(isfinite(logits[i]));
     CHECK(rwkv_eval_sequence(ctx, tokens, 70, NULL, other, same));
     CHECK(memcmp(logits, same, n_logits * sizeof(float)) == 0 && memcmp(state, other, n_state * sizeof(float)) == 0);
@@ -260,7 +273,8 @@ static int check(const char *path, const char *scratch) {
     struct side sides[3];
     pthread_t threads[3];
     for (int i = 0; i < 3; ++i) {
-        sides[i] = (struct side){rwkv_clone_context(ctx, (uint32_t)(1 + i)), tokens, 70, malloc(n_logits * sizeof(float)), false};
+        sides[i] = (struct side){rwkv_clone_context(ctx, (uint32_t)(1 + i)), tokens, 70,
+                                 malloc(n_logits * sizeof(float)), false};
         CHECK(sides[i].ctx != NULL);
     }
     rwkv_free(ctx);
@@ -276,7 +290,8 @@ static int check(const char *path, const char *scratch) {
     CHECK(rwkvflow_set_option(sides[0].ctx, "group_norm_eps", 1e-5));
     double value;
     CHECK(rwkvflow_get_option(sides[0].ctx, "group_norm_eps", &value) && fabs(value - 1e-5) < 1e-9);
-    CHECK(!rwkvflow_get_option(sides[0].ctx, "nothing", &value) && !rwkvflow_get_option(NULL, "layer_norm_eps", &value));
+    CHECK(!rwkvflow_get_option(sides[0].ctx, "nothing", &value) &&
+          !rwkvflow_get_option(NULL, "layer_norm_eps", &value));
     CHECK(!rwkvflow_get_option(sides[0].ctx, "layer_norm_eps", NULL));
     for (int i = 0; i < 3; ++i) {
         rwkv_free(sides[i].ctx);
@@ -301,7 +316,8 @@ static int check(const char *path, const char *scratch) {
     struct rwkvflow_tensor tensor;
     CHECK(file != NULL);
     rwkvflow_file_header(file, header);
-    CHECK((size_t)header[2] == n_vocab && rwkvflow_file_tensor(file, 0, &tensor) && strcmp(tensor.name, "emb.weight") == 0);
+    CHECK((size_t)header[2] == n_vocab && rwkvflow_file_tensor(file, 0, &tensor) &&
+          strcmp(tensor.name, "emb.weight") == 0);
     CHECK(!rwkvflow_file_tensor(file, rwkvflow_file_tensor_count(file), &tensor));
     rwkvflow_file_close(file);
 

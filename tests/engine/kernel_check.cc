@@ -1,6 +1,6 @@
-// Every kernel of this build that runs here against double precision, and rows, tokens and threads' shares against each other.
-// Prints what is wrong, for each set of kernels a line "NAME: bits DIGEST" of all that came out, which is the same for all that
-// fuse products, on any processor, and a last line "ok N" with how many comparisons were made.
+// Every kernel of this build that runs here against double precision, and rows, tokens and threads' shares against each
+// other. Prints what is wrong, for each set of kernels a line "NAME: bits DIGEST" of all that came out, which is the
+// same for all that fuse products, on any processor, and a last line "ok N" with how many comparisons were made.
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,7 +44,8 @@ static void digest_of(const float *values, size_t count) {  // FNV-1a over words
     }
 }
 
-static void check(bool fine, const char *kernels, const char *what, int32_t type, uint32_t cols, uint32_t tokens, double error) {
+static void check(bool fine, const char *kernels, const char *what, int32_t type, uint32_t cols, uint32_t tokens,
+                  double error) {
     ++compared;
     if (fine) return;
     if (++wrong < 20) printf("%s: %s: type %d, %u columns, %u tokens: %g\n", kernels, what, type, cols, tokens, error);
@@ -57,7 +58,8 @@ static Activations activations(uint32_t cols, uint32_t tokens) {
     const size_t all = static_cast<size_t>(x.stride) * room;
     x.f = static_cast<float *>(make(all * 4));
     x.q = static_cast<int8_t *>(make(all));
-    const size_t scales = all / kSlice * kBlockScales * sizeof(float), sums = all / kSlice * kBlockSums * sizeof(int32_t);
+    const size_t scales = all / kSlice * kBlockScales * sizeof(float),
+                 sums = all / kSlice * kBlockSums * sizeof(int32_t);
     x.d = static_cast<float *>(make(scales));
     x.s = static_cast<float *>(make(scales));
     x.n = static_cast<int32_t *>(make(sums));
@@ -127,19 +129,22 @@ static void check_shape(const Kernels *k, int32_t type, uint32_t rows, uint32_t 
         memcpy(one.f, x.f + t * size_t{x.stride}, x.stride * sizeof(float));
         if (quantized) k->quantize(&one, 0, 1, 0, cols);
         k->matmul(&matrix, &one, 1, 0, rows, again, rows, scratch);
-        check(memcmp(y + t * size_t{rows}, again, rows * 4) == 0, k->name, "depends on the tokens", type, cols, tokens, t);
+        check(memcmp(y + t * size_t{rows}, again, rows * 4) == 0, k->name, "depends on the tokens", type, cols, tokens,
+              t);
     }
-    void *const all[] = {file, w, dequantized, x.f, x.q, x.d, x.s, x.n, one.f, one.q, one.d, one.s, one.n, scratch, y, again};
+    void *const all[] = {file,  w,     dequantized, x.f,   x.q,   x.d,     x.s, x.n,
+                         one.f, one.q, one.d,       one.s, one.n, scratch, y,   again};
     for (void *each : all) free(each);
 }
 
-// Arguments name kernels, which then must run here. For processors that are emulated there are "quick", which leaves out the
-// larger shapes and some of the others, and "lent": AVX-VNNI is there although the processor does not say so.
+// Arguments name kernels, which then must run here. For processors that are emulated there are "quick", which leaves
+// out the larger shapes and some of the others, and "lent": AVX-VNNI is there although the processor does not say so.
 int main(int argc, char **argv) {
     size_t count;
     const KernelSet *sets = kernel_sets(&count);
     const int32_t types[] = {kF32, kF16, kQ4_0, kQ4_1, kQ5_0, kQ5_1, kQ8_0, kQ4_K, kQ5_K};
-    const uint32_t blocks[] = {32, 64, 96, 128, 160, 416, 1024, 2080}, odd[] = {1, 15, 17, 40, 1030}, some[] = {1, 2, 3, 13};
+    const uint32_t blocks[] = {32, 64, 96, 128, 160, 416, 1024, 2080}, odd[] = {1, 15, 17, 40, 1030},
+                   some[] = {1, 2, 3, 13};
     const uint32_t supers[] = {256, 768, 1280};
     bool quick = false, all = true;
     for (int i = 1; i < argc; ++i) {

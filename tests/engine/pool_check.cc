@@ -1,5 +1,5 @@
-// Work that threads take from each other: every unit is done exactly once, in any mixture of sizes, with threads that are
-// late, with barriers and without. Compiled with the sanitizer of threads a unit done twice is a race, too.
+// Work that threads take from each other: every unit is done exactly once, in any mixture of sizes, with threads that
+// are late, with barriers and without. Compiled with the sanitizer of threads a unit done twice is a race, too.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,7 +19,7 @@ uint32_t next(uint32_t *state) {
 
 struct Turn {
     uint32_t units;
-    bool barrier;      // before it
+    bool barrier;          // before it
     uint32_t done[kMost];  // by thread number done - 1
 };
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
+from importlib.util import find_spec
 
 import pytest
 from encoder import ENGINE, any_compiler, compilers
@@ -87,12 +89,25 @@ def test_every_file_is_compiled() -> None:
 
 
 def test_the_documents_name_every_set_of_kernels() -> None:
-    """kernels/common/sets.h is the one list; the table in docs/engine.md says what each of them is for."""
+    """kernels/common/sets.h is the one list; the table in docs/concepts/engine.md says what each of them is for."""
     listed = re.findall(
         r"^    X\((\w+), \w+, ", (SRC / "kernels/common/sets.h").read_text(encoding="utf-8"), re.MULTILINE
     )
-    page = (ENGINE.parents[1] / "docs/engine.md").read_text(encoding="utf-8")
+    page = (ENGINE.parents[1] / "docs/concepts/engine.md").read_text(encoding="utf-8")
     section = page.split("\n## Kernels\n")[1].split("\n## ")[0]
     described = re.findall(r"^\| `(\w+)` \| ", section, re.MULTILINE)
     assert len(listed) > 5
     assert sorted(described) == sorted(listed)
+
+
+@pytest.mark.skipif(find_spec("clang_format") is None, reason="the package clang-format is not here")
+def test_all_files_have_one_style() -> None:
+    root = ENGINE.parents[1]
+    mine = [*ENGINE.rglob("*"), *(root / "tests/engine").glob("*"), *(root / "tests/engine/fuzz").glob("*")]
+    mine += (root / "scripts").glob("*")
+    files = sorted(path for path in mine if path.suffix in (".cc", ".c", ".h", ".inc"))
+    assert len(files) > 70
+    program = "from clang_format import clang_format; clang_format()"
+    command = [sys.executable, "-c", program, f"--style=file:{root / '.clang-format'}", "--dry-run", "-Werror"]
+    done = subprocess.run([*command, *files], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[:3000]

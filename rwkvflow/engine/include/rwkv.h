@@ -2,8 +2,8 @@
  * library unchanged. What we add is in rwkvflow.h.
  *
  * Model files are rwkv.cpp's ggml ".bin" files (magic "ggmf", versions 100 and 101) of RWKV 4, 5.0, 5.1, 5.2, 6 and 7.
- * A context may be used by one thread at a time; clones share the weights and may run side by side. Nothing here aborts,
- * and nothing is printed unless error printing is on (it is by default, as in rwkv.cpp).
+ * A context may be used by one thread at a time; clones share the weights and may run side by side. Nothing here
+ * aborts, and nothing is printed unless error printing is on (it is by default, as in rwkv.cpp).
  */
 #ifndef RWKV_H
 #define RWKV_H
@@ -68,7 +68,8 @@ enum rwkv_error_flags {
 /* A loaded model (shared between clones) together with threads and working memory of its own. */
 struct rwkv_context;
 
-/* Whether messages of errors go to stderr. With a null ctx: for loading and quantizing, and the default of new contexts. */
+/* Whether messages of errors go to stderr. With a null ctx: for loading and quantizing, and the default of new
+ * contexts. */
 RWKV_API void rwkv_set_print_errors(struct rwkv_context *ctx, const bool print_errors);
 RWKV_API bool rwkv_get_print_errors(const struct rwkv_context *ctx);
 
@@ -83,13 +84,14 @@ RWKV_API struct rwkv_context *rwkv_init_from_file(const char *model_file_path, c
 RWKV_API struct rwkv_context *rwkv_clone_context(struct rwkv_context *ctx, const uint32_t n_threads);
 
 /* Evaluates one token, 0 <= token < rwkv_get_n_vocab().
- * state_in: rwkv_get_state_len() floats, or null for a fresh state. state_out: the same number, or null; may be state_in.
- * logits_out: rwkv_get_logits_len() floats, or null (which saves the time for the head matrix). False on an error. */
+ * state_in: rwkv_get_state_len() floats, or null for a fresh state. state_out: the same number, or null; may be
+ * state_in. logits_out: rwkv_get_logits_len() floats, or null (which saves the time for the head matrix). False on an
+ * error. */
 RWKV_API bool rwkv_eval(struct rwkv_context *ctx, const uint32_t token, const float *state_in, float *state_out,
                         float *logits_out);
 
-/* Evaluates sequence_len tokens; logits are those after the last one. tokens may be null: nothing is evaluated then, but
- * memory for the sequence is made ready. */
+/* Evaluates sequence_len tokens; logits are those after the last one. tokens may be null: nothing is evaluated then,
+ * but memory for the sequence is made ready. */
 RWKV_API bool rwkv_eval_sequence(struct rwkv_context *ctx, const uint32_t *tokens, const size_t sequence_len,
                                  const float *state_in, float *state_out, float *logits_out);
 

@@ -8,7 +8,8 @@
 extern "C" {
 #endif
 
-/* Types of elements, with rwkv.cpp's numbers. Its own files have no Q4_K, Q5_K (ggml's numbers) and BF16; ours have no BF16. */
+/* Types of elements, with rwkv.cpp's numbers. Its own files have no Q4_K, Q5_K (ggml's numbers) and BF16; ours have no
+ * BF16. */
 enum rwkvflow_type {
     RWKVFLOW_F32 = 0,
     RWKVFLOW_F16 = 1,
@@ -27,8 +28,9 @@ RWKV_API uint64_t rwkvflow_row_bytes(int32_t type, uint64_t cols);
 
 /* Encodes rows x cols elements from src (type F32, F16 or BF16) into dst (any type), both without gaps.
  * via_f16: round to F16 first, as a file quantized from an F16 file was. The bytes do not depend on the CPU.
- * threads is of no effect: it is there for callers of earlier versions. Any number of threads may call. Returns 0; 1 when all is written and a value, or the scale of a block, is an infinity or NaN; below 0
- * for arguments that make no sense. */
+ * threads is of no effect: it is there for callers of earlier versions. Any number of threads may call. Returns 0; 1
+ * when all is written and a value, or the scale of a block, is an infinity or NaN; below 0 for arguments that make no
+ * sense. */
 RWKV_API int32_t rwkvflow_encode(int32_t src_type, int32_t dst_type, int32_t via_f16, const void *src, void *dst,
                                  uint64_t rows, uint64_t cols, uint32_t threads);
 
@@ -37,63 +39,59 @@ RWKV_API uint64_t rwkvflow_count_not_finite(int32_t src_type, const void *src, u
 
 /* Evaluates one token each of count sequences, in one pass over the weights.
  * states_in[i]: the state that sequence i goes on from, or null for a fresh one; states_in null: all are fresh.
- * states_out[i]: where its new state goes, or null; may be states_in[i], and overlaps no other state that is read or written.
- * Several states_in may be one. logits_out[i]: rwkv_get_logits_len() floats, or null, which saves time. states_out and
- * logits_out may be null as a whole. Logits overlap nothing.
- * What a sequence comes to is, bit for bit, what rwkv_eval makes of it: whatever else is in the batch, and for any number of
- * threads. False on an error (ARGS, CTX | ALLOC), and then nothing was evaluated. */
+ * states_out[i]: where its new state goes, or null; may be states_in[i], and overlaps no other state that is read or
+ * written. Several states_in may be one. logits_out[i]: rwkv_get_logits_len() floats, or null, which saves time.
+ * states_out and logits_out may be null as a whole. Logits overlap nothing. What a sequence comes to is, bit for bit,
+ * what rwkv_eval makes of it: whatever else is in the batch, and for any number of threads. False on an error (ARGS,
+ * CTX | ALLOC), and then nothing was evaluated. */
 RWKV_API bool rwkvflow_eval_batch(struct rwkv_context *ctx, const uint32_t *tokens, size_t count,
                                   const float *const *states_in, float *const *states_out, float *const *logits_out);
 
 /* Options of a context, which clones take over. Both are what is added to a variance, above 0 and at most 1:
- *   "group_norm_eps"  in the norm of each head, versions 5.0 to 7; 64e-5 unless set. Models of versions 5.x that were trained
- *                     before it became that want 1e-5.
- *   "layer_norm_eps"  in all layer norms; 1e-5 unless set.
- * False for an unknown name or a value that makes no sense. A value is kept as a float. */
+ *   "group_norm_eps"  in the norm of each head, versions 5.0 to 7; 64e-5 unless set. Models of versions 5.x that were
+ * trained before it became that want 1e-5. "layer_norm_eps"  in all layer norms; 1e-5 unless set. False for an unknown
+ * name or a value that makes no sense. A value is kept as a float. */
 RWKV_API bool rwkvflow_set_option(struct rwkv_context *ctx, const char *name, double value);
 RWKV_API bool rwkvflow_get_option(struct rwkv_context *ctx, const char *name, double *value);
 
-/* Saved states: a state, the logits after it where they are wanted, and whose they are. In a file or in memory the same bytes,
- * little-endian:
- *      0   8  "RWKVSTAT"
- *      8   4  uint32 1, of this layout; 4 bytes of zeros
- *     16  24  uint64 each: floats of the state, floats of the logits (0 where they are not there), tokens read so far
- *     40  16  "librwkv", the name of the state's own layout, and 16 bytes version of the model, as rwkvflow_get_version says;
- *             ASCII filled up with zeros
- *     72  32  fingerprint of the model file: the sha256 of its size (uint64) and of all of it, or, above 4 MiB, of 1024 pieces
- *             of 4096 bytes, piece i at i * (size - 4096) / 1023, rounded down
- *    104      the state, then the logits, float32
+/* Saved states: a state, the logits after it where they are wanted, and whose they are. In a file or in memory the same
+ * bytes, little-endian: 0   8  "RWKVSTAT" 8   4  uint32 1, of this layout; 4 bytes of zeros 16  24  uint64 each: floats
+ * of the state, floats of the logits (0 where they are not there), tokens read so far 40  16  "librwkv", the name of
+ * the state's own layout, and 16 bytes version of the model, as rwkvflow_get_version says; ASCII filled up with zeros
+ *     72  32  fingerprint of the model file: the sha256 of its size (uint64) and of all of it, or, above 4 MiB, of 1024
+ * pieces of 4096 bytes, piece i at i * (size - 4096) / 1023, rounded down 104      the state, then the logits, float32
  *    end  32  sha256 of everything before it
- * A fingerprint tells files apart; it is no proof against forgery. States of another file, damaged and cut ones are refused:
- * FILE with FILE_MAGIC, FILE_VERSION, DIMENSION (another size or version), KEY (another file) or DATA (damaged, or logits are
- * asked for that are not there), and nothing is written then. */
+ * A fingerprint tells files apart; it is no proof against forgery. States of another file, damaged and cut ones are
+ * refused: FILE with FILE_MAGIC, FILE_VERSION, DIMENSION (another size or version), KEY (another file) or DATA
+ * (damaged, or logits are asked for that are not there), and nothing is written then. */
 
 /* Bytes of one. */
 RWKV_API uint64_t rwkvflow_state_bytes(const struct rwkv_context *ctx, bool with_logits);
-/* state: rwkv_get_state_len() floats; logits: rwkv_get_logits_len(), or null; tokens: how many were read so far, for whoever wants
- * to know. bytes must be what rwkvflow_state_bytes says. */
-RWKV_API bool rwkvflow_state_pack(struct rwkv_context *ctx, const float *state, const float *logits, uint64_t tokens, void *out,
-                                  uint64_t bytes);
+/* state: rwkv_get_state_len() floats; logits: rwkv_get_logits_len(), or null; tokens: how many were read so far, for
+ * whoever wants to know. bytes must be what rwkvflow_state_bytes says. */
+RWKV_API bool rwkvflow_state_pack(struct rwkv_context *ctx, const float *state, const float *logits, uint64_t tokens,
+                                  void *out, uint64_t bytes);
 /* state, logits and tokens may be null where they are not wanted; all null only checks. */
-RWKV_API bool rwkvflow_state_unpack(struct rwkv_context *ctx, const void *data, uint64_t bytes, float *state, float *logits,
-                                    uint64_t *tokens);
+RWKV_API bool rwkvflow_state_unpack(struct rwkv_context *ctx, const void *data, uint64_t bytes, float *state,
+                                    float *logits, uint64_t *tokens);
 /* The same with a file, which is written whole or not at all (as PATH.part, then renamed). */
 RWKV_API bool rwkvflow_state_save(struct rwkv_context *ctx, const char *path, const float *state, const float *logits,
                                   uint64_t tokens);
-RWKV_API bool rwkvflow_state_load(struct rwkv_context *ctx, const char *path, float *state, float *logits, uint64_t *tokens);
+RWKV_API bool rwkvflow_state_load(struct rwkv_context *ctx, const char *path, float *state, float *logits,
+                                  uint64_t *tokens);
 
-/* Tokenizers. They need no context, one serves any number of threads at once, and errors are those of a null ctx. Texts are
- * bytes with a length; they need not be UTF-8, and may hold zeros. */
+/* Tokenizers. They need no context, one serves any number of threads at once, and errors are those of a null ctx. Texts
+ * are bytes with a length; they need not be UTF-8, and may hold zeros. */
 struct rwkvflow_tokenizer;
 /* One token a byte. */
 RWKV_API struct rwkvflow_tokenizer *rwkvflow_tokenizer_bytes(void);
-/* A file of either of these kinds, or its bytes (which need not last). Null on an error: FILE with FILE_OPEN, FILE_READ, DATA
- * (another kind, damaged, or more than 64 MiB), UNSUPPORTED or ALLOC.
- *   "world"           RWKV's vocabularies, rwkv_vocab_v20230424.txt: a line is an id, a Python literal of a text or of bytes, and
- *                     its length in bytes. The longest token that fits is taken.
- *   "tokenizer.json"  byte-level BPE in the form of PyPI's `tokenizers`, such as 20B_tokenizer.json of the Pile models: model
- *                     BPE, pre_tokenizer and decoder ByteLevel, normalizer NFC (of Unicode 16) or none, added tokens. What else
- *                     it may ask for is UNSUPPORTED. No special tokens are added to a text; in a text they are found. */
+/* A file of either of these kinds, or its bytes (which need not last). Null on an error: FILE with FILE_OPEN,
+ * FILE_READ, DATA (another kind, damaged, or more than 64 MiB), UNSUPPORTED or ALLOC. "world"           RWKV's
+ * vocabularies, rwkv_vocab_v20230424.txt: a line is an id, a Python literal of a text or of bytes, and its length in
+ * bytes. The longest token that fits is taken. "tokenizer.json"  byte-level BPE in the form of PyPI's `tokenizers`,
+ * such as 20B_tokenizer.json of the Pile models: model BPE, pre_tokenizer and decoder ByteLevel, normalizer NFC (of
+ * Unicode 16) or none, added tokens. What else it may ask for is UNSUPPORTED. No special tokens are added to a text; in
+ * a text they are found. */
 RWKV_API struct rwkvflow_tokenizer *rwkvflow_tokenizer_open(const char *path);
 RWKV_API struct rwkvflow_tokenizer *rwkvflow_tokenizer_from_memory(const void *data, uint64_t bytes);
 RWKV_API void rwkvflow_tokenizer_free(struct rwkvflow_tokenizer *tokenizer);
@@ -101,17 +99,20 @@ RWKV_API void rwkvflow_tokenizer_free(struct rwkvflow_tokenizer *tokenizer);
 RWKV_API const char *rwkvflow_tokenizer_kind(const struct rwkvflow_tokenizer *tokenizer);
 /* 1 + the largest id: a model needs a vocabulary of at least that many. */
 RWKV_API uint32_t rwkvflow_tokenizer_size(const struct rwkvflow_tokenizer *tokenizer);
-/* Writes the first `room` of the text's tokens; *count is how many it has. tokens may be null where room is 0. A text has no
- * more World tokens and bytes than it has bytes. False for a byte that no token has (ARGS | DATA), or for want of memory. */
+/* Writes the first `room` of the text's tokens; *count is how many it has. tokens may be null where room is 0. A text
+ * has no more World tokens and bytes than it has bytes. False for a byte that no token has (ARGS | DATA), or for want
+ * of memory. */
 RWKV_API bool rwkvflow_tokenizer_encode(const struct rwkvflow_tokenizer *tokenizer, const char *text, size_t size,
                                         uint32_t *tokens, size_t room, size_t *count);
-/* Writes the first `room` bytes of the tokens' text, without a zero behind it; *size is how many it has. Special tokens, such as
- * the one that ends a text, are no text; an id without a token is the byte 0xff, which no text holds. */
-RWKV_API bool rwkvflow_tokenizer_decode(const struct rwkvflow_tokenizer *tokenizer, const uint32_t *tokens, size_t count, char *text,
-                                        size_t room, size_t *size);
-/* The bytes of one token, which last as long as the tokenizer. A character may be cut in two between tokens. False, with the
- * byte 0xff, for an id without a token. */
-RWKV_API bool rwkvflow_tokenizer_piece(const struct rwkvflow_tokenizer *tokenizer, uint32_t token, const char **data, size_t *size);
+/* Writes the first `room` bytes of the tokens' text, without a zero behind it; *size is how many it has. Special
+ * tokens, such as the one that ends a text, are no text; an id without a token is the byte 0xff, which no text holds.
+ */
+RWKV_API bool rwkvflow_tokenizer_decode(const struct rwkvflow_tokenizer *tokenizer, const uint32_t *tokens,
+                                        size_t count, char *text, size_t room, size_t *size);
+/* The bytes of one token, which last as long as the tokenizer. A character may be cut in two between tokens. False,
+ * with the byte 0xff, for an id without a token. */
+RWKV_API bool rwkvflow_tokenizer_piece(const struct rwkvflow_tokenizer *tokenizer, uint32_t token, const char **data,
+                                       size_t *size);
 
 /* The message of the last error of a context, or of calls without one (null ctx); "" when there was none. Unlike the
  * flags it stays until the next error. Valid until then. */
@@ -120,8 +121,8 @@ RWKV_API const char *rwkvflow_get_last_message(const struct rwkv_context *ctx);
 /* "4", "5.0", "5.1", "5.2", "6" or "7". */
 RWKV_API const char *rwkvflow_get_version(const struct rwkv_context *ctx);
 
-/* The kernels that this process uses: "generic", or another set's name ("avx2"; the rwkv tool's info names all). All sets but
- * the generic one give the same bits, on any machine. */
+/* The kernels that this process uses: "generic", or another set's name ("avx2"; the rwkv tool's info names all). All
+ * sets but the generic one give the same bits, on any machine. */
 RWKV_API const char *rwkvflow_get_kernels(void);
 
 /* Tensors of a file, for inspection: rwkvflow_file_open returns null on an error (message with a null ctx). */

@@ -1,8 +1,8 @@
 // Decoding is bound by memory, so next to times stands the share of this machine's read bandwidth that a token reaches:
-// bytes of all weights that a token needs (all tensors but the embedding), divided by its time, against a plain streaming
-// read of a large buffer by as many threads in the same run. A pass over the buffer takes about as long as a token, and the two
-// alternate. Medians stand next to the fastest pass and the fastest token: on a machine that does other things besides, the
-// fastest of each are what it can do.
+// bytes of all weights that a token needs (all tensors but the embedding), divided by its time, against a plain
+// streaming read of a large buffer by as many threads in the same run. A pass over the buffer takes about as long as a
+// token, and the two alternate. Medians stand next to the fastest pass and the fastest token: on a machine that does
+// other things besides, the fastest of each are what it can do.
 #include "bench.h"
 
 #include <pthread.h>
@@ -13,8 +13,8 @@
 #include <time.h>
 #if defined(_WIN32)
 #define WIN32_LEAN_AND_MEAN
-#include <windows.h>
 #include <psapi.h>
+#include <windows.h>
 #else
 #include <sys/resource.h>
 #endif
@@ -114,7 +114,8 @@ struct Options {
 
 struct Figures {
     char version[8];
-    double file_bytes, token_bytes, open_seconds, first_seconds, token_seconds, token_median, prefill_seconds, read_rate, read_median, peak;
+    double file_bytes, token_bytes, open_seconds, first_seconds, token_seconds, token_median, prefill_seconds,
+        read_rate, read_median, peak;
 };
 
 // Bytes of the tensors that every token reads.
@@ -138,7 +139,8 @@ struct Buffers {
 
 bool measure_with(rwkv_context *ctx, const Options &o, const Buffers &b, Figures *out) {
     const size_t vocabulary = rwkv_get_n_vocab(ctx);
-    for (uint32_t i = 0; i < o.prefill; ++i) b.tokens[i] = static_cast<uint32_t>((i * size_t{2654435761u} + 17) % vocabulary);
+    for (uint32_t i = 0; i < o.prefill; ++i)
+        b.tokens[i] = static_cast<uint32_t>((i * size_t{2654435761u} + 17) % vocabulary);
     double begin = now();
     if (!rwkv_eval(ctx, b.tokens[0], nullptr, b.state, b.logits)) return false;
     out->first_seconds = now() - begin;
@@ -212,21 +214,24 @@ void print_text(const char *text) {
 void print_json(const char *path, const Figures &f, const Options &o, bool first) {
     printf("%s\n    {\"path\": ", first ? "" : ",");
     print_text(path);
-    printf(", \"version\": \"%s\", \"file_bytes\": %.0f, \"token_bytes\": %.0f,\n     \"open_ms\": %.3f, \"first_token_ms\": %.3f, "
-           "\"ms_per_token\": %.4f, \"ms_per_token_median\": %.4f, \"tokens_per_second\": %.3f,\n     \"prefill_tokens\": %u, "
-           "\"prefill_tokens_per_second\": %.2f, \"peak_rss_bytes\": %.0f,\n     \"read_bytes_per_second\": %.0f, "
-           "\"read_bytes_per_second_median\": %.0f, \"bandwidth_share\": %.4f, \"bandwidth_share_median\": %.4f}",
-           f.version, f.file_bytes, f.token_bytes, f.open_seconds * 1e3, f.first_seconds * 1e3, f.token_seconds * 1e3,
-           f.token_median * 1e3, 1 / f.token_seconds, o.prefill, o.prefill / f.prefill_seconds, f.peak, f.read_rate, f.read_median,
-           f.token_bytes / f.token_seconds / f.read_rate, f.token_bytes / f.token_median / f.read_median);
+    printf(
+        ", \"version\": \"%s\", \"file_bytes\": %.0f, \"token_bytes\": %.0f,\n     \"open_ms\": %.3f, "
+        "\"first_token_ms\": %.3f, "
+        "\"ms_per_token\": %.4f, \"ms_per_token_median\": %.4f, \"tokens_per_second\": %.3f,\n     \"prefill_tokens\": "
+        "%u, "
+        "\"prefill_tokens_per_second\": %.2f, \"peak_rss_bytes\": %.0f,\n     \"read_bytes_per_second\": %.0f, "
+        "\"read_bytes_per_second_median\": %.0f, \"bandwidth_share\": %.4f, \"bandwidth_share_median\": %.4f}",
+        f.version, f.file_bytes, f.token_bytes, f.open_seconds * 1e3, f.first_seconds * 1e3, f.token_seconds * 1e3,
+        f.token_median * 1e3, 1 / f.token_seconds, o.prefill, o.prefill / f.prefill_seconds, f.peak, f.read_rate,
+        f.read_median, f.token_bytes / f.token_seconds / f.read_rate, f.token_bytes / f.token_median / f.read_median);
 }
 
 void print_row(const char *path, const Figures &f, const Options &o, bool first) {
     if (first)
-        printf("%8s %8s %9s %7s %8s %10s %8s %9s %8s  model\n", "ms/token", "(median)", "tokens/s", "share", "(median)", "prefill/s",
-               "open ms", "first ms", "MB");
-    printf("%8.2f %8.2f %9.1f %6.1f%% %7.1f%% %10.1f %8.1f %9.1f %8.0f  %s\n", f.token_seconds * 1e3, f.token_median * 1e3,
-           1 / f.token_seconds, 100 * f.token_bytes / f.token_seconds / f.read_rate,
+        printf("%8s %8s %9s %7s %8s %10s %8s %9s %8s  model\n", "ms/token", "(median)", "tokens/s", "share", "(median)",
+               "prefill/s", "open ms", "first ms", "MB");
+    printf("%8.2f %8.2f %9.1f %6.1f%% %7.1f%% %10.1f %8.1f %9.1f %8.0f  %s\n", f.token_seconds * 1e3,
+           f.token_median * 1e3, 1 / f.token_seconds, 100 * f.token_bytes / f.token_seconds / f.read_rate,
            100 * f.token_bytes / f.token_median / f.read_median, o.prefill / f.prefill_seconds, f.open_seconds * 1e3,
            f.first_seconds * 1e3, f.peak / 1e6, path);
     fflush(stdout);
@@ -263,8 +268,10 @@ int run(const char *const *paths, int count, const Options &o) {
     }
     if (o.json) printf("\n]}\n");
     else if (!first)
-        printf("%u threads read memory at %.1f GB/s; kernels: %s; prefill of %u tokens; all but medians are of the fastest\n", o.threads, read_rate / 1e9,
-               rwkvflow_get_kernels(), o.prefill);
+        printf(
+            "%u threads read memory at %.1f GB/s; kernels: %s; prefill of %u tokens; all but medians are of the "
+            "fastest\n",
+            o.threads, read_rate / 1e9, rwkvflow_get_kernels(), o.prefill);
     free(large);
     return code;
 }
@@ -279,7 +286,8 @@ int bench(int argc, char **argv) {
         if (strcmp(argv[i], "--json") == 0) {
             o.json = true;
         } else if (threads || strcmp(argv[i], "--prefill") == 0) {
-            if (i + 1 == argc || !parse_count(argv[i + 1], threads ? 256 : 1u << 20, threads ? &o.threads : &o.prefill)) {
+            if (i + 1 == argc ||
+                !parse_count(argv[i + 1], threads ? 256 : 1u << 20, threads ? &o.threads : &o.prefill)) {
                 fprintf(stderr, "rwkv: a number must follow %s\n", argv[i]);
                 return 2;
             }

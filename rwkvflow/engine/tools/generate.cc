@@ -1,4 +1,5 @@
-// The same seed and settings give the same text as `rwkvflow generate`, which has the same options; see its sampling.py.
+// The same seed and settings give the same text as `rwkvflow generate`, which has the same options; see its
+// sampling.py.
 #include "generate.h"
 
 #include <stdio.h>
@@ -6,9 +7,9 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/text.h"
 #include "rwkvflow.h"
 #include "sampling.h"
-#include "base/text.h"
 
 using rwkvflow::Text;
 using rwkvflow::Utf8;
@@ -19,7 +20,7 @@ constexpr size_t kEnd = 0;  // the token that ends a text
 constexpr size_t kBytes = 256;
 constexpr int kStops = 32;
 const char *const kListed[] = {"rwkv_vocab_v20230424.txt", "20B_tokenizer.json"};  // looked for beside a model
-constexpr size_t kPile = 50277;  // tokens of models with the latter
+constexpr size_t kPile = 50277;                                                    // tokens of models with the latter
 
 struct Options {
     const char *model = nullptr, *prompt = nullptr, *vocabulary = nullptr, *state = nullptr, *save = nullptr;
@@ -162,7 +163,8 @@ public:
 
     int run() {
         if (!open_vocabulary() || !reserve()) return 1;
-        if (o_.state != nullptr && !rwkvflow_state_load(ctx_, o_.state, now_.state, now_.logits, &now_.tokens)) return 1;
+        if (o_.state != nullptr && !rwkvflow_state_load(ctx_, o_.state, now_.state, now_.logits, &now_.tokens))
+            return 1;
         fresh_ = o_.state == nullptr;
         Text prompt;
         if (!read_prompt(&prompt)) return 1;
@@ -184,7 +186,8 @@ public:
 
 private:
     bool reserve() {
-        const size_t n_state = rwkv_get_state_len(ctx_) * sizeof(float), n_logits = rwkv_get_logits_len(ctx_) * sizeof(float);
+        const size_t n_state = rwkv_get_state_len(ctx_) * sizeof(float),
+                     n_logits = rwkv_get_logits_len(ctx_) * sizeof(float);
         now_.state = static_cast<float *>(malloc(n_state));
         now_.logits = static_cast<float *>(malloc(n_logits));
         mark_.state = static_cast<float *>(malloc(n_state));
@@ -245,7 +248,8 @@ private:
     }
 
     bool eval(const uint32_t *tokens, size_t count) {
-        if (!rwkv_eval_sequence(ctx_, tokens, count, fresh_ ? nullptr : now_.state, now_.state, now_.logits)) return false;
+        if (!rwkv_eval_sequence(ctx_, tokens, count, fresh_ ? nullptr : now_.state, now_.state, now_.logits))
+            return false;
         fresh_ = false;
         now_.tokens += count;
         return true;

@@ -12,18 +12,22 @@ namespace {
 
 const char *const kUsage =
     "usage:\n"
-    "  rwkv eval MODEL TOKEN... [--state-in FILE] [--state-out FILE] [--logits FILE] [--threads N] [--group-norm-eps E]\n"
-    "      evaluates tokens; states and logits are files of little-endian float32; without --logits the five best are shown\n"
+    "  rwkv eval MODEL TOKEN... [--state-in FILE] [--state-out FILE] [--logits FILE] [--threads N] [--group-norm-eps "
+    "E]\n"
+    "      evaluates tokens; states and logits are files of little-endian float32; without --logits the five best are "
+    "shown\n"
     "  rwkv generate MODEL [PROMPT | -] [-n TOKENS] [--temperature T] [--top-p P] [--top-k K] [--presence-penalty X]\n"
     "      [--frequency-penalty X] [--penalty-decay D] [--seed N] [--stop TEXT]... [--vocab FILE] [--state FILE]\n"
     "      [--save-state FILE] [--threads N] [--group-norm-eps E] [-v]\n"
-    "      how the prompt goes on; models of World and 20B need their vocabulary: --vocab, RWKV_VOCAB, or beside the model\n"
+    "      how the prompt goes on; models of World and 20B need their vocabulary: --vocab, RWKV_VOCAB, or beside the "
+    "model\n"
     "  rwkv inspect MODEL        sizes, types and shapes\n"
     "  rwkv quantize IN OUT TYPE Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K or Q5_K\n"
     "  rwkv bench MODEL... [--threads N] [--prefill TOKENS] [--json]\n"
     "      times, memory, and the share of this machine's read bandwidth; 2 threads and 256 tokens unless told\n"
     "  rwkv info                 what this build and this processor can do\n"
-    "RWKV_KERNELS=SET forces kernels, one of those that info names; RWKV_GROUP_NORM_EPS is the default of --group-norm-eps.\n";
+    "RWKV_KERNELS=SET forces kernels, one of those that info names; RWKV_GROUP_NORM_EPS is the default of "
+    "--group-norm-eps.\n";
 
 int complain(const char *what, const char *which) {
     fprintf(stderr, "rwkv: %s%s%s\n", what, which[0] == 0 ? "" : ": ", which);
@@ -86,7 +90,8 @@ int parse_eval(int argc, char **argv, EvalOptions *o) {
             else if (strcmp(arg, "--logits") == 0) o->logits = value;
             else if (strcmp(arg, "--group-norm-eps") == 0) eps = value;
             else if (strcmp(arg, "--threads") == 0) {
-                if (!parse_number(value, 256, &o->threads) || o->threads == 0) return complain("not a number of threads", value);
+                if (!parse_number(value, 256, &o->threads) || o->threads == 0)
+                    return complain("not a number of threads", value);
             } else return complain("unknown option", arg);
         } else if (o->model == nullptr) {
             o->model = arg;
@@ -116,7 +121,8 @@ int eval_with(rwkv_context *ctx, const EvalOptions &o) {
     } else if ((o.eps == 0 || rwkvflow_set_option(ctx, "group_norm_eps", o.eps)) &&
                rwkv_eval_sequence(ctx, o.tokens, o.count, o.state_in != nullptr ? state : nullptr, state, logits)) {
         code = 0;
-        if (o.state_out != nullptr && !write_floats(o.state_out, state, n_state)) code = complain("cannot write", o.state_out);
+        if (o.state_out != nullptr && !write_floats(o.state_out, state, n_state))
+            code = complain("cannot write", o.state_out);
         if (o.logits == nullptr) show_best(logits, n_logits);
         else if (!write_floats(o.logits, logits, n_logits)) code = complain("cannot write", o.logits);
     }
@@ -140,7 +146,8 @@ int eval(int argc, char **argv) {
 }
 
 const char *name_of(int32_t type) {
-    const char *const names[] = {"F32", "F16", "Q4_0", "Q4_1", "?", "?", "?", "Q5_0", "Q5_1", "Q8_0", "?", "?", "Q4_K", "Q5_K"};
+    const char *const names[] = {"F32",  "F16",  "Q4_0", "Q4_1", "?", "?",    "?",
+                                 "Q5_0", "Q5_1", "Q8_0", "?",    "?", "Q4_K", "Q5_K"};
     return type >= 0 && type < 14 ? names[type] : "?";
 }
 
@@ -150,7 +157,8 @@ int inspect(const char *path) {
     int32_t header[6];
     rwkvflow_file_header(file, header);
     rwkv_context *ctx = rwkv_init_from_file(path, 1, 0);
-    printf("file version %d, %s, RWKV %s\n", header[1], name_of(header[5]), ctx == nullptr ? "?" : rwkvflow_get_version(ctx));
+    printf("file version %d, %s, RWKV %s\n", header[1], name_of(header[5]),
+           ctx == nullptr ? "?" : rwkvflow_get_version(ctx));
     printf("vocabulary %d, width %d, layers %d\n", header[2], header[3], header[4]);
     if (ctx != nullptr) printf("state %zu floats\n", rwkv_get_state_len(ctx));
     rwkvflow_tensor tensor;
@@ -187,7 +195,8 @@ int main(int argc, char **argv) {
     if (strcmp(command, "bench") == 0) return bench(argc - 2, argv + 2);
     if (strcmp(command, "generate") == 0) return generate(argc - 2, argv + 2);
     if (strcmp(command, "inspect") == 0 && argc == 3) return inspect(argv[2]);
-    if (strcmp(command, "quantize") == 0 && argc == 5) return rwkv_quantize_model_file(argv[2], argv[3], argv[4]) ? 0 : 1;
+    if (strcmp(command, "quantize") == 0 && argc == 5)
+        return rwkv_quantize_model_file(argv[2], argv[3], argv[4]) ? 0 : 1;
     if (strcmp(command, "info") == 0 && argc == 2) {
         show_sets();
         puts(rwkv_get_system_info_string());

@@ -86,7 +86,8 @@ public:
         counts_ = static_cast<double *>(calloc(size_, sizeof(double)));
         running_ = static_cast<double *>(malloc(size_ * sizeof(double)));
         heap_ = static_cast<uint32_t *>(malloc(size_ * sizeof(uint32_t)));
-        return values_ != nullptr && weights_ != nullptr && counts_ != nullptr && running_ != nullptr && heap_ != nullptr;
+        return values_ != nullptr && weights_ != nullptr && counts_ != nullptr && running_ != nullptr &&
+               heap_ != nullptr;
     }
 
     // The next token; the size of the vocabulary where a logit is not finite.

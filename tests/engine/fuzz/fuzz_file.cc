@@ -78,8 +78,37 @@ struct Random {
 };
 
 int32_t likely(Random *random, int32_t old) {
-    const int32_t values[] = {0, 1, -1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 30, 31, 32, 33, 40, 64, 96, 100, 101, 128, 255, 256,
-                              1 << 16, 1 << 24, 1 << 30, 2147483647, 2147483616, -2147483647 - 1};
+    const int32_t values[] = {0,
+                              1,
+                              -1,
+                              2,
+                              3,
+                              4,
+                              5,
+                              7,
+                              8,
+                              9,
+                              12,
+                              13,
+                              16,
+                              30,
+                              31,
+                              32,
+                              33,
+                              40,
+                              64,
+                              96,
+                              100,
+                              101,
+                              128,
+                              255,
+                              256,
+                              1 << 16,
+                              1 << 24,
+                              1 << 30,
+                              2147483647,
+                              2147483616,
+                              -2147483647 - 1};
     switch (random->below(4)) {
         case 0: return static_cast<int32_t>(static_cast<uint32_t>(old) + random->below(65) - 32);
         case 1: return old / 2;
@@ -102,7 +131,8 @@ size_t change(uint8_t *data, size_t size, size_t max_size, Random *random) {
     Layout layout;
     walk(data, size, &layout);
     if (layout.count == 0 || random->below(8) == 0) {
-        if (size >= kHeader) write_int(data, 4 * random->below(6), likely(random, read_int(data, 4 * random->below(6))));
+        if (size >= kHeader)
+            write_int(data, 4 * random->below(6), likely(random, read_int(data, 4 * random->below(6))));
         return size;
     }
     const Tensor &one = layout.tensors[random->below(layout.count)];
@@ -119,7 +149,8 @@ size_t change(uint8_t *data, size_t size, size_t max_size, Random *random) {
         case 2: {  // a dimension, and as much data as it asks for
             const size_t at = one.start + 12 + 4 * random->below(n_ints - 3);
             const int32_t old = read_int(data, at), now = likely(random, old);
-            const uint64_t want = (one.end - one.data) / static_cast<size_t>(old) * static_cast<uint64_t>(now < 1 ? 1 : now);
+            const uint64_t want =
+                (one.end - one.data) / static_cast<size_t>(old) * static_cast<uint64_t>(now < 1 ? 1 : now);
             if (now < 1 || want > max_size) return size;
             write_int(data, at, now);
             return splice(data, size, max_size, one.data, one.end, nullptr, static_cast<size_t>(want));
@@ -132,7 +163,7 @@ size_t change(uint8_t *data, size_t size, size_t max_size, Random *random) {
             return splice(data, size, max_size, one.data, one.end, nullptr, want);
         }
         case 4: return splice(data, size, max_size, one.start, one.end, nullptr, 0);  // one tensor less
-        case 5: {  // the name of another one
+        case 5: {                                                                     // the name of another one
             const size_t length = two.data - two.name;
             if (length > sizeof copy) return size;
             memcpy(copy, data + two.name, length);
@@ -140,7 +171,8 @@ size_t change(uint8_t *data, size_t size, size_t max_size, Random *random) {
             return splice(data, size, max_size, one.name, one.data, copy, length);
         }
         case 6: {  // a letter of the name
-            if (one.data > one.name) data[one.name + random->below(one.data - one.name)] = static_cast<uint8_t>(random->below(256));
+            if (one.data > one.name)
+                data[one.name + random->below(one.data - one.name)] = static_cast<uint8_t>(random->below(256));
             return size;
         }
         case 7: {  // weights that are no numbers, or large ones

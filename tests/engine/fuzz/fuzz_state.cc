@@ -1,12 +1,13 @@
-// libFuzzer over saved states: whatever the bytes are, they are a state of this model or refused, with nothing written. Needs the
-// path of a model in RWKV_FUZZ_MODEL. What the digest at the end must be is known here: else no change would come past it.
+// libFuzzer over saved states: whatever the bytes are, they are a state of this model or refused, with nothing written.
+// Needs the path of a model in RWKV_FUZZ_MODEL. What the digest at the end must be is known here: else no change would
+// come past it.
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "rwkvflow.h"
 #include "base/sha256.h"
+#include "rwkvflow.h"
 
 extern "C" size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
 

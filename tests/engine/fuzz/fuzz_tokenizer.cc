@@ -1,6 +1,6 @@
-// libFuzzer over vocabularies, World and tokenizer.json: whatever the bytes are, they give a tokenizer or an error. What opens
-// encodes the vocabulary's own bytes, which hold its tokens, and other texts; decoding gives back what was encoded, or its
-// normal form.
+// libFuzzer over vocabularies, World and tokenizer.json: whatever the bytes are, they give a tokenizer or an error.
+// What opens encodes the vocabulary's own bytes, which hold its tokens, and other texts; decoding gives back what was
+// encoded, or its normal form.
 //
 // Most changes take whole tokens of the format (numbers, quotes, names, lines) from a list, or move pieces about.
 #include <stdint.h>
@@ -13,13 +13,69 @@ extern "C" size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
 
 namespace {
 
-const char *const kWords[] = {
-    "\"", "'", "b'", "{", "}", "[", "]", ":", ",", " ", "\n", "\r\n", "\\", "\\n", "\\\"", "\\x00", "\\xff", "\\u0120", "\\ud83d\\ude00",
-    "\\ud800", "null", "true", "false", "0", "1", "-1", "255", "256", "65535", "1048575", "1048576", "4294967295", "1e9", "0.5",
-    "\"model\"", "\"vocab\"", "\"merges\"", "\"type\"", "\"BPE\"", "\"NFC\"", "\"ByteLevel\"", "\"normalizer\"", "\"pre_tokenizer\"",
-    "\"decoder\"", "\"added_tokens\"", "\"id\"", "\"content\"", "\"special\"", "\"normalized\"", "\"lstrip\"", "\"dropout\"",
-    "\"add_prefix_space\"", "\"use_regex\"", "\"a b\"", "[\"a\", \"b\"]", "{\"id\": 3, \"content\": \"  \", \"special\": false}",
-    "\xc4\xa0", "\xcc\x81", "\xe1\x84\x80\xe1\x85\xa1", "\xff", "\xc3", "'a' 1", "258 'ab' 2\n"};
+const char *const kWords[] = {"\"",
+                              "'",
+                              "b'",
+                              "{",
+                              "}",
+                              "[",
+                              "]",
+                              ":",
+                              ",",
+                              " ",
+                              "\n",
+                              "\r\n",
+                              "\\",
+                              "\\n",
+                              "\\\"",
+                              "\\x00",
+                              "\\xff",
+                              "\\u0120",
+                              "\\ud83d\\ude00",
+                              "\\ud800",
+                              "null",
+                              "true",
+                              "false",
+                              "0",
+                              "1",
+                              "-1",
+                              "255",
+                              "256",
+                              "65535",
+                              "1048575",
+                              "1048576",
+                              "4294967295",
+                              "1e9",
+                              "0.5",
+                              "\"model\"",
+                              "\"vocab\"",
+                              "\"merges\"",
+                              "\"type\"",
+                              "\"BPE\"",
+                              "\"NFC\"",
+                              "\"ByteLevel\"",
+                              "\"normalizer\"",
+                              "\"pre_tokenizer\"",
+                              "\"decoder\"",
+                              "\"added_tokens\"",
+                              "\"id\"",
+                              "\"content\"",
+                              "\"special\"",
+                              "\"normalized\"",
+                              "\"lstrip\"",
+                              "\"dropout\"",
+                              "\"add_prefix_space\"",
+                              "\"use_regex\"",
+                              "\"a b\"",
+                              "[\"a\", \"b\"]",
+                              "{\"id\": 3, \"content\": \"  \", \"special\": false}",
+                              "\xc4\xa0",
+                              "\xcc\x81",
+                              "\xe1\x84\x80\xe1\x85\xa1",
+                              "\xff",
+                              "\xc3",
+                              "'a' 1",
+                              "258 'ab' 2\n"};
 
 struct Random {
     uint64_t state;
@@ -106,8 +162,10 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         return 0;
     }
     encode(t, reinterpret_cast<const char *>(data), size, strcmp(rwkvflow_tokenizer_kind(t), "world") == 0);
-    // Marks in the wrong order, letters that fall apart when normalized, bytes that are no characters, a lone first half.
-    static const char kText[] = "it's  e\xcc\x81\xcc\xa3 \xe0\xa5\x98\xea\xb0\x80\xe1\x84\x80\xe1\x85\xa1\n\n\t a\xff\xc3 <|end|>  12";
+    // Marks in the wrong order, letters that fall apart when normalized, bytes that are no characters, a lone first
+    // half.
+    static const char kText[] =
+        "it's  e\xcc\x81\xcc\xa3 \xe0\xa5\x98\xea\xb0\x80\xe1\x84\x80\xe1\x85\xa1\n\n\t a\xff\xc3 <|end|>  12";
     for (size_t cut = 0; cut < sizeof kText; cut += 7) encode(t, kText, cut, false);
     for (uint32_t token = 0; token < 300; ++token) {
         const char *piece;

@@ -2,9 +2,9 @@
 #include <math.h>
 #include <stdio.h>
 
-#include "eval/batch.h"
 #include "api/context.h"
 #include "base/memory.h"
+#include "eval/batch.h"
 #include "rwkvflow.h"
 
 using namespace rwkvflow;
@@ -35,14 +35,17 @@ rwkv_context *context_create(Model *model, uint32_t threads, Error *error) {
 // The workspace for a sequence of that length, or null with an error.
 Workspace *workspace_for(rwkv_context *ctx, size_t length) {
     if (length == 1) return &ctx->one;
-    if (ctx->many.tokens == 0 && !workspace_create(ctx->model, kMaxBlock, pool_size(ctx->pool), &ctx->many, &ctx->error)) return nullptr;
+    if (ctx->many.tokens == 0 &&
+        !workspace_create(ctx->model, kMaxBlock, pool_size(ctx->pool), &ctx->many, &ctx->error))
+        return nullptr;
     return &ctx->many;
 }
 
 bool check_tokens(rwkv_context *ctx, const uint32_t *tokens, size_t count) {
     for (size_t i = 0; i < count; ++i)
         if (tokens[i] >= ctx->model->n_vocab)
-            return fail(&ctx->error, RWKV_ERROR_ARGS, "token %u at %zu: the vocabulary has %u", tokens[i], i, ctx->model->n_vocab);
+            return fail(&ctx->error, RWKV_ERROR_ARGS, "token %u at %zu: the vocabulary has %u", tokens[i], i,
+                        ctx->model->n_vocab);
     return true;
 }
 
@@ -57,7 +60,8 @@ Block block_for(rwkv_context *ctx, Workspace *work) {
     return block;
 }
 
-bool evaluate(rwkv_context *ctx, const uint32_t *tokens, size_t length, const float *state_in, float *state_out, float *logits) {
+bool evaluate(rwkv_context *ctx, const uint32_t *tokens, size_t length, const float *state_in, float *state_out,
+              float *logits) {
     const Model *model = ctx->model;
     if (!check_tokens(ctx, tokens, length)) return false;
     Workspace *work = workspace_for(ctx, length);
@@ -86,10 +90,8 @@ bool evaluate(rwkv_context *ctx, const uint32_t *tokens, size_t length, const fl
 const float *fresh_state(rwkv_context *ctx) {
     if (ctx->fresh != nullptr) return ctx->fresh;
     ctx->fresh = static_cast<float *>(aligned_zeroed(mul_sat(ctx->model->state_len, sizeof(float))));
-    if (ctx->fresh == nullptr)
-        fail(&ctx->error, RWKV_ERROR_CTX | RWKV_ERROR_ALLOC, "no memory for a state");
-    else
-        init_state(ctx->model, ctx->fresh);
+    if (ctx->fresh == nullptr) fail(&ctx->error, RWKV_ERROR_CTX | RWKV_ERROR_ALLOC, "no memory for a state");
+    else init_state(ctx->model, ctx->fresh);
     return ctx->fresh;
 }
 
@@ -97,7 +99,8 @@ struct Option {
     const char *name;
     float rwkv_context::*value;
 };
-const Option kOptions[] = {{"group_norm_eps", &rwkv_context::group_norm_eps}, {"layer_norm_eps", &rwkv_context::layer_norm_eps}};
+const Option kOptions[] = {{"group_norm_eps", &rwkv_context::group_norm_eps},
+                           {"layer_norm_eps", &rwkv_context::layer_norm_eps}};
 
 const Option *find_option(struct rwkv_context *ctx, const char *name) {
     if (ctx == nullptr || name == nullptr) {
@@ -114,13 +117,13 @@ const Option *find_option(struct rwkv_context *ctx, const char *name) {
 }  // namespace
 
 void rwkv_set_print_errors(struct rwkv_context *ctx, const bool print_errors) {
-    if (ctx == nullptr)
-        set_global_print(print_errors);
-    else
-        ctx->error.print = print_errors;
+    if (ctx == nullptr) set_global_print(print_errors);
+    else ctx->error.print = print_errors;
 }
 
-bool rwkv_get_print_errors(const struct rwkv_context *ctx) { return ctx == nullptr ? global_print() : ctx->error.print; }
+bool rwkv_get_print_errors(const struct rwkv_context *ctx) {
+    return ctx == nullptr ? global_print() : ctx->error.print;
+}
 
 enum rwkv_error_flags rwkv_get_last_error(struct rwkv_context *ctx) {
     Error *error = ctx == nullptr ? global_error() : &ctx->error;
@@ -156,14 +159,15 @@ struct rwkv_context *rwkv_clone_context(struct rwkv_context *ctx, const uint32_t
     return clone;
 }
 
-bool rwkv_eval(struct rwkv_context *ctx, const uint32_t token, const float *state_in, float *state_out, float *logits_out) {
+bool rwkv_eval(struct rwkv_context *ctx, const uint32_t token, const float *state_in, float *state_out,
+               float *logits_out) {
     if (ctx == nullptr) return fail(global_error(), RWKV_ERROR_ARGS, "no context");
     ctx->error.flags = 0;
     return evaluate(ctx, &token, 1, state_in, state_out, logits_out);
 }
 
-bool rwkv_eval_sequence(struct rwkv_context *ctx, const uint32_t *tokens, const size_t sequence_len, const float *state_in,
-                        float *state_out, float *logits_out) {
+bool rwkv_eval_sequence(struct rwkv_context *ctx, const uint32_t *tokens, const size_t sequence_len,
+                        const float *state_in, float *state_out, float *logits_out) {
     if (ctx == nullptr) return fail(global_error(), RWKV_ERROR_ARGS, "no context");
     ctx->error.flags = 0;
     if (sequence_len == 0) return fail(&ctx->error, RWKV_ERROR_ARGS, "a sequence of no tokens");
@@ -208,7 +212,8 @@ const char *rwkv_get_system_info_string(void) {
     const KernelSet *sets = kernel_sets(&count);
     for (size_t i = 0; i < count && used < sizeof text; ++i)
         if (sets[i].table != &kKernelsGeneric)
-            used += static_cast<size_t>(snprintf(text + used, sizeof text - used, "%s=%d ", sets[i].label, sets[i].runs() ? 1 : 0));
+            used += static_cast<size_t>(
+                snprintf(text + used, sizeof text - used, "%s=%d ", sets[i].label, sets[i].runs() ? 1 : 0));
     if (used < sizeof text) snprintf(text + used, sizeof text - used, "KERNELS=%s", kernels()->name);
     return text;
 }
@@ -272,12 +277,15 @@ void rwkvflow_file_close(struct rwkvflow_file *file) {
     free(file);
 }
 
-void rwkvflow_file_header(const struct rwkvflow_file *file, int32_t header[6]) { memcpy(header, file->file.header, 24); }
+void rwkvflow_file_header(const struct rwkvflow_file *file, int32_t header[6]) {
+    memcpy(header, file->file.header, 24);
+}
 uint64_t rwkvflow_file_tensor_count(const struct rwkvflow_file *file) { return file->file.count; }
 
 bool rwkvflow_file_tensor(const struct rwkvflow_file *file, uint64_t index, struct rwkvflow_tensor *out) {
     if (index >= file->file.count) return false;
     const Tensor &tensor = file->file.tensors[index];
-    *out = {tensor.name, tensor.type, tensor.n_dims, {tensor.dims[0], tensor.dims[1], tensor.dims[2], 1}, tensor.offset, tensor.bytes};
+    *out = {tensor.name,   tensor.type, tensor.n_dims, {tensor.dims[0], tensor.dims[1], tensor.dims[2], 1},
+            tensor.offset, tensor.bytes};
     return true;
 }

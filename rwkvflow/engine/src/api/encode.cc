@@ -9,9 +9,7 @@ namespace {
 
 constexpr uint64_t kPiece = 2048;  // weights converted at a time through float32; a multiple of every block's length
 
-bool is_float_type(int32_t type) {
-    return type == kF32 || type == kF16 || type == kBF16;
-}
+bool is_float_type(int32_t type) { return type == kF32 || type == kF16 || type == kBF16; }
 
 }  // namespace
 }  // namespace rwkvflow
@@ -20,12 +18,10 @@ using namespace rwkvflow;
 
 extern "C" {
 
-RWKV_API uint64_t rwkvflow_row_bytes(int32_t type, uint64_t cols) {
-    return row_bytes(type, cols);
-}
+RWKV_API uint64_t rwkvflow_row_bytes(int32_t type, uint64_t cols) { return row_bytes(type, cols); }
 
-// Status: 0, or 1 when all is written and a value (of a block: its scale) is an infinity or NaN, -1 for a type that cannot
-// be read or written, -2 for sizes or pointers that make no sense.
+// Status: 0, or 1 when all is written and a value (of a block: its scale) is an infinity or NaN, -1 for a type that
+// cannot be read or written, -2 for sizes or pointers that make no sense.
 RWKV_API int32_t rwkvflow_encode(int32_t src_type, int32_t dst_type, int32_t via_f16, const void *src, void *dst,
                                  uint64_t rows, uint64_t cols, uint32_t) {
     if (!is_float_type(src_type) || block_length(dst_type) == 0) return -1;

@@ -3,9 +3,9 @@
 
 #include "api/context.h"
 #include "base/memory.h"
-#include "rwkvflow.h"
 #include "base/sha256.h"
 #include "base/whole_file.h"
+#include "rwkvflow.h"
 
 using namespace rwkvflow;
 
@@ -32,7 +32,8 @@ const uint8_t *fingerprint(rwkv_context *ctx) {
     if (map.bytes <= kSample * kSamples) {
         digest.add(map.data, static_cast<size_t>(map.bytes));
     } else {
-        for (uint64_t i = 0; i < kSamples; ++i) digest.add(map.data + i * (map.bytes - kSample) / (kSamples - 1), kSample);
+        for (uint64_t i = 0; i < kSamples; ++i)
+            digest.add(map.data + i * (map.bytes - kSample) / (kSamples - 1), kSample);
     }
     digest.end(ctx->fingerprint);
     ctx->has_fingerprint = true;
@@ -65,7 +66,8 @@ void digest_of(const uint8_t *data, uint64_t bytes, uint8_t out[kDigest]) {
 void pack(rwkv_context *ctx, const float *state, const float *logits, uint64_t tokens, uint8_t *out) {
     Header header = header_of(ctx, logits != nullptr);
     header.tokens = tokens;
-    const size_t n_state = static_cast<size_t>(header.n_state) * sizeof(float), n_logits = static_cast<size_t>(header.n_logits) * sizeof(float);
+    const size_t n_state = static_cast<size_t>(header.n_state) * sizeof(float),
+                 n_logits = static_cast<size_t>(header.n_logits) * sizeof(float);
     memcpy(out, &header, sizeof header);
     memcpy(out + sizeof header, state, n_state);
     if (logits != nullptr) memcpy(out + sizeof header + n_state, logits, n_logits);
@@ -74,18 +76,24 @@ void pack(rwkv_context *ctx, const float *state, const float *logits, uint64_t t
 }
 
 // `name` is what messages call the data. Nothing is written before all is checked.
-bool unpack(rwkv_context *ctx, const char *name, const uint8_t *data, uint64_t bytes, float *state, float *logits, uint64_t *tokens) {
-    const auto refuse = [&](uint32_t what, const char *why) { return fail(&ctx->error, RWKV_ERROR_FILE | what, "%s: %s", name, why); };
+bool unpack(rwkv_context *ctx, const char *name, const uint8_t *data, uint64_t bytes, float *state, float *logits,
+            uint64_t *tokens) {
+    const auto refuse = [&](uint32_t what, const char *why) {
+        return fail(&ctx->error, RWKV_ERROR_FILE | what, "%s: %s", name, why);
+    };
     Header found;
-    if (bytes < sizeof found || memcmp(data, "RWKVSTAT", 8) != 0) return refuse(RWKV_ERROR_FILE_MAGIC, "no saved state");
+    if (bytes < sizeof found || memcmp(data, "RWKVSTAT", 8) != 0)
+        return refuse(RWKV_ERROR_FILE_MAGIC, "no saved state");
     memcpy(&found, data, sizeof found);
     if (found.layout != 1 || found.zero != 0)
         return refuse(RWKV_ERROR_FILE_VERSION, "a saved state of a layout that is not known");
     const Header wanted = header_of(ctx, found.n_logits != 0);
-    if (found.n_state != wanted.n_state || found.n_logits != wanted.n_logits || memcmp(found.name, wanted.name, sizeof found.name) != 0 ||
+    if (found.n_state != wanted.n_state || found.n_logits != wanted.n_logits ||
+        memcmp(found.name, wanted.name, sizeof found.name) != 0 ||
         memcmp(found.version, wanted.version, sizeof found.version) != 0)
         return refuse(RWKV_ERROR_DIMENSION, "a state of another model file, with other sizes or of another version");
-    if (memcmp(found.model, wanted.model, sizeof found.model) != 0) return refuse(RWKV_ERROR_KEY, "a state of another model file");
+    if (memcmp(found.model, wanted.model, sizeof found.model) != 0)
+        return refuse(RWKV_ERROR_KEY, "a state of another model file");
     uint8_t digest[kDigest];
     if (bytes == bytes_of(ctx, found.n_logits != 0)) digest_of(data, bytes, digest);
     if (bytes != bytes_of(ctx, found.n_logits != 0) || memcmp(digest, data + (bytes - kDigest), kDigest) != 0)
@@ -93,7 +101,8 @@ bool unpack(rwkv_context *ctx, const char *name, const uint8_t *data, uint64_t b
     if (logits != nullptr && found.n_logits == 0) return refuse(RWKV_ERROR_DATA, "a state without the logits after it");
     const size_t n_state = static_cast<size_t>(found.n_state) * sizeof(float);
     if (state != nullptr) memcpy(state, data + sizeof found, n_state);
-    if (logits != nullptr) memcpy(logits, data + sizeof found + n_state, static_cast<size_t>(found.n_logits) * sizeof(float));
+    if (logits != nullptr)
+        memcpy(logits, data + sizeof found + n_state, static_cast<size_t>(found.n_logits) * sizeof(float));
     if (tokens != nullptr) *tokens = found.tokens;
     return true;
 }
@@ -113,17 +122,20 @@ bool rwkvflow_state_pack(struct rwkv_context *ctx, const float *state, const flo
     if (!begin(ctx, state != nullptr && out != nullptr, "no state or no place for it")) return false;
     if (bytes != bytes_of(ctx, logits != nullptr))
         return fail(&ctx->error, RWKV_ERROR_ARGS, "a saved state has %llu bytes here, not %llu",
-                    static_cast<unsigned long long>(bytes_of(ctx, logits != nullptr)), static_cast<unsigned long long>(bytes));
+                    static_cast<unsigned long long>(bytes_of(ctx, logits != nullptr)),
+                    static_cast<unsigned long long>(bytes));
     pack(ctx, state, logits, tokens, static_cast<uint8_t *>(out));
     return true;
 }
 
-bool rwkvflow_state_unpack(struct rwkv_context *ctx, const void *data, uint64_t bytes, float *state, float *logits, uint64_t *tokens) {
+bool rwkvflow_state_unpack(struct rwkv_context *ctx, const void *data, uint64_t bytes, float *state, float *logits,
+                           uint64_t *tokens) {
     return begin(ctx, data != nullptr || bytes == 0, "no data") &&
            unpack(ctx, "the saved state", static_cast<const uint8_t *>(data), bytes, state, logits, tokens);
 }
 
-bool rwkvflow_state_save(struct rwkv_context *ctx, const char *path, const float *state, const float *logits, uint64_t tokens) {
+bool rwkvflow_state_save(struct rwkv_context *ctx, const char *path, const float *state, const float *logits,
+                         uint64_t tokens) {
     if (!begin(ctx, path != nullptr && state != nullptr, "no path or no state")) return false;
     const uint64_t bytes = bytes_of(ctx, logits != nullptr);
     uint8_t *all = bytes > SIZE_MAX / 2 ? nullptr : static_cast<uint8_t *>(malloc(static_cast<size_t>(bytes)));

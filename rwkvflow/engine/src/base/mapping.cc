@@ -21,7 +21,8 @@ bool map_file(const char *path, Mapping *out, Error *error) {
     wchar_t wide[4096];
     if (MultiByteToWideChar(CP_UTF8, MB_ERR_INVALID_CHARS, path, -1, wide, 4096) == 0)
         return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_OPEN, "cannot open %s: not a valid path", path);
-    HANDLE file = CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ, nullptr, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
+    HANDLE file =
+        CreateFileW(wide, GENERIC_READ, FILE_SHARE_READ, nullptr, OPEN_EXISTING, FILE_ATTRIBUTE_NORMAL, nullptr);
     if (file == INVALID_HANDLE_VALUE)
         return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_OPEN, "cannot open %s: error %lu", path, GetLastError());
     LARGE_INTEGER size;
@@ -38,7 +39,8 @@ bool map_file(const char *path, Mapping *out, Error *error) {
         }
         if (out->data == nullptr) {
             CloseHandle(file);
-            return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_READ, "cannot map %s: error %lu", path, GetLastError());
+            return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_READ, "cannot map %s: error %lu", path,
+                        GetLastError());
         }
         out->bytes = static_cast<uint64_t>(size.QuadPart);
     }
@@ -55,7 +57,8 @@ void unmap_file(Mapping *mapping) {
 
 bool map_file(const char *path, Mapping *out, Error *error) {
     const int file = open(path, O_RDONLY | O_CLOEXEC);
-    if (file < 0) return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_OPEN, "cannot open %s: %s", path, strerror(errno));
+    if (file < 0)
+        return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_OPEN, "cannot open %s: %s", path, strerror(errno));
     struct stat facts;
     if (fstat(file, &facts) != 0 || !S_ISREG(facts.st_mode) || facts.st_size < 0) {
         close(file);

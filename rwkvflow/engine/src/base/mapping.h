@@ -10,8 +10,8 @@ struct Mapping {
     uint64_t bytes = 0;
 };
 
-// False with flags FILE | FILE_OPEN, FILE_STAT or FILE_READ. An empty file gives data null and bytes 0. The file must not be
-// shortened while it is mapped.
+// False with flags FILE | FILE_OPEN, FILE_STAT or FILE_READ. An empty file gives data null and bytes 0. The file must
+// not be shortened while it is mapped.
 bool map_file(const char *path, Mapping *out, Error *error);
 void unmap_file(Mapping *mapping);
 

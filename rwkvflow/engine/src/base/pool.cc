@@ -23,8 +23,8 @@ void relax() {
 #endif
 }
 
-// A counter that only grows and can be waited on. A waiter registers in `sleepers` before it looks at the counter for the
-// last time, and who raises it looks at `sleepers` afterwards (both sequentially consistent): no wake-up is lost.
+// A counter that only grows and can be waited on. A waiter registers in `sleepers` before it looks at the counter for
+// the last time, and who raises it looks at `sleepers` afterwards (both sequentially consistent): no wake-up is lost.
 struct alignas(kAlignment) Gate {
     uint32_t value = 0;
     uint32_t sleepers = 0;
@@ -59,7 +59,8 @@ struct alignas(kAlignment) Gate {
     }
 };
 
-// How much of a thread's share has been taken, in the turn that stands in the upper half; an earlier turn is nothing yet.
+// How much of a thread's share has been taken, in the turn that stands in the upper half; an earlier turn is nothing
+// yet.
 struct alignas(kAlignment) Share {
     uint64_t taken;
 };
@@ -178,7 +179,8 @@ bool pool_take(Pieces *p) {
             const uint32_t from = seen >> 32 == p->turn ? static_cast<uint32_t>(seen) : 0;
             if (from == share) break;
             const uint32_t to = from + (share - from + 3) / 4;
-            if (!__atomic_compare_exchange_n(taken, &seen, static_cast<uint64_t>(p->turn) << 32 | to, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED))
+            if (!__atomic_compare_exchange_n(taken, &seen, static_cast<uint64_t>(p->turn) << 32 | to, true,
+                                             __ATOMIC_RELAXED, __ATOMIC_RELAXED))
                 continue;
             p->begin = first + from, p->end = first + to;
             return true;

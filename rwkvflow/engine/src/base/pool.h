@@ -1,7 +1,7 @@
 // Threads that all run the same function, in step: the calling thread is number 0 of them.
 //
-// Waiting is a short spin and then sleep, so that barriers cost little where every thread has a core, and nothing is burnt
-// where it has not.
+// Waiting is a short spin and then sleep, so that barriers cost little where every thread has a core, and nothing is
+// burnt where it has not.
 #pragma once
 
 #include <stdint.h>
@@ -19,18 +19,19 @@ uint32_t pool_size(const Pool *pool);
 // Runs work(argument, index) on every thread, index 0 on the caller's, and returns when all have. Not reentrant.
 void pool_run(Pool *pool, void (*work)(void *argument, uint32_t index), void *argument);
 
-// Inside work: waits until every thread has come here; what they wrote before is seen by all after. Every thread must call
-// it equally often.
+// Inside work: waits until every thread has come here; what they wrote before is seen by all after. Every thread must
+// call it equally often.
 void pool_barrier(Pool *pool);
 
-// Inside work: `units` of it, which the threads take from each other. A thread begins with its own share, in order, in pieces
-// that get smaller; after that it helps others with what they have not begun. So one that has a slower core, or loses its core
-// for a while, does less, and the others do not wait for it as long.
+// Inside work: `units` of it, which the threads take from each other. A thread begins with its own share, in order, in
+// pieces that get smaller; after that it helps others with what they have not begun. So one that has a slower core, or
+// loses its core for a while, does less, and the others do not wait for it as long.
 //
 //     for (Pieces pieces = {pool, index, turn, units}; pool_take(&pieces);) work_on(pieces.begin, pieces.end);
 //
-// Every thread must go through the same work in the same order; turns count from 1 in every run. Nobody waits: a thread may be
-// at the next turn, or at one further on, while others work on this one. What must not begin before all of it is done needs a barrier.
+// Every thread must go through the same work in the same order; turns count from 1 in every run. Nobody waits: a thread
+// may be at the next turn, or at one further on, while others work on this one. What must not begin before all of it is
+// done needs a barrier.
 struct Pieces {
     Pool *pool;
     uint32_t index, turn, units;

@@ -9,7 +9,8 @@ namespace rwkvflow {
 
 bool read_file(const char *path, uint64_t limit, uint8_t **data, uint64_t *bytes, Error *error) {
     FILE *file = fopen(path, "rb");
-    if (file == nullptr) return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_OPEN, "cannot open %s: %s", path, strerror(errno));
+    if (file == nullptr)
+        return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_OPEN, "cannot open %s: %s", path, strerror(errno));
     uint8_t *all = nullptr;
     uint64_t size = 0, room = 0;
     bool fine = true;
@@ -17,7 +18,8 @@ bool read_file(const char *path, uint64_t limit, uint8_t **data, uint64_t *bytes
         if (size == room) {
             const uint64_t wanted = room == 0 ? 1u << 16 : mul_sat(room, 2);
             room = wanted < limit + 1 ? wanted : limit + 1;
-            uint8_t *wider = room > SIZE_MAX / 2 ? nullptr : static_cast<uint8_t *>(realloc(all, static_cast<size_t>(room)));
+            uint8_t *wider =
+                room > SIZE_MAX / 2 ? nullptr : static_cast<uint8_t *>(realloc(all, static_cast<size_t>(room)));
             if (wider == nullptr) {
                 fine = fail(error, RWKV_ERROR_FILE | RWKV_ERROR_ALLOC, "no memory for %s", path);
                 break;
@@ -28,7 +30,8 @@ bool read_file(const char *path, uint64_t limit, uint8_t **data, uint64_t *bytes
         size += got;
         if (size > limit) break;
         if (got == 0) {
-            if (ferror(file) != 0) fine = fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_READ, "cannot read %s: %s", path, strerror(errno));
+            if (ferror(file) != 0)
+                fine = fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_READ, "cannot read %s: %s", path, strerror(errno));
             break;
         }
     }

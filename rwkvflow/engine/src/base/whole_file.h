@@ -5,8 +5,8 @@
 
 namespace rwkvflow {
 
-// The bytes of a file, and no more of them than limit + 1: free(*data). Not a map: what others do to the file later changes
-// nothing. False with FILE | FILE_OPEN, FILE_READ or ALLOC.
+// The bytes of a file, and no more of them than limit + 1: free(*data). Not a map: what others do to the file later
+// changes nothing. False with FILE | FILE_OPEN, FILE_READ or ALLOC.
 bool read_file(const char *path, uint64_t limit, uint8_t **data, uint64_t *bytes, Error *error);
 
 // Written beside (as PATH.part) and renamed: whole or absent. False with FILE | FILE_OPEN, FILE_WRITE or ALLOC.

@@ -28,19 +28,23 @@ bool check_states(const Model *model, const float *const *in, float *const *out,
     if (out == nullptr) return true;
     const uintptr_t bytes = static_cast<uintptr_t>(model->state_len) * sizeof(float);
     uintptr_t *written = static_cast<uintptr_t *>(calloc(count, sizeof(uintptr_t)));
-    if (written == nullptr) return fail(error, RWKV_ERROR_CTX | RWKV_ERROR_ALLOC, "no memory for a batch of %zu", count);
+    if (written == nullptr)
+        return fail(error, RWKV_ERROR_CTX | RWKV_ERROR_ALLOC, "no memory for a batch of %zu", count);
     size_t n = 0;
     for (size_t i = 0; i < count; ++i)
         if (out[i] != nullptr) written[n++] = reinterpret_cast<uintptr_t>(out[i]);
     qsort(written, n, sizeof *written, by_address);
     bool fine = true;
     for (size_t i = 1; fine && i < n; ++i)
-        if (written[i] - written[i - 1] < bytes) fine = fail(error, RWKV_ERROR_ARGS, "two states of a batch are written to one place");
+        if (written[i] - written[i - 1] < bytes)
+            fine = fail(error, RWKV_ERROR_ARGS, "two states of a batch are written to one place");
     for (size_t i = 0; fine && in != nullptr && i < count; ++i) {
         if (in[i] == nullptr) continue;
         const uintptr_t read = reinterpret_cast<uintptr_t>(in[i]);
-        // Of those written, which do not overlap each other, at most two overlap this one: its own is the only one allowed.
-        for (size_t at = below(written, n, read < bytes ? 0 : read - bytes + 1); fine && at < n && written[at] < read + bytes; ++at)
+        // Of those written, which do not overlap each other, at most two overlap this one: its own is the only one
+        // allowed.
+        for (size_t at = below(written, n, read < bytes ? 0 : read - bytes + 1);
+             fine && at < n && written[at] < read + bytes; ++at)
             if (written[at] != read || reinterpret_cast<uintptr_t>(out[i]) != read)
                 fine = fail(error, RWKV_ERROR_ARGS, "state %zu of a batch is read where another one is written", i);
     }

@@ -36,8 +36,7 @@ void lay_out(const Model *model, Arena *arena, Workspace *w) {
     w->ffn = take_activations(arena, t, model->n_ffn, q);
     for (Activations &low : w->low) low = take_activations(arena, t, model->n_low, q);
     float **const plain[] = {&w->r, &w->k, &w->v, &w->g, &w->w, &w->a, &w->b, &w->kk, &w->v_first, &w->more};
-    for (float **each : plain)
-        *each = arena->take<float>(mul_sat(t, w->ld));
+    for (float **each : plain) *each = arena->take<float>(mul_sat(t, w->ld));
     uint32_t cols = model->n_ffn > w->ld ? model->n_ffn : w->ld;
     cols = model->n_low > cols ? model->n_low : cols;
     w->scratch_stride = (scratch_bytes(cols) + kAlignment - 1) / kAlignment * kAlignment;
@@ -69,8 +68,8 @@ void embed(const Part &part) {
     part.barrier();
 }
 
-// Logits go to different places; the kernels put those of all tokens into one. So the rows come in strips, and from there to
-// where they belong.
+// Logits go to different places; the kernels put those of all tokens into one. So the rows come in strips, and from
+// there to where they belong.
 void head(const Part &part) {
     const Block *block = part.block;
     const Model *model = part.model;
@@ -112,7 +111,8 @@ void work_on_block(void *argument, uint32_t index) {
     const Block *block = static_cast<const Block *>(argument);
     const Model *model = block->model;
     uint32_t turn = 0;
-    Part part = {block, model, block->kernels, block->work, nullptr, 0, index, pool_size(block->pool), block->count, 0, &turn};
+    Part part = {block,        model, block->kernels, block->work, nullptr, 0, index, pool_size(block->pool),
+                 block->count, 0,     &turn};
     embed(part);
     for (uint32_t i = 0; i < model->n_layer; ++i) {
         part.layer = &model->layers[i];
@@ -160,7 +160,8 @@ void init_state(const Model *model, float *state) {
     memset(state, 0, static_cast<size_t>(model->state_len) * sizeof(float));
     if (model->version != Version::k4) return;
     for (uint32_t i = 0; i < model->n_layer; ++i) {
-        float *p = state + model->layer_state * i + 2 * static_cast<size_t>(model->n_embd) + 2 * static_cast<size_t>(model->n_att);
+        float *p = state + model->layer_state * i + 2 * static_cast<size_t>(model->n_embd) +
+                   2 * static_cast<size_t>(model->n_att);
         for (uint32_t c = 0; c < model->n_att; ++c) p[c] = -1e30f;  // the running maximum of keys: below any
     }
 }
@@ -251,10 +252,8 @@ void channel_mix(const Part &part) {
         for (uint32_t t = 0; t < part.count; ++t) {
             float *x = part.row(work->x, t) + d.begin;
             const float *y = part.row(work->more, t) + d.begin;
-            if (gated)
-                part.k->add_gated(x, part.row(work->r, t) + d.begin, y, d.size());
-            else
-                part.k->add(x, y, d.size());
+            if (gated) part.k->add_gated(x, part.row(work->r, t) + d.begin, y, d.size());
+            else part.k->add(x, y, d.size());
         }
     });
     part.barrier();

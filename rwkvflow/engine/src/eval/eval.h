@@ -1,42 +1,42 @@
-// Evaluation of a block of tokens: every thread of the pool runs eval_block's work, in step. The tokens are a piece of one
-// sequence, or one token each of so many sequences (a batch). Both are columns that all matrices are multiplied with at once;
-// they differ in where a column's state comes from, and where it goes.
+// Evaluation of a block of tokens: every thread of the pool runs eval_block's work, in step. The tokens are a piece of
+// one sequence, or one token each of so many sequences (a batch). Both are columns that all matrices are multiplied
+// with at once; they differ in where a column's state comes from, and where it goes.
 //
-// A layer is a few phases with a barrier after each. In a phase columns (or a matrix's rows, which are the columns of its
-// output) are cut into slices, and a thread works on one for all tokens of the block: so weights are read once a block, each by
-// one thread, and the state of a channel or head is read and written by one. Where there is little to do the cut is fixed
-// (share); rows of matrices, and heads, are handed out in pieces as threads get to them (each_piece, each_row).
-// What a slice comes to does not depend on how slices are cut, nor on who works on one, so results do not depend on the
-// number of threads, nor on how a sequence is cut into blocks, nor on what else is in a batch.
+// A layer is a few phases with a barrier after each. In a phase columns (or a matrix's rows, which are the columns of
+// its output) are cut into slices, and a thread works on one for all tokens of the block: so weights are read once a
+// block, each by one thread, and the state of a channel or head is read and written by one. Where there is little to do
+// the cut is fixed (share); rows of matrices, and heads, are handed out in pieces as threads get to them (each_piece,
+// each_row). What a slice comes to does not depend on how slices are cut, nor on who works on one, so results do not
+// depend on the number of threads, nor on how a sequence is cut into blocks, nor on what else is in a batch.
 #pragma once
 
-#include "model/model.h"
 #include "base/pool.h"
+#include "model/model.h"
 
 namespace rwkvflow {
 
 inline constexpr uint32_t kMaxBlock = kMostTokens;  // tokens evaluated together
 inline constexpr uint32_t kHeadRows = 128;  // logits that a thread works on together, where there are several tokens'
-inline constexpr uint32_t kInputs = 7;     // Activations that the time mix needs at most
-inline constexpr uint32_t kLow = 6;        // and those inside low-rank pairs
+inline constexpr uint32_t kInputs = 7;      // Activations that the time mix needs at most
+inline constexpr uint32_t kLow = 6;         // and those inside low-rank pairs
 
 // Working memory for blocks of up to `tokens` tokens and for `threads` threads.
 struct Workspace {
     uint32_t tokens, threads;
     void *memory;
-    float *state;       // [state_len], where the caller wants none
-    float *x;           // [T, C] the residual stream
-    float *normed;      // [T, C]
+    float *state;             // [state_len], where the caller wants none
+    float *x;                 // [T, C] the residual stream
+    float *normed;            // [T, C]
     Activations in[kInputs];  // [T, C] inputs of matrices
-    Activations att;    // [T, A] input of the output matrix
-    Activations ffn;    // [T, F]
+    Activations att;          // [T, A] input of the output matrix
+    Activations ffn;          // [T, F]
     Activations low[kLow];    // [T, n_low] inside low-rank pairs
-    char *scratch;      // scratch_stride bytes for each thread, for matrices
+    char *scratch;            // scratch_stride bytes for each thread, for matrices
     uint64_t scratch_stride;
-    float *strips;      // [threads][T, kHeadRows] logits on their way to different places
-    uint32_t ld;        // floats between tokens in what follows: the larger of C and A, rounded up
+    float *strips;  // [threads][T, kHeadRows] logits on their way to different places
+    uint32_t ld;    // floats between tokens in what follows: the larger of C and A, rounded up
     float *r, *k, *v, *g, *w, *a, *b, *kk, *v_first;  // [T, ld]
-    float *more;        // [T, ld]
+    float *more;                                      // [T, ld]
 };
 
 bool workspace_create(const Model *model, uint32_t tokens, uint32_t threads, Workspace *out, Error *error);
@@ -49,10 +49,11 @@ struct Block {
     Workspace *work;
     float group_norm_eps, layer_norm_eps;
     const uint32_t *tokens;
-    uint32_t count;        // 1 .. work->tokens
-    bool batch;            // tokens of different sequences
-    // For each token: the state it goes on from (in a sequence: the one that the token before it left), where the new one goes
-    // (which may be the same), and where its logits go, or null. In a batch no other token's state overlaps states_out[t].
+    uint32_t count;  // 1 .. work->tokens
+    bool batch;      // tokens of different sequences
+    // For each token: the state it goes on from (in a sequence: the one that the token before it left), where the new
+    // one goes (which may be the same), and where its logits go, or null. In a batch no other token's state overlaps
+    // states_out[t].
     const float *states_in[kMaxBlock];
     float *states_out[kMaxBlock];
     float *logits[kMaxBlock];
@@ -70,11 +71,12 @@ struct Part {
     const Kernels *k;
     Workspace *work;
     const Layer *layer;
-    uint32_t number;        // of the layer
+    uint32_t number;  // of the layer
     uint32_t index, threads;
-    uint32_t count;         // tokens
-    uint64_t state_at;      // where in a state the layer's is: [C] of the time mix, [C] of the feed-forward part, then the version's own
-    uint32_t *turn;         // counts what is handed out in pieces; the same for every thread. See pool_take.
+    uint32_t count;     // tokens
+    uint64_t state_at;  // where in a state the layer's is: [C] of the time mix, [C] of the feed-forward part, then the
+                        // version's own
+    uint32_t *turn;     // counts what is handed out in pieces; the same for every thread. See pool_take.
 
     struct Range {
         uint32_t begin, end;
@@ -93,7 +95,8 @@ struct Part {
     void each_heads(Body body) const {
         each_piece(model->n_att, head_unit(), body);
     }
-    // The same for the rows of some matrices, as if they were one: body(which, range of its rows). An absent matrix has none.
+    // The same for the rows of some matrices, as if they were one: body(which, range of its rows). An absent matrix has
+    // none.
     template <uint32_t N, typename Body>
     void each_row(const Matrix *const (&matrices)[N], Body body) const {
         uint32_t all = 0;
@@ -110,7 +113,9 @@ struct Part {
     }
     static uint32_t units_of(uint32_t n, uint32_t unit) { return n / unit + (n % unit != 0); }
     // Where so many units of n columns end.
-    static uint32_t cut(uint64_t units, uint32_t unit, uint32_t n) { return units * unit < n ? static_cast<uint32_t>(units * unit) : n; }
+    static uint32_t cut(uint64_t units, uint32_t unit, uint32_t n) {
+        return units * unit < n ? static_cast<uint32_t>(units * unit) : n;
+    }
     uint32_t head_unit() const;
 
     void barrier() const { pool_barrier(block->pool); }
@@ -121,16 +126,16 @@ struct Part {
 
     // normed = layer norm of x for the columns of `c`, with the weights given.
     void norm(const float *w, const float *b, Range c) const;
-    // Token shift for the columns of c. What was before the first token (in a batch: before each) is in the state, at `at`
-    // floats of the layer's; keep_last puts there what comes before the next.
+    // Token shift for the columns of c. What was before the first token (in a batch: before each) is in the state, at
+    // `at` floats of the layer's; keep_last puts there what comes before the next.
     void shift(const Activations &to, const float *mix, const float *more, uint32_t at, Range c) const;
     void keep_last(uint32_t at, Range c) const;
     // Makes columns of c ready for a matrix of this type.
     void ready(const Activations &x, const Matrix &for_matrix, Range c) const;
     void matmul(const Matrix &w, const Activations &x, float *y, uint32_t ldy, Range rows) const;
     void tanh(const Activations &x, Range c) const;
-    // Versions 5 and 6: the heads of the columns of a, from r, k, v and a decay (w->w a token where null) to att, with the
-    // norm of each head; then times the gate where there is one.
+    // Versions 5 and 6: the heads of the columns of a, from r, k, v and a decay (w->w a token where null) to att, with
+    // the norm of each head; then times the gate where there is one.
     void heads5(Range a, const float *decay, bool gated) const;
     // x += O * att, with barriers around it; the end of every time mix.
     void output() const;

@@ -1,6 +1,7 @@
-// Version 4: one number of state a channel, three times (a numerator, a denominator, and the exponent taken out of both).
-#include "model/bind.h"
+// Version 4: one number of state a channel, three times (a numerator, a denominator, and the exponent taken out of
+// both).
 #include "eval/eval.h"
+#include "model/bind.h"
 
 namespace rwkvflow {
 

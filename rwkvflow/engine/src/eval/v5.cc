@@ -1,7 +1,8 @@
-// Versions 5.0 (no gate, a decay a head), 5.1 (gate, a decay a head) and 5.2 (gate, a decay a channel): a matrix of state a head.
-// What is one number a head is repeated for its channels when the model is opened, so all three run the same code.
-#include "model/bind.h"
+// Versions 5.0 (no gate, a decay a head), 5.1 (gate, a decay a head) and 5.2 (gate, a decay a channel): a matrix of
+// state a head. What is one number a head is repeated for its channels when the model is opened, so all three run the
+// same code.
 #include "eval/eval.h"
+#include "model/bind.h"
 
 namespace rwkvflow {
 
@@ -40,7 +41,8 @@ void Part::heads5(Range a, const float *decay, bool gated) const {
     }
     if (!gated) return;
     for (uint32_t t = 0; t < count; ++t)
-        k->multiply_silu(work->att.f + static_cast<size_t>(t) * work->att.stride + a.begin, row(work->g, t) + a.begin, a.size());
+        k->multiply_silu(work->att.f + static_cast<size_t>(t) * work->att.stride + a.begin, row(work->g, t) + a.begin,
+                         a.size());
 }
 
 void time_mix_v5(const Part &p) {

@@ -1,6 +1,6 @@
 // Version 6: the token shift and the decay depend on the input, each through a pair of low-rank matrices.
-#include "model/bind.h"
 #include "eval/eval.h"
+#include "model/bind.h"
 
 namespace rwkvflow {
 
@@ -8,7 +8,8 @@ void bind_v6(Binder *b, Layer *l) {
     const Model *m = b->model;
     const uint32_t c = m->n_embd, a = m->n_att;
     l->mix_x = b->vector("att.time_maa_x", c);
-    const char *const mixes[] = {"att.time_maa_w", "att.time_maa_k", "att.time_maa_v", "att.time_maa_r", "att.time_maa_g"};
+    const char *const mixes[] = {"att.time_maa_w", "att.time_maa_k", "att.time_maa_v", "att.time_maa_r",
+                                 "att.time_maa_g"};
     for (int i = 0; i < 5; ++i) l->mix[i] = b->vector(mixes[i], c);
     l->mix1 = b->matrix("att.time_maa_w1", 0, c);
     if (!b->failed && l->mix1.rows % 5 != 0) b->bad_shape(b->find("att.time_maa_w1"), "[5 times a rank, width]");

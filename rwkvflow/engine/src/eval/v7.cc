@@ -1,7 +1,7 @@
-// Version 7: the state of a head is corrected along a direction (kk) at a rate (a) before the new key and value go in; decay,
-// rate, gate and the share of the first layer's values come from low-rank pairs.
-#include "model/bind.h"
+// Version 7: the state of a head is corrected along a direction (kk) at a rate (a) before the new key and value go in;
+// decay, rate, gate and the share of the first layer's values come from low-rank pairs.
 #include "eval/eval.h"
+#include "model/bind.h"
 
 namespace rwkvflow {
 
@@ -96,7 +96,8 @@ void time_mix_v7(const Part &p) {
     // Low-rank pairs, then the rest.
     const Matrix *const rows[] = {&l.w1, &l.a1, &l.g1, &l.v1, &l.r, &l.k, &l.v};
     const Matrix *const pairs[] = {&l.w2, &l.a2, &l.g2, &l.v2};
-    const Activations *const in[] = {&w->in[kW], &w->in[kA], &w->in[kG], &w->in[kV], &w->in[kR], &w->in[kK], &w->in[kV]};
+    const Activations *const in[] = {&w->in[kW], &w->in[kA], &w->in[kG], &w->in[kV],
+                                     &w->in[kR], &w->in[kK], &w->in[kV]};
     float *const to[] = {w->r, w->k, w->v};
     p.each_row(rows, [&](uint32_t i, Part::Range d) {
         if (i >= 4) return p.matmul(*rows[i], *in[i], to[i - 4], w->ld, d);
@@ -104,7 +105,8 @@ void time_mix_v7(const Part &p) {
         p.matmul(*rows[i], *in[i], low.f, low.stride, d);
         if (i == 0) p.tanh(low, d);
         if (i == 2)
-            for (uint32_t t = 0; t < p.count; ++t) p.k->sigmoid(low.f + static_cast<size_t>(t) * low.stride + d.begin, nullptr, d.size());
+            for (uint32_t t = 0; t < p.count; ++t)
+                p.k->sigmoid(low.f + static_cast<size_t>(t) * low.stride + d.begin, nullptr, d.size());
         p.ready(low, *pairs[i], d);
     });
     p.barrier();

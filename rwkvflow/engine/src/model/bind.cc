@@ -17,10 +17,8 @@ void low_rank(Model *model, uint32_t rows) {
 const Tensor *Binder::find(const char *name, bool optional) {
     if (failed) return nullptr;
     char full[128];
-    if (name[0] == '/')
-        snprintf(full, sizeof full, "%s", name + 1);
-    else
-        snprintf(full, sizeof full, "blocks.%u.%s", layer, name);
+    if (name[0] == '/') snprintf(full, sizeof full, "%s", name + 1);
+    else snprintf(full, sizeof full, "blocks.%u.%s", layer, name);
     const Tensor *tensor = file_find(model->file, full);
     if (tensor == nullptr && !optional) {
         failed = true;
@@ -36,7 +34,8 @@ void Binder::bad_shape(const Tensor *tensor, const char *wanted) {
     for (uint32_t i = 0; i < tensor->n_dims; ++i)
         at += snprintf(shape + at, sizeof shape - static_cast<size_t>(at), "%s%llu", i == 0 ? "" : ", ",
                        static_cast<unsigned long long>(tensor->dims[i]));
-    fail(error, RWKV_ERROR_MODEL_PARAMS | RWKV_ERROR_SHAPE, "%.80s has shape [%s], not %s", tensor->name, shape, wanted);
+    fail(error, RWKV_ERROR_MODEL_PARAMS | RWKV_ERROR_SHAPE, "%.80s has shape [%s], not %s", tensor->name, shape,
+         wanted);
 }
 
 Matrix Binder::matrix(const char *name, uint32_t rows, uint32_t cols) {
@@ -72,10 +71,8 @@ float *Binder::copy(const Tensor *tensor, uint64_t first, uint32_t count) {
     float *out = vectors == nullptr ? nullptr : vectors + used;
     used += (static_cast<uint64_t>(count) + kSlice - 1) / kSlice * kSlice;
     if (out != nullptr) {
-        if (tensor->type == kF32)
-            memcpy(out, tensor->data + first * 4, static_cast<size_t>(count) * 4);
-        else
-            dequantize_row_f16(tensor->data + first * 2, out, count);
+        if (tensor->type == kF32) memcpy(out, tensor->data + first * 4, static_cast<size_t>(count) * 4);
+        else dequantize_row_f16(tensor->data + first * 2, out, count);
     }
     return out;
 }
@@ -85,7 +82,8 @@ const float *Binder::vector(const char *name, uint32_t count, bool complement, u
     if (tensor == nullptr) return nullptr;
     if (tensor->type != kF32 && tensor->type != kF16) {
         failed = true;
-        fail(error, RWKV_ERROR_MODEL_PARAMS | RWKV_ERROR_DATA_TYPE, "%.80s has type %s", tensor->name, type_name(tensor->type));
+        fail(error, RWKV_ERROR_MODEL_PARAMS | RWKV_ERROR_DATA_TYPE, "%.80s has type %s", tensor->name,
+             type_name(tensor->type));
         return nullptr;
     }
     const bool repeated = repeat > 1 && tensor->elements == count / repeat;
@@ -109,8 +107,7 @@ const float *Binder::vector(const char *name, uint32_t count, bool complement, u
 const float *Binder::vector_part(const char *name, uint32_t count, uint32_t parts, uint32_t index) {
     const Tensor *tensor = find(name);
     if (tensor == nullptr) return nullptr;
-    if (tensor->elements != static_cast<uint64_t>(count) * parts ||
-        (tensor->type != kF32 && tensor->type != kF16)) {
+    if (tensor->elements != static_cast<uint64_t>(count) * parts || (tensor->type != kF32 && tensor->type != kF16)) {
         char wanted[64];
         snprintf(wanted, sizeof wanted, "%u times %u elements of F32 or F16", parts, count);
         bad_shape(tensor, wanted);

@@ -26,17 +26,19 @@ bool check_header(const char *path, File *file, Error *error) {
     memcpy(file->header, file->map.data, 24);
     const int32_t *h = file->header;
     if (static_cast<uint32_t>(h[kMagic]) != RWKV_FILE_MAGIC)
-        return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_MAGIC, "%s is not an rwkv.cpp model file (magic %08x)", path,
-                    static_cast<uint32_t>(h[kMagic]));
+        return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_MAGIC, "%s is not an rwkv.cpp model file (magic %08x)",
+                    path, static_cast<uint32_t>(h[kMagic]));
     if (h[kVersion] < RWKV_FILE_VERSION_MIN || h[kVersion] > RWKV_FILE_VERSION_MAX)
-        return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_VERSION, "%s has unknown file version %d", path, h[kVersion]);
+        return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_VERSION, "%s has unknown file version %d", path,
+                    h[kVersion]);
     if (type_name(h[kType]) == nullptr)
         return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DATA_TYPE, "%s has unsupported type %d", path, h[kType]);
     if (h[kVersion] == RWKV_FILE_VERSION_0 && h[kType] > RWKVFLOW_F16)
-        return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DATA_TYPE, "%s: a quantized file of version 100 must be made anew", path);
+        return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DATA_TYPE,
+                    "%s: a quantized file of version 100 must be made anew", path);
     if (h[kVocab] <= 0 || h[kEmbd] <= 0 || h[kLayers] <= 0)
-        return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DIMENSION, "%s: vocabulary %d, width %d, layers %d make no sense", path,
-                    h[kVocab], h[kEmbd], h[kLayers]);
+        return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DIMENSION,
+                    "%s: vocabulary %d, width %d, layers %d make no sense", path, h[kVocab], h[kEmbd], h[kLayers]);
     return true;
 }
 
@@ -46,7 +48,8 @@ bool read_tensor(const File &file, uint64_t *at, Tensor *out, char *name, uint64
     const uint8_t *data = file.map.data;
     const uint64_t end = file.map.bytes;
     const unsigned long long number = index;
-    if (end - *at < 12) return fail(error, where | RWKV_ERROR_FILE_READ, "tensor %llu: the file ends in its header", number);
+    if (end - *at < 12)
+        return fail(error, where | RWKV_ERROR_FILE_READ, "tensor %llu: the file ends in its header", number);
     const int32_t n_dims = read_i32(data + *at), key_length = read_i32(data + *at + 4), type = read_i32(data + *at + 8);
     *at += 12;
     if (n_dims < 1 || n_dims > static_cast<int32_t>(kMaxDims))
@@ -56,7 +59,8 @@ bool read_tensor(const File &file, uint64_t *at, Tensor *out, char *name, uint64
     if (type_name(type) == nullptr)
         return fail(error, where | RWKV_ERROR_DATA_TYPE, "tensor %llu: unsupported type %d", number, type);
     const uint64_t header = static_cast<uint64_t>(n_dims) * 4 + static_cast<uint64_t>(key_length);
-    if (end - *at < header) return fail(error, where | RWKV_ERROR_FILE_READ, "tensor %llu: the file ends in its header", number);
+    if (end - *at < header)
+        return fail(error, where | RWKV_ERROR_FILE_READ, "tensor %llu: the file ends in its header", number);
     Tensor t = {};
     t.type = type;
     t.n_dims = static_cast<uint32_t>(n_dims);
@@ -83,7 +87,8 @@ bool read_tensor(const File &file, uint64_t *at, Tensor *out, char *name, uint64
         return fail(error, where | RWKV_ERROR_SHAPE, "tensor %llu: rows of %llu elements cannot be %s", number,
                     static_cast<unsigned long long>(columns), type_name(type));
     t.bytes = t.elements == UINT64_MAX ? UINT64_MAX : mul_sat(row_bytes, t.elements / columns);
-    if (t.bytes > end - *at) return fail(error, where | RWKV_ERROR_DATA, "tensor %llu: the file ends in its data", number);
+    if (t.bytes > end - *at)
+        return fail(error, where | RWKV_ERROR_DATA, "tensor %llu: the file ends in its data", number);
     t.offset = *at;
     t.data = data + *at;
     t.name = name;
@@ -100,7 +105,8 @@ bool index_names(File *file, Error *error) {
         uint64_t slot = hash(file->tensors[i].name) & (file->n_slots - 1);
         for (; file->slots[slot] != 0; slot = (slot + 1) & (file->n_slots - 1))
             if (strcmp(file->tensors[file->slots[slot] - 1].name, file->tensors[i].name) == 0)
-                return fail(error, RWKV_ERROR_MODEL_PARAMS | RWKV_ERROR_KEY, "the file has two tensors %s", file->tensors[i].name);
+                return fail(error, RWKV_ERROR_MODEL_PARAMS | RWKV_ERROR_KEY, "the file has two tensors %s",
+                            file->tensors[i].name);
         file->slots[slot] = static_cast<uint32_t>(i + 1);
     }
     return true;
@@ -121,7 +127,8 @@ bool read_all(const char *path, File *file, Error *error) {
     file->tensors = static_cast<Tensor *>(calloc(count, sizeof(Tensor)));
     file->names = static_cast<char *>(malloc(names));
     if (file->tensors == nullptr || file->names == nullptr)
-        return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_ALLOC, "no memory for %llu tensors", static_cast<unsigned long long>(count));
+        return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_ALLOC, "no memory for %llu tensors",
+                    static_cast<unsigned long long>(count));
     char *name = file->names;
     at = 24;
     for (uint64_t i = 0; i < count; ++i) {
@@ -150,7 +157,8 @@ void file_close(File *file) {
 
 const Tensor *file_find(const File &file, const char *name) {
     if (file.n_slots == 0) return nullptr;
-    for (uint64_t slot = hash(name) & (file.n_slots - 1); file.slots[slot] != 0; slot = (slot + 1) & (file.n_slots - 1)) {
+    for (uint64_t slot = hash(name) & (file.n_slots - 1); file.slots[slot] != 0;
+         slot = (slot + 1) & (file.n_slots - 1)) {
         const Tensor *tensor = &file.tensors[file.slots[slot] - 1];
         if (strcmp(tensor->name, name) == 0) return tensor;
     }

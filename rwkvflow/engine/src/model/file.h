@@ -1,8 +1,9 @@
-// rwkv.cpp's model files, read: a table of tensors over a mapped file. Every count, size and offset of the file is checked
-// here, so what is in the table can be trusted: data lies inside the map and bytes = rows * row_bytes(type, columns).
+// rwkv.cpp's model files, read: a table of tensors over a mapped file. Every count, size and offset of the file is
+// checked here, so what is in the table can be trusted: data lies inside the map and bytes = rows * row_bytes(type,
+// columns).
 //
-// Layout (little-endian): six int32 (magic "ggmf", version 100 or 101, n_vocab, n_embd, n_layer, type), then until the end
-// of the file: int32 n_dims, key length, type; the dims, fastest first; the key; the data. No padding.
+// Layout (little-endian): six int32 (magic "ggmf", version 100 or 101, n_vocab, n_embd, n_layer, type), then until the
+// end of the file: int32 n_dims, key length, type; the dims, fastest first; the key; the data. No padding.
 #pragma once
 
 #include "base/mapping.h"
@@ -34,8 +35,8 @@ struct File {
 
 enum HeaderField { kMagic, kVersion, kVocab, kEmbd, kLayers, kType };
 
-// Opens and checks. Flags: FILE with one of FILE_*, MAGIC, VERSION, DATA_TYPE; MODEL_PARAMS with one of SHAPE, DIMENSION,
-// DATA_TYPE, KEY, DATA, FILE_READ (truncated); ALLOC.
+// Opens and checks. Flags: FILE with one of FILE_*, MAGIC, VERSION, DATA_TYPE; MODEL_PARAMS with one of SHAPE,
+// DIMENSION, DATA_TYPE, KEY, DATA, FILE_READ (truncated); ALLOC.
 bool file_open(const char *path, File *file, Error *error);
 void file_close(File *file);
 

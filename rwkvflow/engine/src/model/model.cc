@@ -28,12 +28,14 @@ bool find_sizes(Model *model, Binder *b) {
     model->n_layer = static_cast<uint32_t>(model->file.header[kLayers]);
     // Every layer has at least ten tensors, so this also bounds the table of layers by the size of the file.
     if (model->n_layer > model->file.count / 10 || model->n_embd > kMaxWidth)
-        return fail(b->error, RWKV_ERROR_MODEL | RWKV_ERROR_DIMENSION, "%u layers of width %u: more than %llu tensors can hold",
-                    model->n_layer, model->n_embd, static_cast<unsigned long long>(model->file.count));
+        return fail(b->error, RWKV_ERROR_MODEL | RWKV_ERROR_DIMENSION,
+                    "%u layers of width %u: more than %llu tensors can hold", model->n_layer, model->n_embd,
+                    static_cast<unsigned long long>(model->file.count));
     model->emb = b->matrix("/emb.weight", model->n_vocab, model->n_embd);
     model->head = b->matrix("/head.weight", model->n_vocab, model->n_embd);
     const uint32_t keep = model->n_low;
-    const Matrix key = b->matrix("att.key.weight", 0, model->n_embd), ffn = b->matrix("ffn.key.weight", 0, model->n_embd);
+    const Matrix key = b->matrix("att.key.weight", 0, model->n_embd),
+                 ffn = b->matrix("ffn.key.weight", 0, model->n_embd);
     model->n_low = keep;
     if (b->failed) return false;
     model->n_att = key.rows;
@@ -93,7 +95,8 @@ bool bind_all(Model *model, Binder *b) {
         layer->o = b->matrix("att.output.weight", model->n_embd, model->n_att);
         layer->ffn_k = b->matrix("ffn.key.weight", model->n_ffn, model->n_embd);
         layer->ffn_v = b->matrix("ffn.value.weight", model->n_embd, model->n_ffn);
-        if (model->version != Version::k7) layer->ffn_r = b->matrix("ffn.receptance.weight", model->n_embd, model->n_embd);
+        if (model->version != Version::k7)
+            layer->ffn_r = b->matrix("ffn.receptance.weight", model->n_embd, model->n_embd);
     }
     return !b->failed;
 }
@@ -103,7 +106,8 @@ bool load(Model *model, const char *path, Error *error) {
     Binder binder = {model, error, 0, nullptr, 0, false};
     if (!find_sizes(model, &binder)) return false;
     model->layers = static_cast<Layer *>(calloc(model->n_layer, sizeof(Layer)));
-    if (model->layers == nullptr) return fail(error, RWKV_ERROR_MODEL | RWKV_ERROR_ALLOC, "no memory for %u layers", model->n_layer);
+    if (model->layers == nullptr)
+        return fail(error, RWKV_ERROR_MODEL | RWKV_ERROR_ALLOC, "no memory for %u layers", model->n_layer);
     if (!bind_all(model, &binder)) return false;
     model->vectors = static_cast<float *>(aligned_zeroed(mul_sat(binder.used, sizeof(float))));
     if (model->vectors == nullptr) return fail(error, RWKV_ERROR_MODEL | RWKV_ERROR_ALLOC, "no memory for the vectors");

@@ -1,9 +1,9 @@
 // Types of weights: their byte layouts, and scalar conversions between the float types.
 //
 // Layouts are those of rwkv.cpp's model files (ggml): little-endian, 32 weights a block, scales in IEEE half precision,
-// weight j < 16 in the low nibble of byte j and weight j + 16 in its high nibble, bit j of `qh` the fifth bit of weight j.
-// Q4_K and Q5_K, which rwkv.cpp does not have, are as in ggml's other files: 256 weights, see below.
-// Blocks stand in files at any address, so every struct here has an alignment of 1.
+// weight j < 16 in the low nibble of byte j and weight j + 16 in its high nibble, bit j of `qh` the fifth bit of weight
+// j. Q4_K and Q5_K, which rwkv.cpp does not have, are as in ggml's other files: 256 weights, see below. Blocks stand in
+// files at any address, so every struct here has an alignment of 1.
 #pragma once
 
 #include <stdint.h>
@@ -17,7 +17,7 @@
 
 namespace rwkvflow {
 
-constexpr uint32_t kBlockLength = 32;         // weights in a block of any quantized type; of the K types, in a sub-block
+constexpr uint32_t kBlockLength = 32;        // weights in a block of any quantized type; of the K types, in a sub-block
 constexpr uint32_t kSuperBlockLength = 256;  // weights in a super-block of the K types
 
 #pragma pack(push, 1)
@@ -56,10 +56,10 @@ struct BlockQ8_0 {
     int8_t qs[kBlockLength];
 };
 
-// Sub-block s, weights 32 s .. 32 s + 31: w = d * scale(s) * q - dmin * minimum(s). Of the 6-bit scales and minima the first four
-// are the low bits of bytes 0 .. 3 and 4 .. 7; of the others byte 4 + s has the low four bits (of the minimum in its high
-// nibble), and the high bits of bytes s - 4 and s their upper two. Weight j of sub-blocks 2 p and 2 p + 1 is in the low and the
-// high nibble of byte 32 p + j.
+// Sub-block s, weights 32 s .. 32 s + 31: w = d * scale(s) * q - dmin * minimum(s). Of the 6-bit scales and minima the
+// first four are the low bits of bytes 0 .. 3 and 4 .. 7; of the others byte 4 + s has the low four bits (of the
+// minimum in its high nibble), and the high bits of bytes s - 4 and s their upper two. Weight j of sub-blocks 2 p and 2
+// p + 1 is in the low and the high nibble of byte 32 p + j.
 struct BlockQ4_K {
     uint16_t d;
     uint16_t dmin;
@@ -82,13 +82,10 @@ static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ4_1) == 20 && sizeof(Block
 static_assert(sizeof(BlockQ5_1) == 24 && sizeof(BlockQ8_0) == 34);
 static_assert(sizeof(BlockQ4_K) == 144 && sizeof(BlockQ5_K) == 176);
 
-inline bool has_super_blocks(int32_t type) {
-    return type == kQ4_K || type == kQ5_K;
-}
+inline bool has_super_blocks(int32_t type) { return type == kQ4_K || type == kQ5_K; }
 
 inline bool is_quantized(int32_t type) {
-    return type == kQ4_0 || type == kQ4_1 || type == kQ5_0 || type == kQ5_1 || type == kQ8_0 ||
-           has_super_blocks(type);
+    return type == kQ4_0 || type == kQ4_1 || type == kQ5_0 || type == kQ5_1 || type == kQ8_0 || has_super_blocks(type);
 }
 
 // Weights in one unit of a type: 32 or 256 for the quantized, 1 for the others, 0 for an unknown type.
@@ -115,8 +112,8 @@ inline uint32_t block_bytes(int32_t type) {
     }
 }
 
-// What llama.cpp's quantizer takes where rows of `cols` weights are no whole blocks of a K type: the type of 32 weights a block
-// with as many bits, or the next larger. Any other type is its own.
+// What llama.cpp's quantizer takes where rows of `cols` weights are no whole blocks of a K type: the type of 32 weights
+// a block with as many bits, or the next larger. Any other type is its own.
 inline int32_t type_for_rows(int32_t type, uint64_t cols) {
     if (!has_super_blocks(type) || cols % kSuperBlockLength == 0) return type;
     return type == kQ4_K ? kQ5_0 : kQ5_1;
@@ -135,9 +132,7 @@ inline float bits_float(uint32_t bits) {
 }
 
 // a where the mask is all ones, b where it is zero.
-inline uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
-    return (a & mask) | (b & ~mask);
-}
+inline uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) { return (a & mask) | (b & ~mask); }
 
 // Half to single precision, exact. Free of branches, so that loops over it become vector code.
 inline float half_to_float(uint16_t half) {
@@ -166,9 +161,7 @@ inline uint16_t float_to_half(float value) {
     return static_cast<uint16_t>(half | ((bits >> 16) & 0x8000u));
 }
 
-inline float bfloat_to_float(uint16_t bfloat) {
-    return bits_float(static_cast<uint32_t>(bfloat) << 16);
-}
+inline float bfloat_to_float(uint16_t bfloat) { return bits_float(static_cast<uint32_t>(bfloat) << 16); }
 
 // Single precision to bfloat16, to nearest, ties to even; a NaN becomes quiet and keeps its upper bits.
 inline uint16_t float_to_bfloat(float value) {

@@ -1,4 +1,5 @@
-// What quantize.cc and quantize_k.cc share: each writer is compiled for the baseline and for AVX2, and the processor decides.
+// What quantize.cc and quantize_k.cc share: each writer is compiled for the baseline and for AVX2, and the processor
+// decides.
 #pragma once
 
 #include "quantize/quantize.h"
@@ -15,9 +16,7 @@ namespace {
 
 constexpr uint32_t kMagnitude = 0x7fffffffu;
 
-INLINE bool half_is_finite(uint16_t half) {
-    return (half & 0x7c00u) != 0x7c00u;
-}
+INLINE bool half_is_finite(uint16_t half) { return (half & 0x7c00u) != 0x7c00u; }
 
 #if defined(__x86_64__) && !defined(RWKVFLOW_BASELINE)
 #define HAVE_AVX2 1

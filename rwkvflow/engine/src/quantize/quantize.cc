@@ -8,7 +8,8 @@ namespace rwkvflow {
 namespace {
 
 // t, or 0 where its integer does not fit in 32 bits or t is NaN. That happens in blocks so small that the reciprocal of
-// their scale is infinite. C++ leaves the conversion undefined; x86 makes 0x80000000 of it, whose low byte is 0 as well.
+// their scale is infinite. C++ leaves the conversion undefined; x86 makes 0x80000000 of it, whose low byte is 0 as
+// well.
 INLINE float convertible(float t) {
     const uint32_t bits = float_bits(t);
     const uint32_t fits = 0u - static_cast<uint32_t>((bits & kMagnitude) < 0x4f000000u);
@@ -19,9 +20,7 @@ INLINE int32_t truncated(float t) {
     return static_cast<int32_t>(static_cast<int8_t>(static_cast<int32_t>(convertible(t))));
 }
 
-INLINE int32_t at_most(int32_t limit, int32_t value) {
-    return value < limit ? value : limit;
-}
+INLINE int32_t at_most(int32_t limit, int32_t value) { return value < limit ? value : limit; }
 
 INLINE uint32_t largest_abs(const float *x) {
     int32_t largest = 0;
@@ -70,9 +69,7 @@ INLINE void range(const float *x, float *min, float *max) {
     *max = bits_float(static_cast<uint32_t>(ordered(static_cast<uint32_t>(high))));
 }
 
-INLINE float reciprocal(float d) {
-    return d != 0.0f ? 1.0f / d : 0.0f;
-}
+INLINE float reciprocal(float d) { return d != 0.0f ? 1.0f / d : 0.0f; }
 
 INLINE void pack_nibbles(const int32_t *q, uint8_t *qs) {
     for (uint32_t j = 0; j < kBlockLength / 2; ++j) {
@@ -156,7 +153,8 @@ struct CodecQ8_0 {
             const float t = convertible(x[j] * id);
             const int32_t whole = static_cast<int32_t>(t);
             const float rest = t - static_cast<float>(whole);
-            y->qs[j] = static_cast<int8_t>(whole + static_cast<int32_t>(rest >= 0.5f) - static_cast<int32_t>(rest <= -0.5f));
+            y->qs[j] =
+                static_cast<int8_t>(whole + static_cast<int32_t>(rest >= 0.5f) - static_cast<int32_t>(rest <= -0.5f));
         }
         y->d = float_to_half(d);
         return half_is_finite(y->d);
@@ -234,13 +232,13 @@ DEFINE_WRITER(quantize_row_bf16, write_bfloats(src, dst, count))
 
 // Also written by hand for AVX-512.
 #ifdef HAVE_AVX512
-#define DEFINE_WIDE_WRITER(name, wide, body)                                                     \
+#define DEFINE_WIDE_WRITER(name, wide, body)                                                       \
     static AVX512 bool name##_avx512(const float *src, void *dst, uint64_t count) { return wide; } \
-    static AVX2 bool name##_avx2(const float *src, void *dst, uint64_t count) { return body; }   \
-    bool name(const float *src, void *dst, uint64_t count) {                                     \
-        if (have_avx512()) return name##_avx512(src, dst, count);                                \
-        if (have_avx2()) return name##_avx2(src, dst, count);                                    \
-        return body;                                                                             \
+    static AVX2 bool name##_avx2(const float *src, void *dst, uint64_t count) { return body; }     \
+    bool name(const float *src, void *dst, uint64_t count) {                                       \
+        if (have_avx512()) return name##_avx512(src, dst, count);                                  \
+        if (have_avx2()) return name##_avx2(src, dst, count);                                      \
+        return body;                                                                               \
     }
 #define DEFINE_WIDE_READER(name, wide, body)                                                       \
     static AVX512 void name##_avx512(const void *src, float *dst, uint64_t count) { return wide; } \
@@ -257,11 +255,16 @@ DEFINE_WRITER(quantize_row_bf16, write_bfloats(src, dst, count))
 #endif
 
 DEFINE_WIDE_WRITER(quantize_row_f16, write_halves512(src, dst, count), write_halves(src, dst, count))
-DEFINE_WIDE_WRITER(quantize_row_q4_0, write_blocks512<BlockQ4_0>(src, dst, count), write_blocks<CodecQ4_0>(src, dst, count))
-DEFINE_WIDE_WRITER(quantize_row_q4_1, write_blocks512<BlockQ4_1>(src, dst, count), write_blocks<CodecQ4_1>(src, dst, count))
-DEFINE_WIDE_WRITER(quantize_row_q5_0, write_blocks512<BlockQ5_0>(src, dst, count), write_blocks<CodecQ5_0>(src, dst, count))
-DEFINE_WIDE_WRITER(quantize_row_q5_1, write_blocks512<BlockQ5_1>(src, dst, count), write_blocks<CodecQ5_1>(src, dst, count))
-DEFINE_WIDE_WRITER(quantize_row_q8_0, write_blocks512<BlockQ8_0>(src, dst, count), write_blocks<CodecQ8_0>(src, dst, count))
+DEFINE_WIDE_WRITER(quantize_row_q4_0, write_blocks512<BlockQ4_0>(src, dst, count),
+                   write_blocks<CodecQ4_0>(src, dst, count))
+DEFINE_WIDE_WRITER(quantize_row_q4_1, write_blocks512<BlockQ4_1>(src, dst, count),
+                   write_blocks<CodecQ4_1>(src, dst, count))
+DEFINE_WIDE_WRITER(quantize_row_q5_0, write_blocks512<BlockQ5_0>(src, dst, count),
+                   write_blocks<CodecQ5_0>(src, dst, count))
+DEFINE_WIDE_WRITER(quantize_row_q5_1, write_blocks512<BlockQ5_1>(src, dst, count),
+                   write_blocks<CodecQ5_1>(src, dst, count))
+DEFINE_WIDE_WRITER(quantize_row_q8_0, write_blocks512<BlockQ8_0>(src, dst, count),
+                   write_blocks<CodecQ8_0>(src, dst, count))
 DEFINE_WIDE_READER(dequantize_row_f16, read_halves512(src, dst, count), read_halves(src, dst, count))
 DEFINE_WIDE_READER(dequantize_row_bf16, read_bfloats512(src, dst, count), read_bfloats(src, dst, count))
 

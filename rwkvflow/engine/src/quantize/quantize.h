@@ -13,8 +13,9 @@ namespace rwkvflow {
 // Bytes of `count` weights of a type; 0 for an unknown type, or where count is no multiple of its block length.
 uint64_t row_bytes(int32_t type, uint64_t count);
 
-// `count` floats to `dst`. count must be a multiple of the type's block length; see row_bytes. Returns whether all is finite: false when a float or half that was written, or the scale of a
-// block, is an infinity or NaN. A NaN or infinity among the sources always shows in a scale.
+// `count` floats to `dst`. count must be a multiple of the type's block length; see row_bytes. Returns whether all is
+// finite: false when a float or half that was written, or the scale of a block, is an infinity or NaN. A NaN or
+// infinity among the sources always shows in a scale.
 bool quantize_row(int32_t type, const float *src, void *dst, uint64_t count);
 
 // The other direction, exact but for the rounding of d * q and of adding m (two roundings, in this order).

@@ -1,10 +1,10 @@
 // Quantizers of the K types: super-blocks of 256 weights, whose scale and minimum of each 32 have 6 bits themselves.
 //
-// The search is that of ggml's reference quantizers (make_qkx2_quants and quantize_row_q4_K_ref in ggml-quants.c): several
-// grids are laid from the minimum of a sub-block to its largest weight; for each, scale and minimum of least weighted squares;
-// the best are kept, and the next grid starts there. A sum over a sub-block is taken in ggml's order: the eight sub-blocks of
-// a super-block are worked on side by side, one a lane, so vector code reorders nothing and every processor writes the
-// same bytes.
+// The search is that of ggml's reference quantizers (make_qkx2_quants and quantize_row_q4_K_ref in ggml-quants.c):
+// several grids are laid from the minimum of a sub-block to its largest weight; for each, scale and minimum of least
+// weighted squares; the best are kept, and the next grid starts there. A sum over a sub-block is taken in ggml's order:
+// the eight sub-blocks of a super-block are worked on side by side, one a lane, so vector code reorders nothing and
+// every processor writes the same bytes.
 #include "quantize/dispatch.h"
 
 namespace rwkvflow {
@@ -15,9 +15,7 @@ constexpr uint32_t kLanes = kSuperBlockLength / kBlockLength;
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t Whole __attribute__((vector_size(kLanes * sizeof(float))));
 
-INLINE Lanes all(float value) {
-    return Lanes{value, value, value, value, value, value, value, value};
-}
+INLINE Lanes all(float value) { return Lanes{value, value, value, value, value, value, value, value}; }
 
 // The nearest whole number, ties to even, within [0, most]; 0 for a NaN.
 INLINE Lanes nearest(Lanes t, float most) {
@@ -42,7 +40,8 @@ struct Fit {
 INLINE void search(const Lanes x[kBlockLength], float most, float first, int32_t tries, Fit *fit) {
     Lanes squares = all(0.0f), average;
     for (uint32_t i = 0; i < kBlockLength; ++i) squares += x[i] * x[i];
-    for (uint32_t lane = 0; lane < kLanes; ++lane) average[lane] = __builtin_sqrtf(squares[lane] / static_cast<float>(kBlockLength));
+    for (uint32_t lane = 0; lane < kLanes; ++lane)
+        average[lane] = __builtin_sqrtf(squares[lane] / static_cast<float>(kBlockLength));
     Lanes weight[kBlockLength];
     for (uint32_t i = 0; i < kBlockLength; ++i) weight[i] = average + (x[i] < all(0.0f) ? -x[i] : x[i]);
 
@@ -132,7 +131,8 @@ template <class Block>
 INLINE bool write_super_block(const float *src, Block *y) {
     using C = Codec<Block>;
     uint32_t bad = 0;
-    for (uint32_t i = 0; i < kSuperBlockLength; ++i) bad |= static_cast<uint32_t>((float_bits(src[i]) & kMagnitude) >= 0x7f800000u);
+    for (uint32_t i = 0; i < kSuperBlockLength; ++i)
+        bad |= static_cast<uint32_t>((float_bits(src[i]) & kMagnitude) >= 0x7f800000u);
     Lanes x[kBlockLength];
     Fit fit;
     for (uint32_t i = 0; i < kBlockLength; ++i)
@@ -158,7 +158,8 @@ INLINE bool write_super_block(const float *src, Block *y) {
     y->d = bad ? static_cast<uint16_t>(0x7e00u) : float_to_half(most_scale / 63.0f);
     y->dmin = bad ? static_cast<uint16_t>(0x7e00u) : float_to_half(most_least / 63.0f);
 
-    // Weights once more, for the scales as they are now; where a scale is 0 by now they do not matter, and stay as in ggml.
+    // Weights once more, for the scales as they are now; where a scale is 0 by now they do not matter, and stay as in
+    // ggml.
     Lanes scale, least;
     const float d = half_to_float(y->d), dmin = half_to_float(y->dmin);
     for (uint32_t sub = 0; sub < kLanes; ++sub) {
@@ -175,7 +176,8 @@ INLINE bool write_super_block(const float *src, Block *y) {
         for (uint32_t pair = 0; pair < kLanes / 2; ++pair)
             y->qs[kBlockLength * pair + i] = static_cast<uint8_t>((q[2 * pair] & 15) | ((q[2 * pair + 1] & 15) << 4));
         if constexpr (C::five)
-            for (uint32_t lane = 0; lane < kLanes; ++lane) y->qh[i] = static_cast<uint8_t>(y->qh[i] | (q[lane] >> 4 << lane));
+            for (uint32_t lane = 0; lane < kLanes; ++lane)
+                y->qh[i] = static_cast<uint8_t>(y->qh[i] | (q[lane] >> 4 << lane));
     }
     return half_is_finite(y->d) && half_is_finite(y->dmin);
 }
@@ -184,7 +186,8 @@ template <class Block>
 INLINE bool write_super_blocks(const float *src, void *dst, uint64_t count) {
     Block *blocks = static_cast<Block *>(dst);
     bool finite = true;
-    for (uint64_t i = 0; i < count / kSuperBlockLength; ++i) finite &= write_super_block(src + i * kSuperBlockLength, blocks + i);
+    for (uint64_t i = 0; i < count / kSuperBlockLength; ++i)
+        finite &= write_super_block(src + i * kSuperBlockLength, blocks + i);
     return finite;
 }
 
@@ -213,12 +216,8 @@ INLINE void read_super_blocks(const void *src, float *dst, uint64_t count) {
 DEFINE_WRITER(quantize_row_q4_k, write_super_blocks<BlockQ4_K>(src, dst, count))
 DEFINE_WRITER(quantize_row_q5_k, write_super_blocks<BlockQ5_K>(src, dst, count))
 
-void dequantize_row_q4_k(const void *src, float *dst, uint64_t count) {
-    read_super_blocks<BlockQ4_K>(src, dst, count);
-}
+void dequantize_row_q4_k(const void *src, float *dst, uint64_t count) { read_super_blocks<BlockQ4_K>(src, dst, count); }
 
-void dequantize_row_q5_k(const void *src, float *dst, uint64_t count) {
-    read_super_blocks<BlockQ5_K>(src, dst, count);
-}
+void dequantize_row_q5_k(const void *src, float *dst, uint64_t count) { read_super_blocks<BlockQ5_K>(src, dst, count); }
 
 }  // namespace rwkvflow

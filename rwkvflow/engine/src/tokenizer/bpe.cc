@@ -1,6 +1,6 @@
-// Byte-level BPE as PyPI's `tokenizers` does it for the tokenizer.json of GPT-NeoX: added tokens are cut out, the rest is
-// normalized (NFC), cut into words (GPT-2's way), and in each word neighbours are merged, the pair of the lowest rank first
-// and of equals the leftmost.
+// Byte-level BPE as PyPI's `tokenizers` does it for the tokenizer.json of GPT-NeoX: added tokens are cut out, the rest
+// is normalized (NFC), cut into words (GPT-2's way), and in each word neighbours are merged, the pair of the lowest
+// rank first and of equals the leftmost.
 #include "tokenizer/tokenizer.h"
 
 namespace rwkvflow {
@@ -16,7 +16,9 @@ const char *word_end(const char *at, const char *end) {
         const auto next_two = [at](const char *letters) { return memcmp(at + 1, letters, 2) == 0; };
         if (left > 2 && (next_two("re") || next_two("ve") || next_two("ll"))) return at + 3;
     }
-    const auto class_at = [end](const char *place, uint32_t *size) { return word_class(code_point_at(place, end, size)); };
+    const auto class_at = [end](const char *place, uint32_t *size) {
+        return word_class(code_point_at(place, end, size));
+    };
     uint32_t size;
     WordClass kind = class_at(at, &size);
     if (*at == ' ' && left > 1) {
@@ -64,7 +66,8 @@ struct Bpe::Work {
         free(heap);
     }
 
-    // For words of so many bytes. A word of n has at most n - 1 pairs, and each of its at most n - 1 merges makes at most two.
+    // For words of so many bytes. A word of n has at most n - 1 pairs, and each of its at most n - 1 merges makes at
+    // most two.
     bool reserve(size_t count) {
         if (count <= room) return true;
         free(symbols);

@@ -40,7 +40,9 @@ void add_bytes(const Letters &letters, const char *text, size_t size, Text *out)
     }
 }
 
-bool is(const Text &text, const char *word) { return text.size() == strlen(word) && memcmp(text.data(), word, text.size()) == 0; }
+bool is(const Text &text, const char *word) {
+    return text.size() == strlen(word) && memcmp(text.data(), word, text.size()) == 0;
+}
 
 }  // namespace
 
@@ -78,7 +80,8 @@ struct BpeReader {
     };
 
     bool refuse(const char *why) {
-        return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DATA, "%s: not a tokenizer.json of byte-level BPE: %s", name, why);
+        return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DATA, "%s: not a tokenizer.json of byte-level BPE: %s", name,
+                    why);
     }
     bool unsupported(const char *what) {
         const uint32_t flags = RWKV_ERROR_FILE | RWKV_ERROR_UNSUPPORTED;
@@ -122,12 +125,9 @@ struct BpeReader {
         letters = rwkvflow::letters();
         if (!is_utf8(text, size)) return refuse("not UTF-8");
         Json all(text, size), truncation, padding;
-        Member parts[] = {{"model", &model, false},
-                          {"added_tokens", &added, false},
-                          {"normalizer", &normalizer, false},
-                          {"pre_tokenizer", &pre_tokenizer, false},
-                          {"decoder", &decoder, false},
-                          {"truncation", &truncation, false},
+        Member parts[] = {{"model", &model, false},           {"added_tokens", &added, false},
+                          {"normalizer", &normalizer, false}, {"pre_tokenizer", &pre_tokenizer, false},
+                          {"decoder", &decoder, false},       {"truncation", &truncation, false},
                           {"padding", &padding, false}};
         if (!members(&all, parts) || !all.at_end()) return refuse("not JSON, or a part of it twice");
         if (!missing(truncation)) return unsupported("truncation");
@@ -230,7 +230,8 @@ struct BpeReader {
             return in->array([&](Json *part) {
                 if (count++ == 1) *cut = both->size();
                 return part->string(both);
-            }) && count == 2 && !both->failed();
+            }) && count == 2 &&
+                   !both->failed();
         }
         if (!in->string(both) || both->failed()) return false;
         const char *space = static_cast<const char *>(memchr(both->data(), ' ', both->size()));
@@ -276,8 +277,9 @@ struct BpeReader {
         bool supported = true;
         const bool fine = added.array([&](Json *value) {
             Json id_at, content, special_at, normalized_at, word, left, right;
-            Member parts[] = {{"id", &id_at, false},           {"content", &content, false},      {"special", &special_at, false},
-                              {"normalized", &normalized_at, false}, {"single_word", &word, false},     {"lstrip", &left, false},
+            Member parts[] = {{"id", &id_at, false},           {"content", &content, false},
+                              {"special", &special_at, false}, {"normalized", &normalized_at, false},
+                              {"single_word", &word, false},   {"lstrip", &left, false},
                               {"rstrip", &right, false}};
             problem = "its added_tokens";
             uint64_t id;
@@ -297,7 +299,8 @@ struct BpeReader {
             const size_t start = texts->size();
             if (!normalized || !bpe->nfc_) texts->add(text.data(), text.size());
             else if (!add_nfc(text.data(), text.size(), texts)) return false;
-            return (normalized ? normal : raw).add({start, texts->size() - start, static_cast<uint32_t>(id)}) && !texts->failed();
+            return (normalized ? normal : raw).add({start, texts->size() - start, static_cast<uint32_t>(id)}) &&
+                   !texts->failed();
         });
         if (!supported) return unsupported("an added token with single_word, lstrip or rstrip");
         return fine ? build(&bpe->raw_, raw, *texts) && build(&bpe->added_, normal, *texts) : refuse(problem);

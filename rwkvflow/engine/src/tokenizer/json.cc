@@ -75,7 +75,10 @@ bool Json::hexadecimal(uint32_t *out) {
     *out = 0;
     for (int i = 0; i < 4; ++i, ++at_) {
         const char c = *at_;
-        const int value = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+        const int value = c >= '0' && c <= '9'   ? c - '0'
+                          : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                          : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                                 : -1;
         if (value < 0) return false;
         *out = *out * 16 + static_cast<uint32_t>(value);
     }

@@ -33,9 +33,9 @@ struct Block {
     Bits taken, bases;
     uint32_t free;
 
-    // A base of no node whose slots for these bytes are free; kBlock for none. Where n slots are taken, n * count bases are ruled
-    // out at most, and n are other nodes' at most. So there is none only where n * (count + 1) >= 256, and as the next block
-    // then takes `count`, at least a 17th of all slots is in use, whatever the texts are.
+    // A base of no node whose slots for these bytes are free; kBlock for none. Where n slots are taken, n * count bases
+    // are ruled out at most, and n are other nodes' at most. So there is none only where n * (count + 1) >= 256, and as
+    // the next block then takes `count`, at least a 17th of all slots is in use, whatever the texts are.
     uint32_t base_for(const uint8_t *bytes, uint32_t count) const {
         if (free < count) return kBlock;
         for (uint32_t word = 0; word < kBlock / 64; ++word)
@@ -105,7 +105,8 @@ struct LexiconBuilder {
         }
     }
 
-    // How many further bytes the entries [low, high) have in common after so many: as they are sorted, the first and the last.
+    // How many further bytes the entries [low, high) have in common after so many: as they are sorted, the first and
+    // the last.
     uint32_t common(uint32_t low, uint32_t high, uint32_t after) const {
         const Lexicon::Entry &first = entries[low], &last = entries[high - 1];
         const uint32_t most = first.size < last.size ? first.size : last.size;
@@ -149,7 +150,8 @@ struct LexiconBuilder {
         starts[count] = node.high;
         if (count > 0 && !place(bytes, count, &base)) return false;
         while (count-- > 0) {  // the last one first, as the list is done from its end
-            Node child = {starts[count], starts[count + 1], node.depth + 1, base ^ bytes[count], node.number, node.longest};
+            Node child = {starts[count],       starts[count + 1], node.depth + 1,
+                          base ^ bytes[count], node.number,       node.longest};
             uint32_t jump = Lexicon::kNone;
             Lexicon::Slot &slot = out->slots_[child.where];
             const uint32_t straight = common(child.low, child.high, child.depth);
@@ -164,11 +166,14 @@ struct LexiconBuilder {
         Lexicon::Slot &made = node.where < kJump ? out->slots_[node.where] : out->jumps_[node.where - kJump].end;
         const uint32_t back = node.depth - node.longest;
         const bool far = node.longest == 0 || back >= Lexicon::kFarther;
-        made = {base, (made.tag & Lexicon::kStep) | (far ? tag(Lexicon::kFarther, Lexicon::kNone) : tag(back, node.number))};
+        made = {base,
+                (made.tag & Lexicon::kStep) | (far ? tag(Lexicon::kFarther, Lexicon::kNone) : tag(back, node.number))};
         return true;
     }
 
-    static uint32_t tag(uint32_t back, uint32_t number) { return back << Lexicon::kBackShift | number << Lexicon::kNumberShift; }
+    static uint32_t tag(uint32_t back, uint32_t number) {
+        return back << Lexicon::kBackShift | number << Lexicon::kNumberShift;
+    }
 
     bool build(size_t count, uint32_t *twice) {
         nodes = static_cast<Node *>(malloc(count * sizeof(Node)));

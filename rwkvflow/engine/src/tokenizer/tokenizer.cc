@@ -2,8 +2,8 @@
 #include "tokenizer/tokenizer.h"
 
 #include "base/memory.h"
-#include "rwkvflow.h"
 #include "base/whole_file.h"
+#include "rwkvflow.h"
 
 using namespace rwkvflow;
 
@@ -42,7 +42,8 @@ rwkvflow_tokenizer *create(Error *error) {
 
 rwkvflow_tokenizer *open_from(const char *name, const uint8_t *data, uint64_t bytes, Error *error) {
     if (bytes > kLargestVocabulary) {
-        fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DATA, "%s: %llu bytes are no vocabulary", name, static_cast<unsigned long long>(bytes));
+        fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DATA, "%s: %llu bytes are no vocabulary", name,
+             static_cast<unsigned long long>(bytes));
         return nullptr;
     }
     const char *text = reinterpret_cast<const char *>(data);
@@ -58,7 +59,9 @@ rwkvflow_tokenizer *open_from(const char *name, const uint8_t *data, uint64_t by
     return nullptr;
 }
 
-const Pieces &pieces_of(const rwkvflow_tokenizer *t) { return t->kind == rwkvflow_tokenizer::kWorld ? t->world.pieces() : t->bpe.pieces(); }
+const Pieces &pieces_of(const rwkvflow_tokenizer *t) {
+    return t->kind == rwkvflow_tokenizer::kWorld ? t->world.pieces() : t->bpe.pieces();
+}
 
 Error *begin() {
     Error *error = global_error();
@@ -112,8 +115,8 @@ uint32_t rwkvflow_tokenizer_size(const struct rwkvflow_tokenizer *tokenizer) {
     return tokenizer->kind == rwkvflow_tokenizer::kBytes ? 256 : pieces_of(tokenizer).size();
 }
 
-bool rwkvflow_tokenizer_encode(const struct rwkvflow_tokenizer *tokenizer, const char *text, size_t size, uint32_t *tokens, size_t room,
-                               size_t *count) {
+bool rwkvflow_tokenizer_encode(const struct rwkvflow_tokenizer *tokenizer, const char *text, size_t size,
+                               uint32_t *tokens, size_t room, size_t *count) {
     Error *error = begin();
     if (tokenizer == nullptr || (text == nullptr && size > 0) || (tokens == nullptr && room > 0) || count == nullptr)
         return fail(error, RWKV_ERROR_ARGS, "a tokenizer, a text, and places for tokens and their number are needed");
@@ -131,7 +134,8 @@ bool rwkvflow_tokenizer_encode(const struct rwkvflow_tokenizer *tokenizer, const
     return fine;
 }
 
-bool rwkvflow_tokenizer_piece(const struct rwkvflow_tokenizer *tokenizer, uint32_t token, const char **data, size_t *size) {
+bool rwkvflow_tokenizer_piece(const struct rwkvflow_tokenizer *tokenizer, uint32_t token, const char **data,
+                              size_t *size) {
     if (tokenizer->kind == rwkvflow_tokenizer::kBytes && token < 256) {
         *data = &kEveryByte.bytes[token];
         *size = 1;
@@ -148,8 +152,8 @@ bool rwkvflow_tokenizer_piece(const struct rwkvflow_tokenizer *tokenizer, uint32
     return false;
 }
 
-bool rwkvflow_tokenizer_decode(const struct rwkvflow_tokenizer *tokenizer, const uint32_t *tokens, size_t count, char *text, size_t room,
-                               size_t *size) {
+bool rwkvflow_tokenizer_decode(const struct rwkvflow_tokenizer *tokenizer, const uint32_t *tokens, size_t count,
+                               char *text, size_t room, size_t *size) {
     Error *error = begin();
     if (tokenizer == nullptr || (tokens == nullptr && count > 0) || (text == nullptr && room > 0) || size == nullptr)
         return fail(error, RWKV_ERROR_ARGS, "a tokenizer, tokens, and places for the text and its size are needed");
@@ -158,7 +162,8 @@ bool rwkvflow_tokenizer_decode(const struct rwkvflow_tokenizer *tokenizer, const
         const char *piece;
         size_t length;
         rwkvflow_tokenizer_piece(tokenizer, tokens[i], &piece, &length);
-        if (total < room) memcpy(text + total, piece, length < room - total ? length : static_cast<size_t>(room - total));
+        if (total < room)
+            memcpy(text + total, piece, length < room - total ? length : static_cast<size_t>(room - total));
         total = add_sat(total, length);
     }
     *size = static_cast<size_t>(total);

@@ -30,8 +30,8 @@ public:
     Pieces &operator=(const Pieces &) = delete;
     ~Pieces() { free(spans_); }
 
-    // A token whose bytes (none for one that is no text) were added to data() from `start` on. False for want of memory, or for
-    // an id that is too large or there already.
+    // A token whose bytes (none for one that is no text) were added to data() from `start` on. False for want of
+    // memory, or for an id that is too large or there already.
     bool add(uint64_t id, size_t start);
     bool empty(uint64_t id);  // makes a known one have no bytes
     Text *data() { return &data_; }

@@ -48,7 +48,8 @@ struct Codes {
     bool add(uint32_t code) {
         if (count == room) {
             const size_t wanted = 2 * room + 64;
-            uint32_t *wider = wanted > SIZE_MAX / 8 ? nullptr : static_cast<uint32_t *>(realloc(data, wanted * sizeof(uint32_t)));
+            uint32_t *wider =
+                wanted > SIZE_MAX / 8 ? nullptr : static_cast<uint32_t *>(realloc(data, wanted * sizeof(uint32_t)));
             if (wider == nullptr) return false;
             data = wider;
             room = wanted;
@@ -71,7 +72,8 @@ bool decompose(uint32_t code, Codes *out) {
         if (kDecompositions[middle].code < code) low = middle + 1;
         else high = middle;
     }
-    if (low == sizeof kDecompositions / sizeof kDecompositions[0] || kDecompositions[low].code != code) return out->add(code);
+    if (low == sizeof kDecompositions / sizeof kDecompositions[0] || kDecompositions[low].code != code)
+        return out->add(code);
     for (uint32_t i = 0; i < kDecompositions[low].count; ++i)
         if (!out->add(kParts[kDecompositions[low].start + i])) return false;
     return true;
@@ -81,7 +83,8 @@ bool decompose(uint32_t code, Codes *out) {
 uint32_t composite(uint32_t first, uint32_t second) {
     if (first - kLead < kLeads && second - kVowel < kVowels)
         return kHangul + ((first - kLead) * kVowels + (second - kVowel)) * kTails;
-    if (first - kHangul < kSyllables && (first - kHangul) % kTails == 0 && second - kTail - 1 < kTails - 1) return first + (second - kTail);
+    if (first - kHangul < kSyllables && (first - kHangul) % kTails == 0 && second - kTail - 1 < kTails - 1)
+        return first + (second - kTail);
     const uint64_t wanted = static_cast<uint64_t>(first) << 32 | second;
     size_t low = 0, high = sizeof kComposites / sizeof kComposites[0];
     while (low < high) {
@@ -137,8 +140,8 @@ bool compose(Codes *codes, Text *out) {
     return !out->failed();
 }
 
-// Whether a character is below U+0300, by its first byte. NFC leaves those as they are, but for marks that follow, and never
-// changes what is before them.
+// Whether a character is below U+0300, by its first byte. NFC leaves those as they are, but for marks that follow, and
+// never changes what is before them.
 bool stays(char first_byte) { return static_cast<uint8_t>(first_byte) < 0xcc; }
 
 }  // namespace

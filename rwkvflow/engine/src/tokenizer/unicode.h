@@ -5,7 +5,8 @@
 
 namespace rwkvflow {
 
-// A byte that belongs to no character stands for itself as kNoCharacter + the byte: texts need not be UTF-8, and none is lost.
+// A byte that belongs to no character stands for itself as kNoCharacter + the byte: texts need not be UTF-8, and none
+// is lost.
 inline constexpr uint32_t kNoCharacter = 0x110000;
 
 // The code point at `at`, which is before `end`; *size is how many bytes it has.

@@ -1,4 +1,5 @@
 // Made by scripts/unicode_tables.py from Unicode 16.0.0: do not edit.
+// clang-format off
 #pragma once
 
 #include <stdint.h>

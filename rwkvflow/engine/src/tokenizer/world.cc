@@ -17,7 +17,8 @@ struct Reader {
     bool number(uint64_t *out) {
         const char *start = at;
         *out = 0;
-        for (; at != end && *at >= '0' && *at <= '9' && at - start < 9; ++at) *out = *out * 10 + static_cast<uint64_t>(*at - '0');
+        for (; at != end && *at >= '0' && *at <= '9' && at - start < 9; ++at)
+            *out = *out * 10 + static_cast<uint64_t>(*at - '0');
         return at != start;
     }
 
@@ -26,7 +27,10 @@ struct Reader {
         for (; digits > 0; --digits, ++at) {
             if (at == end) return false;
             const char c = *at;
-            const int value = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+            const int value = c >= '0' && c <= '9'   ? c - '0'
+                              : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                              : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                                     : -1;
             if (value < 0) return false;
             *out = *out * 16 + static_cast<uint32_t>(value);
         }
@@ -53,7 +57,8 @@ bool escape(Reader *in, bool bytes, Text *out) {
             return true;
         case 'u':
         case 'U':
-            if (bytes || !in->hexadecimal(c == 'u' ? 4 : 8, &value) || value >= kNoCharacter || value - 0xd800 < 0x800) return false;
+            if (bytes || !in->hexadecimal(c == 'u' ? 4 : 8, &value) || value >= kNoCharacter || value - 0xd800 < 0x800)
+                return false;
             add_code_point(value, out);
             return true;
         default: return false;
@@ -134,14 +139,15 @@ bool World::open(const char *name, const char *text, size_t size, Error *error) 
         if (in.at == in.end) continue;
         uint64_t id, length;
         const size_t start = data->size();
-        if (!in.number(&id) || !in.take(' ') || !literal(&in, data) || !in.take(' ') || !in.number(&length) || in.at != in.end)
+        if (!in.number(&id) || !in.take(' ') || !literal(&in, data) || !in.take(' ') || !in.number(&length) ||
+            in.at != in.end)
             problem = "not an id, a literal and its length";
-        else if (data->size() - start != length || length == 0)
-            problem = "another length";
-        else if (length > kLongestToken)
-            problem = "too long";
+        else if (data->size() - start != length || length == 0) problem = "another length";
+        else if (length > kLongestToken) problem = "too long";
         else if (!pieces_.add(id, start))
-            problem = id >= kMostTokenIds ? "the id is too large" : data->failed() ? "no memory" : "the id is there already";
+            problem = id >= kMostTokenIds ? "the id is too large"
+                      : data->failed()    ? "no memory"
+                                          : "the id is there already";
         starts[count] = start;
         entries[count++] = {nullptr, static_cast<uint32_t>(data->size() - start), static_cast<uint32_t>(id), 0};
     }
@@ -156,8 +162,8 @@ bool World::open(const char *name, const char *text, size_t size, Error *error) 
     uint32_t twice;
     if (lexicon_.build(entries, count, &twice)) return true;
     if (twice == ~0u) return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_ALLOC, "no memory for %s", name);
-    return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DATA, "%s: not a vocabulary of World models: the bytes of token %u are there twice",
-                name, twice);
+    return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DATA,
+                "%s: not a vocabulary of World models: the bytes of token %u are there twice", name, twice);
 }
 
 bool World::encode(const char *text, size_t size, Ids *out, Error *error) const {

@@ -3,5 +3,6 @@
 #define RWKV_KERNELS_TABLE kKernelsNeon
 #define RWKV_KERNELS_NAME "neon"
 #include "kernels/arm/neon.inc"
+
 #include "kernels/common/body.inc"
 #endif

@@ -52,7 +52,7 @@ bool runs_avx512() { return x86_level() >= 2; }
 #elif defined(__aarch64__)
 
 #if defined(__linux__)
-bool has_dot_product() { return (getauxval(AT_HWCAP) & (1ul << 20)) != 0; }        // HWCAP_ASIMDDP
+bool has_dot_product() { return (getauxval(AT_HWCAP) & (1ul << 20)) != 0; }       // HWCAP_ASIMDDP
 bool has_matrix_products() { return (getauxval(AT_HWCAP2) & (1ul << 13)) != 0; }  // HWCAP2_I8MM
 #elif defined(__APPLE__)
 bool has_dot_product() { return true; }  // every Apple processor that macOS for ARM runs on

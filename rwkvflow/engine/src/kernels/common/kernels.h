@@ -1,14 +1,14 @@
 // The arithmetic of the engine, once for each instruction set: generic.cc, and avx2.cc, avxvnni.cc and avx512.cc in
-// kernels/x86/, neon.cc and i8mm.cc in kernels/arm/, compile body.inc with their own flags and fill in the few parts that need
-// intrinsics.
+// kernels/x86/, neon.cc and i8mm.cc in kernels/arm/, compile body.inc with their own flags and fill in the few parts
+// that need intrinsics.
 //
-// In any of them what a row, a channel or a head comes to does not depend on which others, or how many tokens, are worked on
-// with it: so neither the number of threads, nor how rows are shared out, nor how a sequence is cut reaches a result. Nor does the
-// instruction set: every sum has its order, integers are exact, and exp and tanh are our own. Only the generic kernels differ
-// from all others in the last bits, as they do not fuse products with sums.
+// In any of them what a row, a channel or a head comes to does not depend on which others, or how many tokens, are
+// worked on with it: so neither the number of threads, nor how rows are shared out, nor how a sequence is cut reaches a
+// result. Nor does the instruction set: every sum has its order, integers are exact, and exp and tanh are our own. Only
+// the generic kernels differ from all others in the last bits, as they do not fuse products with sums.
 //
-// This header is included by files with different flags: no inline functions here, or the linker could keep the copy with
-// the newer instructions for everybody.
+// This header is included by files with different flags: no inline functions here, or the linker could keep the copy
+// with the newer instructions for everybody.
 #pragma once
 
 #include <stddef.h>
@@ -28,11 +28,12 @@ struct Matrix {
     int32_t type;
 };
 
-// The inputs of a matrix for several tokens. f holds `stride` floats a token, and what is beyond the columns of a matrix is finite.
-// For quantized weights the rest holds the same in 8 bits, in an order that the kernels choose, which is another one for a single
-// token: q, a scale d for each block of kSlice, and what follows from the sums of blocks: s and n.
+// The inputs of a matrix for several tokens. f holds `stride` floats a token, and what is beyond the columns of a
+// matrix is finite. For quantized weights the rest holds the same in 8 bits, in an order that the kernels choose, which
+// is another one for a single token: q, a scale d for each block of kSlice, and what follows from the sums of blocks: s
+// and n.
 inline constexpr uint32_t kGroupColumns = 256;
-inline constexpr uint32_t kTokenUnit = 8;    // room for tokens comes in multiples of this, where there is any for more than one
+inline constexpr uint32_t kTokenUnit = 8;    // room comes in multiples of so many tokens, where it is for several
 inline constexpr uint32_t kBlockScales = 2;  // elements of d, and of s, for each block of a token
 inline constexpr uint32_t kBlockSums = 6;    // of n
 // Not a multiple of a large power of two: the same column of several tokens would get in each other's way in caches.
@@ -58,10 +59,11 @@ constexpr uint64_t scratch_bytes(uint64_t cols) {
 struct Kernels {
     const char *name;
 
-    // y[t * ldy + row] = sum over c of w[row][c] * x[t][c], for row0 <= row < row1 and t < tokens <= kMostTokens. Quantized weights read what
-    // quantize made for as many tokens (one, or more). scratch: the thread's own, 64-byte aligned, scratch_bytes() of it.
-    void (*matmul)(const Matrix *w, const Activations *x, uint32_t tokens, uint32_t row0, uint32_t row1, float *y, uint32_t ldy,
-                   void *scratch);
+    // y[t * ldy + row] = sum over c of w[row][c] * x[t][c], for row0 <= row < row1 and t < tokens <= kMostTokens.
+    // Quantized weights read what quantize made for as many tokens (one, or more). scratch: the thread's own, 64-byte
+    // aligned, scratch_bytes() of it.
+    void (*matmul)(const Matrix *w, const Activations *x, uint32_t tokens, uint32_t row0, uint32_t row1, float *y,
+                   uint32_t ldy, void *scratch);
     // Makes the 8-bit form of token t of `tokens` from f for columns [c0, c1), both multiples of kSlice.
     void (*quantize)(const Activations *x, uint32_t t, uint32_t tokens, uint32_t c0, uint32_t c1);
 
@@ -71,23 +73,23 @@ struct Kernels {
     void (*normalize)(const float *x, float mean, float scale, const float *w, const float *b, float *out, uint32_t n);
     // out = x + (before - x) * mix, and with more: mix + more
     void (*shift)(const float *x, const float *before, const float *mix, const float *more, float *out, uint32_t n);
-    void (*add)(float *x, const float *y, uint32_t n);                         // x += y
+    void (*add)(float *x, const float *y, uint32_t n);                           // x += y
     void (*add_gated)(float *x, const float *gate, const float *y, uint32_t n);  // x += sigmoid(gate) * y
-    void (*relu_squared)(float *x, uint32_t n);                                // x = max(x, 0)^2
-    void (*sigmoid)(float *x, const float *bias, uint32_t n);                  // x = sigmoid(x + bias); bias may be null
+    void (*relu_squared)(float *x, uint32_t n);                                  // x = max(x, 0)^2
+    void (*sigmoid)(float *x, const float *bias, uint32_t n);  // x = sigmoid(x + bias); bias may be null
     void (*tanh)(float *x, uint32_t n);
-    void (*multiply)(float *x, const float *y, uint32_t n);       // x *= y
+    void (*multiply)(float *x, const float *y, uint32_t n);          // x *= y
     void (*multiply_silu)(float *x, const float *gate, uint32_t n);  // x *= gate * sigmoid(gate)
-    void (*decay6)(float *w, const float *bias, uint32_t n);      // w = exp(-exp(w + bias))
-    void (*decay7)(float *w, const float *bias, uint32_t n);      // w = exp(-exp(-0.5) * sigmoid(w + bias))
+    void (*decay6)(float *w, const float *bias, uint32_t n);         // w = exp(-exp(w + bias))
+    void (*decay7)(float *w, const float *bias, uint32_t n);         // w = exp(-exp(-0.5) * sigmoid(w + bias))
 
     // Version 4, channel by channel: the state is (a, b, p); out = sigmoid(r) * wkv. decay is -exp(time_decay).
     void (*wkv4)(const float *r, const float *k, const float *v, const float *first, const float *decay,
                  const float *const in[3], float *const state[3], float *out, uint32_t n);
     // Versions 5 and 6, one head of size n. State[i][j]: i of the key, j of the value.
     // out[j] = sum_i r[i] * (first[i] * k[i] * v[j] + S[i][j]); S[i][j] = S[i][j] * decay[i] + k[i] * v[j].
-    void (*wkv5)(const float *r, const float *k, const float *v, const float *first, const float *decay, const float *in,
-                 float *state, float *out, uint32_t n);
+    void (*wkv5)(const float *r, const float *k, const float *v, const float *first, const float *decay,
+                 const float *in, float *state, float *out, uint32_t n);
     // Version 7, before wkv7, one head: kk = k * k_k made of length 1; b = kk * a; k *= 1 + (a - 1) * k_a; kk = -kk.
     void (*prepare7)(float *k, const float *a, const float *k_k, const float *k_a, float *kk, float *b, uint32_t n);
     // x += (first - x) * mix
@@ -114,8 +116,8 @@ struct KernelSet {
 // All of sets.h, in its order; *count is their number.
 const KernelSet *kernel_sets(size_t *count);
 
-// The best ones that this processor and operating system can run; RWKV_KERNELS=NAME in the environment names others, and is
-// ignored where they would not run. Decided once.
+// The best ones that this processor and operating system can run; RWKV_KERNELS=NAME in the environment names others,
+// and is ignored where they would not run. Decided once.
 const Kernels *kernels();
 // By name; null where they are not in this build or would not run here.
 const Kernels *kernels_named(const char *name);

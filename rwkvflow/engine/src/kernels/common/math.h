@@ -1,8 +1,8 @@
 // Vectors of 16 floats, in the compilers' own portable notation (GCC and Clang), and elementary functions on them.
 //
-// The functions use additions, multiplications, divisions and bits only, in a fixed order, so that they give the same bits on
-// every processor. Polynomials are least-maximum fits of our own: exp is within 1.1 units in the last place, tanh
-// within 1.5, the logistic function within 2.5 (tests/engine measures it).
+// The functions use additions, multiplications, divisions and bits only, in a fixed order, so that they give the same
+// bits on every processor. Polynomials are least-maximum fits of our own: exp is within 1.1 units in the last place,
+// tanh within 1.5, the logistic function within 2.5 (tests/engine measures it).
 #pragma once
 
 #include <stdint.h>
@@ -86,7 +86,8 @@ inline V16 exponential(V16 x) {
     p = p * r + 0.1666652113199234f;
     p = p * r + 0.4999999403953552f;
     p = (p * r) * r + r + 1.0f;
-    // 2^n in two steps, so that subnormal results and the largest ones come out right. The low bits of `shifted` hold n.
+    // 2^n in two steps, so that subnormal results and the largest ones come out right. The low bits of `shifted` hold
+    // n.
     const U16 whole = as_bits(shifted) - 0x4b400000u + 512u;  // n + 512
     const U16 half = whole >> 1;                              // n / 2 + 256, rounded down
     const V16 first = as_float((half - 256u + 127u) << 23), second = as_float((whole - half - 256u + 127u) << 23);

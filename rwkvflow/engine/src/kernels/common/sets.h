@@ -1,5 +1,6 @@
-// Every set of kernels there is: the one list of them. A new set has a line here, a file with its table, that file's flags in
-// CMakeLists.txt, and in cpu.cc a function that tells whether it runs. `rwkv info` prints the list, for whoever wants it.
+// Every set of kernels there is: the one list of them. A new set has a line here, a file with its table, that file's
+// flags in CMakeLists.txt, and in cpu.cc a function that tells whether it runs. `rwkv info` prints the list, for
+// whoever wants it.
 //
 // X(name, Table, LABEL): its name in RWKV_KERNELS and elsewhere; kKernels##Table is its table; LABEL=0 or 1 stands in
 // rwkv_get_system_info_string. Of each architecture the better sets come later.

@@ -1,4 +1,5 @@
-// Layout of the quantized blocks for the kernels (quantize/blocks.h is not for files with flags of their own; see kernels.h).
+// Layout of the quantized blocks for the kernels (quantize/blocks.h is not for files with flags of their own; see
+// kernels.h).
 #pragma once
 
 #include "base/types.h"
@@ -6,8 +7,8 @@
 namespace rwkvflow {
 namespace {
 
-// Offsets in bytes of the fifth bits and of the rest; `offset` is what is taken off each weight. `super`: super-blocks of 256
-// weights, where scales and minima come with every 32.
+// Offsets in bytes of the fifth bits and of the rest; `offset` is what is taken off each weight. `super`: super-blocks
+// of 256 weights, where scales and minima come with every 32.
 template <int TYPE>
 struct Packed {
     static constexpr bool super = TYPE == kQ4_K || TYPE == kQ5_K;

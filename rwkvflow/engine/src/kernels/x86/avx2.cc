@@ -3,5 +3,6 @@
 #define RWKV_KERNELS_TABLE kKernelsAvx2
 #define RWKV_KERNELS_NAME "avx2"
 #include "kernels/x86/avx2.inc"
+
 #include "kernels/common/body.inc"
 #endif
