@@ -19,6 +19,7 @@ from rwkvflow.documents.lock_text import dump_lock
 from rwkvflow.documents.recipe import Recipe
 from rwkvflow.lock.fit import check_versions
 from rwkvflow.lock.local_files import changed_engine, changed_files
+from rwkvflow.lock.pins import strangers
 from rwkvflow.plan.matrix import expand, select
 from rwkvflow.plan.plan import Plan
 from rwkvflow.plan.step import Step
@@ -168,7 +169,7 @@ def ensure_lock(request: Request, recipe: Recipe, store: Store, sandbox: Sandbox
 
 def lacks(recipe: Recipe, lock: Lock, sandbox: Sandbox) -> list[str]:
     """What keeps a lock from being used for this recipe in this sandbox, in words."""
-    problems = list(disagreements(recipe, lock))
+    problems = [*disagreements(recipe, lock), *strangers(lock)]
     for name, locked in sorted(lock.images.items()):
         if sandbox.name == "docker" and locked.base is None:
             problems.append(f"images.{name}: no base image is pinned")

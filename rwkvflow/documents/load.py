@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from rwkvflow.base.errors import DocumentError, LockError
 from rwkvflow.base.shipped import shipped
+from rwkvflow.documents.check.lock import check_lock
 from rwkvflow.documents.check.recipe import check_recipe
 from rwkvflow.documents.check.torch import check_torch
 from rwkvflow.documents.check.workflow import check_workflow
@@ -75,7 +76,7 @@ def load_lock(path: Path) -> Lock:
 def lock_from_text(text: str, file: str) -> Lock:
     """As load_lock, for a text that would stand in `file`."""
     source = parse(text, file)
-    return _load(Lock, source, source.to_python(), lambda source: None)
+    return _load(Lock, source, source.to_python(), check_lock)
 
 
 def load_document(path: Path) -> Literal["recipe", "workflow", "lock"]:

@@ -12,6 +12,7 @@ from pydantic import Field, StringConstraints, field_validator
 
 from rwkvflow.documents.combine import formats_of
 from rwkvflow.documents.formats import consumers, engines
+from rwkvflow.documents.names import Part
 from rwkvflow.documents.recipe import (
     Git,
     Image,
@@ -46,15 +47,15 @@ class LockedFile(Strict):
     )
     sha256: Sha256 = Field(description="Of a folder: of what `sha256sum` prints for its files, sorted by name")
     size: Bytes
-    files: dict[str, LockedPart] | None = Field(default=None, description="Of a folder: those that are used, by name")
+    files: dict[Part, LockedPart] | None = Field(default=None, description="Of a folder: those that are used, by name")
 
 
 class LockedWheel(Strict):
     """One wheel, exactly."""
 
-    name: str = Field(description="Normalized")
-    version: str = Field(description="With its local part, e.g. 2.13.0+cpu")
-    filename: str
+    name: Part = Field(description="Normalized")
+    version: Part = Field(description="With its local part, e.g. 2.13.0+cpu")
+    filename: Part
     sha256: Sha256
     size: Bytes | None = None
 
@@ -89,7 +90,7 @@ class LockedImage(Strict):
 
     python: str
     base: LockedBase | None = Field(default=None, description="Absent until a Docker run needs it")
-    platforms: dict[str, LockedWheels] = Field(description="By platform, e.g. linux-x86_64")
+    platforms: dict[Part, LockedWheels] = Field(description="By platform, e.g. linux-x86_64")
 
 
 class LockedEngine(Strict):
@@ -105,9 +106,9 @@ class LockedEngine(Strict):
 class LockedPackage(Strict):
     """A source package of the package index."""
 
-    name: str
-    version: str
-    filename: str
+    name: Part
+    version: Part
+    filename: Part
     sha256: Sha256
     backend: str = Field(description="Its build backend, which is never run")
 
@@ -117,15 +118,15 @@ class Lock(Strict):
 
     version: Literal[1] = 1
     recipe: str = Field(description="sha256 over the parts of the recipe that the lock depends on")
-    models: dict[str, LockedFile]
-    tokenizers: dict[str, LockedFile] = Field(
+    models: dict[Part, LockedFile]
+    tokenizers: dict[Part, LockedFile] = Field(
         default_factory=dict, description="By model: tokenizer files that the recipe names by a source"
     )
-    loras: dict[str, LockedFile] | None = Field(default=None, description="By model: what is merged into it")
-    states: dict[str, LockedFile] | None = Field(default=None, description="By model: its initial states")
-    images: dict[str, LockedImage]
+    loras: dict[Part, LockedFile] | None = Field(default=None, description="By model: what is merged into it")
+    states: dict[Part, LockedFile] | None = Field(default=None, description="By model: its initial states")
+    images: dict[Part, LockedImage]
     engine: LockedEngine
-    packages: dict[str, LockedPackage] | None = Field(
+    packages: dict[Part, LockedPackage] | None = Field(
         default=None, description="Sources of what proves formats, such as llama.cpp; absent where none does"
     )
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import yaml
 from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from rwkvflow.base.errors import LockError
 from rwkvflow.base.shipped import shipped
-from rwkvflow.documents.lock import LockedPackage
+from rwkvflow.documents.lock import Lock, LockedPackage
 
 ROLES = ("installer", "toolchain", "worker")
 CONSUMERS = "consumers"  # a role of pins.yaml that is no role of a lock: what formats ask for joins the worker's wheels
@@ -51,8 +52,35 @@ def consumer(requirement: str, python: str) -> str:
 
 def package(name: str) -> LockedPackage:
     """The source package that is pinned for what is built to prove formats, such as "llama.cpp"."""
-    document = yaml.safe_load(shipped("images/pins.yaml").read_text(encoding="utf-8"))
-    return LockedPackage.model_validate(document["packages"][name])
+    return LockedPackage.model_validate(_packages()[name])
+
+
+@cache
+def _packages() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(shipped("images/pins.yaml").read_text(encoding="utf-8"))["packages"]
+    return found
+
+
+def strangers(lock: Lock) -> list[str]:
+    """What a lock names, in words, that would run outside of the sandbox, and is not what rwkvflow would name there.
+
+    pip installs the wheels of an environment, on the host for the host's; and a source package is only unpacked while
+    it is the one that is pinned: pip knows of no other way to bring one than to have it describe itself.
+    """
+    found = []
+    for image, locked in sorted(lock.images.items()):
+        for platform, wheels in sorted(locked.platforms.items()):
+            for role in ("installer", "toolchain"):
+                known = {canonicalize_name(name) for name in _pins()[role]}
+                found += [
+                    f"images.{image} ({platform}): {wheel.name} is no {role} of rwkvflow's"
+                    for wheel in getattr(wheels, role)
+                    if canonicalize_name(wheel.name) not in known
+                ]
+    for name, locked_package in sorted((lock.packages or {}).items()):
+        if name not in _packages() or locked_package != package(name):
+            found.append(f"packages.{name}: not the source package that this rwkvflow builds")
+    return found
 
 
 def _choose(name: str, entries: Iterable[Mapping[str, str]], python: str) -> str:

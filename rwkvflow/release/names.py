@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-
+from rwkvflow.base.names import path_problem
 from rwkvflow.base.outputs import MARKER
 
 CARD = "README.md"
@@ -38,10 +37,4 @@ def smoke_report(path: str) -> str:
 
 def is_plain(path: str) -> bool:
     """Whether a name may stand in a release: relative, inside it, one line, no part that means something else."""
-    parts = path.split("/")
-    return (
-        path.isprintable()
-        and "\\" not in path
-        and not PurePosixPath(path).is_absolute()
-        and all(part not in ("", ".", "..") for part in parts)
-    )
+    return path_problem(path) is None

@@ -12,6 +12,7 @@ from rwkvflow.base.errors import LockError
 from rwkvflow.base.hashing import tree_digest
 from rwkvflow.base.shipped import shipped
 from rwkvflow.documents.lock import LLAMA, LockedPackage
+from rwkvflow.lock.pins import package as pinned_package
 from rwkvflow.plan.step import Ref, Source, Step
 from rwkvflow.stages.blueprint import Blueprint
 from rwkvflow.worker.formats import FORMATS
@@ -60,4 +61,9 @@ def package(blueprint: Blueprint) -> LockedPackage:
     found = (blueprint.lock.packages or {}).get(LLAMA)
     if found is None:
         raise LockError("the lock does not pin llama.cpp, which proves gguf-*", remedy="run `rwkvflow lock`")
+    if found != pinned_package(LLAMA):
+        raise LockError(
+            "the lock names another llama.cpp than this rwkvflow builds",
+            remedy="run `rwkvflow lock`, or the version of rwkvflow that made the lock",
+        )
     return found

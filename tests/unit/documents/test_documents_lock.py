@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rwkvflow.base.errors import DocumentError, LockError
+from rwkvflow.base.names import part_problem
 from rwkvflow.documents.load import load_document, load_lock, lock_from_text
 from rwkvflow.documents.lock import (
     Lock,
@@ -19,6 +20,7 @@ from rwkvflow.documents.lock import (
     LockedEngine,
     LockedFile,
     LockedImage,
+    LockedPart,
     LockedWheel,
     LockedWheels,
     disagreements,
@@ -26,38 +28,63 @@ from rwkvflow.documents.lock import (
 )
 from rwkvflow.documents.lock_text import dump_lock, lock_text
 from rwkvflow.documents.recipe import Recipe
+from rwkvflow.documents.sources import source_problem
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=24) | st.sampled_from(
     ["no", "3.10", "1e5", "64e-5", "~", "", "a: b", "- x", "*x", "2.13.0+cpu", "\x85", "\u2028", "\ufeff", "\x7f", "#"]
 )
 hashes = st.text("0123456789abcdef", min_size=64, max_size=64) | st.sampled_from(["0" * 64, "1e" + "3" * 62])
-files = st.builds(LockedFile, source=texts, resolved=texts, sha256=hashes, size=st.integers(0, 1 << 50))
+odd = st.sampled_from(["no", "3.10", "1e5", "64e-5", "~", "a: b", "- x", "*x", "2.13.0+cpu", "#", "null", "é", "漢"])
+names = odd | st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=12).filter(
+    lambda text: part_problem(text) is None
+)
+sources = names.filter(lambda text: source_problem(text, folder=True) is None)
+parts = st.builds(LockedPart, sha256=hashes, size=st.integers(0, 9))
+files = sources.flatmap(
+    lambda source: st.builds(
+        LockedFile,
+        source=st.just(source),
+        resolved=st.just(source),
+        sha256=hashes,
+        size=st.integers(0, 1 << 50),
+        files=st.none() | st.dictionaries(names, parts, max_size=2),
+    )
+)
 wheels = st.lists(
     st.builds(
-        LockedWheel, name=texts, version=texts, filename=texts, sha256=hashes, size=st.none() | st.integers(0, 9)
+        LockedWheel, name=names, version=names, filename=names, sha256=hashes, size=st.none() | st.integers(0, 9)
     ),
     max_size=3,
 ).map(tuple)
+digests = hashes.map("sha256:{}".format)
+bases = st.builds(
+    LockedBase,
+    reference=st.sampled_from(["debian:bookworm", "no", "1e5"]),
+    digest=digests,
+    kind=st.sampled_from(["registry", "local"]),
+)
 images = st.builds(
     LockedImage,
-    python=texts,
-    base=st.none() | st.builds(LockedBase, reference=texts, digest=texts, kind=st.sampled_from(["registry", "local"])),
+    python=st.sampled_from(["3.9", "3.10"]),
+    base=st.none() | bases,
     platforms=st.dictionaries(
-        texts, st.builds(LockedWheels, worker=wheels, toolchain=wheels, installer=wheels), max_size=2
+        st.sampled_from(["linux-x86_64", "macos-arm64", "linux-aarch64"]),
+        st.builds(LockedWheels, worker=wheels, toolchain=wheels, installer=wheels),
+        max_size=2,
     ),
+)
+engines = (
+    st.builds(LockedEngine, kind=st.just("builtin"), resolved=st.just("builtin"), digest=st.none() | digests)
+    | st.builds(LockedEngine, kind=st.just("folder"), resolved=sources, digest=digests)
+    | st.builds(LockedEngine, kind=st.just("git"), resolved=st.just(f"https://x/y@{'c' * 40}"), digest=st.none())
 )
 locks = st.builds(
     Lock,
     recipe=texts,
-    models=st.dictionaries(texts, files, max_size=3),
-    tokenizers=st.dictionaries(texts, files, max_size=2),
-    images=st.dictionaries(texts, images, max_size=2),
-    engine=st.builds(
-        LockedEngine,
-        kind=st.sampled_from(["builtin", "git", "folder"]),
-        resolved=texts,
-        digest=st.none() | hashes.map("sha256:{}".format),
-    ),
+    models=st.dictionaries(names, files, max_size=3),
+    tokenizers=st.dictionaries(names, files, max_size=2),
+    images=st.dictionaries(names, images, max_size=2),
+    engine=engines,
 )
 
 SMALL = Lock(recipe="r", models={}, images={}, engine=LockedEngine(kind="builtin", resolved="builtin"))

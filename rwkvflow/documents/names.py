@@ -1,0 +1,12 @@
+"""The types of names in documents that become paths: everything that a lock or a recipe calls by a name of its own."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from rwkvflow.base.names import checked_part
+
+#: One part of a path: a file's name, the name of a model or an image, a version.
+Part = Annotated[str, AfterValidator(checked_part)]
