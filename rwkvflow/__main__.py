@@ -8,6 +8,7 @@ import sys
 from types import FrameType
 
 from rwkvflow.base.errors import DocumentError, RwkvflowError
+from rwkvflow.base.text import shown
 
 
 def main() -> None:
@@ -30,10 +31,10 @@ def main() -> None:
         print("interrupted; what is finished is kept, run the same command to go on", file=sys.stderr)
         code = 130
     except DocumentError as error:  # lines that editors and CI understand: file:line:column: message
-        print(error, file=sys.stderr)
+        print(shown(str(error)), file=sys.stderr)
         code = error.exit_code
     except RwkvflowError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(shown(f"error: {error}"), file=sys.stderr)
         code = error.exit_code
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - nobody listens any more; keep Python from complaining

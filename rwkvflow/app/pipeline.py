@@ -121,12 +121,13 @@ def open_store(request: Request, emit: Listener = silent) -> Store:
 
 def prepare(request: Request, emit: Listener) -> Prepared:
     """Read and check the documents, choose the sandbox, make or check the lock, and plan."""
-    from rwkvflow.sandbox.choose import choose
+    from rwkvflow.sandbox.choose import brings_code, choose
 
     recipe = load_recipe(request.recipe)
     workflow = load_workflow(request.workflow)
     store = open_store(request, emit)
-    sandbox, why = choose(request.sandbox, store.root, [image.base for image in recipe.images])
+    bases = [image.base for image in recipe.images]
+    sandbox, why = choose(request.sandbox, store.root, bases, brings_code(recipe, workflow))
     lock = ensure_lock(request, recipe, store, sandbox, emit)
     artifacts = tuple(expand(recipe))
     if request.only:

@@ -72,12 +72,13 @@ def rebuild(
 def _prepare(
     release: Path, beside: Path | None, workflow: Path | None, sandbox: str, root: Path, emit: Listener
 ) -> pipeline.Prepared:
-    from rwkvflow.sandbox.choose import choose
+    from rwkvflow.sandbox.choose import brings_code, choose
 
     place = (beside or release / RECIPE).absolute()
     recipe = recipe_from_text((release / RECIPE).read_bytes().decode(), str(release / RECIPE), place.parent)
     lock = load_lock(release / LOCK)
-    chosen, why = choose(sandbox, root)
+    stages = load_workflow(workflow)
+    chosen, why = choose(sandbox, root, (), brings_code(recipe, stages))
     if problems := pipeline.lacks(recipe, lock, chosen):
         raise LockError(
             f"the lock of {release} does not do here:" + "".join(f"\n  {problem}" for problem in problems),
@@ -86,7 +87,7 @@ def _prepare(
     blueprint = Blueprint(
         recipe=recipe,
         recipe_path=place,
-        workflow=load_workflow(workflow),
+        workflow=stages,
         workflow_path=(workflow or place).absolute(),
         lock=lock,
         sandbox=chosen.name,

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rwkvflow.base.text import json_shown
+
 Status = Literal["done", "cached", "failed", "skipped", "cancelled"]
 
 
@@ -16,8 +18,8 @@ class Event:
     """Base of all events."""
 
     def to_json(self) -> str:
-        """One line of JSON: {"event": class name, ...fields}."""
-        return json.dumps({"event": type(self).__name__, **dataclasses.asdict(self)}, ensure_ascii=False)
+        """One line of JSON, fit for a terminal: {"event": class name, ...fields}."""
+        return json_shown(json.dumps({"event": type(self).__name__, **dataclasses.asdict(self)}, ensure_ascii=False))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import errno
 import fcntl
 import json
 import os
-import shutil
 import stat
 import uuid
 from collections.abc import Iterator
@@ -71,14 +70,77 @@ def sync(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder, read-only ones included; nothing happens where there is none."""
-    if path.is_dir() and not path.is_symlink():
-        for folder in [path, *(item for item in path.rglob("*") if item.is_dir() and not item.is_symlink())]:
-            with contextlib.suppress(OSError):
-                folder.chmod(stat.S_IRWXU)
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+    """Remove a file or a folder, read-only ones included; nothing happens where there is none.
+
+    No link is followed, and neither the depth of a folder nor the length of its paths has a bound: a folder inside is
+    moved up until it stands at the top, and emptied there.
+    """
+    try:
+        top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except PermissionError:
+        path.chmod(stat.S_IRWXU)
+        top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:  # a file, a link, or nothing
         path.unlink(missing_ok=True)
+        return
+    try:
+        with contextlib.suppress(OSError):
+            os.fchmod(top, stat.S_IRWXU)
+        _clear(top, top)
+        while found := [name for name in os.listdir(top) if name.startswith(_LIFTED)]:  # noqa: PTH208 - a descriptor
+            for name in found:
+                with _opened(name, top) as inner:
+                    if inner is not None:
+                        _clear(inner, top)
+                try:
+                    os.rmdir(name, dir_fd=top)
+                except OSError:
+                    return  # what cannot be removed stays, as with shutil.rmtree(ignore_errors=True)
+    finally:
+        os.close(top)
+    with contextlib.suppress(OSError):
+        path.rmdir()
+
+
+_LIFTED = ".removing-"
+
+
+def _clear(folder: int, top: int) -> None:
+    """Unlink the files of a folder, and move its folders into `top` under new names; both are descriptors."""
+    with os.scandir(folder) as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_folder in found:
+        with contextlib.suppress(OSError):
+            if not is_folder:
+                os.unlink(name, dir_fd=folder)
+            elif not (folder == top and name.startswith(_LIFTED)):
+                with contextlib.suppress(OSError):
+                    os.rmdir(name, dir_fd=folder)
+                    continue
+                with _opened(name, folder) as inner:  # a folder that moves must be writable: its ".." changes
+                    if inner is not None:
+                        os.rename(name, f"{_LIFTED}{uuid.uuid4().hex}", src_dir_fd=folder, dst_dir_fd=top)
+
+
+@contextlib.contextmanager
+def _opened(name: str, above: int) -> Iterator[int | None]:
+    """Descriptor of a folder that may be written to; None where that cannot be had."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+    try:
+        try:
+            handle = os.open(name, flags, dir_fd=above)
+        except PermissionError:
+            os.chmod(name, stat.S_IRWXU, dir_fd=above)
+            handle = os.open(name, flags, dir_fd=above)
+    except OSError:
+        yield None
+        return
+    try:
+        with contextlib.suppress(OSError):
+            os.fchmod(handle, stat.S_IRWXU)
+        yield handle
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

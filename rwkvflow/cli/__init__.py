@@ -11,6 +11,7 @@ import click
 from rwkvflow import __version__
 from rwkvflow.base.errors import EnvironmentMissing, RwkvflowError, UsageError, exit_codes
 from rwkvflow.base.outputs import write_text
+from rwkvflow.base.text import json_shown, shown
 from rwkvflow.cli.bench import bench, perplexity
 from rwkvflow.cli.cache import cache
 from rwkvflow.cli.ci import ci, matrix, publish
@@ -95,7 +96,7 @@ def explain(step: str, recipe: Path, **options: Any) -> None:
     from rwkvflow.app.explain import explanation
 
     for line in explanation(_prepare(recipe, options), step):
-        click.echo(line)
+        click.echo(shown(line))
 
 
 @cli.command()
@@ -117,7 +118,7 @@ def lock(recipe: Path, sandbox: str, store: Path | None, fresh: bool) -> None:
     finally:
         display.close()
     for change in changes:
-        click.echo(change)
+        click.echo(shown(change))
     click.echo(f"{lock_path(recipe)} {'written' if changes else 'is up to date'}")
 
 
@@ -191,10 +192,10 @@ def inspect(file: Path, as_json: bool, tensors: bool) -> None:
     except WorkerError as error:
         raise RwkvflowError(str(error)) from error
     if as_json:
-        click.echo(json.dumps(description, indent=2, ensure_ascii=False))
+        click.echo(json_shown(json.dumps(description, indent=2, ensure_ascii=False)))
         return
     for line in describe_lines(description, tensors=tensors):
-        click.echo(line)
+        click.echo(shown(line))
 
 
 @cli.command()

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from rwkvflow.base.text import shown
 from rwkvflow.cli.options import prepared_run, recipe_argument, run_options, run_stages
 
 
@@ -28,7 +29,7 @@ def engine_build(recipe: Path, print_path: bool, **options: Any) -> None:
         click.echo(pipeline.librwkv_folder(prepared, finished))
         return
     for line in pipeline.where(prepared, finished):
-        click.echo(line)
+        click.echo(shown(line))
 
 
 @engine.command()
@@ -39,4 +40,4 @@ def diff(recipe: Path, **options: Any) -> None:
     from rwkvflow.app.explain import engine_patches
 
     for line in engine_patches(prepared_run(recipe, options)):
-        click.echo(line)
+        click.echo(shown(line))

@@ -12,6 +12,7 @@ import click
 from rwkvflow.base.errors import RwkvflowError, UsageError
 from rwkvflow.base.files import remove
 from rwkvflow.base.outputs import beside, check_output, is_own, mark, put
+from rwkvflow.base.text import shown_line
 from rwkvflow.cli.options import DocumentPath, ModelPath, store_option
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def compare(first: Path, second: Path, as_json: bool, every: bool, strict: bool)
     else:
         rows = sorted(found if every else different, key=lambda item: (item.kind == "equal", -item.relative))
         for item in rows if every else rows[:SHOWN]:
-            click.echo(_line(item.name, item.kind, item.dtypes, item.shapes, item.largest, item.relative))
+            click.echo(shown_line(_line(item.name, item.kind, item.dtypes, item.shapes, item.largest, item.relative)))
         if len(rows) > SHOWN and not every:
             click.echo(f"and {len(rows) - SHOWN} more (--all lists them)")
         click.echo(f"{len(found) - len(different)} tensors hold the same values, {len(different)} differ")

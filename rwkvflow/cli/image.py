@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from rwkvflow.base.text import shown
 from rwkvflow.cli.options import recipe_argument, request_of, run_options, run_stages, sandbox_option, store_option
 
 
@@ -37,7 +38,7 @@ def bootstrap(suite: str, packages: tuple[str, ...], tag: str | None, mirror: st
         tag=tag,
         mirror=mirror,
         root=store or default_root(),
-        on_line=lambda line: click.echo(line, err=True),
+        on_line=lambda line: click.echo(shown(line), err=True),
     )
     click.echo(f"{made.reference} {made.digest}")
 
@@ -98,4 +99,4 @@ def image_push(recipe: Path, place: str, **options: Any) -> None:
         assert isinstance(target, OciDestination)  # noqa: S101 - of the scheme
         if row.key is None or not prepared.sandbox.has(row.key):
             raise EnvironmentMissing(f"{row.step} has not been built", remedy=f"rwkvflow image build {recipe}")
-        click.echo(push_image(client, reference(row.key), target, lambda line: click.echo(line, err=True)))
+        click.echo(push_image(client, reference(row.key), target, lambda line: click.echo(shown(line), err=True)))

@@ -34,7 +34,7 @@ sandbox_option = click.option(
     type=click.Choice(["auto", "docker", "host"]),
     default="auto",
     show_default=True,
-    help="Where commands run; host does not isolate them",
+    help="Where commands run; host has the kernel's walls, if any",
 )
 store_option = click.option(
     "--store",

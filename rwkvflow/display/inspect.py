@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rwkvflow.base.text import shown_line
+
 SHOWN = 24  # names of metadata that are shown without --tensors
 
 
 def describe_lines(description: Mapping[str, Any], *, tensors: bool) -> Iterator[str]:
-    """Lines for what rwkvflow.worker.read.inspect.describe found."""
+    """Lines for what rwkvflow.worker.read.inspect.describe found, made fit to show: a file may hold any text."""
+    return map(shown_line, _lines(description, tensors))
+
+
+def _lines(description: Mapping[str, Any], tensors: bool) -> Iterator[str]:
     size, count = description["bytes"], description["parameters"]
     parts = f" in {len(files)} files" if (files := description.get("files")) else ""
     yield f"{description['file']}: {description['format']}, {_bytes(size)}{parts}, {_count(count)} parameters"

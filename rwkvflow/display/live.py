@@ -19,6 +19,7 @@ from rwkvflow.base.events import (
     StepProgress,
     StepStarted,
 )
+from rwkvflow.base.text import shown, shown_line
 from rwkvflow.display.words import duration, figures, headline, one_line, summary
 
 STEP_WIDTH = 38  # most ids of steps; longer ones push the rest to the right
@@ -66,7 +67,7 @@ class LiveDisplay:
     def _take(self, event: Event) -> None:
         match event:
             case RunStarted():
-                self._print(Text(headline(event), style="bold"))
+                self._print(Text(shown(headline(event)), style="bold"))
             case StepStarted():
                 self._started(event)
             case StepProgress() if event.step in self._bars_by_step:
@@ -78,14 +79,14 @@ class LiveDisplay:
                     label=one_line(event.label, 40),
                 )
             case StepLog() if self.verbose:
-                self._print(Text(f"  {event.step} | {event.line}", style="dim"))
+                self._print(Text(shown_line(f"  {event.step} | {event.line}"), style="dim"))
             case StepFinished():
                 self._finished(event)
             case Notice():
                 style = "yellow" if event.level == "warning" else "dim"
-                self._print(Text(event.message, style=style))
+                self._print(Text(shown(event.message), style=style))
             case RunFinished():
-                self._print(Text(summary(event), style="bold red" if event.failed else "bold green"))
+                self._print(Text(shown(summary(event)), style="bold red" if event.failed else "bold green"))
 
     def _started(self, event: StepStarted) -> None:
         bar = self._bars.get(event.batch) if event.batch else None
@@ -120,7 +121,7 @@ class LiveDisplay:
             self.console.print(line, no_wrap=True, overflow="ellipsis", highlight=False)  # a row of a table
             return
         if event.message:
-            line.append(f"  {event.message}", style=style)
+            line.append(f"  {shown(event.message)}", style=style)
         self._print(line)
 
     def _print(self, text: Text) -> None:

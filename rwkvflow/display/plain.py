@@ -7,6 +7,7 @@ import threading
 from typing import TextIO
 
 from rwkvflow.base.events import Event, Notice, RunFinished, RunStarted, StepFinished, StepLog, StepStarted
+from rwkvflow.base.text import shown
 from rwkvflow.display.words import duration, figures, headline, summary
 
 
@@ -22,7 +23,7 @@ class PlainDisplay:
         line = self._line(event)
         if line is not None:
             with self._guard:
-                self.stream.write(line + "\n")
+                self.stream.write(shown(line) + "\n")
                 self.stream.flush()
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rwkvflow.base.events import RunFinished, RunStarted
+from rwkvflow.base.text import shown
 
 
 def duration(seconds: float) -> str:
@@ -33,7 +34,7 @@ def _figure(key: str, value: str) -> str:
 
 def one_line(text: str, width: int = 60) -> str:
     """Text on one line, cut to a width."""
-    flat = " ".join(text.split())
+    flat = shown(" ".join(text.split()))
     return flat if len(flat) <= width else flat[: width - 1] + "…"
 
 

@@ -21,6 +21,9 @@ class StageLimits(Strict):
     time: Duration | None = Field(default=None, description="90s, 30m or 2h; stopped, and failed, after that")
     retries: int = Field(default=0, ge=0, le=20, description="Tries after the first")
     memory: Size | None = Field(default=None, description="512MiB or 4GiB; the most that a command may use")
+    disk: Size | None = Field(
+        default=None, description="2GiB; the most that outputs and scratch of a command may occupy"
+    )
     cores: float | None = Field(default=None, gt=0, description="Processor time; results never depend on it")
 
 

@@ -22,7 +22,7 @@ class Job:
     environment: str | None  # tag of the environment, the key of the step that made it
     inputs: Mapping[str, Path]
     digests: Mapping[str, str]
-    keep: Callable[[str], None]  # a line into the step's log file
+    keep: Callable[[str], object]  # a line into the step's log file
     log: Callable[[str], None]  # the same, and told to listeners
     progress: Callable[[float, float | None, str, str], None]  # done, total, unit, label
 

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from rwkvflow.base.errors import Interrupted, RwkvflowError, StepFailed
 from rwkvflow.base.events import Listener, StepFinished, StepLog, StepProgress, StepStarted
 from rwkvflow.execute.base import Action, Job, Made, Outcome, Probe, Work
+from rwkvflow.execute.log_file import LogFile
 from rwkvflow.plan.plan import Plan, input_digests, needs, reason
 from rwkvflow.plan.step import Ref, Source, Step, key_of
 from rwkvflow.store.store import Output, Record, Store
@@ -326,22 +327,17 @@ class LocalExecutor:
                 raise StepFailed(f"{step.id}: its input {name} vanished from the store", remedy="run again")
             inputs[name] = path
         environment = self._outcomes[step.environment].key if step.environment else None
-        file = stack.enter_context(self.store.log_path(key).open("w", encoding="utf-8"))
-        guard = threading.Lock()
-
-        def keep(line: str) -> None:
-            with guard, contextlib.suppress(ValueError):  # a late line after the log was closed
-                file.write(line + "\n")
-                file.flush()
+        file = stack.enter_context(self.store.log_path(key).open("w", encoding="utf-8", errors="backslashreplace"))
+        kept = LogFile(file)
 
         def log(line: str) -> None:
-            keep(line)
-            self.emit(StepLog(step.id, line))
+            if kept.keep(line):
+                self.emit(StepLog(step.id, line))
 
         def progress(done: float, total: float | None, unit: str, label: str) -> None:
             self.emit(StepProgress(step.id, done, total, unit, label))
 
-        return Job(step, key, environment, inputs, digests, keep, log, progress)
+        return Job(step, key, environment, inputs, digests, kept.keep, log, progress)
 
 
 def targets_of(steps: Iterable[Step], stages: Iterable[str]) -> list[str]:

@@ -45,6 +45,7 @@ class Limits:
     cores: float | None = None
     retries: int = 0
     pids: int = 512
+    disk: int | None = None  # bytes that its outputs and scratch may occupy at a time
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ class Command:
     inputs: Mapping[str, Path]  # name -> file or folder on this machine
     request: bytes | None = None  # content of in/request.json
     env: Mapping[str, str] = field(default_factory=dict)
+    on_output: OnLine | None = None  # where lines of standard output go; None: into the log, as standard error does
+    trusted: bool = False  # the code that runs ships with rwkvflow, so it may fill caches that others use
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Result:
     out_of_memory: bool = False
     timed_out: bool = False
     cancelled: bool = False
+    over_disk: int | None = None  # bytes that it occupied when it was ended for its disk limit
     tail: str = ""  # last lines of its output, for the error message
 
 

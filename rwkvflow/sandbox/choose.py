@@ -5,18 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rwkvflow.base.errors import EnvironmentMissing, UsageError
 from rwkvflow.sandbox.base import Sandbox
 
+if TYPE_CHECKING:
+    from rwkvflow.documents.recipe import Recipe
+    from rwkvflow.documents.workflow import Workflow
+    from rwkvflow.sandbox.host import HostSandbox
+
 NAMES = ("auto", "docker", "host")
 
 
-def choose(wanted: str, root: Path, bases: Iterable[str] = ()) -> tuple[Sandbox, str]:
+def choose(wanted: str, root: Path, bases: Iterable[str] = (), own_code: str | None = None) -> tuple[Sandbox, str]:
     """The sandbox, and the reason in words. `root` is the store's folder, `bases` the base images of the recipe.
 
-    `auto` takes Docker where a usable engine on this machine answers and can have a base image, else the host. Raises
-    UsageError for an unknown name, EnvironmentMissing where Docker was asked for and does not answer.
+    `auto` takes Docker where a usable engine on this machine answers and can have a base image, else the host; but for
+    a recipe that brings code of its own (`own_code` says which, see `brings_code`) only a host with walls. Raises
+    UsageError for an unknown name, EnvironmentMissing where Docker was asked for and does not answer, or where `auto`
+    finds no place for such code.
     """
     from rwkvflow.sandbox.host import HostSandbox
 
@@ -31,12 +39,37 @@ def choose(wanted: str, root: Path, bases: Iterable[str] = ()) -> tuple[Sandbox,
     try:
         version = docker.info.get("ServerVersion")
         if wanted == "auto" and (reason := _reason_against(docker, bases)):
-            return host, f"{reason}; {host.description}"
+            return _fallen_back(host, reason, own_code)
     except EnvironmentMissing as error:
         if wanted == "docker":
             raise
-        return host, f"{error.message}; {host.description}"
+        return _fallen_back(host, error.message, own_code)
     return docker, f"{'asked for' if wanted == 'docker' else 'a Docker engine answers'} (version {version})"
+
+
+def _fallen_back(host: HostSandbox, reason: str, own_code: str | None) -> tuple[Sandbox, str]:
+    from rwkvflow.sandbox.walls import walls
+
+    if own_code and not walls().whole:
+        raise EnvironmentMissing(
+            f"{own_code}: that is code of its own, and nothing here would keep it in: {reason}; {host.description}",
+            remedy="make Docker work (`rwkvflow doctor`), or say --sandbox host if you trust it with your files",
+        )
+    return host, f"{reason}; {host.description}"
+
+
+def brings_code(recipe: Recipe, workflow: Workflow) -> str | None:
+    """What of a recipe and its workflow runs code that neither ships with rwkvflow nor is pinned by it, in words."""
+    engine = recipe.engine
+    if engine.source != "builtin":
+        return "the recipe brings an engine"
+    if engine.cmake or engine.patches:
+        return "the recipe changes how the engine is built"
+    if any(image.wheels for image in recipe.images):
+        return "the recipe brings wheels"
+    if workflow.extra:
+        return f"the workflow has the stage {workflow.extra[0].name}"
+    return None
 
 
 def _reason_against(docker: object, bases: Iterable[str]) -> str | None:

@@ -9,11 +9,14 @@ import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rwkvflow.base.errors import EnvironmentMissing, StepFailed
+from rwkvflow.base.lines import LineSplitter, Tail
+from rwkvflow.base.process import MESSAGE
 from rwkvflow.plan.step import Limits
 from rwkvflow.sandbox.archive import context
 from rwkvflow.sandbox.base import Command, EnvironmentSpec, OnLine, Result
@@ -27,9 +30,9 @@ from rwkvflow.sandbox.daemon import (
     platform_of,
     remedy_for,
 )
+from rwkvflow.sandbox.disk import DiskLimit
 from rwkvflow.sandbox.dockerfile import NOBODY
 from rwkvflow.sandbox.image_build import Build, LayerLost
-from rwkvflow.sandbox.lines import LineSplitter, Tail
 
 if TYPE_CHECKING:
     import docker
@@ -141,19 +144,23 @@ class DockerSandbox:
             lent(out, user),
             self._container(self._options(tag, command, workdir, limits, user)) as container,
         ):
-            watch = _Watch(container, limits, cancel, tail, start)  # before the start, so that no line is missed
+            disk = DiskLimit(limits.disk, [out])
+            watch = _Watch(container, limits, cancel, disk, start)
+            watch.attach(command.on_output or tail, tail)  # before the start, so that no line is missed
             container.start()
             exit_code = watch.to_the_end()
             state = _state(container)
         oom = bool(state.get("OOMKilled"))
-        if exit_code == KILLED and limits.memory and not (watch.timed_out or watch.cancelled):
-            oom = True  # podman does not set the flag
+        if exit_code == KILLED and not (oom or watch.ended):
+            oom = bool(limits.memory) and self._is_podman()  # which does not set the flag
+            tail("killed by signal 9, by somebody outside of rwkvflow")
         return Result(
             exit_code=exit_code,
             seconds=time.monotonic() - start,
             out_of_memory=oom,
             timed_out=watch.timed_out,
             cancelled=watch.cancelled,
+            over_disk=disk.exceeded,
             tail=str(tail),
         )
 
@@ -178,7 +185,12 @@ class DockerSandbox:
         there = self.info.get("NCPU")
         if limits.cores is None or not there:
             return limits
-        return Limits(limits.time_s, limits.memory, min(limits.cores, float(there)), limits.retries, limits.pids)
+        return replace(limits, cores=min(limits.cores, float(there)))
+
+    def _is_podman(self) -> bool:
+        with plain_errors("docker version"):
+            components = self.client.version().get("Components") or ()
+        return any("podman" in str(item.get("Name", "")).lower() for item in components)
 
     def _options(self, tag: str, command: Command, workdir: Path, limits: Limits, user: str) -> dict[str, Any]:
         """Arguments of the engine's create call."""
@@ -244,13 +256,17 @@ class _Watch:
     """Follows one container's output and ends it when it must."""
 
     def __init__(
-        self, container: Container, limits: Limits, cancel: threading.Event, on_line: OnLine, start: float
+        self, container: Container, limits: Limits, cancel: threading.Event, disk: DiskLimit, start: float
     ) -> None:
-        self.timed_out = self.cancelled = False
+        self.timed_out = self.cancelled = self.ended = False
         self._container, self._limits, self._cancel, self._start = container, limits, cancel, start
+        self._disk = disk
+
+    def attach(self, on_output: OnLine, on_line: OnLine) -> None:
+        """Follow standard output and standard error."""
         # Not logs(): its end can be lost (seen with engine 20.10). And with no log driver nothing fills the disk.
-        self._output = container.attach(stream=True, stdout=True, stderr=True, demux=True)
-        self._lines = (LineSplitter(on_line), LineSplitter(on_line))
+        self._output = self._container.attach(stream=True, stdout=True, stderr=True, demux=True)
+        self._lines = (LineSplitter(on_output, MESSAGE), LineSplitter(on_line))
 
     def to_the_end(self) -> int:
         """Exit code; lines are handed on in the calling thread."""
@@ -294,12 +310,13 @@ class _Watch:
         put(None)
 
     def _check(self) -> None:
-        if self.timed_out or self.cancelled:
+        if self.ended:
             return
         limit = self._limits.time_s
         self.cancelled = self._cancel.is_set()
         self.timed_out = not self.cancelled and limit is not None and time.monotonic() - self._start > limit
-        if self.timed_out or self.cancelled:
+        self.ended = self.timed_out or self.cancelled or self._disk.poll()
+        if self.ended:
             import docker.errors
 
             with contextlib.suppress(docker.errors.APIError):  # ended by itself just now
@@ -340,15 +357,15 @@ def check_input(name: str, path: Path, user: str) -> None:
 
 @contextlib.contextmanager
 def lent(out: Path, user: str) -> Iterator[None]:
-    """Let the container's user write to `out`; afterwards everything in it is the caller's again."""
+    """Let the container's user write to `out`; what it leaves there is the container's until it is taken over."""
     uid, gid = (int(part) for part in user.split(":"))
     if os.getuid() != 0 or uid == 0:
         yield
         return
     os.chown(out, uid, gid)
+    for path in out.iterdir():  # what the caller left for the command
+        os.chown(path, uid, gid, follow_symlinks=False)
     try:
         yield
     finally:
-        for folder, _, files in os.walk(out):
-            for path in (Path(folder), *(Path(folder) / name for name in files)):
-                os.chown(path, os.getuid(), os.getgid(), follow_symlinks=False)
+        os.chown(out, os.getuid(), os.getgid())

@@ -15,6 +15,7 @@ from rwkvflow.sandbox.bootstrap import tools
 from rwkvflow.sandbox.daemon import platform_of
 from rwkvflow.sandbox.host import host_platform
 from rwkvflow.sandbox.pythons import installed
+from rwkvflow.sandbox.walls import walls
 
 GIB = 1 << 30
 ENOUGH_DISK = 5 * GIB  # an image with torch, its wheels, and a small model in eight formats
@@ -34,7 +35,7 @@ class Check:
 
 def examine(store: Path) -> list[Check]:
     """All checks, in the order in which a person would look. `store` need not exist yet."""
-    return [_python(), _platform(), *_docker(), _bootstrap(), _pythons(), _disk(store), _memory(), _token()]
+    return [_python(), _platform(), *_docker(), _bootstrap(), _pythons(), _walls(), _disk(store), _memory(), _token()]
 
 
 def _python() -> Check:
@@ -112,6 +113,15 @@ def _pythons() -> Check:
     found = [python.version for python in installed()]
     remedy = None if len(found) > 1 else "the host sandbox runs recipes with these only; Docker any"
     return Check("host pythons", "ok", ", ".join(sorted(found, key=lambda v: int(v.split(".")[1]))), remedy)
+
+
+def _walls() -> Check:
+    """What keeps commands of the host sandbox in."""
+    here = walls()
+    if here.whole:
+        return Check("host walls", "ok", str(here))
+    remedy = "recipes with code of their own need Docker here, or your word: --sandbox host"
+    return Check("host walls", "warn", str(here), remedy)
 
 
 def _disk(store: Path) -> Check:

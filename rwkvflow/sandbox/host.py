@@ -1,4 +1,4 @@
-"""The host sandbox: a pinned virtual environment for each environment. No isolation, and it says so.
+"""The host sandbox: a pinned virtual environment for each environment, behind the walls that the kernel has.
 
 <root>/<tag>/venv/           interpreter and the worker's wheels
 <root>/<tag>/toolchain/      the toolchain's wheels, as in the image's /opt/rwkvflow/toolchain
@@ -12,9 +12,11 @@ import contextlib
 import fcntl
 import os
 import platform
+import re
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -27,23 +29,30 @@ from rwkvflow.base.hashing import SKIPPED
 from rwkvflow.plan.step import Limits
 from rwkvflow.sandbox.archive import requirements_by_role, wheels_of
 from rwkvflow.sandbox.base import Command, EnvironmentSpec, OnLine, Result
+from rwkvflow.sandbox.disk import DiskLimit
 from rwkvflow.sandbox.dockerfile import ENVIRONMENT
 from rwkvflow.sandbox.memory import Limit
 from rwkvflow.sandbox.pythons import find_python
+from rwkvflow.sandbox.walls import behind, of_python, walls
 
 MARKER = "complete.json"
 LOCK_POLL_S = 0.2
+PLAIN = re.compile(r"[A-Za-z0-9_./+-]+")  # as worker/build/scratch.py has it
 
 
 class HostSandbox:
-    """Commands run as the user, with a clean environment, in a virtual environment of their own."""
+    """Commands run as the user, with a clean environment, in a virtual environment of their own; see walls.py."""
 
     name = "host"
-    description = "no isolation: commands run as you, with your files and network in reach"
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.platform = host_platform()
+
+    @property
+    def description(self) -> str:
+        """What keeps commands in, in words."""
+        return str(walls())
 
     # ---- environments --------------------------------------------------------------------------------------------
 
@@ -156,17 +165,28 @@ class HostSandbox:
         argv = list(command.argv)
         if argv[0] == "python3":
             argv[0] = str(folder / "venv/bin/python")
-        scratch = workdir / "tmp"
-        with Limit(limits.memory, cancel) as limit:
+        scratch = _scratch(workdir)
+        disk = DiskLimit(limits.disk, [workdir / "out", scratch])
+        environment = {**self._environment(folder, scratch, limits), **command.env}
+        write = [workdir / "out", scratch]
+        if command.trusted:  # a cache that others use as well is for code that ships with rwkvflow
+            cache = self.root / "zig-cache"
+            cache.mkdir(exist_ok=True)
+            environment.setdefault("RWKVFLOW_ZIG_CACHE", str(cache))
+            write.append(Path(environment["RWKVFLOW_ZIG_CACHE"]))
+        read = [workdir / "in", folder, *of_python(folder / "venv/bin/python")]
+        read += [path.resolve() for path in command.inputs.values()]
+        with Limit(limits.memory, cancel, disk) as limit:
             try:
                 done = process.run(
-                    argv,
+                    behind(walls(), argv, read=read, write=write),
                     cwd=workdir,
-                    env={**self._environment(folder, scratch, limits), **command.env},
+                    env=environment,
                     timeout=limits.time_s,
                     on_line=on_line,
                     cancel=limit,
                     preexec=limit.remember,
+                    on_output=command.on_output,
                 )
             finally:
                 if limit.session is not None:  # what the command left running in the background
@@ -174,14 +194,17 @@ class HostSandbox:
                         os.killpg(limit.session, signal.SIGKILL)
                 remove(scratch)
         tail = done.tail
-        if done.exit_code == -signal.SIGKILL and not (limit.exceeded or done.timed_out or done.cancelled):
+        ours = limit.exceeded or disk.exceeded is not None
+        exit_code = done.exit_code if done.exit_code >= 0 else 128 - done.exit_code
+        if exit_code == 128 + signal.SIGKILL and not (ours or done.timed_out or done.cancelled):
             tail += "\nkilled by signal 9 from outside: this machine may have run out of memory"
         return Result(
-            exit_code=done.exit_code if done.exit_code >= 0 else 128 - done.exit_code,
+            exit_code=exit_code,
             seconds=done.seconds,
             out_of_memory=limit.exceeded,
             timed_out=done.timed_out,
-            cancelled=done.cancelled and not limit.exceeded,
+            cancelled=done.cancelled and not ours,
+            over_disk=disk.exceeded,
             tail=tail,
         )
 
@@ -210,7 +233,6 @@ class HostSandbox:
             "TMPDIR": str(scratch),
             "PYTHONPATH": str(folder / "code"),
             "VIRTUAL_ENV": str(folder / "venv"),
-            "RWKVFLOW_ZIG_CACHE": str(self.root / "zig-cache"),
         }
         if (folder / "toolchain").is_dir():
             environment["RWKVFLOW_TOOLCHAIN"] = str(folder / "toolchain")
@@ -220,10 +242,10 @@ class HostSandbox:
 
 
 def _lay_out(workdir: Path, command: Command) -> None:
-    """in/ with links to the inputs and the request, out/, tmp/."""
+    """in/ with links to the inputs and the request, and out/."""
     inside = workdir / "in"
     remove(inside)
-    for name in ("in", "out", "tmp"):
+    for name in ("in", "out"):
         (workdir / name).mkdir(parents=True, exist_ok=True)
     for name, path in command.inputs.items():
         if not path.exists():
@@ -232,6 +254,15 @@ def _lay_out(workdir: Path, command: Command) -> None:
         (inside / name).symlink_to(path.resolve())
     if command.request is not None:
         (inside / "request.json").write_bytes(command.request)
+
+
+def _scratch(workdir: Path) -> Path:
+    """A folder for temporary files, below the working directory unless its path has characters that builds dislike."""
+    if PLAIN.fullmatch(str(workdir)):
+        scratch = workdir / "tmp"
+        scratch.mkdir(exist_ok=True)
+        return scratch
+    return Path(tempfile.mkdtemp(prefix="rwkvflow-")).resolve()
 
 
 def host_platform() -> str:

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rwkvflow.base.errors import StepFailed
+from rwkvflow.base.lines import LineSplitter, Tail
 from rwkvflow.plan.step import Limits
 from rwkvflow.sandbox.archive import Entry, stream
 from rwkvflow.sandbox.base import OnLine
 from rwkvflow.sandbox.daemon import plain_errors, remedy_for
-from rwkvflow.sandbox.lines import LineSplitter, Tail
 
 if TYPE_CHECKING:
     import docker
@@ -49,7 +49,7 @@ class Build:
 
     def run(self, entries: Iterable[Entry], tag: str, labels: Mapping[str, str]) -> None:
         """Build and tag. Raises StepFailed with the end of the log; where cancelled, StepFailed that says so."""
-        messages: queue.Queue[dict[str, Any] | BaseException | None] = queue.Queue()
+        messages: queue.Queue[dict[str, Any] | BaseException | None] = queue.Queue(maxsize=1000)
         talker = threading.Thread(target=self._talk, args=(list(entries), tag, labels, messages), daemon=True)
         talker.start()
         lines = LineSplitter(self._tail)
@@ -112,15 +112,22 @@ class Build:
                 timeout=None,
             )
             if self._response.status_code != 200:
-                messages.put({"error": _explanation(self._response.text)})
+                self._put(messages, {"error": _explanation(self._response.text)})
             for line in self._response.iter_lines(chunk_size=None):
                 if line:
-                    messages.put(json.loads(line))
+                    self._put(messages, json.loads(line))
         except _Stopped:
-            pass
+            return
         except Exception as error:
-            messages.put(error)
-        messages.put(None)
+            self._put(messages, error)
+        self._put(messages, None)
+
+    def _put(self, messages: queue.Queue[Any], message: Any) -> None:
+        """Wait for room, as long as somebody takes messages."""
+        while not self._abandoned.is_set():
+            with contextlib.suppress(queue.Full):
+                messages.put(message, timeout=0.5)
+                return
 
     def _continue(self) -> None:
         if self._abandoned.is_set():

@@ -81,4 +81,5 @@ def limits_of(stage: StageLimits, *, cores: float | None = None) -> Limits:
         memory=size_bytes(stage.memory) if stage.memory else None,
         cores=stage.cores if stage.cores is not None else cores,
         retries=stage.retries,
+        disk=size_bytes(stage.disk) if stage.disk else None,
     )

@@ -6,7 +6,7 @@ besides, and smoke runs the artifacts with it. llama.cpp is built where formats 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,6 +149,7 @@ def _step(blueprint: Blueprint, step: str, name: str, build: Build, image: str) 
         code=blueprint.worker.digest,
         environment=image_step(image),
         limits=blueprint.limits("engine"),
+        local={"trusted": is_shipped(build.request, name)},
     )
 
 
@@ -156,3 +157,8 @@ def _toolchain(blueprint: Blueprint, image: str) -> list[list[str]]:
     """The wheels of the compiler, CMake and Ninja: file name and hash, sorted; [] where the lock has none."""
     wheels = blueprint.lock.images[image].platforms.get(blueprint.platform)
     return sorted([wheel.filename, wheel.sha256] for wheel in (wheels.toolchain if wheels else ()))
+
+
+def is_shipped(request: Mapping[str, Any], name: str) -> bool:
+    """Whether a build runs code that ships with rwkvflow, or is pinned by it, and nothing else."""
+    return name in (BUILTIN, LLAMA) and not (request["cmake"] or request["patches"])

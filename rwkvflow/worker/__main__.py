@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.protocol import open_channel
 
 TASKS = ("build-engine", "convert", "reference", "smoke")
 
@@ -19,6 +20,8 @@ def main(argv: list[str]) -> int:
         return 2
     try:
         request = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
+        if channel := request.get("channel"):
+            open_channel(Path(channel))
         task = request["task"]
         if task not in TASKS:
             raise WorkerError(f"unknown task {task!r}; there are {', '.join(TASKS)}")

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rwkvflow.base.errors import EnvironmentMissing, UsageError
+from rwkvflow.documents.recipe import Recipe
+from rwkvflow.documents.workflow import Workflow
 from rwkvflow.sandbox import daemon
-from rwkvflow.sandbox.choose import choose
+from rwkvflow.sandbox.choose import brings_code, choose
 from rwkvflow.sandbox.daemon import is_orphan, owner_labels, remedy_for, unreachable
 from rwkvflow.sandbox.docker import user_for
 from rwkvflow.sandbox.doctor import examine
+from rwkvflow.sandbox.walls import Walls, walls
 
 
 def test_host_is_honest(tmp_path: Path) -> None:
     sandbox, why = choose("host", tmp_path)
     assert sandbox.name == "host"
-    assert "no isolation" in why
+    assert str(walls()) in why
     assert not list(tmp_path.iterdir()), "choosing makes nothing"
 
 
@@ -26,7 +30,45 @@ def test_auto_without_an_engine_takes_the_host_and_says_why(tmp_path: Path) -> N
     sandbox, why = choose("auto", tmp_path)
     assert sandbox.name == "host"
     assert "Docker engine at tcp://unit-tests-touch-no-docker.invalid:1" in why
-    assert "no isolation" in why
+    assert str(walls()) in why
+
+
+def test_a_host_without_walls_says_so_and_takes_no_code_of_a_recipe_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for none in (Walls(), Walls(namespaces=True), Walls(landlock=1)):
+        monkeypatch.setattr("rwkvflow.sandbox.walls.walls", lambda none=none: none)
+        monkeypatch.setattr("rwkvflow.sandbox.host.walls", lambda none=none: none)
+        assert choose("auto", tmp_path)[0].name == "host", "nothing but shipped code runs"
+        with pytest.raises(EnvironmentMissing, match="brings an engine: that is code of its own") as error:
+            choose("auto", tmp_path, (), "the recipe brings an engine")
+        assert "--sandbox host" in str(error.value.remedy)
+        sandbox, why = choose("host", tmp_path, (), "the recipe brings an engine")
+        assert (sandbox.name, str(none) in why) == ("host", True)
+    assert "no isolation" in str(Walls())
+    monkeypatch.setattr("rwkvflow.sandbox.walls.walls", lambda: Walls(True, True, 7))
+    assert choose("auto", tmp_path, (), "the recipe brings an engine")[0].name == "host"
+
+
+@pytest.mark.parametrize(
+    ("engine", "image", "extra", "words"),
+    [
+        ({}, {}, [], None),
+        ({"source": {"git": "https://example.org/e.git"}}, {}, [], "brings an engine"),
+        ({"source": {"path": "engine"}}, {}, [], "brings an engine"),
+        ({"cmake": {"CMAKE_CXX_COMPILER_LAUNCHER": "./x"}}, {}, [], "how the engine is built"),
+        ({"patches": [{"name": "p", "files": ["*"], "pattern": "a", "replace": "b"}]}, {}, [], "how the engine is"),
+        ({}, {"wheels": ["evil==1.0"]}, [], "brings wheels"),
+        ({}, {}, [{"name": "own", "command": ["x"], "outputs": ["y"]}], "the stage own"),
+    ],
+)
+def test_code_of_its_own_is_found_wherever_it_stands(engine: Any, image: Any, extra: Any, words: str | None) -> None:
+    recipe = Recipe.model_validate(
+        {"name": "r", "models": [{"name": "m", "source": "m.pth"}], "formats": ["ggml-f16"], "engine": engine}
+        | {"images": [{"python": "3.11", **image}]}
+    )
+    found = brings_code(recipe, Workflow.model_validate({"extra": extra}))
+    assert found is None if words is None else words in str(found)
 
 
 def test_docker_without_an_engine_is_an_error_with_a_remedy(tmp_path: Path) -> None:

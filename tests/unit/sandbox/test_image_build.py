@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from rwkvflow.base.errors import StepFailed
+from rwkvflow.base.lines import LineSplitter
 from rwkvflow.plan.step import Limits
 from rwkvflow.sandbox import docker as module
 from rwkvflow.sandbox.docker import BUILDS, DockerSandbox
 from rwkvflow.sandbox.image_build import Build, LayerLost
-from rwkvflow.sandbox.lines import LineSplitter
 
 LOST = "failed to export image: failed to set parent sha256:3a2b: unknown parent image ID sha256:3a2b"
 
