@@ -2,39 +2,53 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: demo test lint types unit engine e2e soak bench clean
+.PHONY: demo test help lint types docs unit engine e2e soak bench hooks check clean
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed ## Convert tiny models into eight formats each, test them, publish to out/demo
 	$(BIN)/rwkvflow run recipes/demo.yaml
 
-test: $(VENV)/.dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+test: lint types docs ## Everything that is tested: lint, types, docs, and all tests but the long ones
 	$(BIN)/pytest -n 2 --durations=25 tests/unit
 	$(BIN)/pytest -n 2 --durations=25 --dist loadfile tests/engine tests/e2e
 
-lint: $(VENV)/.dev
+help: ## List these targets
+	@grep -hE '^[a-z0-9 ]+:.*## ' $(MAKEFILE_LIST) | while IFS= read -r line; do \
+		printf '%-16s %s\n' "$${line%%:*}" "$${line#*## }"; \
+	done
+
+lint: $(VENV)/.dev ## Check style, formatting, spelling and shell scripts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/shellcheck .ci/run
 
-types: $(VENV)/.dev
+types: $(VENV)/.dev ## Check types with mypy
 	$(BIN)/mypy
 
-unit engine e2e: $(VENV)/.dev
+docs: $(VENV)/.dev ## Build the documentation into build/site; a broken link or anchor is an error
+	$(BIN)/python scripts/docs_tables.py
+	$(BIN)/mkdocs build --strict --quiet
+
+unit engine e2e: $(VENV)/.dev ## Run one part of the tests
 	$(BIN)/pytest tests/$@
 
-# Long runs that CI does not wait for: fuzzing and memory at real sizes.
-soak: $(VENV)/.dev
+soak: $(VENV)/.dev ## Run the long tests that CI does not wait for: fuzzing, and memory at real sizes
 	RWKVFLOW_SOAK=1 $(BIN)/pytest -m soak --override-ini 'addopts=-ra'
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.dev ## Measure start-up, conversion, tokenizers and the engine
 	$(BIN)/python scripts/bench_start.py
 	engine=$$($(BIN)/rwkvflow engine build recipes/demo.yaml --sandbox host --print-path) && \
 	$(BIN)/python scripts/bench_convert.py --engine "$$engine" && \
 	$(BIN)/python scripts/bench_tokenizer.py --library "$$engine/lib/librwkv.so" && \
 	$(BIN)/python scripts/bench_engine.py --folder build/bench --engine "$$engine"
+
+hooks: $(VENV)/.dev ## Install the pre-commit hooks
+	$(BIN)/pre-commit install
+
+check: $(VENV)/.dev ## Run the pre-commit hooks on all files
+	$(BIN)/pre-commit run --all-files
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -47,5 +61,5 @@ $(VENV)/.dev: pyproject.toml $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $@
 
-clean:
+clean: ## Remove .venv, out and build
 	rm -rf $(VENV) out build

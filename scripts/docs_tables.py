@@ -108,6 +108,19 @@ def layers() -> str:
     return "\n".join(["```text", *lines, "```"])
 
 
+def picture() -> str:
+    """The rooms as a mermaid diagram: an arrow for each import, but where another way round says the same."""
+    from tests.helpers.layers import ROOMS, imported_rooms
+
+    edges = imported_rooms(ROOT / "rwkvflow")
+    lines = [f'  {room}["<b>{room}</b><br>{text.split(":")[0].split(";")[0]}"]' for room, text in ROOMS]
+    for room, _ in ROOMS:
+        below = edges[room]
+        direct = [other for other, _ in ROOMS if other in below and not any(other in edges[via] for via in below)]
+        lines += [f"  {room} --> {other}" for other in direct]
+    return "\n".join(["```mermaid", "flowchart TB", *lines, "```"])
+
+
 # ---- documents -------------------------------------------------------------------------------------------------------
 
 
@@ -360,6 +373,7 @@ def _option(item: click.Option) -> tuple[str, str]:
 
 FILES: Mapping[str, Parts] = {
     "README.md": {"formats": formats, "layers": layers, "exit-codes": exit_codes},
+    "docs/contribute/architecture.md": {"picture": picture, "layers": layers},
     "docs/reference/recipe.md": {"recipe-keys": lambda: keys("recipe")},
     "docs/reference/workflow.md": {"workflow-keys": lambda: keys("workflow")},
     "docs/reference/lock.md": {"lock-keys": lambda: keys("lock")},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 #: (room, what it is for), from high to low. A room imports from itself and from what stands below it.
 ROOMS: tuple[tuple[str, str], ...] = (
     ("cli", "commands and options, one module a group of commands"),
@@ -39,3 +42,25 @@ WORKER_ROOMS: tuple[tuple[str, str], ...] = (
     ("digest", "digests, as the host computes them"),
     ("errors", "the one kind of error"),
 )
+
+
+def imported_rooms(package: Path) -> dict[str, set[str]]:
+    """The rooms that each room imports, itself or through others: what has to be understood to understand it."""
+    rooms = [room for room, _ in ROOMS]
+    found: dict[str, set[str]] = {}
+    for room in reversed(rooms):  # from low to high, so that those below are known
+        direct = {name for path in (package / room).rglob("*.py") for name in _rooms_of(path)} & set(rooms) - {room}
+        found[room] = direct.union(*(found.get(other, set()) for other in direct))
+    return found
+
+
+def _rooms_of(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("rwkvflow."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.ImportFrom) and node.module == "rwkvflow":
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.Import):
+            found.update(alias.name.split(".")[1] for alias in node.names if alias.name.startswith("rwkvflow."))
+    return found

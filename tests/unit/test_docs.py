@@ -25,10 +25,10 @@ from rwkvflow.documents.load import load_workflow, recipe_from_text
 from rwkvflow.documents.recipe import Recipe
 from rwkvflow.documents.workflow import Workflow
 from rwkvflow.store.store import Store
-from scripts import docs_tables, terminal_svg
+from scripts import docs_site, docs_tables, terminal_svg
 
 ROOT = Path(__file__).resolve().parents[2]
-FRONT = [ROOT / name for name in ("README.md", "CHANGELOG.md")]
+FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES = [*FRONT, *sorted((ROOT / "docs").rglob("*.md"))]
 PLACEHOLDERS = {"STEP", "RECIPE", "FILE", "SOURCE", "PATH"}
 
@@ -221,7 +221,7 @@ def test_commands_exist_and_take_these_options(call: Call) -> None:
     if program == "rwkvflow":
         _check_rwkvflow(arguments, call.whole)
     elif program == "make":
-        targets = re.findall(r"^([a-z]+(?: [a-z]+)*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        targets = re.findall(r"^([a-z0-9 ]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         assert arguments[0] in " ".join(targets).split()
     elif program == "python" and arguments[0].startswith("scripts/"):
         assert (ROOT / arguments[0]).is_file()
@@ -327,7 +327,8 @@ def test_the_file_layout_is_that_of_the_repository() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_paths_in_the_text_exist(page: Path) -> None:
     for path in re.findall(r"`((?:rwkvflow|images|recipes|scripts|tests|docs)/[\w./-]*)`", prose(page)):
-        assert (ROOT / path).exists(), f"{named(page)}: {path}"
+        there = path.partition("NAME")[0]  # of a file that a reader is to make, the folder
+        assert (ROOT / there).exists(), f"{named(page)}: {path}"
 
 
 def test_every_page_can_be_reached_from_the_readme() -> None:
@@ -347,6 +348,38 @@ def test_every_page_stands_in_one_of_the_four_rooms() -> None:
         "reference",
         "contribute",
     }
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    """mkdocs.yml has tags of its own, which no plain YAML loader knows; the navigation has one page a line."""
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"^ +- (\S+\.md)$", text[text.index("nav:\n  - ") :], re.MULTILINE)
+    assert sorted(listed) == sorted(docs_site.site_path(named(page)) for page in PAGES)
+
+
+@pytest.mark.parametrize(
+    ("source", "link", "turned"),
+    [
+        ("README.md", "docs/guides/ci.md#a-store-that-all-share", "guides/ci.md#a-store-that-all-share"),
+        ("README.md", "LICENSE", "LICENSE.txt"),
+        ("CONTRIBUTING.md", "docs/contribute/glossary.md", "glossary.md"),
+        ("CONTRIBUTING.md", "README.md#formats", "../index.md#formats"),
+        ("docs/guides/ci.md", "../../README.md#exit-codes", "../index.md#exit-codes"),
+        ("docs/guides/ci.md", "../concepts/store.md", "../concepts/store.md"),
+        ("docs/guides/ci.md", "#here", "#here"),
+        ("docs/guides/ci.md", "https://example.org/README.md", "https://example.org/README.md"),
+    ],
+)
+def test_links_are_turned_towards_the_site(source: str, link: str, turned: str) -> None:
+    assert docs_site.relinked(f"see [this]({link}).", source) == f"see [this]({turned})."
+
+
+def test_every_target_of_the_makefile_is_explained() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    rules = re.findall(r"^([a-z0-9 ]+):(.*)$", text, re.MULTILINE)
+    assert all("## " in rest for _, rest in rules)
+    (phony,) = re.findall(r"^\.PHONY: (.+)$", text, re.MULTILINE)
+    assert sorted(phony.split()) == sorted(" ".join(names for names, _ in rules).split())
 
 
 def test_the_changelog_has_the_sections_of_keep_a_changelog() -> None:
