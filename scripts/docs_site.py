@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 MOVED = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contribute/index.md",
+    "SECURITY.md": "security.md",
     "CHANGELOG.md": "changelog.md",
     "LICENSE": "LICENSE.txt",
 }

@@ -28,7 +28,7 @@ from rwkvflow.store.store import Store
 from scripts import docs_site, docs_tables, terminal_svg
 
 ROOT = Path(__file__).resolve().parents[2]
-FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+FRONT = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 PAGES = [*FRONT, *sorted((ROOT / "docs").rglob("*.md"))]
 PLACEHOLDERS = {"STEP", "RECIPE", "FILE", "SOURCE", "PATH"}
 
