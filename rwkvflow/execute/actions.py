@@ -32,7 +32,7 @@ def actions(store: Store, sandbox: Sandbox) -> dict[str, Action]:
     return {
         "fetch": lambda jobs, work: {job.step.id: _fetch(store, job, work) for job in jobs},
         "git": lambda jobs, work: {job.step.id: _git(job, work) for job in jobs},
-        "source-package": lambda jobs, work: {job.step.id: _source_package(sandbox, job, work) for job in jobs},
+        "source-package": lambda jobs, work: {job.step.id: _source_package(job, work) for job in jobs},
         "wheels": lambda jobs, work: {job.step.id: _wheels(store, job, work) for job in jobs},
         "environment": environments,
         "sandbox": runner,
@@ -114,7 +114,7 @@ def _git(job: Job, work: Work) -> Made:
     return Made({"folder": Product(target)})
 
 
-def _source_package(sandbox: Sandbox, job: Job, work: Work) -> Made:
+def _source_package(job: Job, work: Work) -> Made:
     """A project of ours with a package's sources in it."""
     params = job.step.params
     target = work.folder / "project"
@@ -125,7 +125,6 @@ def _source_package(sandbox: Sandbox, job: Job, work: Work) -> Made:
         root=params["root"],
         kept=params["kept"],
         scratch=work.folder,
-        platform=sandbox.platform,
         on_line=job.log,
         cancel=work.cancel,
     )

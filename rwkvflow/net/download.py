@@ -23,6 +23,7 @@ from rwkvflow.documents.yaml.nearest import nearest
 from rwkvflow.net.git import fetch_git as fetch_git
 from rwkvflow.net.git import resolve_git as resolve_git
 from rwkvflow.net.http import (
+    Access,
     Authorize,
     Connection,
     Policy,
@@ -41,6 +42,10 @@ OnBytes = Callable[[int], None]  # how many more bytes there are; fewer than non
 _RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
 
+class OtherBytes(FetchError):
+    """What arrived is whole, and not what was asked for."""
+
+
 def fetch_file(
     resolved: str,
     destination: Path,
@@ -51,10 +56,12 @@ def fetch_file(
     on_bytes: OnBytes | None = None,
     cancel: threading.Event | None = None,
     policy: Policy | None = None,
+    access: Access | None = None,
 ) -> tuple[str, int]:
     """Bring a file to `destination` and return its (hex sha256, size in bytes).
 
     `resolved` is a source as in the lock. `sha256` (64 hex digits) and `size` are what it must be; None: unknown.
+    `access` says how a web server is spoken to, where the environment does not.
     An existing destination that is right is left alone, and a local file that is its own destination is only
     verified. Safe between threads and processes.
 
@@ -74,8 +81,9 @@ def fetch_file(
         with alone(destination, cancel):
             if sha256 is not None and _stands(destination, sha256, size):
                 return sha256, destination.stat().st_size
-            with Connection(policy or Policy(), cancel) as connection, Part(destination, str(source)) as part:
-                return _Download(source, part, connection, sha256, size, tell).run()
+            connected = Connection(policy or Policy(), cancel, access)
+            with connected as connection, Part(destination, str(source)) as part:
+                return _Download(source, part, connection, sha256, size, tell, access).run()
 
 
 class _Download:
@@ -87,11 +95,12 @@ class _Download:
         sha256: str | None,
         size: int | None,
         tell: OnBytes,
+        access: Access | None = None,
     ) -> None:
         self.source, self.part, self.connection, self.tell = source, part, connection, tell
         self.sha256, self.size = sha256, size
         self.told = 0  # bytes that `tell` knows of
-        self.authorize: Authorize = netrc_login
+        self.authorize: Authorize = access.authorize if access else netrc_login
         self.hub = None
         if isinstance(source, HubSource):
             from rwkvflow.net.hub import Hub
@@ -259,9 +268,9 @@ def refuse_pages(name: str, content_type: str | None, head: bytes) -> None:
 def mismatch(name: str, got: str, got_size: int | None, sha256: str | None, size: int | None) -> FetchError | None:
     """The error for a file that is not what was expected, or None where it is."""
     if size is not None and got_size is not None and size != got_size:
-        return FetchError(f"{name}: expected {size} bytes, got {got_size}")
+        return OtherBytes(f"{name}: expected {size} bytes, got {got_size}")
     if sha256 is not None and got != sha256:
-        return FetchError(
+        return OtherBytes(
             f"{name}: expected sha256 {sha256}, got {got}",
             remedy="the file is damaged or was replaced; if the new one is meant, change the recipe or lock again",
         )

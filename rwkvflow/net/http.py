@@ -103,10 +103,34 @@ def netrc_login(url: str) -> Mapping[str, str]:
     return {"Authorization": request.headers["Authorization"]}
 
 
+@dataclass(frozen=True)
+class Access:
+    """How one place is spoken to, where its configuration says more than the environment."""
+
+    authorize: Authorize
+    certificates: str | None = None  # a file or folder of trusted ones; None: those of the environment
+    proxy: str | None = None  # None: those of the environment
+    verify: bool = True  # False: any certificate will do
+
+    def trusted(self) -> ssl.SSLContext | bool:
+        """What httpx is to verify certificates with. Raises FetchError."""
+        import ssl
+
+        if not self.verify or self.certificates is None:
+            return certificates() if self.verify else False
+        try:
+            folder = os.path.isdir(self.certificates)  # noqa: PTH112 - a text of the user's
+            if folder:
+                return ssl.create_default_context(capath=self.certificates)
+            return ssl.create_default_context(cafile=self.certificates)
+        except (OSError, ssl.SSLError) as error:
+            raise FetchError(f"the certificates of pip's configuration cannot be read: {error}") from error
+
+
 class Connection:
     """One client whose sockets are shut when `cancel` is set, so that no read outlives Ctrl-C."""
 
-    def __init__(self, policy: Policy, cancel: threading.Event | None) -> None:
+    def __init__(self, policy: Policy, cancel: threading.Event | None, access: Access | None = None) -> None:
         import httpx
 
         self.policy = policy
@@ -116,7 +140,8 @@ class Connection:
         timeout = httpx.Timeout(policy.stall_s, connect=policy.connect_s)
         try:
             self._client = httpx.Client(
-                verify=certificates(),
+                verify=access.trusted() if access else certificates(),
+                proxy=access.proxy if access else None,
                 trust_env=True,
                 follow_redirects=False,
                 timeout=timeout,

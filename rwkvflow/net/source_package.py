@@ -1,13 +1,8 @@
-"""Source packages of the package index: downloaded by pip, unpacked here, never run on this machine.
-
-pip wants to know a source package's metadata before it hands it over, and would run the package's build backend for
-it. It finds a stand-in instead, which reads what the package states about itself (PKG-INFO).
-"""
+"""Source packages of the package index: downloaded and unpacked, never run on this machine."""
 
 from __future__ import annotations
 
 import shutil
-import sys
 import tarfile
 import threading
 import zlib
@@ -17,33 +12,11 @@ from pathlib import Path, PurePosixPath
 
 from rwkvflow.base.errors import FetchError
 from rwkvflow.base.files import clear_errors
-from rwkvflow.base.hashing import file_digest
 from rwkvflow.documents.lock import LockedPackage
-from rwkvflow.net.pip import Target, run_pip
+from rwkvflow.net.package_index import download, files_of
+from rwkvflow.net.pip_settings import settings_of_environment
 
 LARGEST = 1 << 30  # bytes that may be unpacked
-STAND_IN = '''\
-"""Stands in for the build backend of a package that is only downloaded."""
-import pathlib
-
-
-def get_requires_for_build_wheel(config_settings=None):
-    return []
-
-
-def prepare_metadata_for_build_wheel(metadata_directory, config_settings=None):
-    text = pathlib.Path("PKG-INFO").read_text(encoding="utf-8")
-    lines = [line for line in text.split("\\n\\n")[0].splitlines() if line.startswith(("Name:", "Version:"))]
-    facts = dict(line.split(": ", 1) for line in lines)
-    folder = pathlib.Path(metadata_directory, "{Name}-{Version}.dist-info".format(**facts))
-    folder.mkdir()
-    (folder / "METADATA").write_text("\\n".join(["Metadata-Version: 2.1", *lines]) + "\\n", encoding="utf-8")
-    return folder.name
-
-
-def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
-    raise SystemExit("this package is not to be built")
-'''
 
 
 def fetch_package(
@@ -53,7 +26,6 @@ def fetch_package(
     root: str,
     kept: Sequence[str],
     scratch: Path,
-    platform: str,
     on_line: Callable[[str], None] | None = None,
     cancel: threading.Event | None = None,
 ) -> None:
@@ -62,7 +34,7 @@ def fetch_package(
     Raises FetchError where the index does not have the package or has another, StoreError for a full disk.
     """
     with clear_errors(f"fetching {locked.filename}"):
-        archive = _download(locked, scratch, platform, on_line, cancel)
+        archive = _download(locked, scratch, on_line, cancel)
         unpack(archive, destination, root=root, kept=kept)
         archive.unlink()
 
@@ -70,36 +42,31 @@ def fetch_package(
 def _download(
     locked: LockedPackage,
     scratch: Path,
-    platform: str,
     on_line: Callable[[str], None] | None,
     cancel: threading.Event | None,
 ) -> Path:
-    backend = scratch / "backend" / locked.backend.replace(".", "/")
-    backend.parent.mkdir(parents=True)
-    (backend.parent / "__init__.py").touch()
-    backend.with_suffix(".py").write_text(STAND_IN, encoding="utf-8")
-    listed, arrived = scratch / "requirements.txt", scratch / "arrived"
-    listed.write_text(f"{locked.name}=={locked.version} --hash=sha256:{locked.sha256}\n", encoding="utf-8")
-    arguments = ["download", "--no-deps", "--require-hashes", "--no-build-isolation", f"--no-binary={locked.name}"]
-    ran = run_pip(
-        Target(f"{sys.version_info[0]}.{sys.version_info[1]}", platform),
-        [*arguments, "-r", str(listed), "-d", str(arrived)],
-        scratch=scratch,
-        on_line=on_line,
-        cancel=cancel,
-        environment={"PYTHONPATH": str(scratch / "backend")},
-    )
-    path = arrived / locked.filename
-    if ran.ok and path.is_file() and file_digest(path) == f"sha256:{locked.sha256}":
-        return path
-    if any("DO NOT MATCH THE HASHES" in line for line in ran.lines):
+    settings = settings_of_environment()
+    file = next((file for file in files_of(locked.name, settings, cancel) if file.filename == locked.filename), None)
+    if file is None:
         raise FetchError(
-            f"{locked.filename} of the package index is not the one in the lock",
-            remedy="it was replaced or tampered with on the way; `rwkvflow lock` if you trust the new one",
+            f"no package index has {locked.filename}",
+            remedy="check pip's configuration (pip.conf, PIP_*): the index must have source packages",
         )
-    raise FetchError(
-        f"pip brought no {locked.filename}: {ran.errors}",
-        remedy="check the network and pip's configuration (`pip config list`); the index must have source packages",
+    if on_line is not None:
+        on_line(f"downloading {locked.filename}")
+    path = scratch / "arrived" / locked.filename
+    if file.sha256 not in (None, locked.sha256):
+        raise _another(locked)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if download(file, path, settings, sha256=None, cancel=cancel) != locked.sha256:
+        raise _another(locked)
+    return path
+
+
+def _another(locked: LockedPackage) -> FetchError:
+    return FetchError(
+        f"{locked.filename} of the package index is not the one in the lock",
+        remedy="it was replaced or tampered with on the way; `rwkvflow lock` if you trust the new one",
     )
 
 

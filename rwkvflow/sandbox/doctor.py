@@ -35,7 +35,8 @@ class Check:
 
 def examine(store: Path) -> list[Check]:
     """All checks, in the order in which a person would look. `store` need not exist yet."""
-    return [_python(), _platform(), *_docker(), _bootstrap(), _pythons(), _walls(), _disk(store), _memory(), _token()]
+    found = [_python(), _platform(), *_docker(), _bootstrap(), _pythons(), _walls(), _uv()]
+    return [*found, _disk(store), _memory(), _token()]
 
 
 def _python() -> Check:
@@ -47,6 +48,15 @@ def _platform() -> Check:
     if found in KNOWN:
         return Check("platform", "ok", found)
     return Check("platform", "warn", f"{found} has no wheels for the host sandbox", "use --sandbox docker")
+
+
+def _uv() -> Check:
+    from rwkvflow.net.uv import find_uv
+
+    try:
+        return Check("uv", "ok", f"{find_uv()} resolves wheels")
+    except RwkvflowError as error:
+        return Check("uv", "missing", error.message, error.remedy)
 
 
 def _docker() -> list[Check]:

@@ -1,4 +1,4 @@
-"""Lock resolution with the real pip, the real hub client and git, against servers and wheels on this machine."""
+"""Lock resolution with the real uv, the real hub client and git, against servers and wheels on this machine."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def wheelhouse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("PIP_CACHE_DIR", str(tmp_path / "pip-cache"))
+    monkeypatch.setenv("UV_CACHE_DIR", str(tmp_path / "uv-cache"))
     for role, requirements in pinned("3.11").items():
         for requirement in requirements:
             name, version = requirement.split("==")
@@ -188,7 +188,7 @@ def test_constraints_of_pips_configuration_hide_no_torch(
     monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
     made = lock({"images": [{"torch": "2.13.0"}]}, platforms=[LINUX])
     assert "torch==2.13.0+cpu" in names(made.images["py3.11-torch2.13.0"].platforms[LINUX].worker)
-    with pytest.raises(LockError, match=r"pip cannot resolve .*torch==2\.14\.0\+cu126"):
+    with pytest.raises(LockError, match=r"no set of wheels fits .*torch==2\.14\.0\+cu126"):
         resolve_wheels("3.11", LINUX, ["torch==2.14.0+cu126"])
 
 

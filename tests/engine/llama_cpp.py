@@ -63,7 +63,6 @@ def _build(place: Path, project: Path, wanted: LockedPackage) -> None:
             root=ROOT,
             kept=KEPT,
             scratch=scratch,
-            platform=host_platform(),
             cancel=threading.Event(),
         )
     except RwkvflowError as error:
