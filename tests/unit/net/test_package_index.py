@@ -44,7 +44,8 @@ def test_settings_replace_each_other_as_pips_do(tmp_path: Path) -> None:
     assert (found.certificates, found.proxy, found.prereleases) == ("/other.pem", "http://proxy.example:3128", True)
     assert found.trusted == ("a.example", "b.example:8443")
     bare = settings_of_environment({"HOME": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null"})
-    assert bare == Settings() and bare.indexes == (PYPI,)
+    assert bare == Settings()
+    assert bare.indexes == (PYPI,)
     assert settings_of_environment({"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "true"}).indexes == ()
     uvs = {"PIP_CONFIG_FILE": "/dev/null", "UV_INDEX": "torch=https://t.example/cpu https://u.example/x=y"}
     assert settings_of_environment(uvs).indexes == (PYPI, "https://t.example/cpu", "https://u.example/x=y")
