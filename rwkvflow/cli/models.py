@@ -97,7 +97,7 @@ def open_model(path: Path, options: dict[str, Any]) -> Model:
 
 def tokenizer_of(kind: str, n_vocab: int) -> Tokenizer:
     """The tokenizer that the option asks for. Raises UsageError where it must be named."""
-    from rwkvflow.worker.model.tokenizers import PseudoRandom, open_tokenizer
+    from rwkvflow.worker.model.tokenizers import TWENTY_B, WORLD, PseudoRandom, open_tokenizer
 
     if kind in KINDS:
         found = open_tokenizer(kind, n_vocab)
@@ -107,7 +107,7 @@ def tokenizer_of(kind: str, n_vocab: int) -> Tokenizer:
             raise UsageError(f"--tokenizer: {kind} is neither {', '.join(KINDS)} nor a file")
         found = open_tokenizer("auto", n_vocab, path)
     if isinstance(found, PseudoRandom):
-        remedy = {65536: "install pyrwkv-tokenizer", 50277: "name the model's tokenizer.json with --tokenizer"}
+        remedy = {WORLD: "install pyrwkv-tokenizer", TWENTY_B: "name the model's tokenizer.json with --tokenizer"}
         raise UsageError(
             f"no tokenizer for a vocabulary of {n_vocab} is here",
             remedy=remedy.get(n_vocab, "name one with --tokenizer"),

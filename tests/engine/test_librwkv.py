@@ -19,10 +19,12 @@ from helpers import checkpoints
 from rwkvflow.engine.binding import Library, Model
 from rwkvflow.engine.errors import EngineError
 from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.model.versions import VERSION_SPECS, VERSIONS
+from rwkvflow.worker.read.ggml_file import GgmlTensor, read_ggml_index
+from rwkvflow.worker.read.ggml_source import version_of
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import logits as reference_logits
 
-VERSIONS = ("4", "5.0", "5.1", "5.2", "6", "7")
 TYPES = ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k")
 # 120 columns in heads of 40 leave rests everywhere; rows of the quantized types must be whole blocks.
 ODD = {"layers": 3, "width": 120, "vocab": 101, "head_size": 40}
@@ -367,3 +369,33 @@ def test_exp_tanh_and_logistic_are_accurate(tmp_path: Path) -> None:
     subprocess.run(list(map(str, command)), check=True)
     exp, tanh, logistic, wrong = subprocess.run([program], capture_output=True, check=True).stdout.split()
     assert (float(exp) < 1.1, float(tanh) < 1.5, float(logistic) < 2.5, int(wrong)) == (True, True, True, 0)
+
+
+def test_versions_are_told_as_the_tables_tell_them(library: Library, models: Any, tmp_path: Path) -> None:
+    """What the engine makes of a file with one tensor less, too, is what its names and shapes say by the tables."""
+    told = []
+    for version in VERSIONS:
+        path, _ = models(version, "f32")
+        raw, index = path.read_bytes(), read_ggml_index(path)
+        marks = {f"blocks.0.{name}" for spec in VERSION_SPECS for name in (*spec.has, *spec.lacks)}
+        for left_out in (None, *sorted(marks & index.tensors.keys())):
+            names = list(index.tensors.values())
+            kept = [tensor for tensor in names if tensor.name != left_out]
+            start = min(tensor.offset - header_bytes(tensor) for tensor in names)
+            parts = [raw[:start]]
+            parts += [raw[tensor.offset - header_bytes(tensor) : tensor.offset + tensor.nbytes] for tensor in kept]
+            changed = tmp_path / "changed.bin"
+            changed.write_bytes(b"".join(parts))
+            expected = version_of({tensor.name: tensor.shape for tensor in kept})
+            try:
+                with Model(changed, library=library.path) as model:
+                    assert model.version == expected, (version, left_out)
+                    told.append((version, left_out))
+            except EngineError:
+                pass  # a tensor that the version needs is gone
+    assert {version for version, left_out in told if left_out is None} == set(VERSIONS)
+
+
+def header_bytes(tensor: GgmlTensor) -> int:
+    """Of a tensor in a file: dims, length of the name, type, each dim, the name."""
+    return 4 * (3 + len(tensor.shape)) + len(tensor.name.encode())

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-VERSIONS = ("4", "5.0", "5.1", "5.2", "6", "7")
+from rwkvflow.worker.model.versions import VERSIONS, all_specs, split_name
+
 STORAGES = {"f64": "Double", "f32": "Float", "f16": "Half", "bf16": "BFloat16", "i64": "Long", "i32": "Int"}
 STORAGES |= {"i16": "Short", "i8": "Char", "u8": "Byte", "bool": "Bool"}
 NUMPY = {"f64": "<f8", "f32": "<f4", "f16": "<f2", "bf16": "<u2", "i64": "<i8", "i32": "<i4", "i16": "<i2"}
@@ -104,57 +105,13 @@ def shapes(
     if version != "4" and width % head_size:
         raise ValueError(f"width {width} is not a multiple of the head size {head_size}")
     ranks = lora_ranks(version, width) | dict(lora or {})
-    out: dict[str, tuple[int, ...]] = {"emb.weight": (vocab, width)}
-    for layer in range(layers):
-        block = f"blocks.{layer}."
-        for norm in ("ln0", "ln1", "ln2") if layer == 0 else ("ln1", "ln2"):
-            out[f"{block}{norm}.weight"] = out[f"{block}{norm}.bias"] = (width,)
-        for name, shape in _att(version, layer, width, head_size, ranks).items():
-            out[f"{block}att.{name}"] = shape
-        for name, shape in _ffn(version, width, ffn or ffn_size(version, width)).items():
-            out[f"{block}ffn.{name}"] = shape
-    out["ln_out.weight"] = out["ln_out.bias"] = (width,)
-    out["head.weight"] = (vocab, width)
-    return out
-
-
-def _att(version: str, layer: int, c: int, n: int, ranks: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    h, row = c // n, (1, 1, c)
+    of = {"V": vocab, "C": width, "A": width, "F": ffn or ffn_size(version, width)}
+    of |= {"H": width // head_size, "N": head_size}
     out: dict[str, tuple[int, ...]] = {}
-    if version == "7":
-        out |= {f"x_{x}": row for x in "rwkvag"}
-        for x in "wavg":
-            if x == "v" and layer == 0:
-                continue
-            if x != "g":
-                out[f"{x}0"] = row
-            out |= {f"{x}1": (c, ranks[x]), f"{x}2": (ranks[x], c)}
-        out |= {"k_k": row, "k_a": row, "r_k": (h, n)}
-    elif version == "6":
-        out |= {f"time_maa_{x}": row for x in "xwkvrg"}
-        out |= {"time_maa_w1": (c, 5 * ranks["maa"]), "time_maa_w2": (5, ranks["maa"], c), "time_decay": row}
-        out |= {"time_decay_w1": (c, ranks["decay"]), "time_decay_w2": (ranks["decay"], c)}
-        out["time_faaaa"] = (h, n)
-    else:
-        head = {"4": (c,), "5.0": (h,), "5.1": (h,), "5.2": (h, n)}[version]
-        out |= {"time_decay": head, "time_first" if version in ("4", "5.0") else "time_faaaa": head}
-        out |= {f"time_mix_{x}": row for x in ("kvrg" if version in ("5.1", "5.2") else "kvr")}
-    names = ["receptance", "key", "value", "output"]
-    if version in ("5.1", "5.2", "6"):
-        names.append("gate")
-    out |= {f"{name}.weight": (c, c) for name in names}
-    if version != "4":
-        out |= {"ln_x.weight": (c,), "ln_x.bias": (c,)}
-    return out
-
-
-def _ffn(version: str, c: int, f: int) -> dict[str, tuple[int, ...]]:
-    row = (1, 1, c)
-    mixes = {"7": ("x_k",), "6": ("time_maa_k", "time_maa_r")}.get(version, ("time_mix_k", "time_mix_r"))
-    out: dict[str, tuple[int, ...]] = dict.fromkeys(mixes, row)
-    out |= {"key.weight": (f, c), "value.weight": (c, f)}
-    if version != "7":
-        out["receptance.weight"] = (c, c)
+    for name, spec in all_specs(version, layers):
+        layer, _ = split_name(name)
+        if not spec.optional and (layer is None or layer >= spec.from_layer):
+            out[name] = spec.sizes({**of, "R": ranks.get(spec.low_rank or "", 0)})
     return out
 
 

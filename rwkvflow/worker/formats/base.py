@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkvflow.worker.model.architecture import HEAD_NORM_EPS, is_state
+from rwkvflow.worker.model.architecture import is_state
+from rwkvflow.worker.model.versions import HEAD_NORM_EPS
 from rwkvflow.worker.write.file import FileWriter
 from rwkvflow.worker.write.folder import FolderWriter
 

@@ -1,7 +1,6 @@
 """Version and dimensions of an RWKV model, from the names and shapes of its tensors alone.
 
-Names and shapes are those of the author's training code (BlinkDL/RWKV-LM). The projects disagree on labels; here:
-4; 5.0 (per-head decay, no gate); 5.1 (per-head decay and a gate); 5.2 (decay per head and channel, and a gate); 6; 7.
+What each version has stands in versions.py.
 """
 
 from __future__ import annotations
@@ -9,16 +8,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.model.versions import AFTER, HARMLESS, HEAD_NORM_EPS, SPECS, TOKENIZERS, TensorSpec, tell_version
 
-#: The number of rows of emb.weight tells the tokenizer.
-TOKENIZERS: Final = {256: "bytes", 50277: "20b", 65536: "world"}
-HEAD_NORM_EPS: Final = 64e-5  # of ln_x, in the author's code for versions 5 to 7
 MAX_PROBLEMS: Final = 12
 MAX_LAYERS: Final = 10_000
 MAX_SIZE: Final = 2**31 - 1
@@ -33,7 +30,7 @@ class Architecture:
     n_ffn, n_att       rows of ffn.key.weight and att.key.weight (n_att is n_embd in all that the author published)
     lora               ranks of the low-rank matrices: {"decay", "maa"} in 6, {"a", "g", "v", "w"} in 7, else {}
     dtype              the dtype that holds most of the bytes
-    extra              names that belong to no known tensor of this version; a conversion would not know their meaning
+    extra              names that belong to no known tensor of this version; see `unknown`
     head_norm_eps      epsilon of the head group norm (ln_x) of versions 5 to 7, which no tensor tells
     """
 
@@ -82,33 +79,28 @@ def is_state(name: str) -> bool:
     return re.fullmatch(r"blocks\.[0-9]+\.att\.time_state", name, re.ASCII) is not None
 
 
+def unknown(tensors: Mapping[str, TensorInfo], architecture: Architecture) -> tuple[str, ...]:
+    """Names of tensors whose meaning nobody here knows, in the checkpoint's order.
+
+    They are those that are no tensor of the version, or not of its shape (`extra`), but for what trainers leave behind.
+    A model that has such tensors computes something else than its version.
+    """
+    return tuple(name for name in architecture.extra if name in tensors and HARMLESS.fullmatch(name) is None)
+
+
 def version_of(tensors: Mapping[str, TensorInfo]) -> str:
-    """The version by the table of tensors that only it has. Raises WorkerError when these are not RWKV's tensors."""
-
-    def first(ending: str) -> TensorInfo | None:
-        return next(
-            (info for name, info in tensors.items() if name.startswith("blocks.") and name.endswith(ending)), None
-        )
-
-    if first(".att.r_k"):
-        return "7"
-    if first(".att.time_maa_x"):
-        return "6"
-    decay = first(".att.time_decay")
-    if decay is None:
-        some = ", ".join(ascii(name) for name in list(tensors)[:5])
-        hint = ""
-        if any(name.startswith(("rwkv.blocks.", "model.layers.")) for name in tensors):
-            hint = " They look like a Hugging Face folder's: name the folder, not a file of it."
-        raise WorkerError(
-            f"these are not the tensors of an RWKV checkpoint (no blocks.N.att.time_decay or r_k); "
-            f"found {some or 'none'}.{hint}"
-        )
-    if first(".att.ln_x.weight") is None:
-        return "4"
-    if first(".att.gate.weight") is None:
-        return "5.0"
-    return "5.2" if len(decay.shape) > 1 and decay.shape[1] > 1 else "5.1"
+    """The version by the tensors that only it has. Raises WorkerError when these are not RWKV's tensors."""
+    found = tell_version((name, tuple(info.shape)) for name, info in tensors.items())
+    if found is not None:
+        return found
+    some = ", ".join(ascii(name) for name in list(tensors)[:5])
+    hint = ""
+    if any(name.startswith(("rwkv.blocks.", "model.layers.")) for name in tensors):
+        hint = " They look like a Hugging Face folder's: name the folder, not a file of it."
+    raise WorkerError(
+        f"these are not the tensors of an RWKV checkpoint (no blocks.N.att.time_decay or r_k); "
+        f"found {some or 'none'}.{hint}"
+    )
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -123,7 +115,9 @@ class _Reader:
         self.seen: set[str] = set()
         self.problems: list[str] = []
         self.version = version_of(tensors)
+        self.spec = SPECS[self.version]
         self.lora: dict[str, int] = {}
+        self.sizes: dict[str, int] = {}  # of the letters in shapes
 
     def result(self) -> Architecture:
         layers = self._layers()
@@ -138,16 +132,20 @@ class _Reader:
         if not 0 < vocab <= MAX_SIZE or not 0 < c <= MAX_SIZE:
             raise WorkerError(f"emb.weight is {self._show(embedding.shape)}, which is no vocabulary")
         self.seen.add("emb.weight")
-        self.matrix("head.weight", vocab, c)
-        for name in ("ln_out", "blocks.0.ln0"):
-            self.norm(name, c)
+        self.sizes = {"V": vocab, "C": c}
+        for spec in AFTER:
+            self._check(spec.name, spec)
+        for name, spec in self._of_layer(0):
+            if spec.only_layer is not None:
+                self._check(name, spec)
         told = len(self.problems)
         att = self._rows("blocks.0.att.key.weight", c)
         ffn = self._rows("blocks.0.ffn.key.weight", c)
         heads, size = self._heads(att)
+        self.sizes |= {"A": att, "F": ffn, "H": heads or 1, "N": size or 1}
         if len(self.problems) == told:  # else no size is known to compare with
             for layer in range(layers):
-                self._block(layer, c, att, ffn, heads or 1, size or 1)
+                self._block(layer)
         if self.problems:
             shown = self.problems[:MAX_PROBLEMS]
             more = len(self.problems) - len(shown)
@@ -198,11 +196,11 @@ class _Reader:
 
     def _heads(self, att: int) -> tuple[int | None, int | None]:
         """Heads and head size from layer 0; they must make up n_att."""
-        if self.version == "4":
+        spec = self.spec.heads_from
+        if spec is None:
             return None, None
-        first = "blocks.0.att."
-        per_head = self.version in ("5.0", "5.1")
-        name = first + {"6": "time_faaaa", "7": "r_k"}.get(self.version, "time_decay")
+        per_head = len(spec.shape) == 1
+        name = f"blocks.0.{spec.name}"
         info = self.tensors.get(name)
         if info is None:
             self.problems.append(f"{name} is missing")
@@ -217,105 +215,54 @@ class _Reader:
             return 1, att
         return heads, size
 
-    def _block(self, layer: int, c: int, att: int, ffn: int, heads: int, size: int) -> None:
-        block = f"blocks.{layer}."
-        self.norm(block + "ln1", c)
-        self.norm(block + "ln2", c)
-        a, f = block + "att.", block + "ffn."
-        for name in ("receptance", "key", "value"):
-            self.matrix(f"{a}{name}.weight", att, c)
-        self.matrix(a + "output.weight", c, att)
-        if self.version in ("5.1", "5.2", "6"):
-            self.matrix(a + "gate.weight", att, c)
-        if self.version != "4":
-            self.norm(a + "ln_x", att)
-        self.matrix(f + "key.weight", ffn, c)
-        self.matrix(f + "value.weight", c, ffn)
-        if self.version != "7":
-            self.matrix(f + "receptance.weight", c, c)
-        mixes = {"6": ("time_maa_k", "time_maa_r"), "7": ("x_k",)}.get(self.version, ("time_mix_k", "time_mix_r"))
-        self.vectors((f + name for name in mixes), c)
-        if self.version == "7":
-            self._att7(a, layer, c, att, heads, size)
-        elif self.version == "6":
-            self._att6(a, c, att, heads, size)
-        else:
-            self._att45(a, c, att, heads, size)
-        state = self.tensors.get(a + "time_state")
-        if state is not None and self.version != "4" and state.shape == (heads, size, size) and state.dtype in _FLOATS:
-            self.seen.add(a + "time_state")
+    def _of_layer(self, layer: int) -> list[tuple[str, TensorSpec]]:
+        """Whole names and specs of the tensors that a layer should have."""
+        listed = [(f"blocks.{layer}.{spec.name}", spec) for spec in self.spec.of_layer(layer)]
+        present = {spec.low_rank for name, spec in listed if name in self.tensors}
+        return [(name, spec) for name, spec in listed if layer >= spec.from_layer or spec.low_rank in present]
 
-    def _att45(self, a: str, c: int, att: int, heads: int, size: int) -> None:
-        gate = "g" if self.version in ("5.1", "5.2") else ""
-        self.vectors((f"{a}time_mix_{x}" for x in "kvr" + gate), c)
-        shape = {"4": (att,), "5.2": (heads, size)}.get(self.version, (heads,))
-        self.like(a + "time_decay", shape)
-        both = [name for name in (a + "time_first", a + "time_faaaa") if name in self.tensors]
-        if len(both) == 2:
-            self.problems.append(f"{both[0]} and {both[1]} are two names of one tensor")
-        usual = "time_first" if self.version in ("4", "5.0") else "time_faaaa"
-        self.like(both[0] if both and self.version != "4" else a + usual, shape)
+    def _block(self, layer: int) -> None:
+        listed = self._of_layer(layer)
+        tells = {spec.low_rank: (name, spec) for name, spec in listed if spec.low_rank and spec.tells_rank}  # the last
+        ranks = {key: self._rank(key, *told) for key, told in tells.items() if key is not None}
+        for name, spec in listed:
+            if spec.only_layer is not None:
+                continue  # checked before
+            if spec.role == "state":
+                self._state(name, spec)
+                continue
+            other = f"blocks.{layer}.{spec.also}" if spec.also else None
+            if other in self.tensors and name in self.tensors:
+                self.problems.append(f"{name} and {other} are two names of one tensor")
+            taken = other if other in self.tensors and name not in self.tensors else name
+            self._check(taken or name, spec, ranks.get(spec.low_rank or "", 0))
 
-    def _att6(self, a: str, c: int, att: int, heads: int, size: int) -> None:
-        self.vectors((f"{a}time_maa_{x}" for x in "xwkvrg"), c)
-        self.vectors((a + "time_decay",), att)
-        self.like(a + "time_faaaa", (heads, size))
-        rank = self.rank("maa", a + "time_maa_w2", 3, 1)
-        self.exact(a + "time_maa_w2", (5, rank, c))
-        self.exact(a + "time_maa_w1", (c, 5 * rank))
-        rank = self.rank("decay", a + "time_decay_w2", 2, 0)
-        self.exact(a + "time_decay_w1", (c, rank))
-        self.exact(a + "time_decay_w2", (rank, att))
-
-    def _att7(self, a: str, layer: int, c: int, att: int, heads: int, size: int) -> None:
-        self.vectors((f"{a}x_{x}" for x in "rwkvag"), c)
-        self.vectors((a + name for name in ("k_k", "k_a")), att)
-        self.like(a + "r_k", (heads, size))
-        for x in "wavg":
-            names = [a + x + digit for digit in ("12" if x == "g" else "012")]
-            if x == "v" and layer == 0 and not any(name in self.tensors for name in names):
-                continue  # layer 0 makes the value that later layers mix in
-            if x != "g":
-                self.vectors((a + x + "0",), att)
-            rank = self.rank(x, a + x + "2", 2, 0)
-            self.exact(a + x + "1", (c, rank))
-            self.exact(a + x + "2", (rank, att))
+    def _state(self, name: str, spec: TensorSpec) -> None:
+        info = self.tensors.get(name)
+        if info is not None and info.shape == spec.sizes(self.sizes) and info.dtype in _FLOATS:
+            self.seen.add(name)
 
     # -- checks of one tensor
 
-    def exact(self, name: str, shape: tuple[int, ...]) -> None:
-        self._check(name, shape, squeeze=False)
-
-    def like(self, name: str, shape: tuple[int, ...]) -> None:
-        """Dimensions of size 1 do not count: [1,1,C], [C,1] and [C] are alike, as everywhere in the author's code."""
-        self._check(name, shape, squeeze=True)
-
-    def vectors(self, names: Iterable[str], size: int) -> None:
-        for name in names:
-            self.like(name, (size,))
-
-    def matrix(self, name: str, rows: int, columns: int) -> None:
-        self.exact(name, (rows, columns))
-
-    def norm(self, name: str, size: int) -> None:
-        self.vectors((name + ".weight", name + ".bias"), size)
-
-    def rank(self, key: str, name: str, dimensions: int, axis: int) -> int:
+    def _rank(self, key: str, name: str, spec: TensorSpec) -> int:
         """Rank of a low-rank pair from one of its tensors; all layers must have the same."""
+        axis = spec.shape.index("R")
         info = self.tensors.get(name)
-        if info is None or len(info.shape) != dimensions or not 0 < info.shape[axis] <= MAX_SIZE:
+        if info is None or len(info.shape) != len(spec.shape) or not 0 < info.shape[axis] <= MAX_SIZE:
             return self.lora.get(key, 0)  # the check of the shape, which follows, names it
         rank = self.lora.setdefault(key, info.shape[axis])
         if rank != info.shape[axis]:
             self.problems.append(f"{name} has rank {info.shape[axis]}, and layers before it have {rank}")
         return info.shape[axis]
 
-    def _check(self, name: str, shape: tuple[int, ...], squeeze: bool) -> None:
+    def _check(self, name: str, spec: TensorSpec, rank: int = 0) -> None:
+        """Dimensions of size 1 do not count in vectors: [1,1,C], [C,1] and [C] are alike in the author's code."""
         info = self.tensors.get(name)
         self.seen.add(name)
+        shape = spec.sizes({**self.sizes, "R": rank})
         if info is None:
             self.problems.append(f"{name} is missing")
-        elif not (_squeezed(info.shape) == _squeezed(shape) if squeeze else info.shape == shape):
+        elif not (info.shape == shape if spec.role == "matrix" else _squeezed(info.shape) == _squeezed(shape)):
             self.problems.append(f"{name} is {self._show(info.shape)}, not {self._show(shape)}")
         elif info.dtype not in _FLOATS:
             self.problems.append(f"{name} is {info.dtype}, not one of {', '.join(_FLOATS)}")

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvflow.worker.model.versions import LAYER_NORM_EPS
+
 
 def rounded(dtype: str, values: NDArray[Any]) -> NDArray[np.float32]:
     """float32 values of any shape, each the nearest value of `dtype` ("f16", "bf16"; others stay as they are)."""
@@ -29,7 +31,7 @@ def bf16_to_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 
 def layer_norm(
-    values: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any], eps: float = 1e-5
+    values: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any], eps: float = LAYER_NORM_EPS
 ) -> NDArray[np.float32]:
     """Layer norm over the last dim of [rows, n], in float64 with sums in a fixed order, rounded to float32."""
     wide = values.astype(np.float64)

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.model.versions import TOKENIZERS
 
-BYTES, TWENTY_B, WORLD = 256, 50277, 65536  # rows of emb.weight that tell the tokenizer
+_SIZES = {name: size for size, name in TOKENIZERS.items()}
+BYTES, TWENTY_B, WORLD = _SIZES["bytes"], _SIZES["20b"], _SIZES["world"]
 WORLD_FILE = "rwkv_vocab_v20230424.txt"
 WORLD_PACKAGES = ("pyrwkv_tokenizer", "rwkv")
 VOCABULARY_BYTES = 64 << 20  # no vocabulary is larger

@@ -13,6 +13,7 @@ from typing import Any
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.tensorinfo import ITEM_BYTES, TensorInfo
+from rwkvflow.worker.model.versions import tell_version
 from rwkvflow.worker.read.ggml_file import GgmlTensor, read_open
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.torch_file.pth import Index, View
@@ -47,19 +48,7 @@ def read_index(file: RawFile, quantized: dict[str, GgmlTensor] | None = None) ->
 
 def version_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """The model's version by the names that rwkv.cpp's converter leaves; None when there are none of them."""
-    att = "blocks.0.att."
-    if att + "r_k" in shapes:
-        return "7"
-    if att + "time_maa_x" in shapes:
-        return "6"
-    if att + "time_decay" not in shapes:
-        return None
-    if att + "ln_x.weight" not in shapes:
-        return "4"
-    if att + "gate.weight" not in shapes:
-        return "5.0"
-    decay = shapes[att + "time_decay"]  # [heads, size, 1] in 5.2, [heads, 1] in 5.1
-    return "5.2" if len(decay) > 1 and decay[1] > 1 else "5.1"
+    return tell_version((name, shape) for name, shape in shapes.items() if name.startswith("blocks.0."))
 
 
 def _views(version: str | None, tensor: GgmlTensor) -> Iterator[View]:

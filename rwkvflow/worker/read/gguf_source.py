@@ -15,6 +15,7 @@ from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.maps.gguf import BLOCK, FUSED, GLOBAL, TRANSPOSED
 from rwkvflow.worker.model.rounding import bf16_to_float32
 from rwkvflow.worker.model.tensorinfo import ITEM_BYTES, TensorInfo
+from rwkvflow.worker.model.versions import RESCALED
 from rwkvflow.worker.read.gguf_file import GgufIndex, GgufTensor, read_open
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.torch_file.pth import Index, View
@@ -68,7 +69,7 @@ def read_index(file: RawFile, quantized: dict[str, GgufTensor] | None = None) ->
             continue
         name = f"blocks.{layer}.{part}"
         views[name] = _single(name, part, tensor, size, part in TRANSPOSED)
-        if every and part in ("att.output.weight", "ffn.value.weight") and (halvings := int(layer) // every):
+        if every and part in RESCALED and (halvings := int(layer) // every):
             changes[name] = _doubled(halvings)
     return Index(views, {}, tuple(ignored), lambda on_bytes: 0, changes)
 

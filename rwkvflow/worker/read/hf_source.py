@@ -21,13 +21,13 @@ from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.maps.huggingface import is_theirs, own_name
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.model.versions import LAYER_NORM_EPS
 from rwkvflow.worker.read import shards
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.torch_file.pth import Index, View
 
 CONFIG: Final = "config.json"
 MAX_CONFIG: Final = 1 << 20
-EPSILON: Final = 1e-5  # of all layer norms but the head's; no format can say otherwise
 #: What a folder may hold, best first: where one kind is there, the others are copies of the same model.
 WEIGHTS: Final = (".safetensors.index.json", ".safetensors", ".bin.index.json", "pytorch_model.bin")
 
@@ -127,8 +127,8 @@ def _expected(architecture: Architecture, config: Mapping[str, Any]) -> dict[str
         "num_hidden_layers": architecture.n_layer,
         "intermediate_size": architecture.n_ffn,
         "attention_hidden_size": architecture.n_att,
-        "layer_norm_epsilon": EPSILON,
-        "norm_eps": EPSILON,
+        "layer_norm_epsilon": LAYER_NORM_EPS,
+        "norm_eps": LAYER_NORM_EPS,
     }
     if architecture.head_size is None or architecture.n_head is None:
         return found

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from rwkvflow.worker.errors import WorkerError
-from rwkvflow.worker.model.architecture import HEAD_NORM_EPS, Architecture, architecture_of
+from rwkvflow.worker.model.architecture import Architecture, architecture_of
+from rwkvflow.worker.model.versions import HEAD_NORM_EPS
 from rwkvflow.worker.reference import v4, v5, v6, v7
 from rwkvflow.worker.reference.primitives import Array, Get, State, layer_norm, linear
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rwkvflow.worker.model.versions import LAYER_NORM_EPS
+
 Array = NDArray[np.float32]
 State = dict[str, Array]  # what one layer carries from token to token
 Get = Callable[[str], Array]  # a tensor of the current layer by its name below "blocks.{i}."
-
-LAYER_NORM_EPS = 1e-5
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float = LAYER_NORM_EPS) -> Array:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import FileFormat, Limits
 from rwkvflow.worker.formats.chatrwkv import strategy as strategies
-from rwkvflow.worker.model.versions import ALL_VERSIONS, STATEFUL
+from rwkvflow.worker.model.versions import ALL_VERSIONS, RESCALE_EVERY, STATEFUL
 from rwkvflow.worker.model.weight_types import BF16, F16, F32
 from rwkvflow.worker.write.layout import Encoding, Transform, Writer
 from rwkvflow.worker.write.pth_writer import PthLayout, PthTensor, PthWriter, pth_layout
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
     from rwkvflow.worker.model.tensorinfo import TensorInfo
 
-RESCALED_AFTER = 6  # layers, where any part of the strategy computes in fp16
 VERSION = "0.7"  # of the package's own files
 FAMILY = "chatrwkv"
 KINDS = {"f32": F32, "f16": F16, "bf16": BF16}
@@ -48,7 +47,7 @@ class ChatRwkv(FileFormat):
             if len(stages) > 1 or stages[0].matrices == "u8":
                 raise WorkerError(f"{self.name}: the rwkv package takes one stage without i8 for version 7")
             return pth_layout([_plain(info, stages[0].dtype) for info in tensors.values()])
-        rescale = RESCALED_AFTER if any(stage.dtype == "f16" for stage in stages) else 0
+        rescale = RESCALE_EVERY if any(stage.dtype == "f16" for stage in stages) else 0
         plan = Plan(architecture, strategies.by_layer(stages, architecture.n_layer), rescale)
         values: dict[str, str | int] = {
             "_strategy": strategies.normal(self.strategy),

@@ -23,9 +23,10 @@ from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.chatrwkv import layout as chatrwkv
 from rwkvflow.worker.formats.chatrwkv import strategy as strategies
 from rwkvflow.worker.formats.runner import Task, answer, one_by_one
-from rwkvflow.worker.model.architecture import HEAD_NORM_EPS, Architecture, architecture_of, is_state
+from rwkvflow.worker.model.architecture import Architecture, architecture_of, is_state
 from rwkvflow.worker.model.rounding import rounded
 from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.model.versions import HEAD_NORM_EPS, RESCALE_EVERY
 from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference
@@ -193,7 +194,7 @@ def _held(info: TensorInfo, architecture: Architecture, artifact: Checkpoint) ->
     name = chatrwkv.name_in_file(info.name, architecture)
     found = artifact.tensors[name]
     transposed = len(info.shape) == 2 and any(part in name for part in chatrwkv.MATRICES)
-    factor = float(1 << chatrwkv.layer_of(name, architecture.n_layer) // chatrwkv.RESCALED_AFTER)
+    factor = float(1 << chatrwkv.layer_of(name, architecture.n_layer) // RESCALE_EVERY)
     if "att.output.weight" not in name and "ffn.value.weight" not in name:
         factor = 1.0
     if artifact.metadata.get("_rescale_layer") == 0:

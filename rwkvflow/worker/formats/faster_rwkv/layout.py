@@ -22,6 +22,7 @@ from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import FileFormat, Limits
 from rwkvflow.worker.formats.chatrwkv import layout as chatrwkv
 from rwkvflow.worker.formats.chatrwkv import strategy as strategies
+from rwkvflow.worker.model.versions import RESCALE_EVERY
 from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Transform
 from rwkvflow.worker.write.transforms import TRANSPOSE
 
@@ -53,7 +54,7 @@ class FasterRwkv(FileFormat):
     def layout(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Layout:
         """See FileFormat."""
         (stage,) = self._stages
-        rescale = chatrwkv.RESCALED_AFTER if stage.dtype == "f16" else 0
+        rescale = RESCALE_EVERY if stage.dtype == "f16" else 0
         plan = chatrwkv.Plan(architecture, [stage] * (architecture.n_layer + 1), rescale)
         made = plan.tensors(tensors)
         heads = {} if architecture.version == "4" else {"n_head": architecture.n_head or 1}

@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import FileFormat, Limits, Split
-from rwkvflow.worker.formats.gguf.pairs import RESCALE, gguf_text, head, model_pairs, split_pairs, token_pairs
+from rwkvflow.worker.formats.gguf.pairs import gguf_text, head, model_pairs, split_pairs, token_pairs
 from rwkvflow.worker.formats.gguf.tokens import vocabulary
 from rwkvflow.worker.formats.safetensors.layout import grouped
 from rwkvflow.worker.maps.gguf import BLOCK, FUSED, GLOBAL, TRANSPOSED
+from rwkvflow.worker.model.versions import RESCALE_EVERY, RESCALED
 from rwkvflow.worker.model.weight_types import (
     BLOCKS,
     BY_NAME,
@@ -219,7 +220,7 @@ def _single(architecture: Architecture, layer: str, part: str, info: TensorInfo)
         return _Tensor(name, (source,), (math.prod(shape),))
     if part == "att.time_faaaa":
         return _Tensor(name, (source,), (architecture.n_head or 1, architecture.head_size or 1))
-    if version == "6" and part in ("att.output.weight", "ffn.value.weight") and (halvings := int(layer) // RESCALE):
+    if version == "6" and part in RESCALED and (halvings := int(layer) // RESCALE_EVERY):
         return _Tensor(name, (source,), shape, _halved(halvings))
     return _Tensor(name, (source,), _squeezed(shape, name))
 

@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from rwkvflow.worker.formats.gguf.tokens import Vocabulary
+from rwkvflow.worker.model.versions import LAYER_NORM_EPS, RESCALE_EVERY
 from rwkvflow.worker.model.weight_types import BY_NUMBER
 
 if TYPE_CHECKING:
@@ -15,10 +16,8 @@ if TYPE_CHECKING:
 
 VERSION = 3
 CONTEXT = 1048576  # what llama.cpp's converter says of models that have no limit
-EPSILON = 1e-5  # of all layer norms in the author's code
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
 UINT16, UINT32, INT32, FLOAT32, TEXT, ARRAY = 2, 4, 5, 6, 8, 9
-RESCALE = 6  # layers of version 6 after which values are halved, so that they stay in the range of F16
 
 
 def head(tensors: int, pairs: Sequence[bytes]) -> bytes:
@@ -46,7 +45,7 @@ def model_pairs(architecture: Architecture, kind: int) -> list[bytes]:
         "wkv.head_size": architecture.head_size or 0,
     }
     if architecture.version == "6":
-        sizes["rescale_every_n_layers"] = RESCALE
+        sizes["rescale_every_n_layers"] = RESCALE_EVERY
         sizes["time_mix_extra_dim"] = lora["maa"]
         sizes["time_decay_extra_dim"] = lora["decay"]
     else:
@@ -58,7 +57,7 @@ def model_pairs(architecture: Architecture, kind: int) -> list[bytes]:
         _pair("general.architecture", TEXT, gguf_text(name.encode())),
         _pair("general.type", TEXT, gguf_text(b"model")),
         *(_pair(f"{name}.{key}", UINT32, struct.pack("<I", size)) for key, size in sizes.items()),
-        _pair(f"{name}.attention.layer_norm_epsilon", FLOAT32, struct.pack("<f", EPSILON)),
+        _pair(f"{name}.attention.layer_norm_epsilon", FLOAT32, struct.pack("<f", LAYER_NORM_EPS)),
         _pair("general.file_type", UINT32, struct.pack("<I", _file_type(kind))),
         _pair("general.quantization_version", UINT32, struct.pack("<I", QUANTIZATION_VERSION)),
     ]

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import FolderFormat, Limits
-from rwkvflow.worker.model.versions import ALL_VERSIONS
+from rwkvflow.worker.model.versions import ALL_VERSIONS, LAYER_NORM_EPS
 from rwkvflow.worker.model.weight_types import F16, F32, size_of
-from rwkvflow.worker.write.graph import EPS, Ops, config, forward, part_of, states
+from rwkvflow.worker.write.graph import Ops, config, forward, part_of, states
 from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Transform, literal_layout
 from rwkvflow.worker.write.transforms import TRANSPOSE
 
@@ -134,7 +134,7 @@ class _Graph(Ops):
 
     def layer_norm(self, x: str, name: str) -> str:
         weights = (self._floats(f"{name}.{end}") for end in ("weight", "bias"))
-        return self._layer("LayerNorm", [x], {0: self.architecture.n_embd, 1: EPS, 2: 1}, *weights)
+        return self._layer("LayerNorm", [x], {0: self.architecture.n_embd, 1: LAYER_NORM_EPS, 2: 1}, *weights)
 
     def head_norm(self, x: str, name: str) -> str:
         size, heads = self.architecture.n_att, self.architecture.n_head or 1

@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rwkvflow.worker.formats.base import FolderFormat, Limits
-from rwkvflow.worker.model.versions import ALL_VERSIONS
+from rwkvflow.worker.model.versions import ALL_VERSIONS, LAYER_NORM_EPS
 from rwkvflow.worker.model.weight_types import F16, F32, size_of
 from rwkvflow.worker.write import onnx_writer
-from rwkvflow.worker.write.graph import EPS, Ops, config, forward, part_of, states
+from rwkvflow.worker.write.graph import Ops, config, forward, part_of, states
 from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Transform, literal_layout
 from rwkvflow.worker.write.onnx_writer import FLOAT, FLOAT16, INT64, Node, Tensor, Value
 
@@ -92,7 +92,7 @@ class _Graph(Ops):
 
     def layer_norm(self, x: str, name: str) -> str:
         weight, bias = (self._weight(f"{name}.{end}", F32, (self.architecture.n_embd,)) for end in ("weight", "bias"))
-        return self._node("LayerNormalization", x, weight, bias, axis=-1, epsilon=EPS)
+        return self._node("LayerNormalization", x, weight, bias, axis=-1, epsilon=LAYER_NORM_EPS)
 
     def head_norm(self, x: str, name: str) -> str:
         size = self.architecture.head_size or 1

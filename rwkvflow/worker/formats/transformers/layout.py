@@ -24,6 +24,7 @@ from rwkvflow.worker.formats.base import Format, Limits, Split
 from rwkvflow.worker.formats.safetensors.layout import Entry, safetensors_parts
 from rwkvflow.worker.maps.huggingface import GLOBAL, NAME_OF
 from rwkvflow.worker.model.tokenizers import BYTES, VOCABULARY_BYTES, WORLD, WORLD_FILE, world_vocabulary
+from rwkvflow.worker.model.versions import LAYER_NORM_EPS, RESCALE_EVERY
 from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Writer
 from rwkvflow.worker.write.transforms import TRANSPOSE
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from rwkvflow.worker.model.tensorinfo import TensorInfo
 
 SHARD = 5_000_000_000  # bytes of a file, where `save_pretrained` cuts
-EPSILON = 1e-5
-RESCALE = 6  # layers of versions 4 and 6 after which their code halves values at inference, for the range of F16
 CONTEXT = 1024  # of version 4's kernel for GPUs; not a limit of the model
 TORCH = {"f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
@@ -156,8 +155,8 @@ def _config(architecture: Architecture) -> dict[str, Any]:
             "model_type": "rwkv",
             "attention_hidden_size": architecture.n_att,
             "context_length": CONTEXT,
-            "layer_norm_epsilon": EPSILON,
-            "rescale_every": RESCALE,
+            "layer_norm_epsilon": LAYER_NORM_EPS,
+            "rescale_every": RESCALE_EVERY,
         }
     if architecture.version == "6":
         return {
@@ -168,8 +167,8 @@ def _config(architecture: Architecture) -> dict[str, Any]:
             "head_size": architecture.head_size,
             "head_size_divisor": 8,
             "num_attention_heads": architecture.n_head,
-            "layer_norm_epsilon": EPSILON,
-            "rescale_every": RESCALE,
+            "layer_norm_epsilon": LAYER_NORM_EPS,
+            "rescale_every": RESCALE_EVERY,
         }
     lora = architecture.lora
     return {
@@ -188,7 +187,7 @@ def _config(architecture: Architecture) -> dict[str, Any]:
         "v_low_rank_dim": lora.get("v", lora["a"]),
         "value_dim": [architecture.n_att] * architecture.n_layer,
         "norm_bias": True,
-        "norm_eps": EPSILON,
+        "norm_eps": LAYER_NORM_EPS,
         "norm_first": True,
         "fuse_norm": False,
     }

@@ -24,15 +24,16 @@ from numpy.typing import NDArray
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.runner import Task, answer
 from rwkvflow.worker.formats.web_rwkv import layout
-from rwkvflow.worker.model.architecture import HEAD_NORM_EPS, Architecture, architecture_of
+from rwkvflow.worker.model.architecture import Architecture, architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.model.tokenizers import WORLD
+from rwkvflow.worker.model.versions import HEAD_NORM_EPS
 from rwkvflow.worker.reference import Reference
 from rwkvflow.worker.smoke.held import AsCheckpoint, Held, compare_held, swap
 from rwkvflow.worker.smoke.questions import Answers, Questions
 from rwkvflow.worker.smoke.safetensors_reader import SafetensorsFile
 
 RUNS = frozenset({"4", "5.1", "5.2", "6"})
-VOCABULARY = 65536  # the only one that web-rwkv-py takes
 SECONDS = 1800
 LARGEST = 0.25  # difference from its tensors' logits; 0.02 is usual, a matrix the wrong way around gives 2 and more
 TRIES = 3
@@ -80,8 +81,8 @@ def cannot_run(architecture: Architecture, group_norm_eps: float | None) -> str 
     """Why web-rwkv-py is not asked, None where it is."""
     if architecture.version not in RUNS:
         return f"it does not know version {architecture.version}"
-    if architecture.n_vocab != VOCABULARY:
-        return f"it wants a vocabulary of {VOCABULARY}, and this is one of {architecture.n_vocab}"
+    if architecture.n_vocab != WORLD:
+        return f"it wants a vocabulary of {WORLD}, and this is one of {architecture.n_vocab}"
     if group_norm_eps not in (None, HEAD_NORM_EPS) and architecture.version != "4":
         return f"its head group norm has an epsilon of {HEAD_NORM_EPS:g}, and the recipe says {group_norm_eps:g}"
     return None
