@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from rwkvflow.base.errors import Interrupted, RwkvflowError, StepFailed
@@ -338,9 +338,3 @@ class LocalExecutor:
             self.emit(StepProgress(step.id, done, total, unit, label))
 
         return Job(step, key, environment, inputs, digests, kept.keep, log, progress)
-
-
-def targets_of(steps: Iterable[Step], stages: Iterable[str]) -> list[str]:
-    """Ids of the steps of these stages."""
-    wanted = set(stages)
-    return [step.id for step in steps if step.stage in wanted]

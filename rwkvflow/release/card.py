@@ -24,7 +24,6 @@ from rwkvflow.release.runtimes import runtimes
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 DEFAULT = "README.md.j2"
-_MISTAKES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)  # in expressions
 
 
 def render_card(

@@ -332,11 +332,3 @@ def _signature(
         found.problems.append(f"{SIGNATURE}: {error}")
     else:
         found.checked.append(f"{SIGNATURE}: {len(others)} files, signed with {key.name}")
-
-
-def release_name(folder: Path) -> str:
-    """The name in a release's statement, its folder's where it cannot be read. Not a check."""
-    try:
-        return str(_external(read_statement((folder / PROVENANCE).read_bytes())).get("name") or folder.name)
-    except (OSError, ValueError):
-        return folder.name

@@ -48,15 +48,6 @@ _WORD = re.compile(r"^[a-z][a-z0-9-]*$")
 _MIRROR = re.compile(r"^(https?://|file:/|copy:/)[^\s\"'|;&$`]+$")
 
 
-def suite_for(python: str) -> str:
-    """The Debian release with this Python. Raises UsageError where there is none."""
-    for suite, version in SUITES.items():
-        if version == python:
-            return suite
-    there = ", ".join(f"{version} ({suite})" for suite, version in SUITES.items())
-    raise UsageError(f"no Debian release has Python {python}; there are {there}")
-
-
 def bootstrap_image(
     suite: str = "bookworm",
     *,

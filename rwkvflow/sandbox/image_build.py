@@ -7,7 +7,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rwkvflow.base.errors import StepFailed
@@ -165,12 +165,3 @@ def _shut(response: Any) -> None:
     with contextlib.suppress(Exception):  # closed by the other side already, or no socket to be found
         CancellableStream(iter(()), response).close()
     response.close()
-
-
-def drain(messages: Iterator[dict[str, Any]], on_line: OnLine) -> None:
-    """Hand on the status lines of an import or a pull. Raises StepFailed for an error among them."""
-    for message in messages:
-        if "error" in message:
-            raise StepFailed(str(message["error"]), remedy=remedy_for(str(message["error"])))
-        if status := message.get("status"):
-            on_line(str(status))

@@ -20,7 +20,7 @@ from rwkvflow.base.errors import EnvironmentMissing, StepFailed, UsageError
 from rwkvflow.documents.lock import LockedBase
 from rwkvflow.sandbox import bootstrap
 from rwkvflow.sandbox.base_image import base_digest, chain_id, ensure_base, root_digest
-from rwkvflow.sandbox.bootstrap import base_tar, bootstrap_image, import_base, suite_for
+from rwkvflow.sandbox.bootstrap import base_tar, bootstrap_image, import_base
 from rwkvflow.sandbox.dockerfile import pinned_reference
 
 pytestmark = pytest.mark.docker
@@ -72,12 +72,6 @@ def test_it_knows_no_machine_and_no_moment(base: LockedBase) -> None:
     assert not [name for name in members if name.startswith("usr/share/locale/") and members[name].isfile()]
     assert "usr/share/doc/python3.11/copyright" in members
     assert sum(member.size for member in members.values()) < 200 << 20
-
-
-def test_names() -> None:
-    assert suite_for("3.11") == "bookworm"
-    with pytest.raises(UsageError, match=r"3\.11 \(bookworm\)"):
-        suite_for("3.2")
 
 
 @pytest.mark.parametrize(

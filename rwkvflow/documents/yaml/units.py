@@ -34,12 +34,3 @@ def _split(text: str, units: dict[str, int], expected: str) -> tuple[float, str]
     if match is None or match[2] not in units:
         raise ValueError(f"expected {expected}, found {text!r}")
     return float(match[1]), match[2]
-
-
-def show_bytes(count: float) -> str:
-    """ "4.0 GiB", "512 B": for messages."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            break
-        count /= 1024
-    return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"

@@ -12,7 +12,7 @@ from rwkvflow.base.errors import DocumentError
 from rwkvflow.base.shipped import shipped
 from rwkvflow.documents.load import load_document, load_workflow
 from rwkvflow.documents.workflow import Stages
-from rwkvflow.documents.yaml.units import seconds, show_bytes, size_bytes
+from rwkvflow.documents.yaml.units import seconds, size_bytes
 
 
 def problems(folder: Path, text: str) -> list[str]:
@@ -152,13 +152,3 @@ def test_a_unit_is_understood_or_refused_with_a_value_error(text: str) -> None:
             assert parse(text) >= 0
         except ValueError as error:
             assert "expected a" in str(error)  # noqa: PT017 - either way is right
-
-
-def test_bytes_for_people() -> None:
-    assert [show_bytes(n) for n in (0, 1023, 1024, 5 << 20, 3 << 40)] == [
-        "0 B",
-        "1023 B",
-        "1.0 KiB",
-        "5.0 MiB",
-        "3072.0 GiB",
-    ]
