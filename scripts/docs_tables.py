@@ -54,7 +54,7 @@ def formats() -> str:
         (code(item.name), code(f"NAME{item.suffix}"), ", ".join(sorted(item.versions)), item.consumer)
         for item in FORMATS.values()
     ]
-    return table(("format", "what is made of a model called NAME", "RWKV versions", "proved by"), rows)
+    return table(("format", "what is made of a model called NAME", "RWKV versions", "tested with"), rows)
 
 
 def limits() -> str:

@@ -205,7 +205,7 @@ def formats() -> None:
 
     for entry in FORMATS.values():
         versions = " ".join(sorted(entry.versions))
-        click.echo(f"{entry.name:<24} {entry.suffix:<22} versions {versions:<24} proved by {entry.consumer}")
+        click.echo(f"{entry.name:<24} {entry.suffix:<22} versions {versions:<24} tested with {entry.consumer}")
 
 
 @cli.command()

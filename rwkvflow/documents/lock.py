@@ -127,7 +127,8 @@ class Lock(Strict):
     images: dict[Part, LockedImage]
     engine: LockedEngine
     packages: dict[Part, LockedPackage] | None = Field(
-        default=None, description="Sources of what proves formats, such as llama.cpp; absent where none does"
+        default=None,
+        description="Sources of what formats are tested with, such as llama.cpp; absent if none is needed",
     )
 
 
@@ -186,12 +187,12 @@ def pinned_files(lock: Lock) -> Iterator[tuple[str, str, LockedFile | LockedPart
 
 
 def packages_of(recipe: Recipe) -> tuple[str, ...]:
-    """What is built besides the engine to prove the recipe's formats, sorted: "llama.cpp" or nothing."""
+    """What is built besides the engine to test the recipe's formats with, sorted: "llama.cpp" or nothing."""
     return engines(name for names in formats_of(recipe).values() for name in names)
 
 
 def consumers_of(recipe: Recipe) -> dict[str, tuple[str, ...]]:
-    """What the formats that are made in each image need in it to be proved, by the image's name."""
+    """What the formats that are made in each image need in it to be tested, by the image's name."""
     return {image: consumers(names) for image, names in formats_of(recipe).items()}
 
 
@@ -278,7 +279,7 @@ def _image(image: Image, locked: LockedImage, toolchain: str, wanted: tuple[str,
                 yield f"{place} ({platform}): the wheel {requirement} is in the recipe, not in the lock"
         for requirement in wanted:
             if _package(requirement) not in versions:
-                yield f"{place} ({platform}): {requirement}, which proves a format of the recipe, is not in the lock"
+                yield f"{place} ({platform}): {requirement}, which a format of the recipe needs, is not in the lock"
         if bool(wheels.toolchain) != (toolchain == "zig"):
             yield _was(f"{place} ({platform})", "toolchain", "zig" if wheels.toolchain else "system", toolchain)
 

@@ -213,7 +213,7 @@ class Limit(Strict):
 
 
 class Smoke(Strict):
-    """The inference that proves each artifact."""
+    """How each artifact is run and compared with its checkpoint."""
 
     prompts: Many[str] = Field(default=("The ",), min_length=1, description="Continued greedily and shown")
     tokens: int = Field(default=32, ge=1, le=4096, description="Length of each continuation")
@@ -342,7 +342,7 @@ class Recipe(Strict):
     )
     images: Many[Image] = Field(default=(Image(),), min_length=1, description="`image:` with one mapping works too")
     engine: Engine = Field(default_factory=Engine, description="The native engine; default librwkv")
-    smoke: Smoke = Field(default_factory=Smoke, description="What proves each artifact")
+    smoke: Smoke = Field(default_factory=Smoke, description="How each artifact is tested")
     publish: Many[Publish] = Field(default=(), description="Where artifacts go that passed smoke")
     card: Card | None = Field(default=None, description="What the release's README.md says")
     sign: Sign | None = Field(default=None, description="Signs the release; it is not signed without")

@@ -51,7 +51,7 @@ def consumer(requirement: str, python: str) -> str:
 
 
 def package(name: str) -> LockedPackage:
-    """The source package that is pinned for what is built to prove formats, such as "llama.cpp"."""
+    """The source package that is pinned for what is built to test formats with, such as "llama.cpp"."""
     return LockedPackage.model_validate(_packages()[name])
 
 

@@ -112,7 +112,7 @@ def resolve(
 
 
 def packages_for(recipe: Recipe) -> dict[str, LockedPackage] | None:
-    """Source packages of what proves formats: the pinned ones, which our own code is written for."""
+    """Source packages of what formats are tested with: the pinned ones, which our own code is written for."""
     return {name: package(name) for name in packages_of(recipe)} or None
 
 

@@ -151,7 +151,7 @@ def _notes(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
 
 
 def _proofs(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
-    """How files were proved that no runtime of their own ran, with these files."""
+    """How files were tested that no runtime of their own ran, with these files."""
     proofs: dict[str, list[str]] = {}
     for row in rows:
         if row.smoke.get("evaluated") == "tensors":

@@ -103,7 +103,7 @@ def _engine_source(engine: Mapping[str, Any]) -> Material:
 
 
 def engines(params: Mapping[str, Any], inputs: Mapping[str, Path], patches: Mapping[str, str]) -> list[Engine]:
-    """The engines that the artifacts were proved with. `patches` maps image → path of its patch in the release."""
+    """The engines that the artifacts were tested with. `patches` maps image → path of its patch in the release."""
     found = []
     for image in sorted(params["images"]):
         folder = inputs.get(f"engine/{image}")

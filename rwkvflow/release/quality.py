@@ -39,7 +39,7 @@ class Measured(_Part):
     top1_agreement   share of the text's tokens after which both hold the same one the likeliest
     logits           largest difference of a logit, in standard deviations of the reference's
     evaluated        "runtime": by the consumer; "tensors": by the fp32 forward pass over what the file holds
-    proof            how the consumer proved the artifact, where it did not simply run it
+    proof            how the consumer tested the artifact, where it did not simply run it
     """
 
     path: str

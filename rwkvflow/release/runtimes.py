@@ -202,7 +202,7 @@ FAMILIES = (
 
 
 def runtimes(rows: Sequence[Row]) -> list[Runtime]:
-    """What to say of these files, a family at a time; a family that is not known is told by what proved it."""
+    """What to say of these files, a family at a time; an unknown one is described by its consumer."""
     found = []
     left = list(rows)
     for family in FAMILIES:

@@ -1,7 +1,7 @@
 """Engine: configure, patch what CMake wrote, build, strip; in the environment, so that it needs no compiler here.
 
 librwkv is always built, for it also encodes the artifacts. A recipe that names another engine has that one built
-besides, and smoke runs the artifacts with it. llama.cpp is built where formats are made that it proves.
+besides, and smoke runs the artifacts with it. llama.cpp is built if a format of the run is tested with it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""llama.cpp, which proves `gguf-*`: its sources come from the source package of PyPI's llama-cpp-python.
+"""llama.cpp, which `gguf-*` is tested with: its sources come from the source package of PyPI's llama-cpp-python.
 
 Only recipes that make such formats fetch and build it. It is built as an engine like librwkv, once for all images with
 the same toolchain.
@@ -28,7 +28,7 @@ KEPT = (
 
 
 def wanted(blueprint: Blueprint, image: str | None = None) -> bool:
-    """Whether a format of this run (in this image) is proved by llama.cpp."""
+    """Whether a format of this run (in this image) is tested with llama.cpp."""
     return _needed(which.format for which in blueprint.artifacts if image in (None, which.image))
 
 
@@ -60,7 +60,7 @@ def package(blueprint: Blueprint) -> LockedPackage:
     """The lock's entry. Raises LockError."""
     found = (blueprint.lock.packages or {}).get(LLAMA)
     if found is None:
-        raise LockError("the lock does not pin llama.cpp, which proves gguf-*", remedy="run `rwkvflow lock`")
+        raise LockError("the lock does not pin llama.cpp, which gguf-* is tested with", remedy="run `rwkvflow lock`")
     if found != pinned_package(LLAMA):
         raise LockError(
             "the lock names another llama.cpp than this rwkvflow builds",

@@ -170,7 +170,7 @@ def _folder(blueprint: Blueprint, which: Artifact) -> dict[str, str]:
 
 
 def _packages(blueprint: Blueprint) -> dict[str, Any]:
-    """The source packages that were built to prove formats; nothing where none was."""
+    """The source packages that were built to test formats with; nothing where none was."""
     if not llama.wanted(blueprint):
         return {}
     return {"packages": {LLAMA: llama.package(blueprint).model_dump(mode="json")}}

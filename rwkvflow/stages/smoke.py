@@ -71,7 +71,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
 
 
 def _llama(which: Artifact) -> dict[str, Input]:
-    """llama.cpp where it proves the format; its sources as well where its own converter does."""
+    """llama.cpp if the format is tested with it; its sources as well where its own converter does."""
     item = FORMATS[which.format]
     if item.engine != LLAMA:
         return {}

@@ -1,4 +1,4 @@
-"""Formats that only PyTorch can prove need an image that has it."""
+"""Formats that can only be tested with PyTorch need an image that has it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def check_torch(recipe: Recipe, source: Source) -> list[Finding]:
     return [
         source.finding(
             _place(recipe, name),
-            f"{name} is proved by {needs_torch(name)}, which needs PyTorch, and image {' and '.join(images)} has none; "
+            f"{name} is tested with {needs_torch(name)}, which needs PyTorch, and image "
+            f"{' and '.join(images)} has none; "
             'give it a version, e.g. torch: "2.13.0", or exclude it for this format in the matrix',
         )
         for name, images in lacking.items()

@@ -1,4 +1,4 @@
-"""What formats need in an image to be proved: in the lock of recipes that make them, and nowhere else."""
+"""What formats need in an image to be tested: in the lock of recipes that make them, and nowhere else."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load(text: str = RECIPE) -> Recipe:
 
 @pytest.fixture
 def needing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """safetensors is now proved by a package."""
+    """safetensors is now tested with a package."""
     monkeypatch.setitem(FORMATS, "safetensors", replace(FORMATS["safetensors"], requires=("msgpack",)))
 
 
@@ -78,7 +78,7 @@ def test_a_lock_without_the_package_disagrees() -> None:
     lock = fitting(recipe)
     image, wheels = lock.images["py3.11"], lock.images["py3.11"].platforms["linux-x86_64"]
     found = disagreements(recipe, lock)
-    assert found == ["images.py3.11 (linux-x86_64): msgpack, which proves a format of the recipe, is not in the lock"]
+    assert found == ["images.py3.11 (linux-x86_64): msgpack, which a format of the recipe needs, is not in the lock"]
     more = wheels.model_copy(update={"worker": (*wheels.worker, wheel("msgpack", "1.2.4"))})
     image = image.model_copy(update={"platforms": {"linux-x86_64": more}})
     assert disagreements(recipe, lock.model_copy(update={"images": {"py3.11": image}})) == []
@@ -91,7 +91,7 @@ def test_a_format_that_needs_torch_is_refused_where_an_image_has_none(monkeypatc
     (finding,) = caught.value.findings
     assert (finding.line, finding.column, finding.path) == (7, 5, "formats[1]")
     assert finding.message == (
-        "safetensors is proved by safetensors, which needs PyTorch, and image py3.11 has none; give it a version, "
+        "safetensors is tested with safetensors, which needs PyTorch, and image py3.11 has none; give it a version, "
         'e.g. torch: "2.13.0", or exclude it for this format in the matrix'
     )
     load(RECIPE + "matrix:\n  exclude:\n    - {format: safetensors, image: py3.11}\n")

@@ -1,4 +1,4 @@
-"""llama.cpp in lock and plan: there where a format is proved by it, and no trace of it elsewhere."""
+"""llama.cpp in lock and plan: where a format is tested with it, and no trace of it elsewhere."""
 
 from __future__ import annotations
 
