@@ -95,6 +95,7 @@ class Library:
             function = getattr(self._lib, name)
             function.restype, function.argtypes = result, arguments
         self.ours = hasattr(self._lib, "rwkvflow_eval_batch")
+        self.takes_sequences = hasattr(self._lib, "rwkvflow_eval_sequences")  # librwkv, unless it is an older one
         ours: dict[str, tuple[Any, list[Any]]] = {
             "rwkvflow_set_option": (ctypes.c_bool, [pointer, text, ctypes.c_double]),
             "rwkvflow_get_option": (ctypes.c_bool, [pointer, text, pointer]),
@@ -109,6 +110,9 @@ class Library:
             "rwkvflow_tokenizer_encode": (ctypes.c_bool, [pointer, text, size, pointer, size, pointer]),
             "rwkvflow_tokenizer_decode": (ctypes.c_bool, [pointer, pointer, size, pointer, size, pointer]),
         }
+        if self.takes_sequences:
+            call = (ctypes.c_bool, [pointer, pointer, pointer, size, *(4 * [pointer])])
+            ours["rwkvflow_eval_sequences"] = call
         for name, (result, arguments) in ours.items() if self.ours else ():
             function = getattr(self._lib, name)
             function.restype, function.argtypes = result, arguments
@@ -305,6 +309,45 @@ class Model:
         self._check(self.library.call("rwkvflow_eval_batch", self._alive(), ids.ctypes.data, ids.size, *pointers))
         return logits, out
 
+    def eval_sequences(
+        self,
+        sequences: Sequence[Sequence[int]],
+        states: Sequence[Floats | None],
+        out: Sequence[Floats | None],
+        wanted: Sequence[int],
+        hidden: Sequence[int] = (),
+    ) -> tuple[Floats, Floats]:
+        """The next tokens of N sequences, at least one of each, in one pass over the weights.
+
+        states[i] is what sequence i goes on from, None for a fresh state. `out` has an array, or None, for the state
+        after each token, all sequences' tokens in a row; `wanted` and `hidden` number tokens in the same way. Returns
+        the logits after those of `wanted` [len(wanted), logits_len] and the vectors after the last norm of those of
+        `hidden` [len(hidden), n_embd]. All is, bit for bit, what `eval` makes of the tokens one by one. Raises
+        EngineError, and where the library is not ours, or older than this function.
+        """
+        import numpy as np
+
+        if not self.library.takes_sequences:
+            raise EngineError(f"{self.library.path.name} cannot evaluate several sequences together")
+        lengths = np.array([len(tokens) for tokens in sequences], np.uintp)
+        ids = self._ids([token for tokens in sequences for token in tokens])
+        given, kept = self._rows(states, lengths.size), self._rows(out, ids.size)
+        if not all(array is None or array.flags.writeable for array in out):
+            raise EngineError("the array for a new state cannot be written")
+        found, pointers = [], [given, kept]
+        for places, width in ((wanted, self.logits_len), (hidden, self.n_embd)):
+            rows = np.asarray(places, np.int64).reshape(-1)
+            if np.unique(rows).size < rows.size or not ((rows >= 0) & (rows < ids.size)).all():
+                raise EngineError(f"wanted are different ones of {ids.size} tokens")
+            to = np.empty((rows.size, width), np.float32)
+            table = np.zeros(ids.size, np.uintp)
+            table[rows] = to.ctypes.data + np.arange(rows.size, dtype=np.uintp) * np.uintp(4 * width)
+            found.append(to)
+            pointers.append(table)
+        call = (ids.ctypes.data, lengths.ctypes.data, lengths.size, *(table.ctypes.data for table in pointers))
+        self._check(self.library.call("rwkvflow_eval_sequences", self._alive(), *call))
+        return found[0], found[1]
+
     def _states(self, state: Floats | None, out: Floats | None) -> tuple[int | None, Floats]:
         import numpy as np
 
@@ -333,7 +376,7 @@ class Model:
         if states is None:
             return np.zeros(count, np.uintp)
         if len(states) != count:
-            raise EngineError(f"{len(states)} states for {count} sequences")
+            raise EngineError(f"{len(states)} states for {count} of them")
         return np.array([self._state(state) or 0 for state in states], np.uintp)
 
     def _state(self, state: Floats | None) -> int | None:

@@ -57,6 +57,23 @@ static int check_batch(struct rwkv_context *ctx, const uint32_t *tokens, size_t 
     CHECK(rwkvflow_eval_batch(ctx, tokens, 2, NULL, NULL, NULL));
     CHECK(rwkvflow_eval_batch(ctx, tokens, 1, NULL, NULL, (float *const *)&same));
 
+    const size_t lengths[3] = {1, count - 3, 2}, none[2] = {1, 0};
+    float **every = calloc(count, sizeof *every);
+    for (size_t i = 0; i < count; i += 2) every[i] = malloc(n_logits * sizeof(float));
+    float *hidden[2] = {malloc(rwkv_get_n_embed(ctx) * sizeof(float)), NULL};
+    CHECK(!rwkvflow_eval_sequences(NULL, tokens, lengths, 3, NULL, NULL, NULL, NULL));
+    CHECK(!rwkvflow_eval_sequences(ctx, tokens, NULL, 3, NULL, NULL, NULL, NULL));
+    CHECK(!rwkvflow_eval_sequences(ctx, tokens, none, 2, NULL, NULL, NULL, NULL));
+    CHECK(rwkv_get_last_error(ctx) == RWKV_ERROR_ARGS);
+    CHECK(rwkvflow_eval_sequences(ctx, tokens, lengths, 3, NULL, NULL, every, NULL));
+    CHECK(rwkvflow_eval_sequences(ctx, tokens, lengths, 1, NULL, NULL, NULL, hidden));
+    CHECK(rwkv_eval_sequence(ctx, tokens + 1, count - 3, NULL, state, same));
+    if (count % 2 == 1)
+        CHECK(every[count - 3] == NULL || memcmp(every[count - 3], same, n_logits * sizeof(float)) == 0);
+    for (size_t i = 0; i < count; ++i) free(every[i]);
+    free(every);
+    free(hidden[0]);
+
     float **before = calloc(count, sizeof *before);
     for (size_t i = 0; i < count; ++i) {
         if (states[i] == NULL) continue;

@@ -189,6 +189,70 @@ def test_a_batch_is_its_sequences_one_by_one(version: str, kind: str, models: An
     assert len({row.tobytes() for row in wanted}) > count // 2  # a model that says nothing would pass as well
 
 
+@pytest.mark.parametrize("kind", ["f32", "q8_0"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_sequences_are_their_tokens_one_by_one(version: str, kind: str, models: Any, library: Library) -> None:
+    """After every token: its logits, its state where one is wanted, and a hidden vector that the logits follow from."""
+    random = np.random.default_rng(9)
+    sequences = [random.integers(0, 101, length).tolist() for length in (3, 1, 70, 2, 5)]  # a block holds 64 tokens
+    with Model(models(version, kind)[0], library, threads=1) as model:
+        starts = [None, model.eval(3)[1], None, model.eval(4)[1], model.eval(5)[1]]
+        single = []
+        for tokens, state in zip(sequences, starts, strict=True):
+            for token in tokens:
+                logits, state = model.eval(token, state)
+                single.append((logits.tobytes(), state.tobytes()))
+        count = len(single)
+        for threads, every in ((1, 1), (3, 1), (2, 3)):
+            with model.clone(threads) as other:
+                out = [np.full(model.state_len, np.nan, np.float32) if i % every == 0 else None for i in range(count)]
+                wanted = [i for i in range(count - 1, -1, -1) if i % every == 0]
+                logits, hidden = other.eval_sequences(sequences, starts, out, wanted, wanted)
+                assert [row.tobytes() for row in logits] == [single[i][0] for i in wanted]
+                assert [state.tobytes() for state in out if state is not None] == [s for _, s in single[::every]]
+                assert np.isfinite(hidden).all()
+                assert len({row.tobytes() for row in hidden}) == len({row.tobytes() for row in logits})
+        # Over the states that they began from.
+        own = [np.empty(model.state_len, np.float32) if s is None else s.copy() for s in starts]
+        ends = (np.cumsum([len(tokens) for tokens in sequences]) - 1).tolist()
+        places = [own[ends.index(i)] if i in ends else None for i in range(count)]
+        begun = [None if s is None else mine for s, mine in zip(starts, own, strict=True)]
+        logits, hidden = model.eval_sequences(sequences, begun, places, ends)
+        assert [row.tobytes() for row in logits] == [single[i][0] for i in ends]
+        assert [state.tobytes() for state in own] == [single[i][1] for i in ends]
+        assert hidden.shape == (0, model.n_embd)
+
+
+def test_hidden_vectors_are_what_the_logits_are_made_from(models: Any, library: Library) -> None:
+    """Differences of logits are the head's rows times differences of hidden vectors: a linear map fits all of them."""
+    tokens = np.random.default_rng(3).integers(0, 101, 400).tolist()
+    with Model(models("6", "f32")[0], library) as model:
+        logits, hidden = model.eval_sequences([tokens], [None], [None] * 400, list(range(400)), list(range(400)))
+        head, *_ = np.linalg.lstsq(hidden.astype(np.float64), logits.astype(np.float64), rcond=None)
+        assert np.abs(hidden @ head - logits).max() < 1e-4 * np.abs(logits).max()
+
+
+def test_sequences_that_do_not_go_together_are_refused(models: Any, library: Library) -> None:
+    with Model(models("4", "f32")[0], library) as model:
+        state = model.eval(1)[1]
+        before = state.copy()
+        other = np.empty_like(state)
+        for sequences, states, out, wanted in (
+            ([], [], [], []),
+            ([[1], []], [None, None], [None], []),
+            ([[101]], [None], [None], []),
+            ([[1, 2]], [None], [None], []),
+            ([[1, 2]], [None], [other, other], []),
+            ([[1], [2]], [state, None], [None, state], []),
+            ([[1], [2]], [None], [None, None], []),
+            ([[1]], [None], [None], [1]),
+            ([[1]], [None], [None], [0, 0]),
+        ):
+            with pytest.raises(EngineError):
+                model.eval_sequences(sequences, states, out, wanted)
+        assert state.tobytes() == before.tobytes()
+
+
 def test_a_batch_of_states_from_here_and_there(models: Any, library: Library) -> None:
     with Model(models("4", "q4_1")[0], library, threads=2) as model:
         _, read = model.eval_sequence(TOKENS[:9])

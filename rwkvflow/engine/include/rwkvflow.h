@@ -47,6 +47,15 @@ RWKV_API uint64_t rwkvflow_count_not_finite(int32_t src_type, const void *src, u
 RWKV_API bool rwkvflow_eval_batch(struct rwkv_context *ctx, const uint32_t *tokens, size_t count,
                                   const float *const *states_in, float *const *states_out, float *const *logits_out);
 
+/* The same for the next lengths[i] tokens of each of count sequences, which stand one after the other in `tokens`: each
+ * at least one. states_in has one entry a sequence; states_out, logits_out and hidden_out have one a token, null where
+ * it is not wanted, so that a sequence can be gone back to after any of its tokens. A token's state may go where its
+ * own sequence's state came from. hidden_out[i]: rwkv_get_n_embed() floats, the vector after the last layer norm that
+ * the logits are made from. Everything is, bit for bit, what rwkv_eval makes of the tokens one by one. */
+RWKV_API bool rwkvflow_eval_sequences(struct rwkv_context *ctx, const uint32_t *tokens, const size_t *lengths,
+                                      size_t count, const float *const *states_in, float *const *states_out,
+                                      float *const *logits_out, float *const *hidden_out);
+
 /* Options of a context, which clones take over. Both are what is added to a variance, above 0 and at most 1:
  *   "group_norm_eps"  in the norm of each head, versions 5.0 to 7; 64e-5 unless set. Models of versions 5.x that were
  * trained before it became that want 1e-5. "layer_norm_eps"  in all layer norms; 1e-5 unless set. False for an unknown

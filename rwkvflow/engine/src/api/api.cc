@@ -95,6 +95,15 @@ const float *fresh_state(rwkv_context *ctx) {
     return ctx->fresh;
 }
 
+bool evaluate(rwkv_context *ctx, const Sequences &what, size_t tokens) {
+    if (!check_tokens(ctx, what.tokens, tokens)) return false;
+    Workspace *work = workspace_for(ctx, tokens);
+    const float *fresh = work == nullptr ? nullptr : fresh_state(ctx);
+    if (fresh == nullptr) return false;
+    Block block = block_for(ctx, work);
+    return eval_sequences(&block, fresh, what, tokens, &ctx->error);
+}
+
 struct Option {
     const char *name;
     float rwkv_context::*value;
@@ -223,12 +232,22 @@ bool rwkvflow_eval_batch(struct rwkv_context *ctx, const uint32_t *tokens, size_
     if (ctx == nullptr) return fail(global_error(), RWKV_ERROR_ARGS, "no context");
     ctx->error.flags = 0;
     if (tokens == nullptr || count == 0) return fail(&ctx->error, RWKV_ERROR_ARGS, "a batch of no tokens");
-    if (!check_tokens(ctx, tokens, count)) return false;
-    Workspace *work = workspace_for(ctx, count);
-    const float *fresh = work == nullptr ? nullptr : fresh_state(ctx);
-    if (fresh == nullptr) return false;
-    Block block = block_for(ctx, work);
-    return eval_batch(&block, fresh, tokens, count, states_in, states_out, logits_out, &ctx->error);
+    return evaluate(ctx, {tokens, nullptr, count, states_in, states_out, logits_out, nullptr}, count);
+}
+
+bool rwkvflow_eval_sequences(struct rwkv_context *ctx, const uint32_t *tokens, const size_t *lengths, size_t count,
+                             const float *const *states_in, float *const *states_out, float *const *logits_out,
+                             float *const *hidden_out) {
+    if (ctx == nullptr) return fail(global_error(), RWKV_ERROR_ARGS, "no context");
+    ctx->error.flags = 0;
+    size_t all = 0;
+    bool fine = tokens != nullptr && lengths != nullptr && count != 0;
+    for (size_t i = 0; fine && i < count; ++i) {
+        fine = lengths[i] != 0 && lengths[i] <= SIZE_MAX / sizeof(uintptr_t) - all;
+        all += lengths[i];
+    }
+    if (!fine) return fail(&ctx->error, RWKV_ERROR_ARGS, "no sequences, or a sequence of no tokens");
+    return evaluate(ctx, {tokens, lengths, count, states_in, states_out, logits_out, hidden_out}, all);
 }
 
 bool rwkvflow_set_option(struct rwkv_context *ctx, const char *name, double value) {

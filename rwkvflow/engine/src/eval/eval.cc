@@ -79,6 +79,14 @@ void head(const Part &part) {
     uint32_t all = 0, wanted = 0;
     for (uint32_t t = 0; t < part.count; ++t) all += block->logits[t] != nullptr;
     for (uint32_t t = 0; t < part.count; ++t) {
+        if (block->hidden[t] == nullptr || c.size() == 0) continue;
+        const float *x = part.row(part.work->x, t);
+        float mean, scale;
+        part.k->moments(x, model->n_embd, block->layer_norm_eps, &mean, &scale);
+        part.k->normalize(x + c.begin, mean, scale, model->ln_out_w + c.begin, model->ln_out_b + c.begin,
+                          block->hidden[t] + c.begin, c.size());
+    }
+    for (uint32_t t = 0; t < part.count; ++t) {
         if (block->logits[t] == nullptr) continue;
         const float *x = part.row(part.work->x, t);
         float mean, scale;
@@ -185,7 +193,7 @@ void Part::norm(const float *w, const float *b, Range c) const {
 
 void Part::shift(const Activations &to, const float *mix, const float *more, uint32_t at, Range c) const {
     for (uint32_t t = 0; t < count; ++t) {
-        const float *before = t == 0 || block->batch ? in(t) + at : row(work->normed, t - 1);
+        const float *before = t == 0 || block->begins[t] ? in(t) + at : row(work->normed, t - 1);
         k->shift(row(work->normed, t) + c.begin, before + c.begin, mix + c.begin,
                  more == nullptr ? nullptr : more + static_cast<size_t>(t) * work->ld + c.begin,
                  to.f + static_cast<size_t>(t) * to.stride + c.begin, c.size());
@@ -193,8 +201,9 @@ void Part::shift(const Activations &to, const float *mix, const float *more, uin
 }
 
 void Part::keep_last(uint32_t at, Range c) const {
-    for (uint32_t t = block->batch ? 0 : count - 1; t < count; ++t)
-        memcpy(out(t) + at + c.begin, row(work->normed, t) + c.begin, c.size() * sizeof(float));
+    for (uint32_t t = 0; t < count; ++t)
+        if (t + 1 == count || block->states_out[t + 1] != block->states_out[t])
+            memcpy(out(t) + at + c.begin, row(work->normed, t) + c.begin, c.size() * sizeof(float));
 }
 
 void Part::ready(const Activations &x, const Matrix &for_matrix, Range c) const {

@@ -1,6 +1,6 @@
-// Evaluation of a block of tokens: every thread of the pool runs eval_block's work, in step. The tokens are a piece of
-// one sequence, or one token each of so many sequences (a batch). Both are columns that all matrices are multiplied
-// with at once; they differ in where a column's state comes from, and where it goes.
+// Evaluation of a block of tokens: every thread of the pool runs eval_block's work, in step. The tokens are pieces of
+// one or several sequences, one sequence after the other. All are columns that all matrices are multiplied with at
+// once; they differ in where a column's state comes from, and where it goes.
 //
 // A layer is a few phases with a barrier after each. In a phase columns (or a matrix's rows, which are the columns of
 // its output) are cut into slices, and a thread works on one for all tokens of the block: so weights are read once a
@@ -50,13 +50,15 @@ struct Block {
     float group_norm_eps, layer_norm_eps;
     const uint32_t *tokens;
     uint32_t count;  // 1 .. work->tokens
-    bool batch;      // tokens of different sequences
-    // For each token: the state it goes on from (in a sequence: the one that the token before it left), where the new
-    // one goes (which may be the same), and where its logits go, or null. In a batch no other token's state overlaps
-    // states_out[t].
+    // For each token: whether another sequence begins with it; the state it goes on from (inside a sequence: where the
+    // token before it leaves its own), where the new one goes (which may be the same); where its logits go, and the
+    // hidden vector [n_embd] that they are made from, or null. Nothing of another sequence overlaps states_out[t], but
+    // where nobody reads.
+    bool begins[kMaxBlock];
     const float *states_in[kMaxBlock];
     float *states_out[kMaxBlock];
     float *logits[kMaxBlock];
+    float *hidden[kMaxBlock];
 };
 
 void eval_block(Block *block);
@@ -126,8 +128,8 @@ struct Part {
 
     // normed = layer norm of x for the columns of `c`, with the weights given.
     void norm(const float *w, const float *b, Range c) const;
-    // Token shift for the columns of c. What was before the first token (in a batch: before each) is in the state, at
-    // `at` floats of the layer's; keep_last puts there what comes before the next.
+    // Token shift for the columns of c. What was before the first token of a sequence is in its state, at `at` floats
+    // of the layer's; keep_last puts there what comes before the next, in each state that is kept.
     void shift(const Activations &to, const float *mix, const float *more, uint32_t at, Range c) const;
     void keep_last(uint32_t at, Range c) const;
     // Makes columns of c ready for a matrix of this type.
