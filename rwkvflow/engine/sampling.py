@@ -16,6 +16,7 @@ One choice:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -124,19 +125,39 @@ class Sampler:
         self.random = Random(seed)
         self.counts: dict[int, float] = {}
 
-    def choose(self, logits: NDArray[Any]) -> int:
-        """The next token. logits: [n_vocab], not changed. Raises ValueError where one is not finite."""
+    def choose(
+        self,
+        logits: NDArray[Any],
+        allowed: NDArray[np.bool_] | None = None,
+        bias: Mapping[int, float] | None = None,
+    ) -> int:
+        """The next token. logits: [n_vocab], not changed. Raises ValueError where one is not finite.
+
+        `allowed`: [n_vocab], at least one True: the others do not exist. `bias`: what is added to logits first.
+        """
         values = np.asarray(logits, np.float64).reshape(-1).copy()
         if not np.isfinite(values).all():
             raise ValueError("the model's logits are not finite")
         s = self.settings
+        for token, value in (bias or {}).items():
+            values[token] += value
         if s.presence or s.frequency:
             for token, count in self.counts.items():
                 values[token] -= s.presence + s.frequency * count
+        ids = None if allowed is None else np.flatnonzero(allowed)
+        values = values if ids is None else values[ids]
         token = int(values.argmax()) if s.temperature == 0 else self._draw(values)
+        token = token if ids is None else int(ids[token])
         self.counts = {old: left for old, count in self.counts.items() if (left := count * s.decay) > 0}
         self.counts[token] = self.counts.get(token, 0.0) + 1.0
         return token
+
+    def copy(self) -> Sampler:
+        """One that would choose the same from here on."""
+        other = Sampler(self.settings, 0)
+        other.random.state = list(self.random.state)
+        other.counts = dict(self.counts)
+        return other
 
     def _draw(self, values: Doubles) -> int:
         s = self.settings

@@ -1,0 +1,151 @@
+"""Guessing ahead: which tokens may come next, from the text so far or from a smaller model.
+
+A guess is checked by the model that is asked: its tokens are read in one pass, and kept as far as they are what would
+have been chosen anyway. So guesses change how fast a text comes and never what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rwkvflow.engine.binding import Model
+from rwkvflow.engine.errors import EngineError
+from rwkvflow.engine.sampling import Sampler
+
+Floats = NDArray[np.float32]
+GRAMS = (4, 2)  # tokens of the end of the text that are looked up in it, the longer one first
+REST = 64  # tokens without a guess, at most, after guesses that were wrong
+CATCH_UP = 256  # tokens of a text that a smaller model reads before it is asked again
+
+
+class Lookup:
+    """Guesses from the text itself: what stood behind the last few tokens when they stood there before."""
+
+    def __init__(self) -> None:
+        self._tokens: list[int] = []
+        # Where each run of tokens ended: the last time, and the time before; 0 where there was none.
+        self._places: dict[tuple[int, ...], tuple[int, int]] = {}
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """The text goes on with these."""
+        for token in tokens:
+            self._tokens.append(token)
+            end = len(self._tokens)
+            for size in GRAMS:
+                if end >= size:
+                    gram = tuple(self._tokens[-size:])
+                    self._places[gram] = (end, self._places.get(gram, (0, 0))[0])
+
+    def guess(self, most: int) -> list[int]:
+        """Up to `most` tokens."""
+        for size in GRAMS:
+            if len(self._tokens) > size:
+                _, before = self._places[tuple(self._tokens[-size:])]
+                if before:
+                    return self._tokens[before : before + most]
+        return []
+
+
+@dataclass
+class Pace:
+    """How many tokens to guess: more while guesses are right, fewer and less often while they are not."""
+
+    most: int
+    now: int = 0
+    resting: int = 0
+    _rest: int = 1
+
+    def __post_init__(self) -> None:
+        self.now = self.most
+
+    def next(self) -> int:
+        """How many to guess this time; 0 while it rests."""
+        if self.resting:
+            self.resting -= 1
+            return 0
+        return self.now
+
+    def was_right(self, guessed: int, kept: int) -> None:
+        """So many of the guessed tokens were kept."""
+        if guessed == 0:
+            return
+        if kept == 0:
+            self.now = max(1, self.now // 2)
+            self.resting, self._rest = self._rest, min(REST, 2 * self._rest)
+        else:
+            self._rest = 1
+            self.now = min(self.most, self.now + 1) if kept == guessed else max(1, kept + 1)
+            self.now = min(self.most, self.now)
+
+
+@dataclass
+class Follower:
+    """What a smaller model has read of one text. `read`: how many of its tokens; `state` is that after them."""
+
+    read: int = 0
+    state: Floats | None = None
+    ahead: list[Floats] = field(default_factory=list)  # the states after each of the tokens that it guessed from
+
+
+class SmallModel:
+    """Guesses of a smaller model with the same vocabulary. For the thread that owns it."""
+
+    def __init__(self, model: Model) -> None:
+        """Raises EngineError where the library cannot evaluate several sequences together."""
+        if not model.library.takes_sequences:
+            raise EngineError(f"{model.library.path.name} cannot evaluate several sequences together")
+        self.model = model
+
+    def guess(self, texts: Sequence[tuple[Follower, Sequence[int], Sampler, int]]) -> list[list[int]]:
+        """For each (what it read, all tokens so far, who will choose, how many): tokens that may come next.
+
+        A copy of whoever will choose chooses here as well, so that chance falls alike. One that has much to read yet
+        guesses nothing. Raises EngineError.
+        """
+        out: list[list[int]] = [[] for _ in texts]
+        self._catch_up([(follower, tokens) for follower, tokens, _, _ in texts])
+        samplers = [sampler.copy() for _, _, sampler, _ in texts]
+        last = [tokens[-1] for _, tokens, _, _ in texts]
+        turn = [i for i, (f, tokens, _, most) in enumerate(texts) if most and f.read == len(tokens) - 1]
+        while turn:
+            states = [texts[i][0].ahead[-1] if texts[i][0].ahead else texts[i][0].state for i in turn]
+            fresh = [np.empty(self.model.state_len, np.float32) for _ in turn]
+            logits, _ = self.model.eval_batch([last[i] for i in turn], states, fresh)
+            for i, state, row in zip(turn, fresh, logits, strict=True):
+                texts[i][0].ahead.append(state)
+                try:
+                    last[i] = samplers[i].choose(row)
+                except ValueError:  # logits that are not finite guess nothing
+                    continue
+                out[i].append(last[i])
+            turn = [i for i in turn if len(texts[i][0].ahead) == len(out[i]) < texts[i][3]]
+        return out
+
+    def went_on(self, follower: Follower, kept: int) -> None:
+        """So many of its guesses were kept, and one more token was chosen."""
+        if follower.ahead:
+            used = min(kept + 1, len(follower.ahead))
+            follower.state = follower.ahead[used - 1]
+            follower.read += used
+            follower.ahead = []
+
+    def _catch_up(self, texts: Sequence[tuple[Follower, Sequence[int]]]) -> None:
+        sequences, states, out, todo = [], [], [], []
+        for follower, tokens in texts:
+            missing = list(tokens[follower.read : -1][:CATCH_UP])
+            if not missing:
+                continue
+            state = follower.state if follower.state is not None else np.empty(self.model.state_len, np.float32)
+            sequences.append(missing)
+            states.append(follower.state)
+            out += [None] * (len(missing) - 1) + [state]
+            todo.append((follower, state, len(missing)))
+        if sequences:
+            self.model.eval_sequences(sequences, states, out, ())
+        for follower, state, count in todo:
+            follower.state = state
+            follower.read += count
