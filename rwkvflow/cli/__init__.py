@@ -26,6 +26,7 @@ from rwkvflow.cli.options import recipe_argument as _recipe
 from rwkvflow.cli.options import request_of as _request
 from rwkvflow.cli.options import run_options as _run_options
 from rwkvflow.cli.report import report
+from rwkvflow.cli.serve import serve
 from rwkvflow.cli.verify import verify
 
 _CODES = "\n".join(f"  {code:<4} {meaning}" for code, meaning in exit_codes().items())
@@ -249,4 +250,5 @@ cli.add_command(matrix)
 cli.add_command(perplexity)
 cli.add_command(publish)
 cli.add_command(report)
+cli.add_command(serve)
 cli.add_command(verify)

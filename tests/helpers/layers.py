@@ -9,6 +9,7 @@ from pathlib import Path
 ROOMS: tuple[tuple[str, str], ...] = (
     ("cli", "commands and options, one module a group of commands"),
     ("app", "use cases: run, lock, plan and explain, rebuild, measure, find the engine's library"),
+    ("serve", "an OpenAI-like server and its page on librwkv"),
     ("display", "what you see: live bars, plain lines, JSON, the report"),
     ("execute", "carries a plan out: executors, the action of each step, publishing"),
     ("stages", "one module a stage: builds its steps; `blueprint` is what all of them start from"),

@@ -1,0 +1,286 @@
+"""The thread that owns a model, and serves everybody at once.
+
+Again and again, it takes the next tokens of every text that it works on, some of a prompt or one of an answer with
+guesses behind it, and evaluates all of them in one pass over the weights. What a text comes to does not depend on what
+else is in the pass: the engine gives each sequence the bits that it has alone, and chance comes from a text's own seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from rwkvflow.engine.binding import Model
+from rwkvflow.engine.drafts import SmallModel
+from rwkvflow.engine.errors import EngineError
+from rwkvflow.engine.session import Tokenizer
+from rwkvflow.serve.cache import StateCache
+from rwkvflow.serve.errors import ApiError, busy
+from rwkvflow.serve.job import Event, Failed, Floats, Job, Read
+from rwkvflow.serve.slot import Slot
+
+READ_ALONE = 256  # tokens of prompts in one pass while nobody waits for the next token of an answer
+READ_BESIDE = 64  # and while somebody does
+READ_LEAST = 8  # of each prompt
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is served.
+
+    slots   texts that are worked on at once; `queue`: further ones that may wait
+    cache   bytes that kept states may take
+    guesses how many tokens are guessed ahead, at most; `lookup`: from the text so far
+    """
+
+    slots: int = 8
+    queue: int = 64
+    cache: int = 1 << 30
+    guesses: int = 0
+    lookup: bool = False
+
+
+@dataclass
+class Figures:
+    """What happened so far, for /metrics. Written by the scheduler's thread, read by any."""
+
+    requests: int = 0
+    cancelled: int = 0
+    refused: int = 0
+    failed: int = 0
+    passes: int = 0
+    read: int = 0  # tokens of prompts
+    cached: int = 0  # tokens of prompts that were not read again
+    generated: int = 0
+    guessed: int = 0
+    kept: int = 0
+    busy_seconds: float = 0.0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=32))  # seconds that requests took
+
+
+class Scheduler:
+    """Serves one model. `submit` may be called from any thread; events come from the scheduler's own."""
+
+    def __init__(
+        self,
+        open_model: Callable[[], Model],
+        tokenizer: Tokenizer,
+        settings: Settings,
+        open_draft: Callable[[], Model] | None = None,
+    ) -> None:
+        """Opens the model here, so that what is wrong with it is raised here: EngineError."""
+        self.settings, self.tokenizer = settings, tokenizer
+        self.figures = Figures()
+        self.model = open_model()
+        try:
+            if not self.model.library.takes_sequences:
+                raise EngineError(f"{self.model.library.path.name} cannot serve; it takes librwkv of this version")
+            self.draft = None if open_draft is None else SmallModel(open_draft())
+            if self.draft is not None and self.draft.model.n_vocab != self.model.n_vocab:
+                raise EngineError(
+                    f"{self.draft.model.path.name} has {self.draft.model.n_vocab} tokens, {self.model.path.name} has "
+                    f"{self.model.n_vocab}: it cannot guess for it"
+                )
+        except EngineError:
+            self.model.close()
+            raise
+        self.cache = StateCache(settings.cache)
+        self._changed = threading.Condition()
+        self._waiting: deque[Job] = deque()
+        self._slots: list[Slot] = []
+        self._closing = False
+        self.last_used = time.monotonic()
+        self._thread = threading.Thread(target=self._work, name=f"serve {self.model.path.name}", daemon=True)
+        self._thread.start()
+
+    # ---- from any thread ---------------------------------------------------------------------------------------------
+
+    def submit(self, *jobs: Job) -> None:
+        """Takes all or none of the jobs. Raises ApiError (429) where too many wait, (503) while the server ends."""
+        with self._changed:
+            if self._closing:
+                raise ApiError(503, "the model is being closed", code="closing", headers={"retry-after": "1"})
+            free = self.settings.slots - len(self._slots)
+            if len(self._waiting) + len(jobs) > self.settings.queue + max(0, free):
+                self.figures.refused += len(jobs)
+                raise busy(len(self._waiting), self.wait_seconds())
+            self._waiting.extend(jobs)
+            self.figures.requests += len(jobs)
+            self.last_used = time.monotonic()
+            self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Nobody wants it any more: it goes from the queue, or frees its slot before the next token."""
+        with self._changed:
+            job.cancelled = True
+            self._changed.notify()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in the queue."""
+        return len(self._waiting)
+
+    @property
+    def working(self) -> int:
+        """Jobs in slots."""
+        return len(self._slots)
+
+    def wait_seconds(self) -> int:
+        """About how long until a slot is free, at least 1."""
+        recent = list(self.figures.recent)
+        mean = sum(recent) / len(recent) if recent else 1.0
+        return max(1, min(60, round(mean * (1 + len(self._waiting)) / self.settings.slots)))
+
+    def close(self) -> None:
+        """Ends every job with Failed(closing), and the thread; frees the model. Waits for the pass that is running."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    # ---- in its own thread -------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while self._next_round():
+            started = time.monotonic()
+            try:
+                self._pass()
+            except (EngineError, ValueError, MemoryError) as error:
+                self._fail(f"the model failed: {error}")
+            except Exception as error:  # a fault of ours must not leave clients waiting for ever
+                self._fail(f"an error of the server's own: {type(error).__name__}: {error}")
+            self.figures.busy_seconds += time.monotonic() - started
+        self._fail("the server is closing", closing=True)
+        self.model.close()
+        if self.draft is not None:
+            self.draft.model.close()
+
+    def _next_round(self) -> bool:
+        """Waits for something to do and fills free slots; False at the end."""
+        with self._changed:
+            while True:
+                if self._closing:
+                    return False
+                self._drop_cancelled()
+                self._admit()
+                if self._slots:
+                    return True
+                self._changed.wait()
+
+    def _drop_cancelled(self) -> None:
+        gone = [job for job in self._waiting if job.cancelled]
+        if gone:
+            self._waiting = deque(job for job in self._waiting if not job.cancelled)
+        gone += [slot.job for slot in self._slots if slot.job.cancelled]
+        self._slots = [slot for slot in self._slots if not slot.job.cancelled]
+        self.figures.cancelled += len(gone)
+        for job in gone:
+            job.was_read = True
+
+    def _admit(self) -> None:
+        for job in [job for job in self._waiting if job.after is None or job.after.was_read]:
+            if len(self._slots) >= self.settings.slots:
+                return
+            self._waiting.remove(job)
+            s = self.settings
+            slot = Slot(job, self.model, self.tokenizer, self.cache, lookup=s.lookup, guesses=s.guesses)
+            self._slots.append(slot)
+
+    def _fail(self, message: str, *, closing: bool = False) -> None:
+        with self._changed:
+            jobs = [slot.job for slot in self._slots]
+            self._slots = []
+            if closing:
+                jobs += self._waiting
+                self._waiting = deque()
+        self.figures.failed += len(jobs)
+        for job in jobs:
+            job.was_read = True
+            _tell(job, Failed(message, closing))
+
+    def _pass(self) -> None:
+        self._hear((slot, slot.begin()) for slot in self._slots)
+        self._guess()
+        working = self._slots
+        if not working:
+            return
+        reading = [slot for slot in working if slot.reading]
+        room = READ_ALONE if len(reading) == len(working) else READ_BESIDE
+        share = max(READ_LEAST, room // max(1, len(reading)))
+        parts = [slot.next_part(share) for slot in working]
+        tokens: list[Sequence[int]] = []
+        states: list[Floats | None] = []
+        out: list[Floats | None] = []
+        wanted: list[int] = []
+        hidden: list[int] = []
+        for part in parts:
+            first = len(out)
+            tokens.append(part.tokens)
+            states.append(part.state)
+            out += part.out
+            wanted += [first + at for at in part.logits]
+            hidden += [first + at for at in part.hidden]
+        logits, vectors = self.model.eval_sequences(tokens, states, out, wanted, hidden)
+        self.figures.passes += 1
+        row = vector = 0
+        heard = []
+        for slot, part in zip(working, parts, strict=True):
+            here = logits[row : row + len(part.logits)]
+            row += len(part.logits)
+            last = vectors[vector] if part.hidden else None
+            vector += len(part.hidden)
+            self.figures.read += len(part.tokens) if slot.reading else 0
+            self.figures.guessed += len(part.guesses)
+            heard.append((slot, slot.took(part, here, last)))
+        self._hear(heard)
+        for slot in working:
+            self.figures.kept += slot.kept
+            if self.draft is not None:
+                self.draft.went_on(slot.follower, slot.kept)
+
+    def _hear(self, heard: Iterable[tuple[Slot, Iterable[Event]]]) -> None:
+        """Lets texts go on, tells what comes of it, and takes those out that are over."""
+        gone = []
+        for slot, events in heard:
+            before = slot.generated
+            try:
+                for event in events:
+                    self.figures.cached += event.cached if isinstance(event, Read) else 0
+                    _tell(slot.job, event)
+            except ValueError as error:  # of this text alone: logits that are not finite
+                self._fail_one(slot, f"the model failed: {error}")
+                gone.append(slot)
+                continue
+            self.figures.generated += slot.generated - before
+            if slot.over:
+                gone.append(slot)
+                self.figures.recent.append(time.monotonic() - slot.started)
+                _tell(slot.job, slot.end())
+        if gone:
+            with self._changed:
+                self._slots = [slot for slot in self._slots if slot not in gone]
+                self.last_used = time.monotonic()
+
+    def _fail_one(self, slot: Slot, message: str) -> None:
+        self.figures.failed += 1
+        slot.job.was_read = True
+        _tell(slot.job, Failed(message))
+
+    def _guess(self) -> None:
+        if self.draft is None:
+            return
+        texts = [slot for slot in self._slots if not slot.reading]
+        guesses = self.draft.guess([(s.follower, s.tokens, s.writer.sampler, s.room_for_guesses()) for s in texts])
+        for slot, found in zip(texts, guesses, strict=True):
+            slot.guesses = found
+
+
+def _tell(job: Job, event: Event) -> None:
+    # A client's loop that is gone takes no more events; its job was cancelled, or will be.
+    with contextlib.suppress(RuntimeError):
+        job.sink(event)

@@ -1,0 +1,247 @@
+"""The models that are served: which files there are, and which of them are open."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rwkvflow.base.errors import UsageError
+from rwkvflow.base.files import read_json
+from rwkvflow.base.hashing import file_digest
+from rwkvflow.engine.binding import Library, Model
+from rwkvflow.engine.errors import EngineError
+from rwkvflow.engine.states import fingerprint
+from rwkvflow.engine.tokenizer import Tokenizer
+from rwkvflow.release.names import QUALITY, smoke_report
+from rwkvflow.serve.errors import ApiError
+from rwkvflow.serve.grammar import Grammars
+from rwkvflow.serve.scheduler import Scheduler, Settings
+from rwkvflow.serve.states import KeptStates
+
+MAGIC = b"fmgg"  # 0x67676d66: how ggml-* files begin
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model file. `facts`: what its release says of it (format, sha256, verdict, kl_divergence, …); may be empty."""
+
+    name: str
+    path: Path
+    size: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    release: Path | None = None
+
+
+def find_models(paths: Iterable[Path]) -> list[Entry]:
+    """The model files that are named, and every `ggml-*` file of the folders that are. Raises UsageError."""
+    entries: list[Entry] = []
+    for path in paths:
+        if path.is_dir():
+            found = _of_folder(path)
+            if not found:
+                raise UsageError(f"{path} holds no ggml-* file", remedy="name a model file, or a release with some")
+            entries += found
+        elif path.is_file():
+            if not _is_model(path):
+                raise UsageError(f"{path} is no ggml-* file", remedy="convert it first: rwkvflow convert")
+            entries.append(Entry(path.stem, path, path.stat().st_size))
+        else:
+            raise UsageError(f"there is no file {path}")
+    if not entries:
+        raise UsageError("no model is named")
+    names = [entry.name for entry in entries]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two models are called {name}", remedy="rename one of the files")
+    return entries
+
+
+def _of_folder(folder: Path) -> list[Entry]:
+    quality = read_json(folder / QUALITY) or {}
+    listed: dict[Path, dict[str, Any]] = {}
+    for artifact in quality.get("artifacts", ()):
+        if str(artifact.get("format", "")).startswith("ggml-"):
+            report = read_json(folder / smoke_report(str(artifact["path"]))) or {}
+            kept = ("model", "format", "sha256", "perplexity", "perplexity_rise", "kl_divergence", "top1_agreement")
+            facts = {name: artifact.get(name) for name in (*kept, "bits_per_weight", "weight_bytes")}
+            if "passed" in report:
+                facts["verdict"] = "passed" if report["passed"] else "failed"
+            listed[folder / artifact["path"]] = facts
+    paths = [path for path in listed if path.is_file()] if listed else sorted(folder.rglob("*.bin"))
+    return [
+        Entry(path.stem, path, path.stat().st_size, listed.get(path, {}), folder if listed else None)
+        for path in paths
+        if _is_model(path)
+    ]
+
+
+def _is_model(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == MAGIC
+
+
+@dataclass(eq=False)
+class Served:
+    """An open model and what goes with it."""
+
+    entry: Entry
+    scheduler: Scheduler
+    tokenizer: Tokenizer
+    states: KeptStates
+    digest: str  # hex, of a fingerprint of the file
+    _grammars: Grammars | None = None
+    _making: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def model(self) -> Model:
+        """The scheduler's: for its sizes only."""
+        return self.scheduler.model
+
+    def grammars(self) -> Grammars:
+        """Made when first asked for: that takes a moment."""
+        with self._making:
+            if self._grammars is None:
+                self._grammars = Grammars(self.tokenizer, self.model.n_vocab)
+            return self._grammars
+
+
+class Shelf:
+    """Opens models when they are asked for. `limit`: bytes of model files that may be open; None for any.
+
+    What is open and has nothing to do is closed for one that is asked for, the one that was not used for longest first.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        library: Library,
+        settings: Settings,
+        *,
+        threads: int = 1,
+        limit: int | None = None,
+        open_tokenizer: Callable[[int], Tokenizer],
+        draft: Path | None = None,
+        eps: float | None = None,
+    ) -> None:
+        self.entries = {entry.name: entry for entry in entries}
+        self.settings = settings
+        self._library, self._threads, self._limit, self._eps = library, threads, limit, eps
+        self._open_tokenizer, self._draft = open_tokenizer, draft
+        self._open: dict[str, Served] = {}
+        self._lock = threading.Lock()
+        self._sums: dict[str, str] = {}
+        self._closed = False
+        self._adder = threading.Thread(target=self._add_up, name="sha256 of models", daemon=True)
+
+    def entry(self, name: str | None) -> Entry:
+        """The model of that name, the first one for None. Raises ApiError (404)."""
+        if name is None or name == "":
+            return next(iter(self.entries.values()))
+        if name not in self.entries:
+            known = ", ".join(self.entries)
+            raise ApiError(404, f"there is no model {name!r}; there are {known}", param="model", code="model_not_found")
+        return self.entries[name]
+
+    def get(self, name: str | None) -> Served:
+        """The model, opened where it is not. Takes a moment then. Raises ApiError (404, 500, 503)."""
+        entry = self.entry(name)
+        with self._lock:
+            if self._closed:
+                raise ApiError(503, "the server is closing", code="closing", headers={"retry-after": "1"})
+            found = self._open.get(entry.name)
+            if found is None:
+                self._make_room(entry)
+                try:
+                    found = self._opened(entry)
+                except (EngineError, OSError) as error:
+                    raise ApiError(500, f"{entry.name} cannot be opened: {error}", code="model_broken") from error
+                self._open[entry.name] = found
+            return found
+
+    def opened(self) -> list[Served]:
+        """Those that are open now."""
+        with self._lock:
+            return list(self._open.values())
+
+    def sha256(self, entry: Entry) -> str | None:
+        """Of the file: as its release says, or once it has been added up."""
+        return entry.facts.get("sha256") or self._sums.get(entry.name)
+
+    def add_up(self) -> None:
+        """Starts to compute the sums that no release tells, in a thread of its own."""
+        self._adder.start()
+
+    def close(self) -> None:
+        """Ends every answer and closes every model."""
+        with self._lock:
+            self._closed = True
+            served, self._open = list(self._open.values()), {}
+        for each in served:
+            each.scheduler.close()
+
+    def _add_up(self) -> None:
+        for entry in self.entries.values():
+            if self._closed:
+                return
+            if not entry.facts.get("sha256"):
+                try:
+                    self._sums[entry.name] = file_digest(entry.path).removeprefix("sha256:")
+                except OSError:  # it is told when somebody asks for the model
+                    continue
+
+    def _opened(self, entry: Entry) -> Served:
+        def open_file(path: Path) -> Model:
+            return Model(path, self._library, self._threads, self._eps)
+
+        draft = self._draft
+        scheduler_tokenizer = _Late()
+        scheduler = Scheduler(
+            lambda: open_file(entry.path),
+            scheduler_tokenizer,
+            self.settings,
+            None if draft is None else lambda: open_file(draft),
+        )
+        try:
+            tokenizer = self._open_tokenizer(scheduler.model.n_vocab)
+        except Exception:
+            scheduler.close()
+            raise
+        scheduler_tokenizer.tokenizer = tokenizer
+        mark = hashlib.sha256(fingerprint(entry.path)).hexdigest()[:16]
+        return Served(entry, scheduler, tokenizer, KeptStates(self.settings.cache), mark)
+
+    def _make_room(self, entry: Entry) -> None:
+        """Closes idle models until this one fits. Raises ApiError (503) where those that are busy leave no room."""
+        if self._limit is None:
+            return
+        while self._open and sum(s.entry.size for s in self._open.values()) + entry.size > self._limit:
+            idle = [s for s in self._open.values() if not s.scheduler.working and not s.scheduler.waiting]
+            if not idle:
+                raise ApiError(
+                    503,
+                    f"{entry.name} does not fit beside the models that are busy now",
+                    code="no_memory",
+                    headers={"retry-after": "5"},
+                )
+            oldest = min(idle, key=lambda served: served.scheduler.last_used)
+            del self._open[oldest.entry.name]
+            oldest.scheduler.close()
+
+
+class _Late:
+    """A tokenizer for a scheduler whose model has to be open before it is known which one fits."""
+
+    tokenizer: Tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self.tokenizer.decode(tokens)
+
+    def piece(self, token: int) -> bytes:
+        return self.tokenizer.piece(token)

@@ -1,0 +1,84 @@
+"""Responses that watch whether anybody still listens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from rwkvflow.serve.errors import ApiError
+
+PATIENCE = 60.0  # seconds for a client to take a piece of an answer
+T = TypeVar("T")
+
+
+class Left(Exception):
+    """The client hung up."""
+
+
+async def unless_left(request: Request, work: Awaitable[T]) -> T:
+    """The outcome of `work`, which is cancelled when the client hangs up; raises Left then."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise Left
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await task
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Events(Response):
+    """Server-sent events: a JSON object each, and `[DONE]` at the end, also after an error.
+
+    `close` is called at the end, whatever it was: when the client hangs up, and when it takes nothing for a minute.
+    """
+
+    def __init__(self, objects: AsyncIterator[dict[str, Any]], close: Callable[[], None]) -> None:
+        super().__init__(None, 200, {"cache-control": "no-store", "x-accel-buffering": "no"}, "text/event-stream")
+        del self.headers["content-length"]
+        self._objects, self._close = objects, close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        writing = asyncio.ensure_future(self._write(send))
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({writing, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._close()
+            for task in (writing, gone):
+                task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, TimeoutError, OSError):
+                await writing
+
+    async def _write(self, send: Send) -> None:
+        async def put(message: dict[str, Any]) -> None:
+            await asyncio.wait_for(send(message), PATIENCE)
+
+        await put({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async for found in self._objects:
+                await put({"type": "http.response.body", "body": _event(found), "more_body": True})
+        except ApiError as error:
+            await put({"type": "http.response.body", "body": _event(error.body()), "more_body": True})
+        await put({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
+
+
+def _event(found: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

@@ -1,0 +1,297 @@
+"""Whatever is sent: an error in OpenAI's shape or a closed connection, and others are served as before."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import socket
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from rwkvflow.serve import server as serving
+from rwkvflow.serve.guard import Rules
+from rwkvflow.serve.work import Limits
+
+from .conftest import Running, Start
+
+MODEL = "rwkv7-demo-q8_0"
+POSTS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/tokenize",
+    "/detokenize",
+    "/apply-template",
+    "/v1/states",
+)
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: "
+GOOD = {"prompt": "Once", "seed": 1, "max_tokens": 3}
+
+
+def is_error(answer: httpx.Response) -> bool:
+    body = answer.json()["error"]
+    return (
+        answer.status_code >= 400
+        and sorted(body) == ["code", "message", "param", "type"]
+        and isinstance(body["message"], str)
+        and isinstance(body["type"], str)
+    )
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> httpx.Client:
+    return httpx.Client(base_url=server.url, timeout=60)
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_bodies_that_are_no_requests(path: str, client: httpx.Client) -> None:
+    chance = random.Random(path)
+    bodies = [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"1",
+        b'"a"',
+        b"\xff\xfe",
+        b'{"a": NaN}',
+        b"[" * 100_000,
+        b'{"prompt": "\\ud800"}',
+    ]
+    bodies += [bytes(chance.randrange(256) for _ in range(chance.randrange(60))) for _ in range(40)]
+    values = (None, -1, [], {}, [None], [[]], [{}], True, 1e300, [10**30], "x" * 10)
+    names = ("messages", "prompt", "input", "tokens", "content", "model")
+    bodies += [json.dumps({name: value}).encode() for name in names for value in values]
+    for body in bodies:
+        answer = client.post(path, content=body, headers={"content-type": "application/json"})
+        assert is_error(answer) if answer.status_code != 200 else answer.json(), body
+        assert answer.status_code in (200, 201, 400, 404), (body, answer.text)
+    plain = client.post(path, content=b"{}", headers={"content-type": "text/plain"})
+    assert plain.status_code == 415
+    assert is_error(plain)
+
+
+def test_fields_of_the_wrong_kind_are_named(client: httpx.Client) -> None:
+    for name in (
+        "temperature",
+        "top_p",
+        "n",
+        "seed",
+        "stop",
+        "max_tokens",
+        "stream",
+        "logit_bias",
+        "response_format",
+        "tools",
+    ):
+        body = {"messages": [{"role": "user", "content": "a"}], name: {"no": "such"} if name != "logit_bias" else 5}
+        answer = client.post("/v1/chat/completions", json=body)
+        assert answer.status_code == 400
+        assert str(answer.json()["error"]["param"]).startswith(name)
+
+
+def test_urls_and_methods_that_are_none(client: httpx.Client) -> None:
+    for method, path, status in (
+        ("GET", "/v1/absent", 404),
+        ("PUT", "/v1/models", 405),
+        ("GET", "/v1/chat/completions", 405),
+    ):
+        answer = client.request(method, path)
+        assert answer.status_code == status
+        assert is_error(answer)
+
+
+def test_who_may_call(start: Start) -> None:
+    limits = Limits(prompt=50, tokens=10)
+    rules = Rules(frozenset({"127.0.0.1"}), frozenset({"https://chat.example"}), ("secret", "other"), 2000)
+    guarded = start([MODEL], rules=rules, limits=limits)
+    with httpx.Client(base_url=guarded.url, timeout=60, headers={"authorization": "Bearer other"}) as client:
+        assert client.post("/v1/completions", json=GOOD).status_code == 200
+        for headers, status in (
+            ({"authorization": "Bearer wrong"}, 401),
+            ({"authorization": ""}, 401),
+            ({"authorization": "Basic other"}, 401),
+            ({"authorization": "Bearer ö".encode()}, 401),
+            ({"host": "evil.example"}, 421),
+            ({"host": f"evil.example:{guarded.port}"}, 421),
+            ({"host": "[bad"}, 421),
+            ({"origin": "https://evil.example"}, 403),
+            ({"origin": "null"}, 403),
+        ):
+            answer = client.post("/v1/completions", json=GOOD, headers=headers)  # type: ignore[arg-type]
+            assert answer.status_code == status, headers
+            assert is_error(answer)
+            assert "access-control-allow-origin" not in answer.headers
+        for origin in (guarded.url, "https://chat.example"):
+            answer = client.post("/v1/completions", json=GOOD, headers={"origin": origin})
+            assert answer.status_code == 200
+            assert answer.headers.get("access-control-allow-origin") == (origin if "chat" in origin else None)
+            assert "access-control-allow-credentials" not in answer.headers
+        asks = {"origin": "https://chat.example", "access-control-request-method": "POST", "authorization": ""}
+        assert client.options("/v1/completions", headers=asks).status_code == 204
+        assert client.options("/v1/completions", headers={**asks, "origin": "https://evil.example"}).status_code == 403
+        assert client.get("/health", headers={"authorization": ""}).status_code == 200
+        assert client.get("/", headers={"authorization": ""}).status_code == 200
+        assert client.get("/metrics", headers={"authorization": ""}).status_code == 401
+        # Limits.
+        for body, status in (
+            ({"prompt": "a" * 51}, 400),
+            ({"prompt": "a", "max_tokens": 11}, 400),
+            ({"prompt": "a" * 3000}, 413),
+        ):
+            answer = client.post("/v1/completions", json=body)
+            assert answer.status_code == status
+            assert is_error(answer)
+
+        def pieces() -> Any:
+            for _ in range(50):
+                yield b"x" * 100
+
+        answer = client.post("/v1/completions", content=pieces(), headers={"content-type": "application/json"})
+        assert answer.status_code == 413
+
+
+def raw(server: Running, data: bytes, *, wait: float = 20) -> bytes:
+    """Everything that comes until the server closes."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=wait) as connection:
+        connection.sendall(data)
+        out = b""
+        try:
+            while piece := connection.recv(65536):
+                out += piece
+                connection.settimeout(1)  # an answer came; another request would be heard
+        except TimeoutError:
+            assert out, "neither an answer nor an end"
+        except ConnectionResetError:
+            pass
+        return out
+
+
+def test_what_is_no_http(server: Running, client: httpx.Client) -> None:
+    chance = random.Random(4)
+    for data in (
+        b"\0\0\0\0\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET /\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -5\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"A: " + b"x" * 200_000 + b"\r\n\r\n",
+        bytes(chance.randrange(256) for _ in range(500)) + b"\r\n\r\n",
+    ):
+        answer = raw(server, data)
+        assert answer == b"" or answer.startswith(b"HTTP/1.1 4"), answer[:80]
+        assert client.get("/health").status_code == 200
+
+
+def test_silent_and_slow_clients_are_closed_and_hurt_nobody(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr("rwkvflow.serve.guard.BODY_SECONDS", 0.5)
+    server = start([MODEL])
+    head = HEAD + b"50\r\n\r\n"
+    begun = time.monotonic()
+    assert raw(server, b"") == b""
+    assert raw(server, b"GET / HTT") == b""
+    assert raw(server, head + b'{"prompt": ').startswith(b"HTTP/1.1 408")
+    assert time.monotonic() - begun < 15
+    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+        try:  # a byte now and then keeps no connection open
+            for _ in range(40):
+                connection.sendall(b"G")
+                time.sleep(0.05)
+            assert connection.recv(100) == b""
+        except OSError:
+            pass
+    assert httpx.post(f"{server.url}/v1/completions", json=GOOD, timeout=60).status_code == 200
+
+
+def test_who_reads_nothing_frees_the_slot(start: Start) -> None:
+    server = start([MODEL], slots=1)
+    body = json.dumps({"prompt": "Once", "max_tokens": 16000, "stream": True, "logit_bias": {"0": -1000}}).encode()
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall(HEAD + f"{len(body)}\r\n\r\n".encode() + body)
+        assert connection.recv(200).startswith(b"HTTP/1.1 200")
+    answer = httpx.post(f"{server.url}/v1/completions", json=GOOD, timeout=60)  # there is one slot only
+    assert answer.status_code == 200
+    (served,) = server.shelf.opened()
+    assert served.scheduler.figures.cancelled == 1
+
+
+def test_a_full_queue_answers_429(start: Start) -> None:
+    server = start([MODEL], slots=1, queue=0)
+    body = {"prompt": "Once", "max_tokens": 16000, "stream": True, "logit_bias": {"0": -1000}}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as busy:
+        lines = busy.iter_lines()
+        next(lines)
+        refused = httpx.post(f"{server.url}/v1/completions", json=GOOD, timeout=60)
+        assert refused.status_code == 429
+        assert is_error(refused)
+        assert int(refused.headers["retry-after"]) >= 1
+    for _ in range(100):
+        if (after := httpx.post(f"{server.url}/v1/completions", json=GOOD, timeout=60)).status_code == 200:
+            break
+        time.sleep(0.05)
+    assert after.status_code == 200
+
+
+def test_an_end_ends_streams_properly(start: Start) -> None:
+    server = start([MODEL])
+    body = {"prompt": "Once", "max_tokens": 16000, "stream": True, "logit_bias": {"0": -1000}}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as answer:
+        lines = answer.iter_lines()
+        assert next(lines).startswith("data: {")
+        server.server.end()
+        told = [line for line in lines if line]
+    assert json.loads(told[-2].removeprefix("data: "))["error"]["code"] == "server_closing"
+    assert told[-1] == "data: [DONE]"
+    server.thread.join(20)
+    assert not server.thread.is_alive()
+
+
+def test_states_are_kept_saved_and_loaded(
+    client: httpx.Client, server: Running, models: dict[str, Any], library: Any
+) -> None:
+    body = {"prompt": "Once there was", "seed": 4, "max_tokens": 20}
+    wanted = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    kept = client.post("/v1/states", json={"text": "Once there"})
+    assert kept.status_code == 201
+    state = kept.json()["id"]
+    assert kept.json()["tokens"] == 10
+    part = {**body, "prompt": " was", "state": state}
+    assert client.post("/v1/completions", json=part).json()["choices"][0]["text"] == wanted
+    more = client.post("/v1/states", json={"text": " was", "state": state}).json()
+    assert more["tokens"] == 14
+    assert (
+        client.post("/v1/completions", json={**body, "prompt": "", "state": more["id"]}).json()["choices"][0]["text"]
+        == wanted
+    )
+    file = client.get(f"/v1/states/{state}/file").content
+    loaded = client.post("/v1/states/load", content=file).json()
+    assert client.post("/v1/completions", json={**part, "state": loaded["id"]}).json()["choices"][0]["text"] == wanted
+    for bad in (file[:-1], file + b"x", b"", os.urandom(300)):
+        answer = client.post("/v1/states/load", content=bad)
+        assert answer.status_code == 400
+        assert is_error(answer)
+    assert client.post("/v1/states/load", params={"model": "rwkv7-demo-q4_0"}, content=file).status_code == 400
+    assert client.delete(f"/v1/states/{state}").json()["deleted"] is True
+    assert client.post("/v1/completions", json=part).status_code == 404
+    for other in (more["id"], loaded["id"]):
+        client.delete(f"/v1/states/{other}")
+
+
+def test_what_else_there_is(client: httpx.Client) -> None:
+    assert client.post("/tokenize", json={"content": "aé"}).json() == {"tokens": [97, 195, 169]}
+    assert client.post("/detokenize", json={"tokens": [97, 195, 169]}).json() == {"content": "aé"}
+    messages = [{"role": "user", "content": "hi"}]
+    prompt = client.post("/apply-template", json={"messages": messages, "enable_thinking": True}).json()["prompt"]
+    assert prompt == "User: hi\n\nAssistant: <think"
+    text = client.get("/metrics").text
+    assert f'rwkvflow_generated_total{{model="{MODEL}"}}' in text
+    described = client.get("/openapi.json").json()
+    assert described["openapi"].startswith("3.1")
+    assert set(POSTS) <= set(described["paths"])
+    page = client.get("/")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
