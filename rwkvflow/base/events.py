@@ -6,9 +6,9 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
-from rwkvflow.base.text import json_shown
+from rwkvflow.base.text import json_shown, shown
 
 Status = Literal["done", "cached", "failed", "skipped", "cancelled"]
 
@@ -83,6 +83,22 @@ class RunFinished(Event):
     skipped: int
     seconds: float
     published: tuple[str, ...] = ()  # where releases now stand
+
+
+E = TypeVar("E", bound=Event)
+
+
+def fit_to_show(event: E) -> E:
+    """The same event with all text in it fit for a terminal."""
+    return dataclasses.replace(event, **{name: _shown(value) for name, value in vars(event).items()})
+
+
+def _shown(value: object) -> object:
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, dict):
+        return {_shown(key): _shown(item) for key, item in value.items()}
+    return tuple(map(_shown, value)) if isinstance(value, tuple) else value
 
 
 Listener = Callable[[Event], None]

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, field
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
@@ -18,8 +19,8 @@ from rwkvflow.base.events import (
     StepLog,
     StepProgress,
     StepStarted,
+    fit_to_show,
 )
-from rwkvflow.base.text import shown, shown_line
 from rwkvflow.display.words import duration, figures, headline, one_line, summary
 
 STEP_WIDTH = 38  # most ids of steps; longer ones push the rest to the right
@@ -57,7 +58,7 @@ class LiveDisplay:
 
     def __call__(self, event: Event) -> None:
         with self._guard:
-            self._take(event)
+            self._take(fit_to_show(event))
 
     def close(self) -> None:
         """Take the bars down, so that the cursor and later output are in order."""
@@ -67,7 +68,7 @@ class LiveDisplay:
     def _take(self, event: Event) -> None:
         match event:
             case RunStarted():
-                self._print(Text(shown(headline(event)), style="bold"))
+                self._print(Text(headline(event), style="bold"))
             case StepStarted():
                 self._started(event)
             case StepProgress() if event.step in self._bars_by_step:
@@ -76,28 +77,28 @@ class LiveDisplay:
                     completed=event.done,
                     total=event.total,
                     amount=amount(event),
-                    label=one_line(event.label, 40),
+                    label=escape(one_line(event.label, 40)),
                 )
             case StepLog() if self.verbose:
-                self._print(Text(shown_line(f"  {event.step} | {event.line}"), style="dim"))
+                self._print(Text(f"  {event.step} | {event.line}", style="dim"))
             case StepFinished():
                 self._finished(event)
             case Notice():
                 style = "yellow" if event.level == "warning" else "dim"
-                self._print(Text(shown(event.message), style=style))
+                self._print(Text(event.message, style=style))
             case RunFinished():
-                self._print(Text(shown(summary(event)), style="bold red" if event.failed else "bold green"))
+                self._print(Text(summary(event), style="bold red" if event.failed else "bold green"))
 
     def _started(self, event: StepStarted) -> None:
         bar = self._bars.get(event.batch) if event.batch else None
         if bar is None:
-            bar = Bar(self._progress.add_task(event.batch or event.step, total=None, amount="", label=""))
+            bar = Bar(self._progress.add_task(escape(event.batch or event.step), total=None, amount="", label=""))
             self._bars[event.batch or event.step] = bar
         bar.steps.add(event.step)
         self._bars_by_step[event.step] = bar
         if event.batch:
             text = f"{event.batch} ({len(bar.steps)})" if len(bar.steps) > 1 else event.step
-            self._progress.update(bar.task, description=text)
+            self._progress.update(bar.task, description=escape(text))
 
     def _ended(self, step: str) -> None:
         bar = self._bars_by_step.pop(step, None)
@@ -121,7 +122,7 @@ class LiveDisplay:
             self.console.print(line, no_wrap=True, overflow="ellipsis", highlight=False)  # a row of a table
             return
         if event.message:
-            line.append(f"  {shown(event.message)}", style=style)
+            line.append(f"  {event.message}", style=style)
         self._print(line)
 
     def _print(self, text: Text) -> None:

@@ -13,6 +13,7 @@ from rwkvflow.documents.lock import LockedBase, LockedPackage, LockedWheel
 from rwkvflow.execute.base import Action, Job, Made, Probe, Product, Work
 from rwkvflow.execute.commands import Commands
 from rwkvflow.execute.publishing import publish_actions, publish_probes
+from rwkvflow.execute.smoke import in_two, is_smoke
 from rwkvflow.lock.local_files import local_path
 from rwkvflow.net.download import fetch_file, fetch_git
 from rwkvflow.net.source_package import fetch_package
@@ -35,7 +36,7 @@ def actions(store: Store, sandbox: Sandbox) -> dict[str, Action]:
         "source-package": lambda jobs, work: {job.step.id: _source_package(job, work) for job in jobs},
         "wheels": lambda jobs, work: {job.step.id: _wheels(store, job, work) for job in jobs},
         "environment": environments,
-        "sandbox": runner,
+        "sandbox": lambda jobs, work: in_two(runner, jobs, work) if is_smoke(jobs) else runner(jobs, work),
         **publish_actions(store),
     }
 

@@ -39,7 +39,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
                 command=WORKER_COMMAND,
                 params={"task": "reference", "params": common, "job": {}},
                 inputs={**_inputs(blueprint, which), "text": text},
-                outputs=("reference",),
+                outputs=("reference", "questions"),
                 code=blueprint.worker.digest,
                 environment=image_step(which.image),
                 limits=blueprint.limits("reference"),
@@ -58,7 +58,9 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
             inputs={
                 **_inputs(blueprint, which),
                 "reference": Ref(reference, "reference"),
+                "questions": Ref(reference, "questions"),
                 "engine": engine.used(blueprint, which.image),
+                "librwkv": engine.builtin(which.image),
                 **_llama(which),
                 name: convert.artifact(which),
             },
@@ -67,7 +69,13 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
             environment=image_step(which.image),
             limits=blueprint.limits("smoke"),
             batch=f"smoke/{which.model}@{which.image}",
+            local={"apart": _own_engine(blueprint), "compares": FORMATS[which.format].consumer != "librwkv"},
         )
+
+
+def _own_engine(blueprint: Blueprint) -> bool:
+    engine = blueprint.recipe.engine
+    return engine.source != "builtin" or bool(engine.cmake or engine.patches)
 
 
 def _llama(which: Artifact) -> dict[str, Input]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.protocol import open_channel
 
-TASKS = ("build-engine", "convert", "reference", "smoke")
+TASKS = ("ask", "build-engine", "convert", "reference", "smoke")
 
 
 def main(argv: list[str]) -> int:

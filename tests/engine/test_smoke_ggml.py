@@ -14,6 +14,7 @@ import pytest
 
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.protocol import parse
+from rwkvflow.worker.tasks import ask as ask_task
 from rwkvflow.worker.tasks import convert as convert_task
 from rwkvflow.worker.tasks import reference as reference_task
 from rwkvflow.worker.tasks import smoke as smoke_task
@@ -46,9 +47,10 @@ def place(
     convert_task.run({"task": "convert", "params": {}, "jobs": jobs})
     for name in GGML:
         Path("out", name).rename(Path("in", name))
-    job = {"id": "r", "params": {}, "outputs": {"reference": "out/reference"}}
+    job = {"id": "r", "params": {}, "outputs": {"reference": "out/reference", "questions": "out/questions"}}
     reference_task.run({"task": "reference", "params": PARAMS, "jobs": [job]})
-    Path("out/reference").rename("in/reference")
+    for name in ("reference", "questions"):
+        Path("out", name).rename(Path("in", name))
     capfd.readouterr()
     return tmp_path
 
@@ -59,8 +61,16 @@ def run(capfd: Any, jobs: list[tuple[str, str]], **params: Any) -> tuple[list[st
         {"id": name, "params": {"format": kind, "input": name}, "outputs": {"smoke": f"out/{name}.json"}}
         for kind, name in jobs
     ]
-    smoke_task.run({"task": "smoke", "params": {**PARAMS, **params}, "jobs": full})
+    asked = [{**job, "outputs": {"answers": f"out/answers-{job['id']}"}} for job in full]
+    ask_task.run({"task": "ask", "params": {**PARAMS, **params}, "jobs": asked})
     found = [m for line in capfd.readouterr().out.splitlines() if (m := parse(line))]
+    told = {m["output"]["job"] for m in found if "output" in m}
+    for job in full:  # one at a time: here several jobs may have the same format
+        if job["id"] in told:
+            Path(f"out/answers-{job['id']}").replace(f"in/answers-{job['params']['format']}")
+            smoke_task.run({"task": "smoke", "params": {**PARAMS, **params}, "jobs": [job]})
+    found = [m for m in found if "failed" in m]
+    found += [m for line in capfd.readouterr().out.splitlines() if (m := parse(line))]
     passed = [m["output"]["job"] for m in found if "output" in m]
     return passed, {m["failed"]["job"]: m["failed"]["message"] for m in found if "failed" in m}
 

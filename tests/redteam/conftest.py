@@ -135,6 +135,7 @@ def _spec(folder: Path, locked: Any) -> EnvironmentSpec:
     wheels = folder / "wheels"
     wheels.mkdir()
     pip, hello = pip_wheel(wheels), make_wheel(wheels, "hello", "1.2", {"hello.py": ""})
+    tool = make_wheel(wheels, "tool", "3.0", {"tool.py": ""})
     code = folder / "worker"
     shutil.copytree(PACKAGE / "worker", code, ignore=shutil.ignore_patterns("__pycache__"))
     (code / "tasks" / "reference.py").write_text(TASK)
@@ -142,11 +143,15 @@ def _spec(folder: Path, locked: Any) -> EnvironmentSpec:
     return EnvironmentSpec(
         tag=TAG,
         image="redteam",
-        dockerfile=render_dockerfile(base=locked, python="3.11", engines=[], toolchain=False) if docker else "",
+        dockerfile=render_dockerfile(base=locked, python="3.11", engines=[]) if docker else "",
         base=pinned_reference(locked) if docker else None,
         python="3.11" if docker else PYTHON,
         wheels=wheels,
-        requirements={"installer.txt": requirement(pip), "worker.txt": requirement(hello)},
+        requirements={
+            "installer.txt": requirement(pip),
+            "toolchain.txt": requirement(tool),
+            "worker.txt": requirement(hello),
+        },
         context={"code/rwkvflow/worker": code},
     )
 

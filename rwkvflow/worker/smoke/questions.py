@@ -31,6 +31,7 @@ class Questions:
     prompts  each with at least one token, continued greedily by `tokens`
     truth    the reference's logits [n, V] after the first n tokens, from which the divergence is reckoned, if at all
     speed    whether tokens of the text are timed
+    deferred whether figures are reckoned only of tokens whose logits are not kept: the judge reckons the others
     """
 
     text: tuple[int, ...]
@@ -39,6 +40,7 @@ class Questions:
     tokens: int
     truth: Array | None = field(default=None, compare=False, repr=False)
     speed: bool = False
+    deferred: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,10 @@ class Reference:
     tokenizer: str
     note: str | None
 
-    def asked(self, *, speed: bool = False) -> Questions:
-        """The questions as an artifact is asked them: beside the reference's logits."""
-        return replace(self.questions, truth=self.answers.logits, speed=speed)
+    @property
+    def judged(self) -> Questions:
+        """The questions beside the reference's logits: for whoever reckons, and for nobody who answers."""
+        return replace(self.questions, truth=self.answers.logits)
 
 
 def write_arrays(path: Path, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
@@ -153,10 +156,34 @@ def write_answers(path: Path, answers: Answers) -> None:
     write_arrays(path, arrays, {**meta, "pace": None if answers.pace is None else asdict(answers.pace)})
 
 
-def read_answers(path: Path) -> Answers:
-    """Reverse of write_answers."""
-    arrays, meta = read_arrays(path)
+def read_answers(path: Path, *, mapped: bool = False) -> Answers:
+    """Reverse of write_answers; `mapped`: the logits are a memory map."""
+    arrays, meta = read_arrays(path, "logits" if mapped else "")
     return _answers(path, arrays, meta)
+
+
+def write_questions(path: Path, reference: Reference) -> None:
+    """What an artifact is asked, as JSON: nothing of what the reference says but how many logits are wanted."""
+    asked = reference.questions
+    content = {
+        "text": asked.text,
+        "logits": len(reference.answers.logits),
+        "prompts": asked.prompts,
+        "tokens": asked.tokens,
+        "group_norm_eps": reference.group_norm_eps,
+    }
+    path.write_text(json.dumps(content, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_questions(path: Path, *, speed: bool) -> tuple[Questions, float | None]:
+    """The questions and the epsilon of the group norm. Raises WorkerError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        prompts = tuple(tuple(row) for row in content["prompts"])
+        asked = Questions(tuple(content["text"]), content["logits"], prompts, content["tokens"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WorkerError(f"{path.name} was not written by the reference task: {error}") from None
+    return replace(asked, speed=speed, deferred=True), content["group_norm_eps"]
 
 
 def write_reference(path: Path, reference: Reference) -> None:

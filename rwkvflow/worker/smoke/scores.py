@@ -33,7 +33,7 @@ class Scores:
         self._questions = questions
         self._text = np.asarray(questions.text)
         self._read = 0
-        self._kept: list[Array] = []
+        self._kept: Array | None = None
         self._losses: list[NDArray[np.float64]] = []
         self._likeliest: list[NDArray[np.int64]] = []
         self._divergence: list[NDArray[np.float64]] = []
@@ -55,20 +55,30 @@ class Scores:
         if seconds := self._seconds[WARM_UP:]:
             pace = Pace(1 / statistics.median(seconds), len(seconds), threads)
         return Answers(
-            np.concatenate(self._kept),
-            np.concatenate(self._losses).astype(np.float32),
-            np.concatenate(self._likeliest).astype(np.int32),
+            np.empty((0, 0), np.float32) if self._kept is None else self._kept[: self._read],
+            np.concatenate([np.empty(0), *self._losses]).astype(np.float32),
+            np.concatenate([np.empty(0, np.int64), *self._likeliest]).astype(np.int32),
             continuations,
             divergence=np.concatenate(self._divergence) if self._divergence else None,
             runtime=runtime,
             pace=pace,
         )
 
+    def _keep(self, at: int, rows: Array) -> None:
+        if self._kept is None:  # at once: rows can be hundreds of megabytes
+            self._kept = np.empty((min(self._questions.logits, len(self._text)), rows.shape[1]), np.float32)
+        self._kept[at : at + len(rows)] = rows[: len(self._kept) - at]
+
     def _take(self, logits: Array) -> None:
         at, count = self._read, len(logits)
         self._read += count
         if at < self._questions.logits:
-            self._kept.append(np.array(logits[: self._questions.logits - at], np.float32))
+            self._keep(at, logits[: self._questions.logits - at])
+        if self._questions.deferred:
+            logits = logits[max(0, self._questions.logits - at) :]
+            at, count = self._read - len(logits), len(logits)
+            if not count:
+                return
         self._likeliest.append(logits.argmax(1))
         found = _softmax(logits)
         targets = self._text[at + 1 : at + count + 1]

@@ -1,4 +1,4 @@
-"""The process in which the task "smoke" runs artifacts with the software of their users: a crash fails one artifact.
+"""The process in which the task "ask" runs artifacts with the software of their users: a crash fails one artifact.
 
     python3 -m rwkvflow.worker.tasks.consume ORDER.json
 
@@ -16,13 +16,13 @@ from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.runner import Task, run_artifact
 from rwkvflow.worker.model.origin import origin_of
-from rwkvflow.worker.smoke.questions import read_reference, write_answers
+from rwkvflow.worker.smoke.questions import read_questions, write_answers
 
 
 def main(argv: list[str]) -> int:
     """Runs one artifact after the other; exits with 0 when each has answers or a message."""
     order = json.loads(Path(argv[0]).read_text(encoding="utf-8"))
-    questions = read_reference(Path(order["reference"])).asked(speed=order.get("speed", False))
+    questions, eps = read_questions(Path(order["questions"]), speed=order.get("speed", False))
     origin = origin_of(Path(order["checkpoint"]).parent, order)
     for entry in order["artifacts"]:
         answers = Path(entry["answers"])
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
         try:
             if (found := FORMATS.get(entry["format"])) is None:
                 raise WorkerError(f"nothing here can run the format {entry['format']}")
-            task = Task(Path(entry["artifact"]), origin, Path(order["engine"]), order["group_norm_eps"], found)
+            task = Task(Path(entry["artifact"]), origin, Path(order["engine"]), eps, found)
             write_answers(partial, run_artifact(task, questions))
             partial.rename(answers)
         except (WorkerError, OSError, MemoryError) as error:

@@ -2,7 +2,7 @@
 
 Inputs: in/checkpoint with in/lora and in/state (see origin), in/text (UTF-8), in/tokenizer where the recipe names one.
 Parameters: prompts, tokens, tokenizer, group_norm_eps, lora_alpha, and optionally text_tokens and logit_tokens. One job
-with the output "reference".
+with the outputs "reference" and "questions", which is what of it an artifact may know.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rwkvflow.worker.smoke.questions import (
     TRUTH_BYTES,
     Questions,
     Reference,
+    write_questions,
     write_reference,
 )
 from rwkvflow.worker.tasks.outputs import finish
@@ -58,6 +59,9 @@ def run(request: dict[str, Any]) -> None:
     for prompt, tokens in zip(params["prompts"], answers.continuations, strict=True):
         emit(note={"job": job["id"], "key": "continuation", "value": prompt + tokenizer.decode(tokens)})
     finish(job["id"], "reference", output)
+    if place := job["outputs"].get("questions"):
+        write_questions(Path(place), reference)
+        finish(job["id"], "questions", Path(place))
 
 
 def ask(params: dict[str, Any], text: str, tokenizer: Tokenizer) -> Questions:

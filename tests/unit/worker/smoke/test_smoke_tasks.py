@@ -17,6 +17,7 @@ from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.runner import Task, run_artifact
 from rwkvflow.worker.protocol import parse
 from rwkvflow.worker.smoke.questions import read_reference
+from rwkvflow.worker.tasks import ask as ask_task
 from rwkvflow.worker.tasks import reference as reference_task
 from rwkvflow.worker.tasks import smoke as smoke_task
 
@@ -37,9 +38,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_reference(capsys: pytest.CaptureFixture[str], **params: Any) -> list[dict[str, Any]]:
-    job = {"id": "reference/m@i", "params": {}, "outputs": {"reference": "out/deep/reference.npz"}}
+    job = {
+        "id": "reference/m@i",
+        "params": {},
+        "outputs": {"reference": "out/deep/reference.npz", "questions": "out/q"},
+    }
     reference_task.run({"task": "reference", "params": {**PARAMS, **params}, "jobs": [job]})
     Path("out/deep/reference.npz").rename("in/reference")
+    Path("out/q").rename("in/questions")
     return messages(capsys)
 
 
@@ -56,8 +62,16 @@ def run_smoke(capfd: pytest.CaptureFixture[str], *jobs: dict[str, Any], **params
         }
         for n, job in enumerate(jobs)
     ]
-    smoke_task.run({"task": "smoke", "params": {**PARAMS, **params}, "jobs": full})
-    return messages(capfd)
+    asked = [{**job, "outputs": {"answers": f"out/answers-{n}"}} for n, job in enumerate(full)]
+    ask_task.run({"task": "ask", "params": {**PARAMS, **params}, "jobs": asked})
+    found = messages(capfd)
+    told = {output["job"] for output in of("output", found)}
+    found = [message for message in found if "output" not in message]
+    for n, job in enumerate(full):  # one at a time: here several jobs may have the same format
+        if job["id"] in told:
+            Path(f"out/answers-{n}").replace(f"in/answers-{job['params']['format']}")
+            smoke_task.run({"task": "smoke", "params": {**PARAMS, **params}, "jobs": [job]})
+    return found + messages(capfd)
 
 
 def of(kind: str, found: list[dict[str, Any]]) -> list[Any]:
@@ -79,7 +93,8 @@ def test_reference_holds_what_smoke_needs_and_is_deterministic(place: Path, caps
     assert kept.answers.losses.shape == (len(TEXT) - 1,)
     assert [len(row) for row in kept.answers.continuations] == [4, 4]
     assert kept.questions.prompts == (tuple(b"The "), (0,))
-    (output,) = of("output", found)
+    output, questions = of("output", found)
+    assert questions["name"] == "questions"
     assert (output["job"], output["size"]) == ("reference/m@i", len(first))
     assert {note["key"] for note in of("note", found)} == {"perplexity", "continuation"}
     make_reference(capsys)
@@ -177,7 +192,7 @@ def test_a_crash_costs_one_artifact(place: Path, capfd: Any, monkeypatch: pytest
         "sys.exit(consume.main(sys.argv[1:]))\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(place / "lib"))
-    monkeypatch.setattr(smoke_task, "CONSUMERS", "dying")
+    monkeypatch.setattr(ask_task, "CONSUMERS", "dying")
     names = ("good", "crash", "memory", "good", "quit")
     for name in ("crash", "memory", "quit"):
         artifact(name)
