@@ -32,11 +32,11 @@ def read_told(path: Path, reference: Reference) -> Answers:
     count = len(asked.text)
     logits = told.logits
     shapes = (logits.shape[:1], told.losses.shape, told.likeliest.shape)
-    types = (logits.dtype, told.losses.dtype, told.likeliest.dtype)
+    types = [array.dtype.str for array in (logits, told.losses, told.likeliest)]
     if (
         logits.ndim != 2
         or shapes != ((kept,), (max(0, count - 1 - kept),), (count - kept,))
-        or types != (np.float32, np.float32, np.int32)
+        or types != ["<f4", "<f4", "<i4"]
         or not _proper(told, logits.shape[1], [asked.tokens] * len(asked.prompts))
     ):
         raise WorkerError("its answers are none to the questions that were asked")
