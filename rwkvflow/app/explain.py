@@ -12,7 +12,7 @@ from rwkvflow.documents.yaml.nearest import did_you_mean
 from rwkvflow.execute.actions import probes
 from rwkvflow.plan.explain import differences
 from rwkvflow.plan.plan import Standing, input_digests, survey
-from rwkvflow.plan.step import Input, Json, Ref, Source, Step, key_of
+from rwkvflow.plan.step import Input, Json, Ref, Source, Step, expected, key_of
 from rwkvflow.stages.image import dockerfile
 from rwkvflow.store.store import Output, Store, run_id
 
@@ -25,14 +25,14 @@ class StoreShelf:
         self.run = run_id(prepared.request.recipe)
         self.probes = probes(prepared.store, prepared.sandbox)
 
-    def digests(self, key: str) -> Mapping[str, str] | None:
+    def digests(self, step: Step, key: str) -> Mapping[str, str] | None:
         """Output name → digest of a finished step."""
-        record = self.store.lookup(key)
+        record = self.store.lookup(key, expected(step))
         return None if record is None else {name: output.digest for name, output in record.outputs.items()}
 
     def intact(self, step: Step, key: str) -> bool:
         """Whether what the step made is still there."""
-        record = self.store.lookup(key)
+        record = self.store.lookup(key, expected(step))
         outputs: Mapping[str, Output] = record.outputs if record else {}
         probe = self.probes.get(step.action)
         return (
@@ -60,7 +60,7 @@ def missing(prepared: Prepared) -> dict[str, str]:
     found = {name: rows[name].why for name in needed if rows[name].state != "cached"}
     if not found and any(rows[step.id].state != "cached" for step in publishing):
         for name in needed:
-            record = prepared.store.lookup(rows[name].key or "")
+            record = prepared.store.lookup(rows[name].key or "", expected(prepared.plan.steps[name]))
             if record is None or not prepared.store.bring(record.outputs.values()):
                 found[name] = "what it made is gone or damaged"
     return found
@@ -127,7 +127,12 @@ def parts_now(prepared: Prepared, step: Step, shelf: StoreShelf) -> dict[str, Js
     known: dict[Ref, str] = {}
     for row in survey(prepared.plan, shelf):
         if row.state != "waits" and row.key is not None:
-            known.update({Ref(row.step, name): d for name, d in (shelf.digests(row.key) or {}).items()})
+            known.update(
+                {
+                    Ref(row.step, name): d
+                    for name, d in (shelf.digests(prepared.plan.steps[row.step], row.key) or {}).items()
+                }
+            )
     digests = input_digests(step, known.get)
     return None if digests is None else step.parts(digests)
 
@@ -143,7 +148,7 @@ def engine_patches(prepared: Prepared) -> list[str]:
     for row in standing(prepared):
         if prepared.plan.steps[row.step].stage != "engine":
             continue
-        record = prepared.store.lookup(row.key) if row.key else None
+        record = prepared.store.lookup(row.key, expected(prepared.plan.steps[row.step])) if row.key else None
         folder = prepared.store.path(record.outputs["engine"].digest) if record else None
         if folder is None:
             raise StepFailed(f"{row.step} has not been built", remedy="run `rwkvflow engine build` first")

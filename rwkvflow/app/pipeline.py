@@ -45,6 +45,7 @@ class Request:
     only: tuple[str, ...] = ()
     publish: bool = True
     remote: str | None = None
+    remote_read_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ def open_store(request: Request, emit: Listener = silent) -> Store:
     if request.remote:
         from rwkvflow.store.remote import Remote
 
-        store.remote = Remote(request.remote, lambda text: emit(Notice(text, "warning")))
+        told = lambda text: emit(Notice(text, "warning"))  # noqa: E731
+        store.remote = Remote(request.remote, told, write=not request.remote_read_only)
     return store
 
 

@@ -40,7 +40,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file; None where it is absent or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

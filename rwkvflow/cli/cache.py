@@ -72,3 +72,19 @@ def cache_gc(store: Any, older_than: float | None, max_size: str | None, dry_run
         )
     freed = sum(entry.size for entry in gone) / 1e6
     click.echo(f"{len(gone)} {'would be ' if dry_run else ''}removed, {freed:.1f} MB")
+
+
+@cache.command("forget-remote")
+@click.argument("url", required=False)
+@click.pass_obj
+def cache_forget_remote(store: Any, url: str | None) -> None:
+    """Forget what remote stores said of finished steps.
+
+    Only what the store at URL said, where it is given. What was made here stays, and so do all files.
+    """
+    from rwkvflow.base.hashing import text_digest
+    from rwkvflow.store.collect import forget_remote
+
+    with store.exclusive():
+        count = forget_remote(store, text_digest(url).removeprefix("sha256:")[:16] if url else None)
+    click.echo(f"{count} record{'' if count == 1 else 's'} forgotten")

@@ -54,6 +54,12 @@ _RUN_OPTIONS: tuple[Callable[..., Any], ...] = (
         metavar="URL",
         help="Also use this shared store: any fsspec URL, e.g. s3://bucket/folder",
     ),
+    click.option(
+        "--remote-read-only",
+        is_flag=True,
+        envvar="RWKVFLOW_REMOTE_READ_ONLY",
+        help="Take from the remote store, and send nothing to it",
+    ),
     click.option("--locked", is_flag=True, help="Refuse if the lock is missing or disagrees with the recipe"),
     click.option(
         "--only", multiple=True, metavar="ID", help="Make only these artifacts: model/format@image, globs allowed"
@@ -80,6 +86,7 @@ def request_of(recipe: Path, options: dict[str, Any]) -> Request:
         locked=options["locked"],
         only=tuple(options["only"]),
         remote=options["remote"],
+        remote_read_only=options["remote_read_only"],
     )
 
 

@@ -22,7 +22,7 @@ from rwkvflow.base.events import Listener, StepFinished, StepLog, StepProgress, 
 from rwkvflow.execute.base import Action, Job, Made, Outcome, Probe, Work
 from rwkvflow.execute.log_file import LogFile
 from rwkvflow.plan.plan import Plan, input_digests, needs, reason
-from rwkvflow.plan.step import Ref, Source, Step, key_of
+from rwkvflow.plan.step import Ref, Source, Step, expected, key_of
 from rwkvflow.store.store import Output, Record, Store
 
 RECORD, PRESENT = 1, 2
@@ -116,7 +116,7 @@ class LocalExecutor:
             return
         parts = step.parts(digests)
         key = key_of(parts)
-        record = self.store.lookup(key)
+        record = self.store.lookup(key, expected(step))
         if record is not None and self._usable(step, key, record):
             self.store.remember(self.run_id, name, parts)
             if self._level[name] == PRESENT:
@@ -267,7 +267,7 @@ class LocalExecutor:
                 stack.enter_context(self.store.working_on(key))
             todo = []
             for step, key, digests in steps:
-                record = self.store.lookup(key)  # another run may have finished it while we waited
+                record = self.store.lookup(key, expected(step))  # another run may have finished it while we waited
                 if record is not None and self._intact(step, key, record.outputs):
                     outcomes[step.id] = Outcome("cached", key, record.outputs, record.notes, seconds=record.seconds)
                 else:

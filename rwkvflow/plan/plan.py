@@ -82,7 +82,7 @@ def input_digests(step: Step, output_of: Callable[[Ref], str | None]) -> dict[st
 class Shelf(Protocol):
     """What a survey asks of the store."""
 
-    def digests(self, key: str) -> Mapping[str, str] | None:
+    def digests(self, step: Step, key: str) -> Mapping[str, str] | None:
         """Output name → digest of a finished step, or None."""
 
     def intact(self, step: Step, key: str) -> bool:
@@ -118,7 +118,7 @@ def survey(plan: Plan, shelf: Shelf) -> list[Standing]:
         assert digests is not None  # noqa: S101 - nothing is open, so every input is known
         parts = step.parts(digests)
         key = key_of(parts)
-        outputs = shelf.digests(key)
+        outputs = shelf.digests(step, key)
         if outputs is None:
             found[step.id] = Standing(step.id, "run", reason(parts, shelf.last(step.id)), key)
             continue

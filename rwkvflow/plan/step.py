@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rwkvflow.store.store import Wanted
+
 Json = Any  # what json.dumps takes; never a float that is not exactly representable in the recipe
 
 
@@ -84,6 +86,20 @@ class Step:
             "outputs": list(self.outputs),
             "code": self.code,
         }
+
+
+#: What an output of a built-in stage is, by its name; an artifact is a folder for some formats.
+_KINDS = {
+    **dict.fromkeys(("file", "environment", "smoke", "reference", "release"), "file"),
+    **dict.fromkeys(("folder", "wheels", "engine"), "tree"),
+}
+
+
+def expected(step: Step) -> Wanted:
+    """What a record has to look like to be this step's; a fetched file's digest is known beforehand."""
+    kinds = {name: None if step.stage == "extra" else _KINDS.get(name) for name in step.outputs}
+    pinned = {"file": f"sha256:{step.params['sha256']}"} if step.action == "fetch" and "sha256" in step.params else {}
+    return Wanted(step.id, kinds, pinned)
 
 
 def canonical(value: Json) -> bytes:

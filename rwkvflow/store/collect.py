@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rwkvflow.base.files import remove
+from rwkvflow.base.files import read_json, remove
 from rwkvflow.base.hashing import file_digest, tree_digest, walk
 from rwkvflow.store.store import Store
 
@@ -38,10 +37,24 @@ class Damage:
 
 def _records(store: Store) -> Iterator[tuple[Path, dict[str, object]]]:
     for path in sorted((store.root / "index").glob("*/*.json")):
-        try:
-            yield path, json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            yield path, {}
+        yield path, read_json(path) or {}
+
+
+def _digests(outputs: object) -> list[str]:
+    """The digests in a record's outputs, whatever else may be in a damaged one."""
+    values = outputs.values() if isinstance(outputs, dict) else ()
+    return [str(value.get("digest")) for value in values if isinstance(value, dict)]
+
+
+def forget_remote(store: Store, remote: str | None = None) -> int:
+    """Drop the records that came from a remote store (its id; None: from any); how many there were."""
+    count = 0
+    for path, record in _records(store):
+        said = record.get("remote")
+        if said and remote in (None, said):
+            path.unlink(missing_ok=True)
+            count += 1
+    return count
 
 
 def entries(store: Store) -> list[Entry]:
@@ -50,8 +63,7 @@ def entries(store: Store) -> list[Entry]:
     used: dict[str, float] = {}
     for path, record in _records(store):
         outputs = record.get("outputs")
-        for output in outputs.values() if isinstance(outputs, dict) else ():
-            digest = str(output.get("digest"))
+        for digest in _digests(outputs):
             steps.setdefault(digest, set()).add(str(record.get("step")))
             used[digest] = max(used.get(digest, 0.0), path.stat().st_mtime)
     found = []
@@ -103,7 +115,7 @@ def collect(
             remove(entry.path)
         for path, record in _records(store):
             outputs = record.get("outputs")
-            names = [str(o.get("digest")) for o in outputs.values()] if isinstance(outputs, dict) else []
+            names = _digests(outputs)
             if not names or any(name in gone for name in names):
                 path.unlink(missing_ok=True)
                 (store.root / "logs" / f"{path.stem}.log").unlink(missing_ok=True)

@@ -16,14 +16,14 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rwkvflow.base.errors import RwkvflowError, UsageError
 from rwkvflow.base.hashing import file_digest, text_digest, tree_digest
-from rwkvflow.store.store import Output, Record, Store, digest_hex
+from rwkvflow.store.store import Output, Record, Store, Wanted, digest_hex, parse_record, record_json
 from rwkvflow.store.tree_archive import ArchiveError, pack, unpack
 
 T = TypeVar("T")
@@ -58,8 +58,8 @@ class Remote:
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
-    def lookup(self, key: str) -> Record | None:
-        """The record that somebody stored for a step key."""
+    def lookup(self, key: str, wanted: Wanted | None = None) -> Record | None:
+        """The record that somebody stored for a step key; one that is odd, or of another step, is told and unused."""
         since = self._absent.get(key)
         if since is not None and time.monotonic() - since < MISSING_FOR_S:
             return None
@@ -67,9 +67,13 @@ class Remote:
         data = self._try(f"reading {path}", lambda: self._read(path))
         if data is not None:
             try:
-                return _record(key, data)
-            except (KeyError, TypeError, ValueError, AttributeError, RwkvflowError) as error:
-                self._tell(f"remote store: the record {key[:12]} is damaged ({error}); ignored")
+                record = _record(key, data)
+                if wanted is not None and (problem := wanted.problem(record)):
+                    raise ValueError(problem)
+                return record
+            except ValueError as error:
+                words = ascii(str(error))[1:-1][:300]
+                self._tell(f"remote store: the record {key[:12]} is damaged ({words}); ignored")
         self._absent[key] = time.monotonic()
         return None
 
@@ -143,7 +147,9 @@ class Remote:
                 if path is None:
                     return False
                 self._send_output(output, path, store)
-            text = json.dumps({"key": key, **asdict(record)}, sort_keys=True, ensure_ascii=False)
+            text = json.dumps(
+                {"key": key, **record_json(replace(record, remote=""))}, sort_keys=True, ensure_ascii=False
+            )
             self._write(self._path("index", key, ".json"), text.encode())
             self._absent.pop(key, None)
             return True
@@ -256,18 +262,13 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 def _record(key: str, data: bytes) -> Record:
-    """Strict: whatever is odd raises ValueError, KeyError or TypeError."""
-    entry = json.loads(data)
-    if entry["key"] != key:
-        raise ValueError("it is of another step")
-    outputs = {str(name): _output(value) for name, value in entry["outputs"].items()}
-    notes = {str(name): str(value) for name, value in entry["notes"].items()}
-    return Record(str(entry["step"]), outputs, float(entry["seconds"]), notes)
-
-
-def _output(value: Mapping[str, Any]) -> Output:
-    output = Output(str(value["digest"]), str(value["kind"]), value["size"])
-    if output.kind not in ("file", "tree") or not isinstance(output.size, int) or output.size < 0:
-        raise ValueError(f"not an output: {value}")
-    digest_hex(output.digest)
-    return output
+    """Raises ValueError for whatever is odd."""
+    if len(data) >= RECORD_BYTES:
+        raise ValueError(f"it has more than {RECORD_BYTES} bytes")
+    try:
+        entry = json.loads(data)
+        if entry["key"] != key:
+            raise ValueError("it is of another step")
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    return replace(parse_record(entry), remote="")

@@ -21,10 +21,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -32,6 +33,7 @@ from urllib.parse import quote
 from rwkvflow.base.errors import RwkvflowError, StoreError
 from rwkvflow.base.files import clear_errors, locked, read_json, remove, sync, write_json
 from rwkvflow.base.hashing import file_digest, text_digest, tree_digest, walk
+from rwkvflow.base.names import checked_part
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,29 @@ class Record:
     outputs: dict[str, Output]
     seconds: float = 0.0
     notes: dict[str, str] = field(default_factory=dict)
+    remote: str = field(default="", compare=False)  # id of the remote store that said so; "" for what was done here
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the record of a step has to look like. `kinds` gives None where an output may be a file or a tree."""
+
+    step: str
+    kinds: Mapping[str, str | None]
+    digests: Mapping[str, str] = field(default_factory=dict)  # of outputs that are known before
+
+    def problem(self, record: Record) -> str | None:
+        """Why a record is not this step's, in words."""
+        if record.step != self.step:
+            return f"it is of {record.step!a:.80}, not of {self.step}"
+        if set(record.outputs) != set(self.kinds):
+            return f"it has the outputs {sorted(record.outputs)!a:.80}, not {sorted(self.kinds)}"
+        for name, output in record.outputs.items():
+            if self.kinds[name] not in (None, output.kind):
+                return f"its {name} is a {output.kind}, not a {self.kinds[name]}"
+            if self.digests.get(name, output.digest) != output.digest:
+                return f"its {name} is another than the one that is pinned"
+        return None
 
 
 class Second(Protocol):
@@ -60,8 +85,8 @@ class Second(Protocol):
     def id(self) -> str:
         """Tells remote stores apart; fit for a file name."""
 
-    def lookup(self, key: str) -> Record | None:
-        """The record of a step that somebody finished."""
+    def lookup(self, key: str, wanted: Wanted | None = None) -> Record | None:
+        """The record of a step that somebody finished, where it is as it has to be."""
 
     def has(self, output: Output) -> bool:
         """Whether the bytes seem to be there."""
@@ -77,8 +102,9 @@ def default_root() -> Path:
     """$RWKVFLOW_STORE, else rwkvflow/ in the user's cache folder."""
     if named := os.environ.get("RWKVFLOW_STORE"):
         return Path(named).expanduser().absolute()
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(cache) / "rwkvflow"
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    # Its standard: a path that is not absolute is to be ignored.
+    return (Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache") / "rwkvflow"
 
 
 class Store:
@@ -159,10 +185,14 @@ class Store:
         return None
 
     def _place(self, source: Path, target: Path) -> None:
+        """What is whole stays as it is, whatever comes under its name; what is damaged is mended."""
         target.parent.mkdir(exist_ok=True)
-        if target.is_dir():  # a file is replaced, which mends a damaged one
-            remove(source)
-            return
+        if os.path.lexists(target):
+            if _whole(target):
+                remove(source)
+                return
+            if target.is_dir() or source.is_dir():
+                remove(target)
         try:
             source.rename(target)
         except OSError as error:
@@ -173,24 +203,31 @@ class Store:
 
     # ---- index -------------------------------------------------------------------------------------------------
 
-    def lookup(self, key: str) -> Record | None:
-        """The record of a finished step; its outputs may since have been collected: ask `present`."""
+    def lookup(self, key: str, wanted: Wanted | None = None) -> Record | None:
+        """The record of a finished step; its outputs may since have been collected: ask `present`.
+
+        What a remote store said is looked at again: it counts only while that store is given, and only where it is
+        what is `wanted`.
+        """
         path = self._index(key)
         entry = read_json(path)
-        if entry is None:
-            return self._lookup_remote(key)
         try:
-            outputs = {name: Output(**output) for name, output in entry["outputs"].items()}
-            record = Record(entry["step"], outputs, entry["seconds"], entry["notes"])
-        except (KeyError, TypeError):
-            return None
+            record = None if entry is None else parse_record(entry)
+        except ValueError:
+            record = None
+        if record is not None and record.remote:
+            known = self.remote is not None and self.remote.id == record.remote
+            record = record if known and (wanted is None or wanted.problem(record) is None) else None
+        if record is None:
+            return self._lookup_remote(key, wanted)
         with contextlib.suppress(OSError):
             os.utime(path)
         return record
 
-    def _lookup_remote(self, key: str) -> Record | None:
-        record = self.remote.lookup(key) if self.remote else None
-        if record is not None:
+    def _lookup_remote(self, key: str, wanted: Wanted | None) -> Record | None:
+        record = self.remote.lookup(key, wanted) if self.remote else None
+        if record is not None and self.remote is not None:
+            record = replace(record, remote=self.remote.id)
             self.record(key, record)
             self._shared(key).touch()
         return record
@@ -199,7 +236,7 @@ class Store:
         """Make a finished step known. Its outputs must be stored already."""
         with clear_errors(f"recording {record.step}"):
             self._index(key).parent.mkdir(exist_ok=True)
-            write_json(self._index(key), asdict(record))
+            write_json(self._index(key), record_json(record))
 
     def forget(self, key: str) -> None:
         """Remove a record, so that the step runs again."""
@@ -296,6 +333,50 @@ class Store:
                 continue
 
 
+def _whole(path: Path) -> bool:
+    """Whether a blob or tree of the store is what its name says."""
+    try:
+        if path.is_symlink():
+            return False
+        return (tree_digest(path) if path.is_dir() else file_digest(path)) == f"sha256:{path.name}"
+    except OSError:
+        return False
+
+
+def record_json(record: Record) -> dict[str, Any]:
+    """A record as the index holds it."""
+    entry = asdict(record)
+    if not record.remote:
+        del entry["remote"]
+    return entry
+
+
+def parse_record(entry: Any) -> Record:
+    """A record from JSON, of this machine or another. Raises ValueError for whatever is odd about it."""
+    try:
+        outputs = {str(name): _output(value) for name, value in entry["outputs"].items()}
+        notes = {str(name): str(value) for name, value in entry["notes"].items()}
+        record = Record(str(entry["step"]), outputs, float(entry["seconds"]), notes, str(entry.get("remote", "")))
+    except (KeyError, TypeError, AttributeError, OverflowError, RwkvflowError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    if not outputs:
+        raise ValueError("it has no outputs")
+    if not math.isfinite(record.seconds):
+        raise ValueError("it took no number of seconds")
+    for name in outputs:
+        checked_part(name)
+    return record
+
+
+def _output(value: Mapping[str, Any]) -> Output:
+    output = Output(str(value["digest"]), str(value["kind"]), value["size"])
+    sized = isinstance(output.size, int) and not isinstance(output.size, bool) and 0 <= output.size < 1 << 63
+    if output.kind not in ("file", "tree") or not sized:
+        raise ValueError(f"not an output: {str(value)[:200]}")
+    digest_hex(output.digest)
+    return output
+
+
 def run_id(recipe: Path) -> str:
     """Identifies a recipe on this machine for `remember` and `recall`."""
     return text_digest(str(recipe.resolve())).removeprefix("sha256:")[:16]
@@ -305,7 +386,7 @@ def digest_hex(digest: str) -> str:
     """The hexadecimal part of a digest; raises RwkvflowError for anything else."""
     kind, _, name = digest.partition(":")
     if kind != "sha256" or len(name) != 64 or not set(name) <= set("0123456789abcdef"):
-        raise RwkvflowError(f"not a sha256 digest: {digest!r}")
+        raise RwkvflowError(f"not a sha256 digest: {ascii(digest)[:100]}")
     return name
 
 

@@ -92,7 +92,7 @@ def stand_in(recipe: Recipe) -> Lock:
 class Empty:
     """A shelf on which nothing stands."""
 
-    def digests(self, key: str) -> None:
+    def digests(self, step: object, key: str) -> None:
         return None
 
     def intact(self, step: object, key: str) -> bool:

@@ -220,7 +220,7 @@ class Shelf:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def digests(self, key: str) -> Mapping[str, str] | None:
+    def digests(self, step: Step, key: str) -> Mapping[str, str] | None:
         record = self.world.store.lookup(key)
         return None if record is None else {name: output.digest for name, output in record.outputs.items()}
 
