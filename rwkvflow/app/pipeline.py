@@ -19,6 +19,7 @@ from rwkvflow.documents.lock_text import dump_lock
 from rwkvflow.documents.recipe import Recipe
 from rwkvflow.lock.fit import check_versions
 from rwkvflow.lock.local_files import changed_engine, changed_files
+from rwkvflow.lock.outside import check_inside
 from rwkvflow.lock.pins import strangers
 from rwkvflow.plan.matrix import expand, select
 from rwkvflow.plan.plan import Plan
@@ -46,6 +47,7 @@ class Request:
     publish: bool = True
     remote: str | None = None
     remote_read_only: bool = False
+    allow_outside: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ def prepare(request: Request, emit: Listener) -> Prepared:
 
     recipe = load_recipe(request.recipe)
     workflow = load_workflow(request.workflow)
+    if not (request.allow_outside or workflow.allow_outside):
+        check_inside(recipe, request.recipe.absolute().parent)
     store = open_store(request, emit)
     bases = [image.base for image in recipe.images]
     sandbox, why = choose(request.sandbox, store.root, bases, brings_code(recipe, workflow))

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from rwkvflow.app import pipeline
-from rwkvflow.base.errors import LockError, PublishError, UsageError
+from rwkvflow.base.errors import EnvironmentMissing, LockError, PublishError, UsageError
 from rwkvflow.base.events import Listener
 from rwkvflow.base.files import remove
 from rwkvflow.documents.load import load_lock, load_workflow, recipe_from_text
 from rwkvflow.documents.lock import Lock, pinned_files
 from rwkvflow.lock.local_files import changed_files
+from rwkvflow.lock.outside import check_inside
 from rwkvflow.plan.matrix import expand
 from rwkvflow.plan.plan import Plan
 from rwkvflow.plan.step import Input, Ref
@@ -47,18 +48,20 @@ def rebuild(
     recipe: Path | None = None,
     workflow: Path | None = None,
     sandbox: str = "auto",
+    allow_outside: bool = False,
 ) -> Comparison:
     """Run the recipe of a release anew and compare every artifact and engine file, bit by bit.
 
     `recipe` is where the release's recipe lies beside its local files; without it they are looked for in the release.
-    What is made comes from the release's own recipe and lock in any case. Errors as those of a run.
+    What is made comes from the release's own recipe and lock in any case. `allow_outside`: the recipe may name files
+    outside of its folder. Nothing runs on the host unless `sandbox` says so. Errors as those of a run.
     """
     for name in (RECIPE, LOCK, PROVENANCE):
         if not (release / name).is_file():
             raise UsageError(f"{release}: without {name}, this release cannot be made again")
     statement = read_statement((release / PROVENANCE).read_bytes())
     with _fresh_store() as root:
-        prepared = _prepare(release, recipe, workflow, sandbox, root, emit)
+        prepared = _prepare(release, recipe, workflow, sandbox, allow_outside, root, emit)
         _seed(root, prepared.blueprint.lock)
         finished = pipeline.execute(prepared, emit)
         params, refs = release_of(prepared.blueprint)
@@ -70,7 +73,13 @@ def rebuild(
 
 
 def _prepare(
-    release: Path, beside: Path | None, workflow: Path | None, sandbox: str, root: Path, emit: Listener
+    release: Path,
+    beside: Path | None,
+    workflow: Path | None,
+    sandbox: str,
+    allow_outside: bool,
+    root: Path,
+    emit: Listener,
 ) -> pipeline.Prepared:
     from rwkvflow.sandbox.choose import brings_code, choose
 
@@ -78,7 +87,14 @@ def _prepare(
     recipe = recipe_from_text((release / RECIPE).read_bytes().decode(), str(release / RECIPE), place.parent)
     lock = load_lock(release / LOCK)
     stages = load_workflow(workflow)
+    if not allow_outside:
+        check_inside(recipe, place.parent)
     chosen, why = choose(sandbox, root, (), brings_code(recipe, stages))
+    if chosen.name == "host" and sandbox != "host":
+        raise EnvironmentMissing(
+            f"a release may be anybody's, and making it again would run its wheels and engine on this machine: {why}",
+            remedy="make Docker work (`rwkvflow doctor`), or say --sandbox host if you know who made it",
+        )
     if problems := pipeline.lacks(recipe, lock, chosen):
         raise LockError(
             f"the lock of {release} does not do here:" + "".join(f"\n  {problem}" for problem in problems),

@@ -60,6 +60,11 @@ _RUN_OPTIONS: tuple[Callable[..., Any], ...] = (
         envvar="RWKVFLOW_REMOTE_READ_ONLY",
         help="Take from the remote store, and send nothing to it",
     ),
+    click.option(
+        "--allow-outside",
+        is_flag=True,
+        help="Let the recipe name templates, texts, keys and engine sources outside of its folder",
+    ),
     click.option("--locked", is_flag=True, help="Refuse if the lock is missing or disagrees with the recipe"),
     click.option(
         "--only", multiple=True, metavar="ID", help="Make only these artifacts: model/format@image, globs allowed"
@@ -87,6 +92,7 @@ def request_of(recipe: Path, options: dict[str, Any]) -> Request:
         only=tuple(options["only"]),
         remote=options["remote"],
         remote_read_only=options["remote_read_only"],
+        allow_outside=options["allow_outside"],
     )
 
 

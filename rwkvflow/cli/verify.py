@@ -41,8 +41,21 @@ if TYPE_CHECKING:
     show_default=True,
     help="For --rebuild: where commands run",
 )
+@click.option(
+    "--allow-outside",
+    is_flag=True,
+    help="For --rebuild: let the recipe name texts, keys and engine sources outside of its folder",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON")
-def verify(target: str, key: Path | None, again: bool, recipe: Path | None, sandbox: str, as_json: bool) -> None:
+def verify(
+    target: str,
+    key: Path | None,
+    again: bool,
+    recipe: Path | None,
+    sandbox: str,
+    allow_outside: bool,
+    as_json: bool,
+) -> None:
     """Check the checksums, statement, lock and signature of a release.
 
     RELEASE is a folder, or hf://owner/name[@revision], which is downloaded first. No file may be missing or extra.
@@ -53,7 +66,7 @@ def verify(target: str, key: Path | None, again: bool, recipe: Path | None, sand
     with _here(target) as folder:
         found = _checked(folder, key)
         if again and not found.problems:
-            _rebuild(folder, recipe, sandbox, found)
+            _rebuild(folder, recipe, sandbox, allow_outside, found)
     told = {"name": found.name, "files": found.files, "bytes": found.bytes}
     if as_json:
         lists = {"checked": found.checked, "notes": found.notes, "problems": found.problems}
@@ -112,13 +125,13 @@ def _checked(folder: Path, key: Path | None) -> Findings:
         return check_release(folder, key=key, on_bytes=on_bytes)
 
 
-def _rebuild(folder: Path, recipe: Path | None, sandbox: str, found: Findings) -> None:
+def _rebuild(folder: Path, recipe: Path | None, sandbox: str, allow_outside: bool, found: Findings) -> None:
     from rwkvflow.app.rebuild import rebuild
     from rwkvflow.display import display_for
 
     display = display_for(as_json=False, verbose=False)
     try:
-        compared = rebuild(folder, display, recipe=recipe, sandbox=sandbox)
+        compared = rebuild(folder, display, recipe=recipe, sandbox=sandbox, allow_outside=allow_outside)
     finally:
         display.close()
     found.problems += compared.problems

@@ -101,7 +101,9 @@ def _message(item: Any, place: Sequence[str | int], source: Source, key_itself: 
     if kind in _TYPES:
         return f"expected {_TYPES[kind]}, found {found_words(node)}{_type_hint(kind, node, place)}"
     if kind == "expected":
-        return f"expected {item['msg']}, found {found_words(node)}{_type_hint('string_type', node, place)}"
+        hint = _type_hint("string_type", node, place)
+        hint = hint or (_type_hint("bool_type", node, place) if "true" in item["msg"] else "")
+        return f"expected {item['msg']}, found {found_words(node)}{hint}"
     if kind == "string_pattern_mismatch":
         what = _PATTERNS.get(context["pattern"], f"text that matches {context['pattern']}")
         found = shown(str(place[-1])) if key_itself else found_words(node)

@@ -57,7 +57,11 @@ def load_workflow(path: Path | None = None) -> Workflow:
     own = _workflow(path)
     chosen = {name: getattr(own.stages, name) for name in own.stages.model_fields_set}
     return own.model_copy(
-        update={"stages": default.stages.model_copy(update=chosen), "extra": (*default.extra, *own.extra)}
+        update={
+            "stages": default.stages.model_copy(update=chosen),
+            "extra": (*default.extra, *own.extra),
+            "allow_outside": own.allow_outside,
+        }
     )
 
 

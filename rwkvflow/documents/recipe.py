@@ -120,13 +120,29 @@ class PatchRule(Strict):
     )
 
 
+def _submodules_kind(value: Any) -> str | None:
+    return "(flag)" if isinstance(value, bool) else "(paths)" if isinstance(value, list | tuple) else None
+
+
+Submodules = Annotated[
+    Annotated[bool, Tag("(flag)")] | Annotated[Many[str], Field(min_length=1), Tag("(paths)")],
+    Discriminator(
+        _submodules_kind,
+        custom_error_type="expected",
+        custom_error_message="true, false or a list of paths",
+    ),
+]
+
+
 class Git(Strict):
     """An engine from a git repository."""
 
     git: str = Field(min_length=1, description="Clone URL")
     ref: str | None = Field(default=None, description="Branch or tag; the lock pins it to a commit")
     commit: Commit | None = Field(default=None, description="Full commit hash")
-    submodules: bool = Field(default=False, description="Fetch its submodules as well")
+    submodules: Submodules = Field(
+        default=False, description="Fetch its submodules and theirs, or a list: those at these paths alone"
+    )
     folder: str = Field(default=".", description="Folder of CMakeLists.txt inside the repository")
 
 
@@ -155,7 +171,9 @@ def _format_kind(value: Any) -> str | None:
 
 
 # Tags in parentheses cannot be keys, so that explain.py can tell them from the places of a document.
-UNION_TAGS = frozenset({"(builtin)", "(git)", "(folder)", "(text)", "(flag)", "(number)", "(name)", "(entry)"})
+UNION_TAGS = frozenset(
+    {"(builtin)", "(git)", "(folder)", "(text)", "(flag)", "(paths)", "(number)", "(name)", "(entry)"}
+)
 
 EngineSource = Annotated[
     Annotated[Literal["builtin"], Tag("(builtin)")]

@@ -169,6 +169,13 @@ def git_url(text: str) -> str:
     return text
 
 
+def local_repository(url: str) -> str | None:
+    """The path of a clone URL that is a repository of this machine; None for any other."""
+    if url.startswith("file://"):
+        return unquote(urlsplit(url).path)
+    return url if "://" not in url and (":" not in url or url.startswith(("/", "./", "../"))) else None
+
+
 def _hub(text: str, folder: bool) -> HubSource:
     parts = text.removeprefix("hf://").split("/")
     if folder and len(parts) > 2 and parts[-1] == "":

@@ -65,5 +65,8 @@ class Workflow(Strict):
     """workflow.yaml as a whole."""
 
     version: Literal[1] = Field(default=1, description="Of the workflow's format, not of your workflow")
+    allow_outside: bool = Field(
+        default=False, description="Recipes may name templates, texts, keys and engine sources outside of their folder"
+    )
     stages: Stages = Field(default=Stages(), description="Limits; a stage left out keeps the shipped ones")
     extra: Many[ExtraStage] = Field(default=(), description="Stages of your own")

@@ -116,7 +116,7 @@ def _git(job: Job, work: Work) -> Made:
         str(job.step.local["url"]),
         str(job.step.params["commit"]),
         target,
-        submodules=bool(job.step.params["submodules"]),
+        submodules=job.step.params["submodules"],
         cwd=Path(job.step.local["folder"]),
         on_line=job.log,
         cancel=work.cancel,

@@ -16,7 +16,7 @@ from pathlib import Path
 from rwkvflow.base import process
 from rwkvflow.base.errors import EnvironmentMissing, FetchError, Interrupted, LockError
 from rwkvflow.base.files import remove
-from rwkvflow.documents.sources import COMMIT, git_url
+from rwkvflow.documents.sources import COMMIT, git_url, local_repository
 from rwkvflow.documents.yaml.nearest import did_you_mean
 from rwkvflow.net.http import scrub
 
@@ -29,7 +29,6 @@ _HARDENED = (
     ("protocol.allow", "never"),
     ("protocol.https.allow", "always"),
     ("protocol.ssh.allow", "always"),
-    ("protocol.file.allow", "always"),
     ("fetch.recurseSubmodules", "false"),
     ("submodule.recurse", "false"),
     ("core.autocrlf", "false"),
@@ -72,14 +71,16 @@ def fetch_git(
     commit: str,
     destination: Path,
     *,
-    submodules: bool = False,
+    submodules: bool | Sequence[str] = False,
     cwd: Path | None = None,
     on_line: Callable[[str], None] | None = None,
     cancel: threading.Event | None = None,
 ) -> str:
     """Put the files of a commit into `destination` (made anew, without .git); returns the commit.
 
-    `cwd` is where relative repository paths start. Raises FetchError, EnvironmentMissing without git, Interrupted.
+    `submodules`: all of them and theirs, or those at these paths alone. One of a repository on this machine may have
+    its submodules on this machine; of no other. `cwd` is where relative repository paths start.
+    Raises FetchError, EnvironmentMissing without git, Interrupted.
     """
     url = git_url(url)
     if not COMMIT.fullmatch(commit):
@@ -90,8 +91,11 @@ def fetch_git(
     with tempfile.TemporaryDirectory(prefix=".git-", dir=destination.parent) as folder:
         clone = Path(folder) / "source"
 
+        local = local_repository(url) is not None
+
         def git(*arguments: str) -> list[str]:
-            return _git(["-C", str(clone), *arguments], url, timeout=TIMEOUT_S, on_line=on_line, cancel=cancel)
+            where = ["-C", str(clone), *arguments]
+            return _git(where, url, timeout=TIMEOUT_S, on_line=on_line, cancel=cancel, local=local)
 
         _git(["init", "--quiet", "--template=", "--", str(clone)], url, timeout=60, cancel=cancel)
         try:
@@ -106,13 +110,29 @@ def fetch_git(
             ) from error
         if submodules:
             git("remote", "add", "--", "origin", url)  # relative submodule URLs start there
-            git("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1", "--checkout", "--force")
+            update = ("submodule", "--quiet", "update", "--init", "--depth=1", "--checkout", "--force")
+            if isinstance(submodules, bool):
+                git(*update, "--recursive")
+            else:
+                _named(git("config", "--file", ".gitmodules", "--get-regexp", r"\.path$"), submodules, url)
+                git(*update, "--", *submodules)
         for path in sorted(clone.rglob(".git")):
             remove(path)
         _contained(clone)
         remove(destination)
         clone.rename(destination)
     return commit
+
+
+def _named(lines: Sequence[str], wanted: Sequence[str], url: str) -> None:
+    """Raises FetchError where a repository has no submodule at one of these paths."""
+    there = [line.partition(" ")[2] for line in lines]
+    for path in wanted:
+        if path not in there:
+            raise FetchError(
+                f"{scrub(url)} has no submodule {path!r}{did_you_mean(path, there)}",
+                remedy=f"it has {', '.join(sorted(there)[:12]) or 'none'}",
+            )
 
 
 def _contained(folder: Path) -> None:
@@ -123,18 +143,20 @@ def _contained(folder: Path) -> None:
             raise FetchError(f"{path.relative_to(folder)}: a link that leaves the repository is refused")
 
 
-def _environment() -> Mapping[str, str]:
+def _environment(local: bool) -> Mapping[str, str]:
+    """`local`: git may read repositories of this machine, as those are that the person named."""
+    hardened = (*_HARDENED, ("protocol.file.allow", "always" if local else "never"))
     kept = {
         key: value for key, value in os.environ.items() if not key.startswith("GIT_") or "SSL" in key or "SSH" in key
     }
-    settings = {"GIT_CONFIG_COUNT": str(len(_HARDENED))}
-    for index, (key, value) in enumerate(_HARDENED):
+    settings = {"GIT_CONFIG_COUNT": str(len(hardened))}
+    for index, (key, value) in enumerate(hardened):
         settings |= {f"GIT_CONFIG_KEY_{index}": key, f"GIT_CONFIG_VALUE_{index}": value}
     return {
         **kept,
         **settings,
         "GIT_TERMINAL_PROMPT": "0",
-        "GIT_ALLOW_PROTOCOL": "https:ssh:file",
+        "GIT_ALLOW_PROTOCOL": "https:ssh:file" if local else "https:ssh",
         "GIT_LFS_SKIP_SMUDGE": "1",
         "GIT_ATTR_NOSYSTEM": "1",
         "GIT_SSH_COMMAND": os.environ.get("GIT_SSH_COMMAND", "ssh -o BatchMode=yes"),
@@ -150,7 +172,9 @@ def _git(
     cwd: Path | None = None,
     on_line: Callable[[str], None] | None = None,
     cancel: threading.Event | None = None,
+    local: bool | None = None,
 ) -> list[str]:
+    local = local_repository(url) is not None if local is None else local
     lines: list[str] = []
 
     def hear(line: str) -> None:
@@ -160,7 +184,7 @@ def _git(
 
     try:
         done = process.run(
-            ["git", *arguments], cwd=cwd, env=_environment(), timeout=timeout, on_line=hear, cancel=cancel
+            ["git", *arguments], cwd=cwd, env=_environment(local), timeout=timeout, on_line=hear, cancel=cancel
         )
     except EnvironmentMissing as error:
         raise EnvironmentMissing(

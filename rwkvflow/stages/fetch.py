@@ -72,12 +72,16 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
             id=ENGINE_SOURCE,
             stage="fetch",
             action="git",
-            params={"commit": commit, "submodules": source.submodules},
+            params={"commit": commit, "submodules": _submodules(source)},
             inputs={},
             outputs=("folder",),
             limits=blueprint.limits("fetch", cores=0),
             local={"url": url, "folder": str(blueprint.folder)},
         )
+
+
+def _submodules(source: Git) -> bool | list[str]:
+    return source.submodules if isinstance(source.submodules, bool) else sorted(set(source.submodules))
 
 
 def _locked(entries: dict[str, LockedFile], model: str) -> LockedFile:

@@ -490,6 +490,37 @@ def test_git_submodules_come_only_when_asked_for(upstream: Path, tmp_path: Path)
     assert not list((tmp_path / "with").rglob(".git"))
 
 
+def test_git_submodules_can_be_named(upstream: Path, tmp_path: Path) -> None:
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    git(outer, "init", "-q", "-b", "main")
+    git(outer, "submodule", "--quiet", "add", upstream.as_uri(), "ggml")
+    git(outer, "submodule", "--quiet", "add", upstream.as_uri(), "far")
+    git(outer, "config", "--file", ".gitmodules", "submodule.far.url", (tmp_path / "nowhere").as_uri())
+    git(outer, "commit", "-q", "-am", "one cannot be reached")
+    head = git(outer, "rev-parse", "HEAD")
+    with pytest.raises(FetchError):
+        download.fetch_git(outer.as_uri(), head, tmp_path / "all", submodules=True)
+    download.fetch_git(outer.as_uri(), head, tmp_path / "one", submodules=["ggml"])
+    assert (tmp_path / "one/ggml/CMakeLists.txt").is_file()
+    assert not (tmp_path / "one/far/CMakeLists.txt").exists()
+    with pytest.raises(FetchError, match="has no submodule 'gml'; did you mean"):
+        download.fetch_git(outer.as_uri(), head, tmp_path / "none", submodules=["gml"])
+
+
+@pytest.mark.parametrize("url", ["https://example.org/x", "git@example.org:x", "ssh://example.org/x"])
+def test_a_repository_from_elsewhere_brings_none_of_this_machine(
+    url: str, upstream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The environment that git gets is tried on a repository of this machine, by every way that names one."""
+    from rwkvflow.net import git as module
+
+    for place in (upstream.as_uri(), str(upstream), f"file://localhost{upstream}"):
+        with pytest.raises(FetchError, match="not allowed"):
+            module._git(["ls-remote", "--", place], url, timeout=60)
+    assert module._git(["ls-remote", "--", upstream.as_uri()], upstream.as_uri(), timeout=60)
+
+
 def test_git_runs_no_hooks_and_takes_no_options(
     upstream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

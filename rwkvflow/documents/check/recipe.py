@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
+from rwkvflow.base.names import path_problem
 from rwkvflow.documents.check.formats import listed_formats, unknown_format
 from rwkvflow.documents.destinations import FolderDestination, branch_name, parse_destination, tag_name
 from rwkvflow.documents.formats import file_name, is_format
@@ -137,6 +138,9 @@ def _engine(source: Source) -> None:
     for path, reference in source.texts("engine.source.ref"):
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_./+@-]*", reference) or ".." in reference:
             source.add(path, f"{shown(reference)} is no branch or tag")
+    for path, text in source.texts("engine.source.submodules.*"):
+        if problem := path_problem(text):
+            source.add(path, f"no path of a submodule: {problem}")
     for pattern in ("engine.source.folder", "engine.library", "engine.patches.*.files.*"):
         for path, text in source.texts(pattern):
             if text.startswith("/") or ".." in PurePosixPath(text).parts or control_character(text):

@@ -184,7 +184,8 @@ CASES = [
     ),
     (
         GOOD + "engine: {source: {git: x, submodules: yes}}\n",
-        "6:39: engine.source.submodules: expected true or false, found the text 'yes'; write submodules: true",
+        "6:39: engine.source.submodules: expected true, false or a list of paths, found the text 'yes'; "
+        "write submodules: true",
     ),
     (
         GOOD + "smoke: {tokens: '7'}\n",
