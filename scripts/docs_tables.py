@@ -7,6 +7,8 @@ date and ends with 1.
 from __future__ import annotations
 
 import argparse
+import importlib
+import inspect
 import json
 import re
 import sys
@@ -369,6 +371,44 @@ def _option(item: click.Option) -> tuple[str, str]:
     return names, plain(" ".join(note if note.endswith((".", "!", "?")) else f"{note}." for note in notes if note))
 
 
+# ---- Python ----------------------------------------------------------------------------------------------------------
+
+#: What a format outside of the package is written with; the worker must not know of rwkvflow.api.
+FOR_FORMATS = {
+    "FileFormat": "rwkvflow.worker.formats.base",
+    "FolderFormat": "rwkvflow.worker.formats.base",
+    "Limits": "rwkvflow.worker.formats.base",
+    "Layout": "rwkvflow.worker.write.layout",
+    "LayoutBuilder": "rwkvflow.worker.write.layout",
+    "Encoding": "rwkvflow.worker.write.layout",
+    "Architecture": "rwkvflow.worker.model.architecture",
+    "TensorInfo": "rwkvflow.worker.model.tensorinfo",
+    "Task": "rwkvflow.worker.formats.runner",
+    "WorkerError": "rwkvflow.worker.errors",
+}
+
+
+def public_names() -> str:
+    """The names of rwkvflow.api with the first sentence of each."""
+    from rwkvflow import api
+
+    return table(("name", "what it is"), [(code(name), _first_sentence(getattr(api, name))) for name in api.PUBLIC])
+
+
+def format_names() -> str:
+    """The same for those that a format needs."""
+    rows = [
+        (code(name), code(module), _first_sentence(getattr(importlib.import_module(module), name)))
+        for name, module in FOR_FORMATS.items()
+    ]
+    return table(("name", "module", "what it is"), rows)
+
+
+def _first_sentence(item: object) -> str:
+    text = " ".join((inspect.getdoc(item) or "").split("\n\n")[0].split())
+    return plain(re.split(r"(?<=[.!?]) ", text)[0])
+
+
 # ---- putting it into the files ---------------------------------------------------------------------------------------
 
 FILES: Mapping[str, Parts] = {
@@ -380,6 +420,7 @@ FILES: Mapping[str, Parts] = {
     "docs/concepts/smoke.md": {"limits": limits},
     "docs/concepts/engine.md": {"patch-rules": patch_rules, "baselines": baselines},
     "docs/concepts/sandboxes.md": {"pins": pins},
+    "docs/reference/python-api.md": {"public-names": public_names, "format-names": format_names},
     "docs/reference/cli.md": {"commands": command_line, "exit-codes": exit_codes},
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 #: (room, what it is for), from high to low. A room imports from itself and from what stands below it.
 ROOMS: tuple[tuple[str, str], ...] = (
+    ("api", "the names that other programs may import; the only public room"),
     ("cli", "commands and options, one module a group of commands"),
     ("app", "use cases: run, lock, plan and explain, rebuild, measure, find the engine's library"),
     ("serve", "an OpenAI-like server and its page on librwkv"),
