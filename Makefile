@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: demo test help lint types docs unit engine e2e soak bench hooks check clean
+.PHONY: demo test help lint types docs unit engine e2e soak bench hooks check lock locked clean
 
 demo: $(VENV)/.installed ## Convert tiny models into eight formats each, test them, publish to out/demo
 	$(BIN)/rwkvflow run recipes/demo.yaml
@@ -49,6 +49,17 @@ hooks: $(VENV)/.dev ## Install the pre-commit hooks
 
 check: $(VENV)/.dev ## Run the pre-commit hooks on all files
 	$(BIN)/pre-commit run --all-files
+
+lock: $(VENV)/.dev ## Pin the development environment, by hash, in requirements-dev.txt
+	$(BIN)/uv pip compile pyproject.toml --all-extras --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--no-emit-find-links --custom-compile-command 'make lock' --quiet --output-file requirements-dev.txt
+
+# Not what `make test` installs: of PyTorch this is PyPI's wheel, with gigabytes of CUDA, where an index of CPU wheels has a
+# smaller one with other hashes; and a mirror may lack a version that is pinned here.
+locked: $(VENV)/bin/python ## Install exactly the pinned development environment
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $(VENV)/.installed $(VENV)/.dev
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,50 @@
+"""The house itself: the lock of the development environment, the hooks, the files that editors and git read."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+LOCK = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8")
+
+
+def test_the_lock_has_every_dependency_at_a_version_that_fits() -> None:
+    pinned = dict(re.findall(r"^([a-z0-9-]+)==(\S+) \\$", LOCK, re.MULTILINE))
+    wanted = [
+        *PROJECT["dependencies"],
+        *(text for extra in PROJECT["optional-dependencies"].values() for text in extra),
+    ]
+    for requirement in map(Requirement, wanted):
+        name = canonicalize_name(requirement.name)
+        if name == PROJECT["name"]:
+            continue  # an extra that names another
+        assert name in pinned, f"{name} is not in requirements-dev.txt: make lock"
+        assert requirement.specifier.contains(pinned[name]), f"{requirement}, but {pinned[name]} is pinned: make lock"
+
+
+def test_the_lock_has_hashes_and_no_address() -> None:
+    entries = re.split(r"^(?=[a-z0-9])", LOCK, flags=re.MULTILINE)[1:]
+    assert len(entries) > 100
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
+    assert "://" not in LOCK
+
+
+def test_the_hooks_need_no_repository_elsewhere_and_their_tools_are_dependencies() -> None:
+    document = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert [repository["repo"] for repository in document["repos"]] == ["local"]
+    hooks = document["repos"][0]["hooks"]
+    tools = {Path(hook["entry"].split()[0]).name for hook in hooks} - {"python"}
+    names = {Requirement(text).name for text in PROJECT["optional-dependencies"]["dev"]}
+    assert {tool if tool in names else f"{tool}-py" for tool in tools} <= names
+    assert all(hook["entry"].startswith(".venv/bin/") for hook in hooks)
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert (ROOT / "rwkvflow" / "py.typed").is_file()
