@@ -82,7 +82,7 @@ def in_c(library: Library, tokenizer: Tokenizer, pieces: list[str]) -> Callable[
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Of the processor, which others may use meanwhile."""
+    """Seconds of processor time, which does not count what other programs use meanwhile."""
     start = time.process_time()
     work()
     return time.process_time() - start

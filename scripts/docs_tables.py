@@ -70,7 +70,7 @@ def limits() -> str:
 
 
 def exit_codes() -> str:
-    """As in `rwkvflow --help`."""
+    """The exit codes, a row a code."""
     from rwkvflow.base.errors import exit_codes as codes
 
     return table(("code", "meaning"), [(str(code), meaning) for code, meaning in codes().items()], right=(0,))
@@ -396,7 +396,7 @@ def public_names() -> str:
 
 
 def format_names() -> str:
-    """The same for those that a format needs."""
+    """The names that a format needs, with the module and the first sentence of each."""
     rows = [
         (code(name), code(module), _first_sentence(getattr(importlib.import_module(module), name)))
         for name, module in FOR_FORMATS.items()

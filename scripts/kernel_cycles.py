@@ -78,7 +78,7 @@ def loops(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def cycles(body: list[str], processor: str, mca: str) -> float:
-    """Of one round of the loop, in a long run of it."""
+    """The cycles of one round of the loop, in a long run of it."""
     command = [mca, f"-mcpu={processor}", f"-iterations={ROUNDS}"]
     done = subprocess.run(command, input="\n".join(body), capture_output=True, text=True)
     found = re.search(r"Total Cycles:\s+(\d+)", done.stdout)

@@ -109,12 +109,12 @@ def layer_norm(p: Params, name: str, x: torch.Tensor) -> torch.Tensor:
 
 
 def before(x: torch.Tensor) -> torch.Tensor:
-    """Each token's predecessor, zeros for the first. [B,T,C]"""
+    """Each token's predecessor, zeros for the first: [B,T,C]."""
     return F.pad(x, (0, 0, 1, -1))
 
 
 def wkv4(k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-    """Version 4's weighted average over the past, exponents kept relative to the largest seen. [B,T,C]"""
+    """Version 4's weighted average over the past, exponents kept relative to the largest seen: [B,T,C]."""
     aa, bb = torch.zeros_like(k[:, 0]), torch.zeros_like(k[:, 0])
     pp = torch.full_like(k[:, 0], -1e30)
     outputs = []

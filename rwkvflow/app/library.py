@@ -83,7 +83,7 @@ def _request() -> dict[str, object]:
 
 
 def _build(root: Path, emit: Listener) -> Path:
-    """As `rwkvflow engine build` does it for a recipe that says nothing of the engine."""
+    """Build librwkv as `rwkvflow engine build` does for a recipe without an engine; returns the library."""
     from rwkvflow.app import pipeline
 
     recipe = root / RECIPE

@@ -279,7 +279,7 @@ def only_stages(prepared: Prepared, stages: Sequence[str]) -> Prepared:
 
 
 def publish_only(prepared: Prepared) -> Prepared:
-    """The same run, ended after publishing, which does without nothing: not even without what failed its smoke."""
+    """The same run, ended after publishing, where every artifact of the release must have passed its smoke test."""
     steps = [replace(step, tolerant=False) if step.stage == "publish" else step for step in prepared.plan]
     return replace(prepared, plan=Plan(steps, [step.id for step in steps if step.stage == "publish"]))
 

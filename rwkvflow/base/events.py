@@ -24,6 +24,8 @@ class Event:
 
 @dataclass(frozen=True)
 class RunStarted(Event):
+    """A run has been planned and begins."""
+
     recipe: str
     sandbox: str
     reason: str  # why this sandbox was taken
@@ -32,6 +34,8 @@ class RunStarted(Event):
 
 @dataclass(frozen=True)
 class StepStarted(Event):
+    """A step that is not in the store begins."""
+
     step: str
     stage: str
     why: str  # why it was not in the store
@@ -40,6 +44,8 @@ class StepStarted(Event):
 
 @dataclass(frozen=True)
 class StepProgress(Event):
+    """How far a step has come."""
+
     step: str
     done: float
     total: float | None  # None: unknown
@@ -57,6 +63,8 @@ class StepLog(Event):
 
 @dataclass(frozen=True)
 class StepFinished(Event):
+    """A step has ended, in whatever way."""
+
     step: str
     stage: str
     status: Status
@@ -77,6 +85,8 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class RunFinished(Event):
+    """A run has ended; the numbers count steps."""
+
     done: int
     cached: int
     failed: int

@@ -1,4 +1,4 @@
-"""`rwkvflow verify`: is this release what it says it is, and can it be made again?"""
+"""`rwkvflow verify`: whether a release is what it says it is, and whether it can be made again."""
 
 from __future__ import annotations
 

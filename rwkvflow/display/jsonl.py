@@ -17,6 +17,7 @@ class JsonLines:
         self._guard = threading.Lock()
 
     def __call__(self, event: Event) -> None:
+        """Write the event as a line of JSON."""
         with self._guard:
             self.stream.write(event.to_json() + "\n")
             self.stream.flush()

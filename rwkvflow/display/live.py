@@ -57,6 +57,7 @@ class LiveDisplay:
         self._progress.start()
 
     def __call__(self, event: Event) -> None:
+        """Show the event; from any thread."""
         with self._guard:
             self._take(fit_to_show(event))
 

@@ -20,6 +20,7 @@ class PlainDisplay:
         self._guard = threading.Lock()
 
     def __call__(self, event: Event) -> None:
+        """Print the event as a line, if it is worth one."""
         line = self._line(event)
         if line is not None:
             with self._guard:

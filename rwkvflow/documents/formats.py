@@ -48,7 +48,7 @@ def file_name(model: str, format_name: str) -> str:
 
 
 def folder_name(model: str, format_name: str) -> tuple[str, str]:
-    """Of an artifact that had to be split: its folder, and how its files' names begin."""
+    """The folder of an artifact that had to be split, and how the names of its files begin."""
     stem, dot, ending = file_name(model, format_name)[len(model) :].rpartition(".")
     return (f"{model}{stem}-{ending}", model + stem) if dot else (model + ending, "model")
 

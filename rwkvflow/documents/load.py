@@ -31,8 +31,7 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def recipe_from_text(text: str, file: str, folder: Path) -> Recipe:
-    """As load_recipe, for a text that would stand in `file`; `folder` is what its paths are relative to."""
-
+    """The recipe in a text that findings call `file`; its paths are relative to `folder`. Errors as load_recipe."""
     source = parse(text, file)
     data = source.to_python()
     if isinstance(data, dict) and "image" in data and "images" in data:
@@ -78,7 +77,7 @@ def load_lock(path: Path) -> Lock:
 
 
 def lock_from_text(text: str, file: str) -> Lock:
-    """As load_lock, for a text that would stand in `file`."""
+    """The lock in a text; `file` is what findings call it. Errors as load_lock."""
     source = parse(text, file)
     return _load(Lock, source, source.to_python(), check_lock)
 

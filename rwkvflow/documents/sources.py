@@ -54,7 +54,7 @@ class HubSource:
         return self.revision is not None and COMMIT.fullmatch(self.revision) is not None
 
     def at(self, commit: str) -> HubSource:
-        """The same file at another revision."""
+        """This source at another revision."""
         return HubSource(self.repo, self.path, commit)
 
 

@@ -222,14 +222,14 @@ class Model:
         return text.decode()
 
     def set_option(self, name: str, value: float) -> None:
-        """See rwkvflow_set_option. Raises EngineError."""
+        """Set an option that rwkvflow.h lists, such as "group_norm_eps". Raises EngineError."""
         if not self.library.ours or not self.library.call(
             "rwkvflow_set_option", self._alive(), name.encode(), float(value)
         ):
             raise self.library.error(f"{name} cannot be set to {value}", self._alive())
 
     def option(self, name: str) -> float:
-        """See rwkvflow_get_option. Raises EngineError."""
+        """The value of an option that rwkvflow.h lists. Raises EngineError."""
         value = ctypes.c_double()
         if not self.library.ours or not self.library.call(
             "rwkvflow_get_option", self._alive(), name.encode(), ctypes.addressof(value)

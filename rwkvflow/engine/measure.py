@@ -77,7 +77,7 @@ def measure_model(
 
 
 def _read(model: Model, tokens: NDArray[np.uint32]) -> None:
-    """As many tokens at once as the library can take: ours takes all, upstream ones plan each length anew."""
+    """Read the tokens in as large parts as the library takes: librwkv takes all, others plan anew for each length."""
     import numpy as np
 
     state, logits = np.empty(model.state_len, np.float32), np.empty(model.logits_len, np.float32)

@@ -119,7 +119,7 @@ class Session:
         return self.feed_tokens(self.tokenizer.encode(text)) if text else 0
 
     def feed_tokens(self, tokens: Iterable[int]) -> int:
-        """The same with ids."""
+        """Read tokens that are given by their ids."""
         fresh = list(tokens)
         todo, self._pending = [*self._pending, *fresh], []
         state = self._reached[1] if self._reached else None

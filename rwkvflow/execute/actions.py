@@ -42,7 +42,7 @@ def actions(store: Store, sandbox: Sandbox) -> dict[str, Action]:
 
 
 def only_in(stages: frozenset[str] | None, made_by: Mapping[str, Action]) -> dict[str, Action]:
-    """The same actions, which refuse steps of other stages; None: of none."""
+    """These actions, but steps of other stages are refused; with None, none is refused."""
 
     def guarded(action: Action) -> Action:
         def run(jobs: Sequence[Job], work: Work) -> Results:

@@ -40,6 +40,7 @@ class Commands:
         self._guard = threading.Lock()
 
     def __call__(self, jobs: Sequence[Job], work: Work) -> Mapping[str, Made | RwkvflowError]:
+        """Run the command of a batch; returns what each step made, or why it failed."""
         first = jobs[0].step
         with self._guard:
             if not self._swept:  # here and not at the start: a run that has nothing to do asks no daemon

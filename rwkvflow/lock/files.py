@@ -101,7 +101,7 @@ class Files:
         return _folder(text, str(at), parts, sha256)
 
     def _bytes_of(self, locked: LockedFile) -> LockedFile:
-        """See that a file's bytes are in the store; one in LFS is pinned without them."""
+        """Make sure that a file's bytes are in the store; a file in LFS is pinned without them."""
         if self.store.path(f"sha256:{locked.sha256}") is None:
             self._download(locked.source, locked.resolved, locked.sha256, locked.size)
         return locked

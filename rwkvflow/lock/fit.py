@@ -37,7 +37,7 @@ def check_versions(
 
 
 def check_recipe_versions(recipe: Recipe, folder: Path) -> None:
-    """The same where there is no lock yet: of the checkpoints that the recipe names by their paths."""
+    """Check the versions without a lock, for the checkpoints that the recipe names by their paths."""
     sources = {model.name: model.source for model in recipe.models}
     _check(expand(recipe), lambda model: _local(sources[model], folder), recipe)
 

@@ -71,7 +71,7 @@ def _place(text: str) -> str:
 
 
 def _named(index: str) -> bool:
-    """uv lets an index have a name: pytorch=https://…"""
+    """Whether the text names its index, which uv allows, as in pytorch=https://…."""
     name, equals, rest = index.partition("=")
     return bool(equals) and "://" in rest and "/" not in name and ":" not in name
 

@@ -25,6 +25,7 @@ class Artifact:
 
     @property
     def id(self) -> str:
+        """The identifier: model/format@image."""
         return f"{self.model}/{self.format}@{self.image}"
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Publish to a folder of any file system that fsspec opens: s3://, gs://, sftp://…
+"""Publish to a folder of any file system that fsspec opens, such as s3://, gs:// or sftp://.
 
 Such places have no rename that swaps folders, so a release cannot appear all at once. Instead SHA256SUMS says that a
 release is whole: it is removed before anything is changed and written after all else. A publishing that was cut short

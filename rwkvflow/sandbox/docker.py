@@ -76,7 +76,7 @@ class DockerSandbox:
 
     @cached_property
     def platform(self) -> str:
-        """Of the engine's containers, which need not be this machine's: "linux-aarch64" on a Mac."""
+        """The platform of the engine's containers, which may differ from this machine's: "linux-aarch64" on a Mac."""
         return platform_of(self.info)
 
     # ---- environments --------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main(argv: list[str]) -> NoReturn:
-    """See the module. Ends in the command, or with FAILED and a message."""
+    """Put up the walls, then become the command; exits with FAILED and a message if that is not possible."""
     if argv == ["--probe"]:
         print(json.dumps(probe()))
         sys.exit(0)

@@ -80,7 +80,7 @@ def _action(publish: Publish) -> str:
 
 
 def _place(publish: Publish) -> dict[str, Any]:
-    """Where to. Another hub is another place, so what the environment says of it is part of the step."""
+    """The parameters that say where the release goes. The hub that the environment names is one of them."""
     options = publish.model_dump(mode="json", exclude={"to"}, exclude_none=True)
     if isinstance(parse_destination(publish.to), HubDestination):
         endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
@@ -89,7 +89,7 @@ def _place(publish: Publish) -> dict[str, Any]:
 
 
 def _shown(publish: Publish) -> str:
-    """As the card names it: a hub repository without its branch."""
+    """The destination as the card names it: a hub repository without its branch."""
     place = parse_destination(publish.to)
     return f"hf://{place.repo}" if isinstance(place, HubDestination) else publish.to
 

@@ -54,6 +54,7 @@ class History:
         self._guard = threading.Lock()
 
     def __call__(self, event: Event) -> None:
+        """Keep the event, unless there may be thousands of its kind."""
         if isinstance(event, StepLog | StepProgress):
             return
         line = json.dumps({"at": round(time.time(), 3), **json.loads(event.to_json())}, ensure_ascii=False)

@@ -24,7 +24,8 @@ TOKENIZERS = ("auto", "bytes", "world")
 
 def check_recipe(source: Source, folder: Path) -> None:
     """Add findings to `source`. `folder` is where the recipe stands; only `smoke.text` and `card.template` are
-    looked up there."""
+    looked up there.
+    """
     _unique(source, source.texts("models.*.name"), "model")
     _models(source)
     formats = _formats(source)

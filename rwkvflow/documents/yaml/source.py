@@ -31,6 +31,8 @@ Path_ = tuple[str | int, ...]
 
 @dataclass(slots=True)
 class Scalar:
+    """A value that has no parts, with its place in the text."""
+
     line: int  # from 1, as all lines and columns here
     column: int
     text: str  # as written, quotes and escapes undone
@@ -41,6 +43,8 @@ class Scalar:
 
 @dataclass(slots=True)
 class Items:
+    """A list, with its place in the text."""
+
     line: int
     column: int
     items: list[Node] = field(default_factory=list)
@@ -49,6 +53,8 @@ class Items:
 
 @dataclass(slots=True)
 class Table:
+    """A mapping with its keys in their order, and its place in the text."""
+
     line: int
     column: int
     entries: dict[str, tuple[Scalar, Node]] = field(default_factory=dict)
@@ -101,6 +107,7 @@ class Source:
         return Finding(self.file, where.line, where.column, render_path(path), message)
 
     def add(self, path: Sequence[str | int], message: str, *, at_key: bool = False) -> None:
+        """Keep a finding; parameters are those of `finding`."""
         self.findings.append(self.finding(path, message, at_key=at_key))
 
     def each(self, pattern: str) -> Iterator[tuple[Path_, Value]]:
@@ -120,10 +127,11 @@ class Source:
         return walk(self.root, pattern.split("."), ())
 
     def texts(self, pattern: str) -> list[tuple[Path_, str]]:
-        """As `each`, only values that are text."""
+        """Those values of `each` that are text."""
         return [(path, value) for path, value in self.each(pattern) if isinstance(value, str)]
 
     def to_python(self) -> Value:
+        """The whole document as Python values."""
         return to_python(self.root)
 
 

@@ -95,6 +95,7 @@ class Report:
 
     @property
     def total(self) -> int:
+        """The number of matches in all files."""
         return sum(self.matches.values())
 
 

@@ -48,6 +48,7 @@ class Toolchain:
 
     @property
     def system(self) -> str:
+        """The operating system, such as "linux"."""
         return self.platform.partition("-")[0]
 
 

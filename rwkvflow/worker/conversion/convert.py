@@ -328,7 +328,7 @@ class _Run:
 
 
 def _now(function: Callable[..., Encoded], *arguments: Any) -> Future[Encoded]:
-    """As the pool's `submit`, for what is done sooner than handed over."""
+    """Call the function at once and return its result as a future, for what is faster to do than to hand over."""
     future: Future[Encoded] = Future()
     try:
         future.set_result(function(*arguments))

@@ -34,7 +34,7 @@ class Registry(dict[str, Format]):
         return isinstance(name, str) and self.get(name) is not None
 
     def get(self, name: str, default: Any = None) -> Any:
-        """As a dict's."""
+        """The format of this name, or `default` if there is none."""
         try:
             return self[name]
         except KeyError:

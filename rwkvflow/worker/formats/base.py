@@ -118,14 +118,14 @@ class FileFormat(Format):
         return None
 
     def expected_size(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> int:
-        """See Format."""
+        """The size of the artifact in bytes."""
         parts = self.parts(architecture, tensors, self.split) if self.split and self.splits else None
         if parts is not None:
             return sum(layout.size for layout in parts.values())
         return self.layout(architecture, tensors).size
 
     def open(self, path: Path, architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path) -> Writer:
-        """See Format. The engine is not needed: layouts come from names and shapes."""
+        """Begin an artifact at `path`. The engine is not needed: layouts come from names and shapes."""
         if self.split and self.splits and (parts := self.parts(architecture, tensors, self.split)) is not None:
             return FolderWriter(path, parts)
         return FileWriter(path, self.layout(architecture, tensors))
@@ -140,9 +140,9 @@ class FolderFormat(Format):
         """Each file, as FileFormat's layout. Raises WorkerError."""
 
     def expected_size(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> int:
-        """See Format."""
+        """The size of the artifact in bytes."""
         return sum(layout.size for layout in self.layouts(architecture, tensors).values())
 
     def open(self, path: Path, architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path) -> Writer:
-        """See Format. The engine is not needed: layouts come from names and shapes."""
+        """Begin an artifact at `path`. The engine is not needed: layouts come from names and shapes."""
         return FolderWriter(path, self.layouts(architecture, tensors))

@@ -133,7 +133,7 @@ class Checkpoint:
         return self.original(name, start_row, rows)
 
     def original(self, name: str, start_row: int = 0, rows: int | None = None) -> NDArray[Any]:
-        """As `read`, whatever was put in the tensor's place."""
+        """The rows as the file holds them, even if other values were put in the tensor's place."""
         if change := self._index.changes.get(name):
             whole: NDArray[Any] = change(self._read(name, 0, None))
             stop = None if rows is None else start_row + rows

@@ -70,7 +70,7 @@ def _bad(file: RawFile, what: str) -> WorkerError:
 
 
 def read_open(file: RawFile) -> GgmlIndex:
-    """As read_ggml_index, of a file that is open."""
+    """The index of an open file. Raises what read_ggml_index raises."""
     if file.size < 24:
         raise _bad(file, f"it has {file.size} bytes, less than a header")
     magic, version, vocab, embd, layers, number = struct.unpack("<6i", file.bytes_at(0, 24))

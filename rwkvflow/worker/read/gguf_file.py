@@ -81,7 +81,7 @@ def read_gguf_index(path: Path | str) -> GgufIndex:
 
 
 def read_open(file: RawFile) -> GgufIndex:
-    """As read_gguf_index, of what open_model gives."""
+    """The index of a file that open_model has opened. Raises what read_gguf_index raises."""
     if isinstance(file, Joined):
         return _joined(file)
     index = _Reader(file).index()

@@ -74,7 +74,7 @@ class Joined(RawFile):
             part.close()
 
     def into(self, buffer: memoryview, offset: int) -> None:
-        """See RawFile."""
+        """Read bytes of the file into a buffer."""
         done = 0
         while done < len(buffer):
             index = bisect_right(self.starts, offset + done) - 1

@@ -50,6 +50,7 @@ class Params:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Params:
+        """From the request. Raises WorkerError for what is wrong in it."""
         options = {}
         for key, setting in sorted((value.get("cmake") or {}).items()):
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.+-]*", key):

@@ -35,7 +35,7 @@ READ_BYTES = 256e9  # bytes of weights that the greedy continuations may read: 9
 
 
 def run(request: dict[str, Any]) -> None:
-    """See the module. Raises WorkerError."""
+    """Compute the answers of the checkpoint and write them to out/. Raises WorkerError."""
     params, job = request["params"], request["jobs"][0]
     with open_checkpoint(origin_of(Path("in"), params)) as checkpoint:
         forward = Forward(checkpoint, params.get("group_norm_eps"))

@@ -29,7 +29,10 @@ REFERENCE = Path("in/reference")
 
 
 def run(request: dict[str, Any]) -> None:
-    """See the module. Raises WorkerError when the reference cannot be used; an artifact's trouble is its own."""
+    """Run and judge every artifact of the request.
+
+    Raises WorkerError when the reference cannot be used; an artifact's trouble is its own.
+    """
     reference = read_reference(REFERENCE)
     kind = reference.tokenizer
     tokenizer = open_tokenizer(kind, reference.answers.logits.shape[1], tokenizer_of(Path("in"), kind))

@@ -33,7 +33,7 @@ class FileWriter:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o644)
 
     def write(self, slot: Slot, start: int, data: memoryview) -> None:
-        """See Writer."""
+        """Put bytes of a slot in their place."""
         if start + len(data) > slot.size:
             raise ValueError(f"{start + len(data)} bytes for a slot of {slot.size}")
         self._write(slot.offset + start, data)
@@ -43,7 +43,7 @@ class FileWriter:
             _to_disk(self._fd, self._hashed)
 
     def put(self, slot: Slot, start: int, data: memoryview) -> None:
-        """See Writer."""
+        """Take bytes that have been written, for the digests."""
         offset = slot.offset + start
         self._literals_here()
         if offset == self._hashed:
@@ -58,7 +58,7 @@ class FileWriter:
         return self._hashed == self.size
 
     def close(self) -> Written:
-        """See Writer."""
+        """Finish the artifact."""
         self._catch_up()
         if self._hashed != self.size:
             raise ValueError(f"{self._path.name}: complete up to byte {self._hashed} of {self.size}")
@@ -68,7 +68,7 @@ class FileWriter:
         return Written(self.size, self._hash.hexdigest())
 
     def abort(self) -> None:
-        """See Writer."""
+        """Remove what has been written."""
         try:
             if self._fd >= 0:
                 os.close(self._fd)

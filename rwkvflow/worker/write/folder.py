@@ -43,12 +43,12 @@ class FolderWriter:
         self.remarks = tuple(remarks)
 
     def write(self, slot: Slot, start: int, data: memoryview) -> None:
-        """See Writer."""
+        """Put bytes of a slot in their place."""
         index, own = self._place(slot)
         self._file(index).write(own, start, data)
 
     def put(self, slot: Slot, start: int, data: memoryview) -> None:
-        """See Writer."""
+        """Take bytes that have been written, for the digests."""
         index, own = self._place(slot)
         file = self._file(index)
         file.put(own, start, data)
@@ -61,7 +61,7 @@ class FolderWriter:
         return index, replace(slot, offset=slot.offset - self._starts[index])
 
     def close(self) -> Written:
-        """See Writer. Whoever keeps the folder hashes it."""
+        """Finish the artifact. Whoever keeps the folder hashes it."""
         for index in range(len(self._layouts)):
             if index not in self._done:
                 self._file(index)
@@ -69,7 +69,7 @@ class FolderWriter:
         return Written(self.size, None)
 
     def abort(self) -> None:
-        """See Writer."""
+        """Remove what has been written."""
         with self._opening:
             self._aborted = True  # a thread that comes late must not make the folder anew
             for file in self._open.values():

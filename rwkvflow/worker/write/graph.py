@@ -37,7 +37,8 @@ class State:
 
 def states(architecture: Architecture) -> list[State]:
     """All states in order. Version 4: token shift, numerator, denominator, largest exponent, token shift of the
-    channel mix; the others: token shift, [H, N, N], token shift of the channel mix."""
+    channel mix; the others: token shift, [H, N, N], token shift of the channel mix.
+    """
     wide, att = (architecture.n_embd,), (architecture.n_att,)
     heads, size = architecture.n_head or 1, architecture.head_size or 1
     own: list[tuple[tuple[int, ...], float]]
@@ -73,11 +74,11 @@ class Ops(ABC):
 
     @abstractmethod
     def layer_norm(self, x: str, name: str) -> str:
-        """Of a vector, with weight and bias."""
+        """The layer norm of a vector, with weight and bias."""
 
     @abstractmethod
     def head_norm(self, x: str, name: str) -> str:
-        """Of each head of a row [H, 1, N], with weight and bias for all and the architecture's epsilon; a vector."""
+        """The norm of each head of a row [H, 1, N], with weight, bias and the architecture's epsilon: a vector."""
 
     @abstractmethod
     def binary(self, kind: str, x: str, y: str) -> str:
@@ -93,7 +94,7 @@ class Ops(ABC):
 
     @abstractmethod
     def shaped(self, x: str, shape: tuple[int, ...]) -> str:
-        """The same values; one dim is a vector."""
+        """The same values in another shape; a shape of one number is a vector."""
 
     @abstractmethod
     def product(self, x: str, y: str) -> str:

@@ -106,7 +106,7 @@ class LayoutBuilder:
 
 
 def literal_layout(data: bytes) -> Layout:
-    """Of a file that holds nothing of a tensor."""
+    """The layout of a file that holds no tensor."""
     build = LayoutBuilder()
     build.literal(data)
     return build.done()
@@ -131,7 +131,7 @@ class Writer(Protocol):
         """Put bytes [start, start + len(data)) of a slot in their place, in any order. Raises OSError."""
 
     def put(self, slot: Slot, start: int, data: memoryview) -> None:
-        """The same bytes, written by now, for digests: once each, ascending within a slot. Raises OSError."""
+        """Take bytes that have been written, for digests: each once, ascending within a slot. Raises OSError."""
 
     def close(self) -> Written:
         """All slots are complete: write the rest and flush it to the disk. Raises OSError."""

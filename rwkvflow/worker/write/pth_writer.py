@@ -49,10 +49,12 @@ class PthTensor:
 
     @property
     def nbytes(self) -> int:
+        """The size of the data in bytes."""
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
     @property
     def stride(self) -> tuple[int, ...]:
+        """As PyTorch counts it, in values."""
         if self.transposed:
             return (1, self.shape[0])
         return tuple(math.prod(self.shape[i + 1 :]) for i in range(len(self.shape)))
@@ -69,6 +71,7 @@ class Record:
 
     @property
     def is_large(self) -> bool:
+        """Whether its entry in the zip file needs 64-bit sizes."""
         return self.size >= LARGE
 
     @property
@@ -137,7 +140,7 @@ class PthWriter(FileWriter):
     """Writes a PthLayout. The bytes pass in the order of the file when they are hashed, and are summed there."""
 
     def __init__(self, path: Path, layout: PthLayout) -> None:
-        """See FileWriter."""
+        """Open the file; `layout` says where everything goes."""
         super().__init__(path, layout)
         self._records = layout.records
         self._directory = layout.directory

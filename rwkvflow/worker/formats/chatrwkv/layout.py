@@ -41,7 +41,7 @@ class ChatRwkv(FileFormat):
     strategy: str = "cpu fp32"
 
     def layout(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> PthLayout:
-        """See FileFormat."""
+        """Where every tensor goes in the file."""
         stages = strategies.parse(self.strategy)
         if architecture.version == "7":
             if len(stages) > 1 or stages[0].matrices == "u8":
@@ -57,7 +57,7 @@ class ChatRwkv(FileFormat):
         return pth_layout(plan.tensors(tensors), values)
 
     def open(self, path: Path, architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path) -> Writer:
-        """See Format."""
+        """Begin an artifact at `path`."""
         return PthWriter(path, self.layout(architecture, tensors))
 
 

@@ -74,7 +74,8 @@ def normal(strategy: str) -> str:
 
 def slug(stages: Sequence[Stage]) -> str:
     """A strategy as part of a name: "cuda fp16i8 *10 -> cuda fp16 *0+ -> cpu fp32" is
-    cuda-fp16i8-x10-cuda-fp16-x0plus-cpu-fp32. `from_slug` gives it back."""
+    cuda-fp16i8-x10-cuda-fp16-x0plus-cpu-fp32. `from_slug` gives it back.
+    """
     return "-".join(
         f"{stage.device.replace(':', '')}-{WORDS[stage.dtype]}{'i8' if stage.matrices == 'u8' else ''}"
         + ("" if stage.layers is None else f"-x{stage.layers}{'plus' if stage.streams else ''}")

@@ -52,7 +52,7 @@ class FasterRwkv(FileFormat):
         return stage.dtype
 
     def layout(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Layout:
-        """See FileFormat."""
+        """Where every tensor goes in the file."""
         (stage,) = self._stages
         rescale = RESCALE_EVERY if stage.dtype == "f16" else 0
         plan = chatrwkv.Plan(architecture, [stage] * (architecture.n_layer + 1), rescale)

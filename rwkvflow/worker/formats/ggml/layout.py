@@ -61,7 +61,10 @@ class Ggml(FileFormat):
     from_f16: bool = False
 
     def refuse(self, architecture: Architecture) -> str | None:
-        """See Format. A file tells the number of heads by a dimension, which rwkv.cpp squeezes away where it is 1."""
+        """Why this format cannot hold the model; None if it can.
+
+        A file tells the number of heads by a dimension, which rwkv.cpp squeezes away where it is 1.
+        """
         if refused := super().refuse(architecture):
             return refused
         if architecture.version in ("5.2", "6") and architecture.n_head == 1:
@@ -69,7 +72,7 @@ class Ggml(FileFormat):
         return None
 
     def layout(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Layout:
-        """See FileFormat."""
+        """Where every tensor goes in the file."""
         build = LayoutBuilder()
         header = (MAGIC, VERSION, architecture.n_vocab, architecture.n_embd, architecture.n_layer, self.kind)
         build.literal(struct.pack("<6i", *header))

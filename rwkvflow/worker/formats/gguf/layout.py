@@ -72,7 +72,7 @@ class Gguf(FileFormat):
     kind: int = F32
 
     def refuse(self, architecture: Architecture) -> str | None:
-        """See Format."""
+        """Why this format cannot hold the model; None if it can."""
         if refused := super().refuse(architecture):
             return refused
         if architecture.n_att != architecture.n_embd:
@@ -83,7 +83,7 @@ class Gguf(FileFormat):
         return None
 
     def layout(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Layout:
-        """See FileFormat."""
+        """Where every tensor goes in the file."""
         build = LayoutBuilder()
         listed, pairs = self._content(architecture, tensors, build)
         _write(build, listed, pairs)
@@ -92,7 +92,7 @@ class Gguf(FileFormat):
     def parts(
         self, architecture: Architecture, tensors: Mapping[str, TensorInfo], split: Split
     ) -> Mapping[str, Layout] | None:
-        """See FileFormat."""
+        """The files that an artifact above the limit becomes, by name; None if it is not split."""
         build = LayoutBuilder()
         listed, pairs = self._content(architecture, tensors, build)
         whole = LayoutBuilder()

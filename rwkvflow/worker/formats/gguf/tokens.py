@@ -29,7 +29,10 @@ class Vocabulary:
 
 @cache
 def vocabulary(size: int) -> Vocabulary:
-    """Of a model with `size` rows in its embedding. Raises WorkerError where the World vocabulary is not installed."""
+    """The vocabulary of a model with `size` rows in its embedding.
+
+    Raises WorkerError where the World vocabulary is not installed.
+    """
     if size == WORLD:
         return _world(size)
     special = (("bos", 0), ("eos", 0))

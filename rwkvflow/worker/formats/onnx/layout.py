@@ -195,7 +195,7 @@ class Onnx(FolderFormat):
     kind: int = F32
 
     def layouts(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Mapping[str, Layout]:
-        """See FolderFormat."""
+        """Where every tensor goes, for each file of the folder."""
         return layouts(architecture, tensors, self.kind)
 
 

@@ -50,6 +50,7 @@ class Entry:
 
     @property
     def nbytes(self) -> int:
+        """The size of the data in bytes."""
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
@@ -144,13 +145,13 @@ class Safetensors(FileFormat):
         return None if self.kind is None else BY_NUMBER[self.kind].name
 
     def layout(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Layout:
-        """See FileFormat."""
+        """Where every tensor goes in the file."""
         return safetensors_layout(self._entry(info) for info in tensors.values())
 
     def parts(
         self, architecture: Architecture, tensors: Mapping[str, TensorInfo], split: Split
     ) -> Mapping[str, Layout] | None:
-        """See FileFormat."""
+        """The files that an artifact above the limit becomes, by name; None if it is not split."""
         found = safetensors_parts((self._entry(info) for info in tensors.values()), split)
         return found if len(found) > 1 else None
 

@@ -44,7 +44,7 @@ class Transformers(Format):
     """The folder."""
 
     def refuse(self, architecture: Architecture) -> str | None:
-        """See Format."""
+        """Why this format cannot hold the model; None if it can."""
         if refused := super().refuse(architecture):
             return refused
         if architecture.version == "6":
@@ -57,7 +57,7 @@ class Transformers(Format):
         return None
 
     def expected_size(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> int:
-        """See Format; without a tokenizer.json that the recipe names."""
+        """The size of the artifact in bytes, without a tokenizer.json that the recipe names."""
         return sum(layout.size for layout in layouts(architecture, tensors, shard=self._shard).values())
 
     @property
@@ -65,7 +65,7 @@ class Transformers(Format):
         return self.split.size if self.split else SHARD
 
     def open(self, path: Path, architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path) -> Writer:
-        """See Format. A tokenizer.json that the recipe names is beside the engine."""
+        """Begin an artifact at `path`. A tokenizer.json that the recipe names is beside the engine."""
         from rwkvflow.worker.write.folder import FolderWriter
 
         named = engine.with_name("tokenizer")

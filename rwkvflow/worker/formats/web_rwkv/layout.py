@@ -53,7 +53,7 @@ class WebRwkv(FileFormat):
     """A single file."""
 
     def layout(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Layout:
-        """See FileFormat."""
+        """Where every tensor goes in the file."""
         entries = (self._entry(architecture, info) for info in tensors.values())
         return safetensors_layout(entries, {"format": "pt"})
 
