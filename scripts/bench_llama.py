@@ -26,7 +26,6 @@ def build(folder: Path) -> Path:
         return program
     from rwkvflow.lock.pins import package
     from rwkvflow.net.source_package import fetch_package
-    from rwkvflow.sandbox.host import host_platform
     from rwkvflow.stages.llama import KEPT, ROOT
 
     source, scratch = folder / "llama.cpp", folder / "scratch"
@@ -39,14 +38,21 @@ def build(folder: Path) -> Path:
             root=ROOT,
             kept=KEPT,
             scratch=scratch,
-            platform=host_platform(),
             cancel=threading.Event(),
         )
     print("building llama.cpp for this processor (minutes)", file=sys.stderr)
     tools = [str(Path(sys.executable).with_name("cmake")), "cmake"]
     cmake = next((tool for tool in tools if Path(tool).is_file()), "cmake")
     subprocess.run([cmake, "-S", PROJECT, "-B", folder / "build", f"-DLLAMA_SOURCE={source}"], check=True, stdout=2)
-    command = [cmake, "--build", folder / "build", "--target", "llama-bench", "--parallel", str(os.cpu_count() or 1)]
+    command = [
+        cmake,
+        "--build",
+        str(folder / "build"),
+        "--target",
+        "llama-bench",
+        "--parallel",
+        str(os.cpu_count() or 1),
+    ]
     subprocess.run(command, check=True, stdout=2)
     return program
 
@@ -126,7 +132,7 @@ class Ours:
 
 def compare(library: Path, ggml: Path, program: Path, gguf: Path, threads: int, prompt: int) -> dict[str, Any]:
     """Best and median ms a token and tokens a second of both, and ratios of the best (above 1: librwkv is faster)."""
-    sides = {"ours": Ours(library, ggml, threads), "theirs": Theirs(program, gguf, threads)}
+    sides: dict[str, Ours | Theirs] = {"ours": Ours(library, ggml, threads), "theirs": Theirs(program, gguf, threads)}
     seconds: dict[str, dict[str, list[float]]] = {side: {"decode": [], "prefill": []} for side in sides}
     for turn in range(-1, TURNS):  # the first brings in pages and starts threads
         for kind, count in (("decode", DECODE), ("prefill", prompt)):

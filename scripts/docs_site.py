@@ -16,7 +16,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "scripts"))
 
 #: Path in the repository: path in the site.
 MOVED = {
@@ -30,7 +30,7 @@ MOVED = {
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Headings get the anchors that they have in the repository's own viewer, so that a link is right in both."""
-    from scripts.docs_tables import anchor
+    from docs_tables import anchor
 
     config.mdx_configs.setdefault("toc", {})["slugify"] = lambda text, separator: anchor(text)
     return config

@@ -13,7 +13,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ import click
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 Parts = Mapping[str, Callable[[], str]]
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()) -> str:
     """A Markdown table; columns in `right` are aligned to the right."""
     rule = tuple("---:" if index in right else "---" for index in range(len(head)))
     cells = [head, rule, *(tuple(cell.replace("|", r"\|").replace("\n", " ") for cell in row) for row in rows)]
@@ -96,7 +96,7 @@ TESTS = (
 
 def layers() -> str:
     """Where things live: the rooms of the package from high to low, as the test of imports has them."""
-    from tests.helpers.layers import ROOMS, WORKER_ROOMS
+    from helpers.layers import ROOMS, WORKER_ROOMS
 
     rows = [(0, name, text) for name, text in TOP] + [(0, "rwkvflow/", "")]
     package = ROOT / "rwkvflow"
@@ -112,7 +112,7 @@ def layers() -> str:
 
 def picture() -> str:
     """The rooms as a mermaid diagram: an arrow for each import, but where another way round says the same."""
-    from tests.helpers.layers import ROOMS, imported_rooms
+    from helpers.layers import ROOMS, imported_rooms
 
     edges = imported_rooms(ROOT / "rwkvflow")
     lines = [f'  {room}["<b>{room}</b><br>{text.split(":")[0].split(";")[0]}"]' for room, text in ROOMS]

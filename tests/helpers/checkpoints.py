@@ -11,6 +11,7 @@ From a test: `import checkpoints; checkpoints.make(path, version="7")`.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import math
@@ -52,7 +53,8 @@ class Entry:
 def bf16(values: np.ndarray) -> np.ndarray:
     """float32 of any shape to the bits of bfloat16 (uint16), rounded to nearest, ties to even; finite input."""
     bits = np.ascontiguousarray(values, "<f4").view("<u4")
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    rounded: np.ndarray = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    return rounded
 
 
 def array_entry(name: str, values: np.ndarray, dtype: str | None = None) -> Entry:
@@ -166,7 +168,7 @@ def entries(version: str, dtype: str = "bf16", seed: int = 0, **sizes: Any) -> l
             yield (bf16(chunk) if dtype == "bf16" else chunk.astype(NUMPY[dtype])).tobytes()
 
     return [
-        Entry(name, dtype, shape, lambda name=name, shape=shape: data(name, shape))
+        Entry(name, dtype, shape, functools.partial(data, name, shape))
         for name, shape in shapes(version, **sizes).items()
     ]
 

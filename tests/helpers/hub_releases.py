@@ -30,7 +30,7 @@ def publish(files: dict[str, bytes], *, told: Told | None = None, repo: str = RE
 
 def holds(repository: Repository, files: dict[str, bytes], revision: str = "main") -> bool:
     """Whether a commit holds exactly this release, besides .gitattributes."""
-    there = repository.contents(revision)
+    there: dict[str, bytes] = repository.contents(revision)
     there.pop(".gitattributes", None)
     return there == contents(release(files))
 
