@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import posixpath
 import re
-import sys
 from pathlib import Path
 
+from docs_tables import anchor  # mkdocs puts this folder on the path while it loads this module
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
 
 #: Path in the repository: path in the site.
 MOVED = {
@@ -30,8 +29,6 @@ MOVED = {
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Headings get the anchors that they have in the repository's own viewer, so that a link is right in both."""
-    from docs_tables import anchor
-
     config.mdx_configs.setdefault("toc", {})["slugify"] = lambda text, separator: anchor(text)
     return config
 
