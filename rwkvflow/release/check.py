@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rwkvflow.base.errors import PublishError, RwkvflowError
 from rwkvflow.base.hashing import file_digest
+from rwkvflow.release.material_check import material_problems
 from rwkvflow.release.names import (
     LOCK,
     PROVENANCE,
@@ -33,6 +34,9 @@ from rwkvflow.release.names import (
 from rwkvflow.release.quality import differences, read_quality
 from rwkvflow.release.statement import dependencies, read_statement
 from rwkvflow.release.sums import parse_sums
+
+if TYPE_CHECKING:
+    from rwkvflow.documents.lock import Lock
 
 HASHERS = 4  # files hashed at once
 
@@ -74,7 +78,7 @@ def check_release(folder: Path, *, key: Path | None = None, on_bytes: Callable[[
     subjects = _subjects(statement, found)
     _files(digests, sums, subjects, found)
     if statement is not None:
-        found.name = str(_external(statement).get("name", ""))
+        found.name = _printable(str(_external(statement).get("name", "")))[:200]
         _inputs(folder, statement, digests, found)
     unchanged = {path: digest for path, digest in digests.items() if (sums or {}).get(path, digest) == digest}
     _quality(folder, unchanged, found)
@@ -227,13 +231,13 @@ def _inputs(folder: Path, statement: Mapping[str, Any], digests: Mapping[str, st
     before = len(found.problems)
     stated = dependencies(statement)
     recipe = _external(statement).get("recipe")
-    claimed = recipe.get("digest", {}).get("sha256") if isinstance(recipe, dict) else None
+    digest = recipe.get("digest") if isinstance(recipe, dict) else None
+    claimed = digest.get("sha256") if isinstance(digest, dict) else None
     for path, value in ((LOCK, stated.get(LOCK, {}).get("sha256")), (RECIPE, claimed)):
         if path in digests and digests[path] != value:
             found.problems.append(f"{PROVENANCE} was edited: it was not made from this {path}")
-    for name, value in _locked(folder, digests, found).items():
-        if name in stated and stated[name].get("sha256") != value:
-            found.problems.append(f"{PROVENANCE} was edited: {name} is not what {LOCK} pins")
+    lock = _lock(folder, digests, found)
+    found.problems += [f"{PROVENANCE} was edited: {problem}" for problem in material_problems(statement, lock)]
     if len(found.problems) == before:
         count = len({name.split("/")[1] for name in stated if name.startswith("model/")})
         found.checked.append(
@@ -242,29 +246,16 @@ def _inputs(folder: Path, statement: Mapping[str, Any], digests: Mapping[str, st
         )
 
 
-def _locked(folder: Path, digests: Mapping[str, str], found: Findings) -> dict[str, str]:
-    """Dependency name → sha256, as the lock pins them."""
+def _lock(folder: Path, digests: Mapping[str, str], found: Findings) -> Lock | None:
     from rwkvflow.documents.load import load_lock
 
     if LOCK not in digests:
-        return {}
+        return None
     try:
-        lock = load_lock(folder / LOCK)
+        return load_lock(folder / LOCK)
     except RwkvflowError as error:
         found.problems.append(f"{LOCK} cannot be read: {str(error).splitlines()[0]}")
-        return {}
-    kinds = {"model": lock.models, "tokenizer": lock.tokenizers, "lora": lock.loras, "state": lock.states}
-    files = {}
-    for kind, entries in kinds.items():
-        for name, file in (entries or {}).items():
-            if file.files is None:
-                files[f"{kind}/{name}"] = file.sha256
-            files |= {f"{kind}/{name}/{part}": pin.sha256 for part, pin in (file.files or {}).items()}
-    files |= {f"package/{package.filename}": package.sha256 for package in (lock.packages or {}).values()}
-    for image in lock.images.values():
-        for wheels in image.platforms.values():
-            files |= {f"wheel/{wheel.filename}": wheel.sha256 for wheel in wheels.worker}
-    return files
+        return None
 
 
 def _quality(folder: Path, digests: Mapping[str, str], found: Findings) -> None:
@@ -277,11 +268,11 @@ def _quality(folder: Path, digests: Mapping[str, str], found: Findings) -> None:
     before = len(found.problems)
     try:
         quality = read_quality((folder / QUALITY).read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         found.problems.append(f"{QUALITY} cannot be read: {error}")
         return
     for item in quality.artifacts:
-        if not (folder / item.path).exists():
+        if not is_plain(item.path) or not (folder / item.path).exists():
             found.problems.append(f"{QUALITY}: the release has no {item.path}")
         elif item.sha256 is not None and digests.get(item.path, item.sha256) != item.sha256:
             found.problems.append(f"{QUALITY}: {item.path} is another file than the one that was measured")
@@ -290,7 +281,7 @@ def _quality(folder: Path, digests: Mapping[str, str], found: Findings) -> None:
             continue
         try:
             differing = differences(item, json.loads((folder / report).read_bytes()))
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
             found.problems.append(f"{report} cannot be read: {error}")
             continue
         if differing:

@@ -173,9 +173,32 @@ def read_statement(data: bytes) -> dict[str, Any]:
         build_type = content["predicate"]["buildDefinition"]["buildType"]
     except (UnicodeDecodeError, RecursionError, json_format.ParseError, KeyError, TypeError) as error:
         raise ValueError(f"it is no in-toto statement with SLSA provenance ({error})") from error
+    _check_shape(content)
     if build_type != BUILD_TYPE:
         raise ValueError(f"its build type is {build_type!r}, not {BUILD_TYPE}")
     return content
+
+
+def _check_shape(content: Mapping[str, Any]) -> None:
+    """Raises ValueError where a list or a digest is none: protobuf takes null for an absent one, and [] for {}."""
+    predicate = content["predicate"]
+    ran = predicate.get("runDetails")
+    if not isinstance(ran, dict):
+        raise ValueError("it does not say how it was made")
+    lists = {
+        "subject": content["subject"],
+        "resolvedDependencies": predicate["buildDefinition"].get("resolvedDependencies", []),
+        "byproducts": ran.get("byproducts", []),
+    }
+    for name, items in lists.items():
+        if not isinstance(items, list):
+            raise ValueError(f"its {name} is no list")
+        for item in items:
+            digest = item.get("digest", {}) if isinstance(item, dict) else None
+            if not isinstance(digest, dict) or not isinstance(item.get("name", ""), str):
+                raise ValueError(f"its {name} holds something that has no name and no digests")
+            if not all(isinstance(value, str) for value in digest.values()):
+                raise ValueError(f"its {name} holds a digest that is no text")
 
 
 def dependencies(statement: Mapping[str, Any]) -> dict[str, dict[str, str]]:
