@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from rwkvflow.base.errors import StoreError
+from rwkvflow.base.errors import PublishError, StoreError
 from rwkvflow.base.hashing import file_digest
 from rwkvflow.net.progress import Told
 from rwkvflow.release.artifacts import ReleaseFile
@@ -67,6 +67,15 @@ class Publisher(Protocol):
 
     def apply(self, release: Release, told: Told) -> Published:
         """Make the destination hold the release: whole or not at all, where the destination can do that."""
+
+
+def refuse_others(place: str, before: str | None, release: Release) -> None:
+    """Raises PublishError where another recipe's release stands at a place; `before` is its name, None: not known."""
+    if before is not None and before != release.name:
+        raise PublishError(
+            f"{place} holds the release {ascii(before)[1:-1][:100]}, and this recipe's is {release.name}",
+            remedy="publish to another place; or remove that release yourself, if it is to be replaced",
+        )
 
 
 class Proven:

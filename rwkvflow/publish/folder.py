@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from rwkvflow.base.errors import PublishError, StoreError
 from rwkvflow.base.files import clear_errors, read_json, remove, sync, write_json
 from rwkvflow.base.outputs import swap
+from rwkvflow.publish.base import refuse_others
 from rwkvflow.release.names import PROVENANCE, STATE
+from rwkvflow.release.statement import stated_name
 
 if TYPE_CHECKING:
     from rwkvflow.release.release import Release, ReleaseFile
@@ -36,7 +38,7 @@ def is_intact(target: Path, key: str) -> bool:
 def publish_folder(release: Release, target: Path, *, key: str, on_bytes: Callable[[int, int], None]) -> None:
     """Make `target` hold exactly this release. `on_bytes` is told bytes done and in total.
 
-    Raises PublishError where the folder holds something that rwkvflow did not publish, StoreError where a file of
+    Raises PublishError where the folder holds something that this recipe did not publish, StoreError where a file of
     the store turns out to be damaged (then the old release stays).
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
@@ -46,6 +48,7 @@ def publish_folder(release: Release, target: Path, *, key: str, on_bytes: Callab
             f"{target} holds files that rwkvflow did not publish, and publishing replaces the whole folder",
             remedy="name an empty or new folder in publish.to",
         )
+    refuse_others(str(target), _name(target), release)
     with clear_errors(f"publishing to {target}"):
         target.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{target.name}.rwkvflow-"
@@ -72,6 +75,17 @@ def _ours(target: Path) -> bool:
     return isinstance(definition, dict) and definition.get("buildType") == BUILD_TYPE
 
 
+def _name(target: Path) -> str | None:
+    """The name of the release in a folder, as its marker or its statement says."""
+    name = (read_json(target / STATE) or {}).get("name")
+    if isinstance(name, str):
+        return name
+    try:
+        return stated_name((target / PROVENANCE).read_bytes())
+    except OSError:
+        return None
+
+
 def _write(release: Release, fresh: Path, old: Path, key: str, on_bytes: Callable[[int, int], None]) -> None:
     total, done = sum(file.size for file in release.files), 0
     state = read_json(old / STATE) or {}
@@ -87,7 +101,7 @@ def _write(release: Release, fresh: Path, old: Path, key: str, on_bytes: Callabl
         sync(folder)
     files = {file.path: _stamp(fresh / file.path) for file in release.files}
     digests = {file.path: file.digest for file in release.files}
-    write_json(fresh / STATE, {"key": key, "files": files, "digests": digests})
+    write_json(fresh / STATE, {"key": key, "name": release.name, "files": files, "digests": digests})
 
 
 def _take_over(file: ReleaseFile, old: Path, path: Path, state: dict[str, object]) -> bool:

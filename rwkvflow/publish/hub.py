@@ -18,11 +18,12 @@ from rwkvflow.base.errors import PublishError
 from rwkvflow.base.hashing import CHUNK
 from rwkvflow.net.http import Policy, TemporaryProblemError
 from rwkvflow.net.progress import Told
-from rwkvflow.publish.base import Change, Changes, Proven, Published
+from rwkvflow.publish.base import Change, Changes, Proven, Published, refuse_others
 from rwkvflow.publish.hub_calls import Addition, ConflictError, Head, HubCalls, RemoteFile
 from rwkvflow.release.artifacts import ReleaseFile, from_bytes
 from rwkvflow.release.names import CARD, PROVENANCE, SIGNATURE, SUMS
 from rwkvflow.release.release import Release
+from rwkvflow.release.statement import stated_name
 from rwkvflow.release.sums import parse_sums
 
 LARGEST = 50 * 10**9  # bytes; downloads of more are refused by the hub outside xet
@@ -174,6 +175,7 @@ class HubPublisher:
             )
         deletes: list[str] = []
         if is_release and writes:
+            refuse_others(self._to(), stated_name(calls.read(PROVENANCE, head.commit)), release)
             old, problems = parse_sums(calls.read(SUMS, head.commit).decode("utf-8", "replace"))
             before = {*old, SUMS, SIGNATURE} if not problems else set()
             deletes = sorted(path for path in before if path in there and path not in wanted)

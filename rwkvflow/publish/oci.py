@@ -17,7 +17,7 @@ from rwkvflow.net.http import Policy
 from rwkvflow.net.oci_registry import MANIFEST, Registry
 from rwkvflow.net.progress import Told
 from rwkvflow.plan.step import canonical
-from rwkvflow.publish.base import Change, Changes, Proven, Published
+from rwkvflow.publish.base import Change, Changes, Proven, Published, refuse_others
 from rwkvflow.release.artifacts import ReleaseFile, from_bytes
 from rwkvflow.release.card import human_count
 from rwkvflow.release.names import CARD, PLOT, SUMS
@@ -44,7 +44,7 @@ class OciPublisher:
         """What the tag would name instead of what it names now."""
         data = manifest_bytes(release)
         with Registry(self.place, self.policy, Told()) as registry:
-            there = self._there(registry)
+            there = self._there(registry, release)
             old = {} if there is None else _layers(there[1])
         same = there is not None and there[0] == text_digest(data)
         new = {file.path: file for file in release.files}
@@ -65,7 +65,7 @@ class OciPublisher:
         config, data = config_file(release), manifest_bytes(release)
         digest = text_digest(data)
         with Registry(self.place, self.policy, told) as registry:
-            there = self._there(registry)
+            there = self._there(registry, release)
             sent = 0
             if there is None or there[0] != digest:
                 sent = self._upload(registry, [*release.files, config], told)
@@ -75,13 +75,16 @@ class OciPublisher:
         facts = {"digest": digest, "files": str(len(release.files)), "uploaded": str(sent)}
         return Published(f"{self.place}@{digest}", facts)
 
-    def _there(self, registry: Registry) -> tuple[str, dict[str, Any]] | None:
+    def _there(self, registry: Registry, release: Release) -> tuple[str, dict[str, Any]] | None:
         there = registry.manifest(self.place.tag)
         if there is not None and there[1].get("artifactType") != ARTIFACT:
             kind = there[1].get("artifactType") or there[1].get("mediaType") or "something else"
             raise PublishError(
                 f"{self.place} is there already and is no model but {kind}", remedy="publish to another name or tag"
             )
+        notes = there[1].get("annotations") if there is not None else None
+        title = notes.get(TITLE) if isinstance(notes, dict) else None
+        refuse_others(str(self.place), title if isinstance(title, str) else None, release)
         return there
 
     def _upload(self, registry: Registry, files: list[ReleaseFile], told: Told) -> int:
@@ -128,7 +131,7 @@ def manifest_bytes(release: Release) -> bytes:
             }
             for file in release.files
         ],
-        "annotations": {"org.opencontainers.image.title": release.name},
+        "annotations": {TITLE: release.name},
     }
     return canonical(manifest)
 

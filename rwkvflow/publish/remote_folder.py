@@ -19,7 +19,7 @@ from rwkvflow.base.errors import PublishError, RwkvflowError
 from rwkvflow.base.hashing import CHUNK
 from rwkvflow.net.http import scrub
 from rwkvflow.net.progress import Told
-from rwkvflow.publish.base import Change, Changes, Proven, Published, content
+from rwkvflow.publish.base import Change, Changes, Proven, Published, content, refuse_others
 from rwkvflow.release.artifacts import ReleaseFile
 from rwkvflow.release.names import STATE, SUMS
 from rwkvflow.release.release import Release
@@ -37,6 +37,7 @@ class RemoteFolderPublisher:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self._proven = Proven()
+        self._name: str | None = None  # of the release that the folder says it holds
         try:
             import fsspec  # type: ignore[import-untyped]
 
@@ -76,6 +77,7 @@ class RemoteFolderPublisher:
                 f"{self.url} holds files that rwkvflow did not publish, e.g. {min(found)}",
                 remedy="name an empty or new folder in publish.to",
             )
+        refuse_others(self.url, self._name, release)
         there = {
             path: entry
             for path, entry in remembered.items()
@@ -104,8 +106,10 @@ class RemoteFolderPublisher:
         def ask() -> dict[str, Any]:
             try:
                 value = json.loads(self._fs.cat_file(self._path(STATE)))
-            except (FileNotFoundError, ValueError):
+            except (FileNotFoundError, ValueError, RecursionError):
                 return {}
+            name = value.get("name") if isinstance(value, dict) else None
+            self._name = name if isinstance(name, str) else None
             files = value.get("files") if isinstance(value, dict) else None
             return files if isinstance(files, dict) else {}
 
@@ -130,6 +134,7 @@ class RemoteFolderPublisher:
         deletes: list[str],
         told: Told,
     ) -> None:
+        self._name = release.name
         # Noted before it is touched, so that whatever is left when this is cut short is known to be ours.
         noted = {path: entry for path, entry in there.items() if path != SUMS}
         noted |= {path: dict(_TOUCHED) for path in (*deletes, *(file.path for file in writes))}
@@ -190,7 +195,7 @@ class RemoteFolderPublisher:
         self._try(f"removing {path}", remove)
 
     def _save(self, files: dict[str, Any]) -> None:
-        data = json.dumps({"files": files}, sort_keys=True, ensure_ascii=False).encode()
+        data = json.dumps({"name": self._name, "files": files}, sort_keys=True, ensure_ascii=False).encode()
 
         def save() -> None:
             self._folder(self._root)

@@ -201,6 +201,16 @@ def _check_shape(content: Mapping[str, Any]) -> None:
                 raise ValueError(f"its {name} holds a digest that is no text")
 
 
+def stated_name(data: bytes) -> str | None:
+    """What the statement of a release calls it; None where it is no such statement."""
+    try:
+        external = read_statement(data)["predicate"]["buildDefinition"].get("externalParameters")
+    except ValueError:
+        return None
+    name = external.get("name") if isinstance(external, dict) else None
+    return name if isinstance(name, str) else None
+
+
 def dependencies(statement: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Name → digests of everything that the statement says went in."""
     listed = statement["predicate"]["buildDefinition"].get("resolvedDependencies", [])

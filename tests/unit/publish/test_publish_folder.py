@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,17 @@ def test_left_out_reasons_do_not_break_the_card(made: Made) -> None:
     card = next(file for file in release.files if file.path == "README.md")
     assert isinstance(card.source, bytes)
     assert text_digest(card.source) == card.digest
+
+
+def test_another_recipes_release_is_not_replaced(made: Made, tmp_path: Path) -> None:
+    """By the marker's word, and by the statement's where the release was downloaded."""
+    made.artifact("m/q@i", b"weights")
+    publish(made.release(("m", "q", "i")), tmp_path / "demo")
+    other = replace(made.release(("m", "q", "i")), name="other")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "demo").glob("*") if path.is_file()}
+    for _ in range(2):
+        with pytest.raises(PublishError, match="holds the release demo, and this recipe's is other"):
+            publish(other, tmp_path / "demo")
+        (tmp_path / "demo/.rwkvflow.json").unlink(missing_ok=True)
+    del before[".rwkvflow.json"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "demo").glob("*") if path.is_file()} == before
