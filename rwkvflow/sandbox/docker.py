@@ -153,7 +153,8 @@ class DockerSandbox:
         oom = bool(state.get("OOMKilled"))
         if exit_code == KILLED and not (oom or watch.ended):
             oom = bool(limits.memory) and self._is_podman()  # which does not set the flag
-            tail("killed by signal 9, by somebody outside of rwkvflow")
+            if not oom:
+                tail("killed by signal 9, neither by rwkvflow nor for its memory limit")
         return Result(
             exit_code=exit_code,
             seconds=time.monotonic() - start,

@@ -240,3 +240,14 @@ def test_an_input_that_was_changed_is_told_and_dropped(arena: Arena) -> None:
         assert not path.exists()
         assert "changed its input data" in str(failure)
         assert arena.store.path(text_digest("data")) is None, "it is made or fetched again"
+
+
+def test_out_of_memory_and_killed_by_somebody_are_told_apart(arena: Arena) -> None:
+    eat = "import time; x = b'x' * (300 << 20); time.sleep(60)"
+    failure = arena.run(eat, limits=Limits(time_s=50, memory=100 * MIB))["step/0"]
+    assert "ran out of its memory limit" in str(failure)
+    suicide = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    failure = arena.run(suicide, limits=Limits(time_s=50, memory=100 * MIB))["step/0"]
+    assert "exit code 137" in str(failure)
+    assert "memory limit of" not in str(failure)
+    assert "signal 9" in str(failure)
