@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rwkvflow import __version__
+from rwkvflow.base.text import shown
 from rwkvflow.display.report_data import ArtifactRow, RunData
 from rwkvflow.display.report_plot import Point, panel
 from rwkvflow.display.words import duration
@@ -26,7 +27,11 @@ def report_html(run: RunData) -> str:
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("rwkvflow.display"), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
+        loader=PackageLoader("rwkvflow.display"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        finalize=_fit_to_show,
     )
     environment.filters |= {
         "duration": duration,
@@ -52,6 +57,11 @@ def report_html(run: RunData) -> str:
         timed=any(_number(item.smoke.get("tokens_per_second")) is not None for item in run.artifacts),
         version=__version__,
     )
+
+
+def _fit_to_show(value: object) -> object:
+    """Text in a page is escaped as HTML; what reverses or hides text is spelt out besides. Markup is ours."""
+    return shown(value) if type(value) is str else value
 
 
 def said(item: ArtifactRow) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ CALL_S = 120
 HOST_INSTEAD = "or work without Docker: --sandbox host"
 
 RUN_LABEL = "org.rwkvflow.run"
+UNKNOWN = "?"
 _OWNER = ("org.rwkvflow.machine", "org.rwkvflow.namespace", "org.rwkvflow.pid", "org.rwkvflow.started")
 
 
@@ -185,17 +186,22 @@ def owner_labels() -> dict[str, str]:
     return {RUN_LABEL: "1", **dict(zip(_OWNER, values, strict=True))}
 
 
-def is_orphan(labels: Mapping[str, str]) -> bool:
-    """Whether the process that made a container with these labels is known to be gone. False where that is unknown."""
+def is_orphan(labels: Mapping[str, str], *, running: bool = False) -> bool:
+    """Whether the process that made a container with these labels is known to be gone. False where that is unknown.
+
+    A container that is `running` was not started before this machine was: then it is that of another machine of the
+    same name, on a shared engine.
+    """
     machine, namespace, pid, started = (labels.get(name, "") for name in _OWNER)
     here = _machine()
     if not pid.isdigit() or machine.split("/")[0] != here[0].split("/")[0]:
         return False  # another machine's, on a shared engine
     if machine != here[0]:
-        return True  # this machine, before it was started again
+        return not running  # this machine, before it was started again
     if namespace != here[1]:
         return False  # from inside another container: its pids mean nothing here
-    return _started(int(pid)) != (started or None)
+    found = _started(int(pid))
+    return found is None or (UNKNOWN not in (found, started) and found != started)
 
 
 def _machine() -> tuple[str, str]:
@@ -212,15 +218,14 @@ def _started(pid: int) -> str | None:
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
     except OSError:
-        if Path("/proc/self").exists():
-            return None
+        pass  # no /proc, no such process, or that of another user, which some systems hide
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return None
     except PermissionError:
         pass
-    return "?"
+    return UNKNOWN
 
 
 def platform_of(info: Mapping[str, Any]) -> str:

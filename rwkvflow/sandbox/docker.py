@@ -173,7 +173,7 @@ class DockerSandbox:
         with plain_errors("listing containers"):
             containers = self.client.containers.list(all=True, filters={"label": RUN_LABEL}, ignore_removed=True)
         for container in containers:
-            if is_orphan(container.labels):
+            if is_orphan(container.labels, running=container.status in ("running", "paused")):
                 with contextlib.suppress(docker.errors.APIError):
                     container.remove(force=True, v=True)
                     count += 1

@@ -132,7 +132,7 @@ def test_no_remedy_is_made_up() -> None:
     assert remedy_for("the command '/bin/x' returned a non-zero code: 1") is None
 
 
-def test_owner_of_a_container() -> None:
+def test_owner_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = owner_labels()
     assert not is_orphan(mine), "this process lives"
     assert not is_orphan({}), "whose it is is unknown"
@@ -142,6 +142,11 @@ def test_owner_of_a_container() -> None:
     assert not is_orphan({**mine, "org.rwkvflow.machine": "elsewhere/boot"}), "another machine's"
     host = mine["org.rwkvflow.machine"].split("/")[0]
     assert is_orphan({**mine, "org.rwkvflow.machine": f"{host}/another-boot"}), "before a restart"
+    another = {**mine, "org.rwkvflow.machine": f"{host}/another-boot"}
+    assert not is_orphan(another, running=True), "nothing runs on after a restart: another machine of this name"
+    monkeypatch.setattr("rwkvflow.sandbox.daemon._started", lambda pid: daemon.UNKNOWN)
+    assert not is_orphan({**mine, "org.rwkvflow.started": "1"}), "it lives, and the system hides since when"
+    monkeypatch.undo()
     assert not is_orphan({**mine, "org.rwkvflow.namespace": "pid:[1]"}), "its numbers mean nothing here"
     child = os.fork()
     if child == 0:
