@@ -13,11 +13,20 @@ import click
 
 from rwkvflow.base.errors import UsageError
 from rwkvflow.base.outputs import refuse_sources
-from rwkvflow.cli.models import engine_errors, engine_options, open_model, tokenizer_of, tokenizer_option, write
+from rwkvflow.cli.models import (
+    default_threads,
+    engine_errors,
+    engine_options,
+    open_model,
+    tokenizer_of,
+    tokenizer_option,
+    write,
+)
 from rwkvflow.cli.options import DocumentPath
 
 if TYPE_CHECKING:
     from rwkvflow.engine.binding import Model
+    from rwkvflow.engine.drafts import Guesser
     from rwkvflow.engine.session import Session
 
 
@@ -34,6 +43,18 @@ def _writing_options(function: Callable[..., None]) -> Callable[..., None]:
             "--state", type=DocumentPath(), metavar="FILE", help="Continue from a state that --save-state wrote"
         ),
         click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text"),
+        click.option(
+            "--draft-tokens",
+            type=click.IntRange(1, 32),
+            default=4,
+            show_default=True,
+            help="Guess at most so many tokens at once",
+        ),
+        click.option(
+            "--draft",
+            metavar="lookup|FILE",
+            help="Guess ahead, from the text or with a smaller model; the text stays the same",
+        ),
         click.option(
             "--seed",
             type=click.IntRange(0, 2**64 - 1),
@@ -111,20 +132,23 @@ def generate(model: Path, prompt: str, max_tokens: int, **options: Any) -> None:
 @click.option(
     "-n", "--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Most tokens in one answer"
 )
+@click.option("--think/--no-think", default=None, help="Begin answers with a thought, or without; G1 models think")
 @click.option("--system", help="Instructions that the model reads before the first question")
 @click.option(
     "--user", default="User", show_default=True, help="Name of the one who asks, in the text that the model reads"
 )
 @click.option("--assistant", default="Assistant", show_default=True, help="Name of the one who answers")
 @_writing_options
-def chat(model: Path, max_tokens: int, system: str | None, user: str, assistant: str, **options: Any) -> None:
+def chat(
+    model: Path, max_tokens: int, think: bool | None, system: str | None, user: str, assistant: str, **options: Any
+) -> None:
     """Chat with the model file MODEL. Each line is a question; Ctrl-C ends an answer, Ctrl-D the conversation."""
     from rwkvflow.engine.session import Chat
 
     _check_kept(model, options)
     with engine_errors(), open_model(model, options) as opened:
         session = _session(opened, options)
-        talk = Chat(session, user, assistant)
+        talk = Chat(session, user, assistant, think)
         if system:
             talk.system(system)
         with _saved(session, options):
@@ -180,10 +204,31 @@ def _session(model: Model, options: dict[str, Any]) -> Session:
     seed = random_seed() if options["seed"] is None else options["seed"]
     if options["verbose"]:
         click.echo(f"seed {seed}", err=True)
-    session = Session(model, tokenizer_of(options["tokenizer"], model.n_vocab), sampling, seed)
+    tokenizer = tokenizer_of(options["tokenizer"], model.n_vocab)
+    session = Session(model, tokenizer, sampling, seed, _guesser(model, options))
     if options["state"] is not None:
         session.load(options["state"])
     return session
+
+
+def _guesser(model: Model, options: dict[str, Any]) -> Guesser | None:
+    """Who guesses ahead, as --draft has it. Raises UsageError."""
+    from rwkvflow.engine.binding import Model as Opened
+    from rwkvflow.engine.drafts import Guesser, SmallModel
+
+    draft = options["draft"]
+    if draft is None:
+        return None
+    if not model.library.takes_sequences:
+        raise UsageError("--draft: only librwkv of this version can guess ahead")
+    if draft == "lookup":
+        return Guesser(options["draft_tokens"])
+    if not Path(draft).is_file():
+        raise UsageError(f"--draft: {draft} is neither lookup nor a file")
+    small = Opened(draft, model.library, options["threads"] or default_threads(), options["group_norm_eps"])
+    if small.n_vocab != model.n_vocab:
+        raise UsageError(f"--draft: it has {small.n_vocab} tokens, the model {model.n_vocab}")
+    return Guesser(options["draft_tokens"], SmallModel(small))
 
 
 @contextmanager

@@ -40,6 +40,15 @@ class Lookup:
                     gram = tuple(self._tokens[-size:])
                     self._places[gram] = (end, self._places.get(gram, (0, 0))[0])
 
+    def guess_behind(self, last: int, most: int) -> list[int]:
+        """The same where `last` comes next, and was not read yet."""
+        for size in GRAMS:
+            if len(self._tokens) >= size - 1:
+                end, _ = self._places.get((*self._tokens[len(self._tokens) - size + 1 :], last), (0, 0))
+                if end:
+                    return [*self._tokens, last][end : end + most]
+        return []
+
     def guess(self, most: int) -> list[int]:
         """Up to `most` tokens."""
         for size in GRAMS:
@@ -149,3 +158,51 @@ class SmallModel:
         for follower, state, count in todo:
             follower.state = state
             follower.read += count
+
+
+class Guesser:
+    """Guesses for one text: of a smaller model, or without one from the text itself."""
+
+    def __init__(self, most: int, small: SmallModel | None = None) -> None:
+        """`most`: at most so many tokens are guessed at once."""
+        self.guessed = self.kept = 0
+        self._small, self._pace = small, Pace(most)
+        self._lookup = Lookup()
+        self._follower = Follower()
+        self._tokens: list[int] = []
+        self._asked = self._right = 0  # of the last guess
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """The text goes on with these."""
+        self._tokens += tokens
+        self._lookup.read(tokens)
+
+    def was_right(self) -> None:
+        """One more token of the last guess was what was chosen."""
+        self._right += 1
+
+    def guess(self, last: int, sampler: Sampler, most: int) -> list[int]:
+        """Up to `most` tokens that may come behind `last`, which is read with them. Raises EngineError."""
+        self._pace.was_right(self._asked, self._right)
+        self.guessed += self._asked
+        self.kept += self._right
+        if self._small is not None:
+            self._small.went_on(self._follower, self._right)
+            if self._follower.read > len(self._tokens):  # the text went back
+                self._follower = Follower()
+        self._asked = self._right = 0
+        count = min(self._pace.next(), most)
+        if count <= 0:
+            return []
+        if self._small is not None:
+            (found,) = self._small.guess([(self._follower, [*self._tokens, last], sampler, count)])
+        else:
+            found = self._lookup.guess_behind(last, count)
+        self._asked = len(found)
+        return found
+
+    def drop(self, count: int) -> None:
+        """The last `count` tokens that were read are none of the text any more."""
+        del self._tokens[max(0, len(self._tokens) - count) :]
+        self._asked = self._right = 0
+        self._follower = Follower()

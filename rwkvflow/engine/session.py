@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvflow.engine.binding import Model
+from rwkvflow.engine.drafts import Guesser
 from rwkvflow.engine.errors import EngineError
+from rwkvflow.engine.prompts import ASSISTANT, BLANK, STOPS, SYSTEM, USER, clean, opening
 from rwkvflow.engine.sampling import Sampler, Sampling
 from rwkvflow.engine.states import SavedState, fingerprint, read_state, write_state
 
@@ -101,8 +103,18 @@ class Session:
     None while it runs. `evaluated` and `generated` count tokens.
     """
 
-    def __init__(self, model: Model, tokenizer: Tokenizer, sampling: Sampling | None = None, seed: int = 0) -> None:
-        """Raises ValueError for a seed that is none."""
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        guesser: Guesser | None = None,
+    ) -> None:
+        """`guesser`: guesses ahead, which changes how fast a text comes, and nothing else.
+
+        Raises ValueError for a seed that is none.
+        """
         self.model, self.tokenizer = model, tokenizer
         self.sampler = Sampler(sampling or Sampling(), seed)
         self.finish: str | None = None
@@ -110,6 +122,8 @@ class Session:
         self._reached: tuple[Floats, Floats] | None = None  # logits and state; the state is written over
         self._unread = ""  # belongs to the text, and the model has not read it yet
         self._pending: list[int] = []  # so do these
+        self._guesser = guesser
+        self._ahead: list[tuple[int, Floats, Floats]] = []  # guesses that were read, logits and state after each
 
     # ---- reading -----------------------------------------------------------------------------------------------------
 
@@ -123,6 +137,9 @@ class Session:
         fresh = list(tokens)
         todo, self._pending = [*self._pending, *fresh], []
         state = self._reached[1] if self._reached else None
+        if todo and self._guesser is not None:
+            self._guesser.read(todo)
+            self._ahead = []
         if len(todo) == 1:
             self._reached = self.model.eval(todo[0], state, state)
         elif todo:
@@ -146,7 +163,9 @@ class Session:
         decoder = Decoder(self.tokenizer)
         held = ""  # may be the beginning of a stop string
         mark: _Mark | None = None  # before the first token of what is held
-        for _ in range(max_tokens):
+        for left in range(max_tokens, 0, -1):
+            if self._guesser is not None:
+                self._read_ahead(self._guesser, left - 1)
             logits, state = self._now()
             token = self.sampler.choose(logits)
             if token == end:
@@ -183,7 +202,31 @@ class Session:
             raise EngineError("the model has read nothing")
         return self._reached
 
+    def _read_ahead(self, guesser: Guesser, most: int) -> None:
+        """Reads the token that was chosen last: it was guessed and read before, or is read now, with guesses."""
+        if len(self._pending) != 1 or self._reached is None:
+            return
+        token, before = self._pending[0], self._reached[1]
+        if self._ahead and self._ahead[0][0] == token:
+            _, logits, state = self._ahead.pop(0)
+            guesser.was_right()
+        else:
+            self._ahead = []
+            guesses = guesser.guess(token, self.sampler, most)
+            if not guesses:
+                return
+            states = [np.empty(self.model.state_len, np.float32) for _ in range(len(guesses) + 1)]
+            rows, _ = self.model.eval_sequences([[token, *guesses]], [before], states, range(len(states)))
+            self._ahead = list(zip(guesses, rows[1:], states[1:], strict=True))
+            logits, state = rows[0], states[0]
+        guesser.read([token])
+        self._reached, self._pending = (logits, state), []
+        self.evaluated += 1
+
     def _rewind(self, mark: _Mark, behind: int) -> None:
+        if self._guesser is not None:
+            self._guesser.drop(self.evaluated - mark.evaluated)
+        self._ahead = []
         self._reached, self.evaluated = (mark.logits, mark.state), mark.evaluated
         self._pending = []
         self._unread = mark.text[: len(mark.text) - behind]
@@ -231,32 +274,38 @@ class _Mark:
 
 
 class Chat:
-    """A conversation in the form that RWKV's World models were trained on: "User: …", a blank line, "Assistant:"."""
+    """A conversation in the form that RWKV's models were trained on; see rwkvflow.engine.prompts."""
 
-    def __init__(self, session: Session, user: str = "User", assistant: str = "Assistant") -> None:
-        self.session, self.user, self.assistant = session, user, assistant
+    def __init__(
+        self, session: Session, user: str = USER, assistant: str = ASSISTANT, think: bool | None = None
+    ) -> None:
+        """`think`: whether answers begin with a thought; None leaves it to the model."""
+        self.session, self.user, self.assistant, self.think = session, user, assistant, think
         self.begun = session.evaluated > 0
 
     def system(self, text: str) -> None:
         """Something to read before the first question."""
-        self._say(text.strip())
+        self._say(f"{SYSTEM}: {clean(text)}")
 
     def ask(self, text: str, max_tokens: int = 1024, stops: Sequence[str] = ()) -> Iterator[str]:
-        """The answer, piece by piece."""
-        # A blank line would end the question.
-        lines = [line.rstrip() for line in text.replace("\r\n", "\n").strip().split("\n")]
-        self._say(f"{self.user}: " + "\n".join(line for line in lines if line))
-        self.session.feed(f"\n\n{self.assistant}:")
-        own = f"\n\n{self.user}:"
+        """The answer, piece by piece; a thought stands between `<think>` and `</think>`."""
+        self._say(f"{self.user}: {clean(text)}")
+        start = opening(self.think)
+        self.session.feed(f"{BLANK}{self.assistant}:{start}")
+        own = dict.fromkeys((*STOPS, f"{BLANK}{self.user}:", f"{BLANK}{self.assistant}:"))
         first = True
-        for piece in self.session.generate(max_tokens, (own, *stops)):
-            shown = piece.lstrip() if first else piece
+        if self.think:
+            yield start.lstrip()
+        for piece in self.session.generate(max_tokens, (*own, *stops)):
+            shown = piece
+            if first and not self.think:  # after an empty thought comes the bracket that ends it
+                shown = piece.lstrip().removeprefix(">" if self.think is False else "").lstrip()
             first = first and not shown
             if shown:
                 yield shown
 
     def _say(self, text: str) -> None:
-        self.session.feed(f"\n\n{text}" if self.begun else text)
+        self.session.feed(f"{BLANK}{text}" if self.begun else text)
         self.begun = True
 
 

@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkvflow.engine import EngineError, Model
+from rwkvflow.engine.drafts import Guesser, SmallModel
+from rwkvflow.engine.prompts import render
 from rwkvflow.engine.sampling import Sampling
 from rwkvflow.engine.session import Chat, Decoder, Session, generate, stop_at
 from rwkvflow.worker.conversion.convert import Job, convert
@@ -190,7 +192,7 @@ def test_a_seed_decides(model: Model) -> None:
 
 def test_nothing_read_begins_a_text(model: Model) -> None:
     session = Session(model, Bytes(), LIKELIEST)
-    assert "".join(session.generate(5)) == "".join(model.generate("\0", Bytes(), max_tokens=5, sampling=LIKELIEST))
+    assert "".join(session.generate(5)) == "".join(generate(model, "\0", Bytes(), max_tokens=5, sampling=LIKELIEST))
 
 
 # ---- states ------------------------------------------------------------------------------------------------------
@@ -276,10 +278,50 @@ def test_a_conversation_has_the_form_of_the_training_texts(model: Model) -> None
     talk = Chat(Session(model, ears, LIKELIEST))
     talk.system("Be brief.\n")
     first = "".join(talk.ask("Hello\r\n\r\nthere \n", 12))
-    assert ears.heard == "Be brief.\n\nUser: Hello\nthere\n\nAssistant:"
+    assert ears.heard == "System: Be brief.\n\nUser: Hello\nthere\n\nAssistant:"
     list(talk.ask("Why?", 3))
     assert ears.heard.endswith("\n\nAssistant:\n\nUser: Why?\n\nAssistant:")
     assert first == first.lstrip()
+
+
+def test_a_conversation_is_read_as_the_prompt_for_it(model: Model) -> None:
+    for think in (None, True, False):
+        ears = Listening()
+        talk = Chat(Session(model, ears, LIKELIEST), think=think)
+        talk.system("Be brief.")
+        said = "".join(talk.ask("Hello", 9))
+        messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+        assert ears.heard == render(messages, think=think).text
+        assert said.startswith("<think") == bool(think)
+
+
+@pytest.mark.parametrize("small", [None, "q4_0"])
+@pytest.mark.parametrize("most", [1, 4, 9])
+def test_guessing_ahead_changes_no_letter(
+    small: str | None, most: int, converted: Callable[[Path, str], Path], library: Path
+) -> None:
+    source = ROOT / "recipes" / "demo" / "rwkv7-demo.pth"
+    prompt, kept = "one two three four. one two three four. one two ", 0
+    with (
+        Model(converted(source, "q8_0"), library) as model,
+        Model(converted(source, small or "q8_0"), library) as other,
+    ):
+        for seed, temperature in ((1, 0.0), (2, 0.6), (3, 1.2)):
+            sampling = Sampling(temperature=temperature, presence=0.1)
+            texts, ends = [], []
+            for guesser in (None, Guesser(most, SmallModel(other) if small else None)):
+                session = Session(model, Bytes(), sampling, seed, guesser)
+                session.feed(prompt)
+                text = "".join(session.generate(120, ["zz", "th"]))
+                session.feed(" and then one two three four.")
+                texts.append(text + "|" + "".join(session.generate(80)))
+                ends.append((session.finish, session.evaluated, session.generated, session._now()[1].tobytes()))
+            assert texts[0] == texts[1]
+            assert ends[0] == ends[1]
+            assert guesser is not None
+            assert guesser.kept <= guesser.guessed
+            kept += guesser.kept
+    assert kept > 0
 
 
 def test_an_answer_ends_where_the_next_question_would_begin(model: Model) -> None:
@@ -332,10 +374,12 @@ def test_generate(file: Path, library: Path, tmp_path: Path) -> None:
 
 def test_chat(file: Path, library: Path) -> None:
     arguments = ["chat", file, "-n", "8", "--seed", "1"]
+    guessed = run(*arguments, "--draft", "lookup", stdin="Hello\n\nWho?\n", library=library)
     both = run(*arguments, stdin="Hello\n\nWho?\n", library=library)
     one = run(*arguments, stdin="Hello", library=library)
     assert both.returncode == one.returncode == 0, both.stderr
     assert both.stdout.startswith(one.stdout)
+    assert guessed.stdout == both.stdout
     assert len(both.stdout) > len(one.stdout)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import rwkvflow.serve.server as serving
 from rwkvflow.cli.serve import native_tokenizer
 from rwkvflow.engine.binding import Library
 from rwkvflow.serve.app import make_app
@@ -34,6 +35,7 @@ class Running:
 
     def __init__(self, shelf: Shelf, rules: Rules, limits: Limits) -> None:
         self.shelf = shelf
+        serving.CLOSING_SECONDS = 1  # clients that tests leave are not waited for
         self.server = Server(make_app(shelf, rules, limits), shelf, "127.0.0.1", 0)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()

@@ -239,8 +239,8 @@ def test_a_long_prompt_keeps_nobody_waiting(serve: Callable[..., Scheduler]) -> 
     scheduler.submit(short[0])
     model.gate.set()
     short[1].all()
-    assert long[0].was_read is False
     long[1].all()
+    assert len([lengths for lengths in model.passes if len(lengths) == 1]) > 5  # the long one was read on after that
     both = [lengths for lengths in model.passes if len(lengths) == 2]
     assert len(both) >= 29
     assert all(max(lengths) <= 64 for lengths in both[1:])

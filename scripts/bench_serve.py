@@ -1,0 +1,163 @@
+"""How fast `rwkvflow serve` is: many clients against one, the state cache, guessing ahead; another server beside it.
+
+    python scripts/bench_serve.py model.bin --library librwkv.so
+    python scripts/bench_serve.py model.bin --library librwkv.so --draft small.bin --against http://127.0.0.1:8081
+
+What is printed are ratios of runs that took turns on the same machine, each the median of --rounds. `--against` names
+the address of another server with OpenAI's API, such as llama-server, on a file of the same model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).resolve().parent.parent
+PROSE = (ROOT / "scripts" / "demo_corpus" / "fables.txt").read_text(encoding="utf-8")
+CODE = (ROOT / "rwkvflow" / "engine" / "sampling.py").read_text(encoding="utf-8")
+TEXTS = {
+    "prose": PROSE[:1500],
+    "code": CODE[:1500],
+    "a summary": PROSE[:1200] + "\n\nIn short: ",
+    "text that repeats": "one two three four five six seven. " * 40,
+}
+
+
+@contextmanager
+def serving(arguments: argparse.Namespace, *options: str) -> Iterator[httpx.Client]:
+    """A server on any free port, in a process of its own."""
+    argv = [sys.executable, "-m", "rwkvflow", "serve", str(arguments.model), "--port", "0", "--slots", "32"]
+    argv += ["--library", str(arguments.library), "--threads", str(arguments.threads), *options]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        lines = process.stderr or ()
+        address = next((line.split()[0] for line in lines if line.startswith("http")), None)
+        if address is None:
+            sys.exit("the server did not start")
+        with httpx.Client(base_url=address, timeout=600) as client:
+            yield client
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def complete(client: httpx.Client, prompt: str, tokens: int, seed: int = 1, **more: Any) -> tuple[float, float, str]:
+    """(seconds to the first piece, seconds in all, the text)."""
+    # Token 0, which would end the text, never comes: all write the same number of tokens.
+    body = {"prompt": prompt, "max_tokens": tokens, "seed": seed, "stream": True, "logit_bias": {"0": -100}, **more}
+    begun = time.perf_counter()
+    first, text = 0.0, ""
+    with client.stream("POST", "/v1/completions", json=body) as answer:
+        answer.raise_for_status()
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                first = first or time.perf_counter() - begun
+                text += line
+    return first, time.perf_counter() - begun, text
+
+
+def rate(client: httpx.Client, clients: int, tokens: int) -> float:
+    """Tokens a second of so many clients together."""
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(lambda seed: complete(client, f"{seed} Once there was", tokens, seed), range(clients)))
+    return clients * tokens / (time.perf_counter() - begun)
+
+
+def counter(client: httpx.Client, name: str) -> float:
+    """One figure of /metrics."""
+    lines = client.get("/metrics").text.splitlines()
+    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"rwkvflow_{name}_total{{"))
+
+
+def clients_against_one(client: httpx.Client, arguments: argparse.Namespace, name: str) -> None:
+    """Tokens a second at 1, 8 and 32 clients."""
+    found = {
+        count: statistics.median(rate(client, count, arguments.tokens) for _ in range(arguments.rounds))
+        for count in (1, 8, 32)
+    }
+    parts = [f"{count} clients {value:.1f} ({value / found[1]:.2f} of one)" for count, value in found.items()]
+    print(f"{name}: tokens a second: {', '.join(parts)}", flush=True)
+
+
+def first_token(arguments: argparse.Namespace) -> None:
+    """The second turn of a long conversation, with what was read before and without."""
+    with serving(arguments) as client:
+        words = (PROSE * 10).split()
+        length = arguments.conversation
+        text = " ".join(words)
+        tokens = client.post("/tokenize", json={"content": text}).json()["tokens"][:length]
+        text = client.post("/detokenize", json={"tokens": tokens}).json()["content"]
+        cold, warm = [], []
+        for number in range(arguments.rounds):
+            prompt = f"{number} {text}"
+            cold.append(complete(client, prompt, 1)[0])
+            warm.append(complete(client, prompt + " And then", 1)[0])
+        one, two = statistics.median(cold), statistics.median(warm)
+        print(
+            f"first token after {length} tokens: {one:.3f} s, known before: {two:.4f} s ({one / two:.1f} times less)",
+            flush=True,
+        )
+
+
+def guessing(arguments: argparse.Namespace, draft: str) -> None:
+    """The share of guesses kept, and the speed against none."""
+    options = ("--draft", draft, "--draft-tokens", "4", "--state-cache", "0MiB")
+    with serving(arguments, "--state-cache", "0MiB") as plain, serving(arguments, *options) as ahead:
+        for name, text in TEXTS.items():
+            ratios, before = [], (counter(ahead, "guessed"), counter(ahead, "kept"))
+            for seed in range(arguments.rounds):
+                first, all_in, one = complete(plain, text, arguments.tokens, seed, temperature=0.5)
+                first_ahead, all_ahead, two = complete(ahead, text, arguments.tokens, seed, temperature=0.5)
+                ratios.append((all_in - first) / (all_ahead - first_ahead))
+                if texts_of(one) != texts_of(two):
+                    sys.exit("guessing ahead changed a text")
+            guessed, kept = counter(ahead, "guessed") - before[0], counter(ahead, "kept") - before[1]
+            share = f"{100 * kept / guessed:.0f} % of {guessed:.0f} guesses kept" if guessed else "no guesses"
+            print(
+                f"--draft {Path(draft).name}, {name}: {share}, {statistics.median(ratios):.2f} times the speed",
+                flush=True,
+            )
+
+
+def texts_of(lines: str) -> str:
+    """The text in a stream's chunks."""
+    return "".join(json.loads(part)["choices"][0]["text"] for part in lines.split("data: ") if part)
+
+
+def main() -> None:
+    """Print everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--library", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--draft", type=Path, help="a smaller model with the same vocabulary")
+    parser.add_argument("--against", help="address of another server")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--conversation", type=int, default=2000, help="tokens")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    with serving(arguments) as client:
+        clients_against_one(client, arguments, "rwkvflow")
+        if arguments.against:
+            with httpx.Client(base_url=arguments.against, timeout=600) as other:
+                clients_against_one(other, arguments, arguments.against)
+    first_token(arguments)
+    for draft in ["lookup", *([str(arguments.draft)] if arguments.draft else [])]:
+        guessing(arguments, draft)
+
+
+if __name__ == "__main__":
+    main()
