@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -15,10 +16,23 @@ def main() -> None:
     """Run the command line; exits with the codes of rwkvflow.base.errors."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):  # half a surrogate pair, from metadata or a file's name, is shown as \udc80
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        sys.exit(_run())
+    except KeyboardInterrupt:  # while starting, or while it is said that it was interrupted
+        print("interrupted; what is finished is kept, run the same command to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def _run() -> int | str | None:
+    """The exit code."""
     import click
 
     from rwkvflow.cli import cli
 
+    code: int | str | None
     try:
         cli.main(prog_name="rwkvflow", standalone_mode=False)
         code = 0
@@ -39,7 +53,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - nobody listens any more; keep Python from complaining
         code = 1
-    sys.exit(code)
+    return code
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

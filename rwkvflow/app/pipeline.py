@@ -81,7 +81,11 @@ class Finished:
             return SmokeFailed(summary)
         if all(isinstance(outcome.error, PublishError) for _, outcome in failed):
             return PublishError(summary)
-        kinds = {type(outcome.error) for _, outcome in failed if outcome.error is not None}
+        errors = [outcome.error for _, outcome in failed if outcome.error is not None]
+        if any(isinstance(error, StoreError) for error in errors):  # a full disk makes other steps fail by the way
+            return StoreError(summary)
+        # A release that could not be made for what failed before it is no failure of its own.
+        kinds = {type(error) for error in errors if not isinstance(error, PublishError)}
         if len(kinds) == 1 and (kind := kinds.pop()) is not RwkvflowError:
             return kind(summary)
         return StepFailed(summary)

@@ -50,7 +50,7 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     with clear_errors(f"writing {path.name}"):
         try:
-            with temporary.open("w", encoding="utf-8") as file:
+            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:  # as JSON has it
                 json.dump(value, file, sort_keys=True, ensure_ascii=False)
                 if durable:
                     file.flush()

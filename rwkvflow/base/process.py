@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import threading
@@ -64,8 +65,12 @@ def run(
             start_new_session=True,
             preexec_fn=preexec,
         )
-    except FileNotFoundError as error:
-        raise EnvironmentMissing(f"{argv[0]}: no such program", remedy=f"install {argv[0]}") from error
+    except (FileNotFoundError, PermissionError) as error:
+        # A folder of PATH that may not be read makes a program that is not there "permission denied".
+        path = (os.environ if env is None else env).get("PATH", os.defpath)
+        if isinstance(error, FileNotFoundError) or ("/" not in argv[0] and shutil.which(argv[0], path=path) is None):
+            raise EnvironmentMissing(f"{argv[0]}: no such program", remedy=f"install {argv[0]}") from error
+        raise EnvironmentMissing(f"{argv[0]}: {error.strerror}", remedy="look at its mode and its folder's") from error
     tail = Tail(on_line or _ignore)
     log = LineSplitter(tail)
     pieces: queue.Queue[tuple[LineSplitter, bytes]] = queue.Queue(maxsize=64)  # a flood waits in the pipe, not here

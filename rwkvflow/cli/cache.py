@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from rwkvflow.base.errors import UsageError
 from rwkvflow.cli.options import store_option
 
 
@@ -54,20 +55,29 @@ def cache_verify(store: Any) -> None:
 
 
 @cache.command("gc")
-@click.option("--older-than", type=float, metavar="DAYS", help="Also remove what was not used for this many days")
+@click.option(
+    "--older-than",
+    type=click.FloatRange(min=0),
+    metavar="DAYS",
+    help="Also remove what was not used for this many days",
+)
 @click.option("--max-size", metavar="SIZE", help="Then remove the oldest until this much is left, e.g. 20GiB")
 @click.option("--dry-run", is_flag=True, help="Only print what would be removed")
 @click.pass_obj
 def cache_gc(store: Any, older_than: float | None, max_size: str | None, dry_run: bool) -> None:
     """Remove what no finished step uses."""
-    from rwkvflow.documents.yaml.units import size_bytes
+    from rwkvflow.documents.yaml.units import any_bytes
     from rwkvflow.store.collect import collect
 
+    try:
+        most = None if max_size is None else any_bytes(max_size)
+    except ValueError as error:
+        raise UsageError(f"--max-size: {error}") from None
     with store.exclusive():
         gone = collect(
             store,
             older_than_days=older_than,
-            max_bytes=size_bytes(max_size) if max_size else None,
+            max_bytes=most,
             dry_run=dry_run,
         )
     freed = sum(entry.size for entry in gone) / 1e6

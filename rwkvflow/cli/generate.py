@@ -110,7 +110,7 @@ def _writing_options(function: Callable[..., None]) -> Callable[..., None]:
 @_writing_options
 def generate(model: Path, prompt: str, max_tokens: int, **options: Any) -> None:
     """Continue PROMPT with the model file MODEL. If PROMPT is -, it is read from standard input."""
-    text = sys.stdin.buffer.read().decode("utf-8", "replace") if prompt == "-" else prompt
+    text = sys.stdin.buffer.read().decode("utf-8", "replace") if prompt == "-" else _whole(prompt)
     _check_kept(model, options)
     with engine_errors(), open_model(model, options) as opened:
         session = _session(opened, options)
@@ -177,6 +177,11 @@ def _questions() -> Iterator[str]:
             return
         if line.strip():
             yield line
+
+
+def _whole(text: str) -> str:
+    """A text of the command line without halves of characters, which no tokenizer takes."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _check_kept(model: Path, options: dict[str, Any]) -> None:

@@ -168,6 +168,8 @@ class Hub:
                 raise self.explain(source, status, error.response.headers) from error
             except errors.OfflineModeIsEnabled as error:
                 raise FetchError("HF_HUB_OFFLINE is set", remedy="unset it to download from the hub") from error
+            except too_many_redirects() as error:
+                raise FetchError(f"{self.endpoint}: {source} is redirected without end") from error
             except transport as error:
                 text = scrub(str(error), self.token) or type(error).__name__
                 if "certificate verify failed" in text.lower():
@@ -194,6 +196,15 @@ def library() -> Any:
 
     install(huggingface_hub)
     return huggingface_hub
+
+
+def too_many_redirects() -> tuple[type[Exception], ...]:
+    """What redirects without end raise, which is no trouble of the connection."""
+    found: list[type[Exception]] = []
+    for name in ("httpx", "httpx2"):
+        with contextlib.suppress(ImportError):
+            found.append(__import__(name).TooManyRedirects)
+    return tuple(found)
 
 
 def transport_errors() -> tuple[type[Exception], ...]:

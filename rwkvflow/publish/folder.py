@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rwkvflow.base.errors import PublishError, StoreError
-from rwkvflow.base.files import clear_errors, read_json, remove, sync, write_json
+from rwkvflow.base.files import read_json, remove, sync, write_json
 from rwkvflow.base.outputs import swap
 from rwkvflow.publish.base import refuse_others
 from rwkvflow.release.names import PROVENANCE, STATE
@@ -49,7 +50,7 @@ def publish_folder(release: Release, target: Path, *, key: str, on_bytes: Callab
             remedy="name an empty or new folder in publish.to",
         )
     refuse_others(str(target), _name(target), release)
-    with clear_errors(f"publishing to {target}"):
+    with _own_disk(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{target.name}.rwkvflow-"
         with _one_at_a_time(target.parent):
@@ -73,6 +74,21 @@ def _ours(target: Path) -> bool:
     predicate = (read_json(target / PROVENANCE) or {}).get("predicate")
     definition = predicate.get("buildDefinition") if isinstance(predicate, dict) else None
     return isinstance(definition, dict) and definition.get("buildType") == BUILD_TYPE
+
+
+@contextlib.contextmanager
+def _own_disk(target: Path) -> Iterator[None]:
+    """A disk that is full, or may not be written, is the release's here, and not the store's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            text, remedy = "no space left on its disk", "free some space there, or name another folder in publish.to"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            text, remedy = f"{error.strerror} ({error.filename})", "make it writable, or name another in publish.to"
+        else:
+            raise
+        raise PublishError(f"publishing to {target}: {text}; what was published before stays", remedy=remedy) from error
 
 
 def _name(target: Path) -> str | None:

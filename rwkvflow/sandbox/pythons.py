@@ -81,6 +81,6 @@ def _candidates(version: str) -> Iterator[Path]:
     for folder, pattern in folders:
         names += sorted(map(str, folder.glob(pattern)), reverse=True)
     for name in names:
-        if name and (real := os.path.realpath(name)) not in seen and Path(name).exists():
+        if name and (real := os.path.realpath(name)) not in seen and os.path.exists(name):  # noqa: PTH110 - where a folder may not be read, there is nothing
             seen.add(real)
             yield Path(name)

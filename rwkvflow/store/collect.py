@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from rwkvflow.base.files import read_json, remove
+from rwkvflow.base.files import clear_errors, read_json, remove
 from rwkvflow.base.hashing import file_digest, tree_digest, walk
 from rwkvflow.store.store import Store
 
@@ -85,7 +87,10 @@ def verify(store: Store, on_entry: Callable[[Entry], None] | None = None) -> lis
         actual = file_digest(entry.path) if entry.kind == "file" else tree_digest(entry.path)
         if actual != entry.digest:
             damaged.append(Damage(entry.digest, entry.path, f"its bytes hash to {actual}; removed"))
-            remove(entry.path)
+            with clear_errors(f"removing {entry.digest}, whose bytes hash to {actual}"):
+                remove(entry.path)
+                if os.path.lexists(entry.path):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(entry.path))
     return damaged
 
 

@@ -49,7 +49,7 @@ class History:
             folder.mkdir(parents=True, exist_ok=True)
             for old in runs(store, run)[KEPT - 1 :]:
                 old.unlink(missing_ok=True)
-            self._file = self.path.open("x", encoding="utf-8")
+            self._file = self.path.open("x", encoding="utf-8", errors="backslashreplace")
         self._hidden = [json.dumps(value, ensure_ascii=False)[1:-1] for value in secrets(os.environ)]
         self._guard = threading.Lock()
 

@@ -290,16 +290,20 @@ class Store:
     @contextlib.contextmanager
     def using(self) -> Iterator[None]:
         """Held by every run, so that nothing is collected under its feet. Sweeps what dead runs left in tmp/."""
-        with locked(self.root / "locks" / "store.lock", fcntl.LOCK_SH):
-            self._sweep()
+        with contextlib.ExitStack() as stack:
+            with clear_errors("using the store"):
+                stack.enter_context(locked(self.root / "locks" / "store.lock", fcntl.LOCK_SH))
+                self._sweep()
             yield
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
         """Held by garbage collection. Raises StoreError while a run uses the store."""
         try:
-            with locked(self.root / "locks" / "store.lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
-                self._sweep()
+            with contextlib.ExitStack() as stack:
+                with clear_errors("using the store"):
+                    stack.enter_context(locked(self.root / "locks" / "store.lock", fcntl.LOCK_EX | fcntl.LOCK_NB))
+                    self._sweep()
                 yield
         except BlockingIOError as error:
             raise StoreError("a run is using this store", remedy="wait until it has ended, then try again") from error

@@ -21,10 +21,15 @@ def size_bytes(size: str) -> int:
     return int(number * _BYTES[unit])
 
 
-def split_bytes(size: str) -> int:
-    """Bytes in "5 GB", "500MB" or "2GiB", rounded down. ValueError for anything else, and for nothing."""
+def any_bytes(size: str) -> int:
+    """Bytes in "5 GB", "500MB", "1KiB" or "2GiB", rounded down. ValueError for anything else."""
     number, unit = _split(size.replace(" ", "", 1), _FILE_BYTES, "a size such as 5GB, 500MB or 2GiB")
-    if not (found := int(number * _FILE_BYTES[unit])):
+    return int(number * _FILE_BYTES[unit])
+
+
+def split_bytes(size: str) -> int:
+    """As any_bytes; ValueError for nothing as well."""
+    if not (found := any_bytes(size)):
         raise ValueError("files of no bytes hold nothing; give a size such as 5GB")
     return found
 
