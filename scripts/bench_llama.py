@@ -131,7 +131,7 @@ class Ours:
 
 
 def compare(library: Path, ggml: Path, program: Path, gguf: Path, threads: int, prompt: int) -> dict[str, Any]:
-    """Best and median ms a token and tokens a second of both, and ratios of the best (above 1: librwkv is faster)."""
+    """Best and median ms per token and tokens per second of both, and ratios of the best (above 1: librwkv leads)."""
     sides: dict[str, Ours | Theirs] = {"ours": Ours(library, ggml, threads), "theirs": Theirs(program, gguf, threads)}
     seconds: dict[str, dict[str, list[float]]] = {side: {"decode": [], "prefill": []} for side in sides}
     for turn in range(-1, TURNS):  # the first brings in pages and starts threads

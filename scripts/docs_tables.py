@@ -49,7 +49,7 @@ def code(text: str) -> str:
 
 
 def formats() -> str:
-    """The registry, a row a format."""
+    """The registry, one row per format."""
     from rwkvflow.worker.formats import FORMATS
 
     rows = [
@@ -70,7 +70,7 @@ def limits() -> str:
 
 
 def exit_codes() -> str:
-    """The exit codes, a row a code."""
+    """The exit codes, one row per code."""
     from rwkvflow.base.errors import exit_codes as codes
 
     return table(("code", "meaning"), [(str(code), meaning) for code, meaning in codes().items()], right=(0,))
@@ -245,7 +245,7 @@ def anchor(heading: str) -> str:
 
 
 def pins() -> str:
-    """images/pins.yaml, a row a package."""
+    """images/pins.yaml, one row per package."""
     document = yaml.safe_load((ROOT / "images/pins.yaml").read_text(encoding="utf-8"))
     rows = []
     for role, packages in document.items():

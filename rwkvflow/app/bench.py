@@ -20,7 +20,7 @@ EMBEDDING = "emb.weight"
 
 @dataclass
 class Measured:
-    """One model in one library. Seconds, bytes, tokens a second."""
+    """One model in one library. In seconds, bytes, and tokens per second."""
 
     model: Path
     library: Path

@@ -289,7 +289,7 @@ def publish_only(prepared: Prepared) -> Prepared:
 
 
 def where(prepared: Prepared, finished: Finished) -> list[str]:
-    """Where the outputs of the targets stand in the store, a line each."""
+    """Where the outputs of the targets are in the store, one per line."""
     lines = []
     for target in prepared.plan.targets:
         for name, output in finished.outcomes[target].outputs.items():

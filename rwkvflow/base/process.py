@@ -1,4 +1,4 @@
-"""The only door to subprocesses on the host: argument lists only, no shell, whole process groups."""
+"""The only way to subprocesses on the host: argument lists only, no shell, whole process groups."""
 
 from __future__ import annotations
 

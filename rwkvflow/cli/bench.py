@@ -161,6 +161,6 @@ def perplexity(model: Path, text: Path, tokens: int | None, as_json: bool, token
         click.echo(json.dumps(figures, indent=2))
         return
     click.echo(
-        f"perplexity {figures['perplexity']:.4f}, {figures['bits_a_byte']:.4f} bits a byte "
+        f"perplexity {figures['perplexity']:.4f}, {figures['bits_a_byte']:.4f} bits per byte "
         f"({len(found)} tokens, {size} bytes)"
     )

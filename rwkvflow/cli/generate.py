@@ -162,7 +162,7 @@ def chat(
                 write("\n")
                 if options["verbose"]:
                     count, seconds = session.generated - before, time.monotonic() - begun
-                    click.echo(f"{count} tokens, {count / seconds:.1f} a second", err=True)
+                    click.echo(f"{count} tokens, {count / seconds:.1f} per second", err=True)
 
 
 def _questions() -> Iterator[str]:
@@ -259,6 +259,6 @@ def _say_how(session: Session, read: int, reading: float, writing: float) -> Non
     ended = {"stop": "a stop text", "end": "the model's end of text", "length": "--max-tokens"}[
         session.finish or "length"
     ]
-    rate = f", {session.generated / writing:.1f} a second" if session.generated else ""
+    rate = f", {session.generated / writing:.1f} per second" if session.generated else ""
     click.echo(f"read {read} tokens in {reading:.2f} s", err=True)
     click.echo(f"wrote {session.generated} tokens in {writing:.2f} s{rate}; ended by {ended}", err=True)

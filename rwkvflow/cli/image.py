@@ -88,7 +88,7 @@ def image_push(recipe: Path, place: str, **options: Any) -> None:
     from rwkvflow.sandbox.image_push import push_image
 
     if not place.startswith("oci://"):
-        raise UsageError(f"{place} is no place for images", remedy="write oci://registry/name")
+        raise UsageError(f"{place} is not a place for images", remedy="write oci://registry/name")
     options["sandbox"] = "docker"
     prepared = prepare(request_of(recipe, options), lambda event: None)
     rows = [row for row in standing(prepared) if prepared.plan.steps[row.step].action == "environment"]

@@ -56,7 +56,7 @@ class Bytes(_Param):
     "--cors", multiple=True, metavar="ORIGIN", help="Let pages of this origin call it, e.g. https://chat.example"
 )
 @click.option(
-    "--api-key-file", type=DocumentPath(), help=f"Demand one of these keys, one a line; or set {KEY_VARIABLE}"
+    "--api-key-file", type=DocumentPath(), help=f"Require a key of this file, one per line; or set {KEY_VARIABLE}"
 )
 @click.option(
     "--slots", type=click.IntRange(1, 256), default=8, show_default=True, help="Work on so many texts at once"

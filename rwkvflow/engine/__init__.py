@@ -1,4 +1,4 @@
-"""librwkv and Python's door to it."""
+"""librwkv, and Python's binding of it."""
 
 from rwkvflow.engine.binding import Library, Model
 from rwkvflow.engine.errors import EngineError

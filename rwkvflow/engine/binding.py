@@ -1,4 +1,4 @@
-"""Python's door to librwkv, or to any library with the C API of rwkv.cpp's rwkv.h.
+"""Python's binding of librwkv, or of any library with the C API of rwkv.cpp's rwkv.h.
 
     with Model("model.bin", library="lib/librwkv.so", threads=2) as model:
         logits, state = model.eval(token)

@@ -109,7 +109,7 @@ def builtin(image: str) -> Ref:
 
 
 def llama_cpp(image: str) -> Ref:
-    """llama.cpp as built in an image: lib/libllama.so with rwkvflow's door to it."""
+    """llama.cpp as built in an image: lib/libllama.so with rwkvflow's interface to it."""
     return Ref(f"engine/{LLAMA}@{image}", "engine")
 
 

@@ -174,4 +174,4 @@ def test_perplexity(demo: Callable[[str, str], Path], library: Path) -> None:
     assert figures["perplexity"] == pytest.approx(math.exp(mean), rel=1e-4)
     assert figures["bits_a_byte"] == pytest.approx(mean / math.log(2), rel=1e-4)
     text = run("perplexity", model, TEXT, "-n", "120", library=library).stdout
-    assert text.startswith(f"perplexity {figures['perplexity']:.4f}, {figures['bits_a_byte']:.4f} bits a byte")
+    assert text.startswith(f"perplexity {figures['perplexity']:.4f}, {figures['bits_a_byte']:.4f} bits per byte")

@@ -1,4 +1,4 @@
-"""The one door to subprocesses."""
+"""The one way to subprocesses."""
 
 from __future__ import annotations
 
