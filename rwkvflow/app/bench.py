@@ -69,7 +69,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchPlan:
     """What to measure. `libraries`: ours first, then the one it is compared with."""
 
     models: Sequence[Path]
@@ -81,7 +81,7 @@ class Plan:
     eps: float | None = None
 
 
-def measure(plan: Plan, tell: Callable[[str], None] = lambda text: None) -> list[Measured]:
+def measure(plan: BenchPlan, tell: Callable[[str], None] = lambda text: None) -> list[Measured]:
     """A row for each model and library, libraries of one model next to each other. Raises RwkvflowError."""
     rows: list[Measured] = []
     for model in plan.models:
@@ -100,7 +100,7 @@ def bandwidth(threads: int) -> float:
     return float(_child({"task": "bandwidth", "threads": threads})["bytes_per_second"])
 
 
-def _row(model: Path, library: Path, plan: Plan) -> Measured:
+def _row(model: Path, library: Path, plan: BenchPlan) -> Measured:
     from rwkvflow.worker.errors import WorkerError
     from rwkvflow.worker.read.ggml_file import read_ggml_index
 
@@ -112,7 +112,7 @@ def _row(model: Path, library: Path, plan: Plan) -> Measured:
     return Measured(model, library, index.type.upper(), model.stat().st_size, weights, prompt=plan.prompt)
 
 
-def _add(row: Measured, plan: Plan) -> None:
+def _add(row: Measured, plan: BenchPlan) -> None:
     answer = _child(
         {
             "task": "model",

@@ -57,11 +57,11 @@ def bench(
 
     Every figure is the median of all rounds. The bandwidth is measured: how fast the same number of threads can read.
     """
-    from rwkvflow.app.bench import Plan, bandwidth, measure
+    from rwkvflow.app.bench import BenchPlan, bandwidth, measure
 
     threads = options["threads"] or default_threads()
     libraries = [library_of(options), *([against] if against else [])]
-    plan = Plan(models, libraries, threads, tokens, prompt, rounds, options["group_norm_eps"])
+    plan = BenchPlan(models, libraries, threads, tokens, prompt, rounds, options["group_norm_eps"])
     speed = bandwidth(threads)
     rows = measure(plan, lambda text: click.echo(text, err=True))
     if as_json:

@@ -101,9 +101,9 @@ def gitlab(**options: Any) -> None:
 def _write(workflow: Callable[[Any], str], options: dict[str, Any]) -> None:
     from rwkvflow import __version__
     from rwkvflow.documents.load import load_recipe
-    from rwkvflow.plan.ci import Settings
+    from rwkvflow.plan.ci import CiSettings
 
-    settings = Settings(
+    settings = CiSettings(
         name=load_recipe(options["recipe"]).name,
         recipe=options["recipe"].as_posix(),
         package=options["package"] or f"rwkvflow=={__version__}",

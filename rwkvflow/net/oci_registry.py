@@ -48,7 +48,7 @@ _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _HUB = "https://index.docker.io/v1/"  # what Docker calls docker.io in its configuration
 
 
-class Registry:
+class OciRegistry:
     """One repository of a registry."""
 
     def __init__(self, place: OciDestination, policy: Policy, told: Told) -> None:
@@ -67,7 +67,7 @@ class Registry:
             headers={"User-Agent": "rwkvflow"},
         )
 
-    def __enter__(self) -> Registry:
+    def __enter__(self) -> OciRegistry:
         return self
 
     def __exit__(self, *_: object) -> None:

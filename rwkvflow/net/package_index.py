@@ -20,7 +20,7 @@ from packaging.version import Version
 from rwkvflow.base.errors import FetchError
 from rwkvflow.net.download import OnBytes, fetch_file
 from rwkvflow.net.http import Access, Connection, Policy, netrc_login, origin, retrying, shown, temporary
-from rwkvflow.net.pip_settings import Settings
+from rwkvflow.net.pip_settings import PipSettings
 from rwkvflow.net.target import Target
 
 LARGEST_PAGE = 64 << 20  # bytes; PyPI's page of a package with thousands of files has a few MB
@@ -38,7 +38,7 @@ class Distribution:
     requires_python: str | None = None
 
 
-def access_to(address: str, settings: Settings) -> Access:
+def access_to(address: str, settings: PipSettings) -> Access:
     """How a place is spoken to: the login in its address or of ~/.netrc, pip's certificate and proxy."""
     parts = urlsplit(address)
     trusted = parts.hostname in settings.trusted or parts.netloc.rpartition("@")[2] in settings.trusted
@@ -64,7 +64,7 @@ def without_login(address: str) -> str:
 def download(
     file: Distribution,
     destination: Path,
-    settings: Settings,
+    settings: PipSettings,
     *,
     sha256: str | None,
     on_bytes: OnBytes | None = None,
@@ -79,7 +79,7 @@ def download(
     return found
 
 
-def files_of(name: str, settings: Settings, cancel: threading.Event | None = None) -> list[Distribution]:
+def files_of(name: str, settings: PipSettings, cancel: threading.Event | None = None) -> list[Distribution]:
     """All files of a package in all indexes and find-links, in that order, without those that were withdrawn.
 
     A place that does not have the package adds nothing. Raises FetchError for one that cannot be asked.
@@ -96,7 +96,7 @@ def files_of(name: str, settings: Settings, cancel: threading.Event | None = Non
     return list(found.values())
 
 
-def wheels_of(name: str, settings: Settings, target: Target, cancel: threading.Event | None = None) -> list[Version]:
+def wheels_of(name: str, settings: PipSettings, target: Target, cancel: threading.Event | None = None) -> list[Version]:
     """Versions of a package that have a wheel for a target, the oldest first; empty where there is none."""
     fitting = frozenset(target.tags())
     found = set()
@@ -141,7 +141,7 @@ def _package(filename: str) -> str:
     return canonicalize_name(filename.removesuffix(".tar.gz").removesuffix(".zip").rpartition("-")[0])
 
 
-def _links(place: str, settings: Settings, cancel: threading.Event | None) -> Iterator[Distribution]:
+def _links(place: str, settings: PipSettings, cancel: threading.Event | None) -> Iterator[Distribution]:
     """Files of one find-links entry: a folder, or a page with links."""
     folder = _local(place)
     if folder is None:
@@ -160,7 +160,7 @@ def _local(place: str) -> Path | None:
     return None if "://" in place else Path(place).expanduser()
 
 
-def _page(address: str, settings: Settings, cancel: threading.Event | None) -> list[Distribution]:
+def _page(address: str, settings: PipSettings, cancel: threading.Event | None) -> list[Distribution]:
     """The files that a page of an index lists; none where it has no such page."""
     folder = _local(address)
     if folder is not None:

@@ -28,7 +28,7 @@ _UV = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class PipSettings:
     """Where packages come from and how these places are spoken to. Addresses may carry logins: never print one."""
 
     indexes: tuple[str, ...] = (PYPI,)  # the first is the default one
@@ -40,7 +40,7 @@ class Settings:
     prereleases: bool = False
 
 
-def settings_of_environment(environment: Mapping[str, str] | None = None) -> Settings:
+def settings_of_environment(environment: Mapping[str, str] | None = None) -> PipSettings:
     """The settings that pip would use here. Raises LockError for a configuration file that cannot be read."""
     variables = os.environ if environment is None else environment
     values: dict[str, str] = {}
@@ -54,7 +54,7 @@ def settings_of_environment(environment: Mapping[str, str] | None = None) -> Set
             values[key] = " ".join(item.partition("=")[2] if _named(item) else item for item in text.split())
     none = _true(values.get("no-index", ""))
     extra = values.get("extra-index-url", "").split()
-    return Settings(
+    return PipSettings(
         indexes=() if none else tuple(dict.fromkeys([values.get("index-url", PYPI), *extra])),
         find_links=tuple(map(_place, values.get("find-links", "").split())),
         constraints=tuple(map(_place, values.get("constraint", "").split())),

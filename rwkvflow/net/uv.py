@@ -18,7 +18,7 @@ from rwkvflow.base import process
 from rwkvflow.base.errors import EnvironmentMissing, FetchError, Interrupted
 from rwkvflow.net.http import scrub
 from rwkvflow.net.package_index import Distribution
-from rwkvflow.net.pip_settings import Settings
+from rwkvflow.net.pip_settings import PipSettings
 from rwkvflow.net.target import MACOS, Target
 
 TIMEOUT_S = 3600.0
@@ -53,7 +53,7 @@ def resolve(
     target: Target,
     requirements: Sequence[str],
     limits: Sequence[str],
-    settings: Settings,
+    settings: PipSettings,
     cancel: threading.Event | None,
 ) -> list[tuple[str, str, list[Distribution]]]:
     """(name, version, its wheels that could be taken) of all that `requirements` need on a target.
@@ -94,7 +94,7 @@ def _row(row: dict[str, Any]) -> tuple[str, str, list[Distribution]]:
     return canonicalize_name(row["name"]), str(row["version"]), wheels
 
 
-def _options(target: Target, settings: Settings) -> list[str]:
+def _options(target: Target, settings: PipSettings) -> list[str]:
     options = ["--no-config", "--no-progress", "--quiet", "--color", "never", "--python", sys.executable]
     options += ["--only-binary", ":all:", "--no-python-downloads", "--no-header", "--no-sources"]
     options += ["--python-version", target.python, "--python-platform", target.uv_platform]
@@ -118,7 +118,7 @@ def _options(target: Target, settings: Settings) -> list[str]:
     return options
 
 
-def _variables(settings: Settings) -> dict[str, str]:
+def _variables(settings: PipSettings) -> dict[str, str]:
     """The environment without UV_* that change what is resolved: its settings are passed as options."""
     kept = ("UV_CACHE_DIR", "UV_NO_CACHE", "UV_OFFLINE", "UV_HTTP_TIMEOUT", "UV_CONCURRENT_DOWNLOADS")
     variables = {name: value for name, value in os.environ.items() if not name.startswith("UV_") or name in kept}

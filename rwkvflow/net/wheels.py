@@ -26,7 +26,7 @@ from rwkvflow.documents.lock_text import requirements_text
 from rwkvflow.net.download import OtherBytes
 from rwkvflow.net.package_index import Distribution, best_wheel, download, files_of, wheels_of
 from rwkvflow.net.partial import alone
-from rwkvflow.net.pip_settings import Settings, settings_of_environment
+from rwkvflow.net.pip_settings import PipSettings, settings_of_environment
 from rwkvflow.net.target import Target
 from rwkvflow.net.uv import Unresolvable, resolve
 
@@ -109,7 +109,7 @@ def download_wheels(
 
 
 def _download(
-    wheel: LockedWheel, target: Target, destination: Path, settings: Settings, cancel: threading.Event | None
+    wheel: LockedWheel, target: Target, destination: Path, settings: PipSettings, cancel: threading.Event | None
 ) -> None:
     """Bring one wheel from the place that has it; one that lists it with the lock's hash is asked first."""
     files = [file for file in files_of(wheel.name, settings, cancel) if file.filename == wheel.filename]
@@ -146,7 +146,7 @@ def _requirement(text: str) -> Requirement:
 
 
 def _build_of_torch(
-    torch: Requirement, target: Target, settings: Settings, cancel: threading.Event | None
+    torch: Requirement, target: Target, settings: PipSettings, cancel: threading.Event | None
 ) -> Requirement:
     """torch==2.13.0 as torch==2.13.0+cpu where there is such a build. Looks at names only: downloads are large."""
     pins = list(torch.specifier)
@@ -182,7 +182,7 @@ def _locked(
     version: str,
     files: Sequence[Distribution],
     target: Target,
-    settings: Settings,
+    settings: PipSettings,
     cancel: threading.Event | None,
 ) -> LockedWheel:
     """What was resolved as the lock has it; a wheel whose hash no index tells is downloaded to know it."""
@@ -198,7 +198,7 @@ def _locked(
     return wheel
 
 
-def _small_torch(target: Target, settings: Settings, cancel: threading.Event | None) -> list[str]:
+def _small_torch(target: Target, settings: PipSettings, cancel: threading.Event | None) -> list[str]:
     """A constraint that keeps uv from downloading a GPU build only to see what it depends on."""
     if not target.platform.startswith("linux-"):
         return []
@@ -230,7 +230,7 @@ def _only_for_gpus(version: str, target: Target) -> LockError:
 
 
 def _explained(
-    target: Target, wanted: Sequence[Requirement], text: str, settings: Settings, cancel: threading.Event | None
+    target: Target, wanted: Sequence[Requirement], text: str, settings: PipSettings, cancel: threading.Event | None
 ) -> LockError:
     """Why there is no set of wheels."""
     named = any(canonicalize_name(item.name) == "torch" for item in wanted)
@@ -250,7 +250,7 @@ def _explained(
     return LockError(f"no set of wheels fits {', '.join(map(str, wanted))}: {text}", remedy=remedy)
 
 
-def _no_torch(torch: Requirement, target: Target, settings: Settings, cancel: threading.Event | None) -> LockError:
+def _no_torch(torch: Requirement, target: Target, settings: PipSettings, cancel: threading.Event | None) -> LockError:
     others = [Target(python, target.platform) for python in PYTHONS if python != target.python]
     with ThreadPoolExecutor(max_workers=3) as pool:
         here, *there = pool.map(lambda one: wheels_of("torch", settings, one, cancel), [target, *others])

@@ -21,7 +21,7 @@ SECRET = re.compile(r"[A-Z_][A-Z0-9_]{0,99}\Z")
 
 
 @dataclass(frozen=True)
-class Job:
+class CiJob:
     """One CI job. `only` is what it gives to `rwkvflow run --only`."""
 
     id: str
@@ -30,7 +30,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Settings:
+class CiSettings:
     """What a workflow needs to know. `recipe` is a path inside the repository; `package` what pip is to install."""
 
     name: str
@@ -41,16 +41,16 @@ class Settings:
     secrets: tuple[str, ...] = ("HF_TOKEN",)
 
 
-def jobs(artifacts: Sequence[Artifact], by: By = "artifact") -> list[Job]:
+def jobs(artifacts: Sequence[Artifact], by: By = "artifact") -> list[CiJob]:
     """The artifacts in groups, in their own order. A job's glob picks its artifacts and no others."""
     groups: dict[str, list[str]] = {}
     for artifact in artifacts:
         groups.setdefault(artifact.id if by == "artifact" else getattr(artifact, by), []).append(artifact.id)
     globs = {"artifact": "{}", "model": "{}/*", "format": "*/{}@*", "image": "*@{}"}
-    return [Job(name, globs[by].format(name), tuple(ids)) for name, ids in groups.items()]
+    return [CiJob(name, globs[by].format(name), tuple(ids)) for name, ids in groups.items()]
 
 
-def github_matrix(found: Sequence[Job]) -> dict[str, Any]:
+def github_matrix(found: Sequence[CiJob]) -> dict[str, Any]:
     """For `strategy.matrix`. Raises UsageError where there are more jobs than GitHub allows."""
     if len(found) > GITHUB_JOBS:
         raise UsageError(
@@ -60,7 +60,7 @@ def github_matrix(found: Sequence[Job]) -> dict[str, Any]:
     return {"include": [{"id": job.id, "only": job.only} for job in found]}
 
 
-def gitlab_jobs(found: Sequence[Job]) -> dict[str, Any]:
+def gitlab_jobs(found: Sequence[CiJob]) -> dict[str, Any]:
     """A child pipeline. Its variables come from the one that starts it."""
     parts = [found[start : start + GITLAB_JOBS] for start in range(0, len(found), GITLAB_JOBS)]
     return {
@@ -82,7 +82,7 @@ _MAKE = 'rwkvflow run "$RECIPE" --locked --sandbox "$SANDBOX" --only "$ONLY"'
 _PUBLISH = 'rwkvflow publish "$RECIPE" --locked --sandbox "$SANDBOX"'
 
 
-def github_workflow(settings: Settings) -> str:
+def github_workflow(settings: CiSettings) -> str:
     """.github/workflows/….yml: plan, fan out over the matrix, publish once."""
     _check(settings)
     setup: list[dict[str, Any]] = [
@@ -144,7 +144,7 @@ def github_workflow(settings: Settings) -> str:
     )
 
 
-def gitlab_workflow(settings: Settings) -> str:
+def gitlab_workflow(settings: CiSettings) -> str:
     """.gitlab-ci.yml: plan, a child pipeline over the matrix, publish once. Secrets are the project's variables."""
     _check(settings)
     return _text(
@@ -181,7 +181,7 @@ def _gitlab_default() -> dict[str, Any]:
     return {"image": "python:3.11", "before_script": [_INSTALL]}
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: CiSettings) -> None:
     """Values end up in env: blocks, where $ and ${{ }} would mean something to the CI service."""
     path = settings.recipe
     if path.startswith(("/", "-")) or ".." in path.split("/"):
@@ -206,7 +206,7 @@ def _string(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _string)
 
 
-def _text(service: str, settings: Settings, document: Mapping[str, Any]) -> str:
+def _text(service: str, settings: CiSettings, document: Mapping[str, Any]) -> str:
     head = [
         f"Written by `rwkvflow ci {service}`; write it again rather than edit it.",
         "All jobs share their steps through the store at RWKVFLOW_REMOTE, "
@@ -221,6 +221,6 @@ def dump(document: Mapping[str, Any]) -> str:
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=1000, allow_unicode=True)
 
 
-def listing(found: Iterable[Job]) -> list[dict[str, Any]]:
+def listing(found: Iterable[CiJob]) -> list[dict[str, Any]]:
     """For --format json."""
     return [{"id": job.id, "only": job.only, "artifacts": list(job.artifacts)} for job in found]

@@ -14,7 +14,7 @@ from rwkvflow.base.errors import PublishError
 from rwkvflow.base.hashing import text_digest
 from rwkvflow.documents.destinations import OciDestination
 from rwkvflow.net.http import Policy
-from rwkvflow.net.oci_registry import MANIFEST, Registry
+from rwkvflow.net.oci_registry import MANIFEST, OciRegistry
 from rwkvflow.net.progress import Told
 from rwkvflow.plan.step import canonical
 from rwkvflow.publish.base import Change, Changes, Proven, Published, refuse_others
@@ -43,7 +43,7 @@ class OciPublisher:
     def plan(self, release: Release) -> Changes:
         """What the tag would name instead of what it names now."""
         data = manifest_bytes(release)
-        with Registry(self.place, self.policy, Told()) as registry:
+        with OciRegistry(self.place, self.policy, Told()) as registry:
             there = self._there(registry, release)
             old = {} if there is None else _layers(there[1])
         same = there is not None and there[0] == text_digest(data)
@@ -64,7 +64,7 @@ class OciPublisher:
         """Upload what lacks, name it, read it back. Raises PublishError."""
         config, data = config_file(release), manifest_bytes(release)
         digest = text_digest(data)
-        with Registry(self.place, self.policy, told) as registry:
+        with OciRegistry(self.place, self.policy, told) as registry:
             there = self._there(registry, release)
             sent = 0
             if there is None or there[0] != digest:
@@ -75,7 +75,7 @@ class OciPublisher:
         facts = {"digest": digest, "files": str(len(release.files)), "uploaded": str(sent)}
         return Published(f"{self.place}@{digest}", facts)
 
-    def _there(self, registry: Registry, release: Release) -> tuple[str, dict[str, Any]] | None:
+    def _there(self, registry: OciRegistry, release: Release) -> tuple[str, dict[str, Any]] | None:
         there = registry.manifest(self.place.tag)
         if there is not None and there[1].get("artifactType") != ARTIFACT:
             kind = there[1].get("artifactType") or there[1].get("mediaType") or "something else"
@@ -87,7 +87,7 @@ class OciPublisher:
         refuse_others(str(self.place), title if isinstance(title, str) else None, release)
         return there
 
-    def _upload(self, registry: Registry, files: list[ReleaseFile], told: Told) -> int:
+    def _upload(self, registry: OciRegistry, files: list[ReleaseFile], told: Told) -> int:
         """Returns how many blobs were sent; equal files are one blob."""
         lacking = {file.digest: file for file in files if not registry.has(file.digest, file.size)}
         total, done = sum(file.size for file in lacking.values()), 0
@@ -98,7 +98,7 @@ class OciPublisher:
             done += file.size
         return len(lacking)
 
-    def _verify(self, registry: Registry, release: Release, digest: str) -> None:
+    def _verify(self, registry: OciRegistry, release: Release, digest: str) -> None:
         """Registries check digests when they store: so the digests of what they say is there suffice."""
         found = registry.manifest(self.place.tag)
         if found is None or found[0] != digest:

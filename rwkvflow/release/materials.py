@@ -29,7 +29,7 @@ class Material:
 
 
 @dataclass(frozen=True)
-class Engine:
+class UsedEngine:
     """An engine as an image built it: its build.json, and the sha256 of each of its files."""
 
     image: str
@@ -102,7 +102,7 @@ def _engine_source(engine: Mapping[str, Any]) -> Material:
     return Material("engine", "engine", {TREE: _hex(engine["digest"])} if engine["digest"] else {})
 
 
-def engines(params: Mapping[str, Any], inputs: Mapping[str, Path], patches: Mapping[str, str]) -> list[Engine]:
+def engines(params: Mapping[str, Any], inputs: Mapping[str, Path], patches: Mapping[str, str]) -> list[UsedEngine]:
     """The engines that the artifacts were tested with. `patches` maps image → path of its patch in the release."""
     found = []
     for image in sorted(params["images"]):
@@ -111,7 +111,7 @@ def engines(params: Mapping[str, Any], inputs: Mapping[str, Path], patches: Mapp
             continue
         facts = json.loads((folder / "build.json").read_text(encoding="utf-8"))
         files = {path.relative_to(folder).as_posix(): _hex(file_digest(path)) for path in walk(folder)}
-        found.append(Engine(image, facts, files, patches.get(image)))
+        found.append(UsedEngine(image, facts, files, patches.get(image)))
     return found
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 from rwkvflow.release.labels import LINE, Box, Label, Spot, place
-from rwkvflow.release.quality import Measured, Quality
+from rwkvflow.release.quality import ArtifactFigures, Quality
 
 WIDTH, LEFT, RIGHT, BOTTOM = 900, 86, 16, 52  # pixels
 LEAST, MORE, MOST = 380, 90, 1400  # height of the plot itself, what it grows by where labels lack room, and at most
@@ -98,11 +98,11 @@ def plot_svg(quality: Quality) -> str | None:
     )
 
 
-def _hollow(shown: Sequence[Measured]) -> bool:
+def _hollow(shown: Sequence[ArtifactFigures]) -> bool:
     return any(item.evaluated == "tensors" for item in shown)
 
 
-def _scale(shown: Sequence[Measured], top: float, bottom: float) -> _Scale:
+def _scale(shown: Sequence[ArtifactFigures], top: float, bottom: float) -> _Scale:
     sizes = [math.log10(item.size) for item in shown]
     low, high = min(sizes), max(sizes)
     pad = max(0.06 * (high - low), (0.35 - (high - low)) / 2, 0.03)
@@ -151,7 +151,7 @@ def _legend(models: Sequence[str]) -> list[str]:
     return [*lines, "".join(parts)]
 
 
-def _axes(shown: Sequence[Measured], scale: _Scale, bottom: float) -> list[str]:
+def _axes(shown: Sequence[ArtifactFigures], scale: _Scale, bottom: float) -> list[str]:
     right, parts = WIDTH - RIGHT, []
     for value in ticks(*scale.y):
         y = scale.down(value)
@@ -208,7 +208,7 @@ def _power(value: float) -> str:
     return power if float(digits) == 1 else f"{float(digits):g}·{power}"
 
 
-def _marker(item: Measured, spot: Spot) -> str:
+def _marker(item: ArtifactFigures, spot: Spot) -> str:
     title = f"{item.path}: {item.size} B, {item.kl_divergence:g} nats"
     return f"<g><title>{escape(title)}</title>{_shape(spot.series, spot.x, spot.y, item.evaluated == 'tensors')}</g>"
 

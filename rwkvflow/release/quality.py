@@ -28,7 +28,7 @@ class Speed(_Part):
     cpu: str
 
 
-class Measured(_Part):
+class ArtifactFigures(_Part):
     """One artifact. A figure is null where it was not measured.
 
     path             of the file or folder in the release; sha256 of a file, null for a folder
@@ -61,7 +61,7 @@ class Measured(_Part):
     speed: Speed | None
 
 
-class Reference(_Part):
+class ReferenceFigures(_Part):
     """What a model's artifacts were compared with: the fp32 forward pass over its checkpoint."""
 
     weights: int | None
@@ -76,13 +76,13 @@ class Quality(_Part):
     version: Literal[1] = 1
     release: str
     text: str | None  # file name of the text; null for the one that ships with rwkvflow
-    models: dict[str, Reference]
-    artifacts: tuple[Measured, ...]
+    models: dict[str, ReferenceFigures]
+    artifacts: tuple[ArtifactFigures, ...]
 
 
 def quality_of(name: str, rows: Sequence[Row], text: str | None) -> Quality:
     """What the rows' smoke reports say."""
-    models: dict[str, Reference] = {}
+    models: dict[str, ReferenceFigures] = {}
     for row in rows:
         models.setdefault(row.model, _reference(row.smoke))
     return Quality(release=name, text=text, models=models, artifacts=tuple(map(_measured, rows)))
@@ -103,15 +103,15 @@ def read_quality(data: bytes) -> Quality:
         raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'the whole'}: {first['msg']}") from None
 
 
-def differences(measured: Measured, smoke: Mapping[str, Any]) -> list[str]:
+def differences(measured: ArtifactFigures, smoke: Mapping[str, Any]) -> list[str]:
     """Names of figures that differ from those of the artifact's smoke report."""
     told = _figures(smoke)
     mine = measured.model_dump()
     return [key for key, value in told.items() if mine[key] != value]
 
 
-def _measured(row: Row) -> Measured:
-    return Measured.model_validate(
+def _measured(row: Row) -> ArtifactFigures:
+    return ArtifactFigures.model_validate(
         {
             "path": row.path,
             "model": row.model,
@@ -141,8 +141,8 @@ def _figures(smoke: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _reference(smoke: Mapping[str, Any]) -> Reference:
-    return Reference(
+def _reference(smoke: Mapping[str, Any]) -> ReferenceFigures:
+    return ReferenceFigures(
         weights=smoke.get("weights"),
         perplexity=_float(smoke.get("reference_perplexity")),
         text_tokens=smoke.get("text_tokens", 0),

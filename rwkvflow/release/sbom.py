@@ -14,7 +14,7 @@ from uuid import NAMESPACE_URL, uuid5
 from rwkvflow import __version__
 from rwkvflow.documents.sources import HubSource, SourceError, parse_source
 from rwkvflow.release.artifacts import Row
-from rwkvflow.release.materials import Engine, Material, materials, package_version, wheel_version
+from rwkvflow.release.materials import Material, UsedEngine, materials, package_version, wheel_version
 from rwkvflow.release.statement import HOME
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ ORIGINS = ("model", "lora", "state")  # kinds of what an artifact's values come 
 
 
 def sbom_bytes(
-    params: Mapping[str, Any], rows: Sequence[Row], engines: Sequence[Engine], license_id: str | None
+    params: Mapping[str, Any], rows: Sequence[Row], engines: Sequence[UsedEngine], license_id: str | None
 ) -> bytes:
     """The bill as JSON, sorted and indented. Its serial number follows from the artifacts; no time unless `epoch`."""
     from cyclonedx.model.bom import Bom
@@ -120,11 +120,11 @@ def _purl(material: Material) -> PackageURL | None:
     return PackageURL(type="huggingface", namespace=owner, name=name, version=source.revision, subpath=source.path)
 
 
-def _libraries(engine: Engine) -> Iterable[tuple[str, str]]:
+def _libraries(engine: UsedEngine) -> Iterable[tuple[str, str]]:
     return sorted((path, sha) for path, sha in engine.files.items() if path.startswith(("lib/", "bin/")))
 
 
-def _engine_file(engine: Engine, path: str, sha256: str) -> Component:
+def _engine_file(engine: UsedEngine, path: str, sha256: str) -> Component:
     from cyclonedx.model import Property
     from cyclonedx.model.component import Component, ComponentType
 

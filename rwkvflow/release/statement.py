@@ -24,7 +24,7 @@ from typing import Any
 from rwkvflow import __version__
 from rwkvflow.base.errors import PublishError
 from rwkvflow.release.artifacts import ReleaseFile, Row
-from rwkvflow.release.materials import Engine, Material, materials
+from rwkvflow.release.materials import Material, UsedEngine, materials
 from rwkvflow.release.names import LOCK, RECIPE, UNLISTED_IN_STATEMENT
 
 HOME = "urn:rwkvflow"  # a name, not a place: the statement must not depend on where the project is hosted
@@ -37,7 +37,7 @@ def statement_bytes(
     params: Mapping[str, Any],
     files: Sequence[ReleaseFile],
     rows: Iterable[Row],
-    engines: Sequence[Engine],
+    engines: Sequence[UsedEngine],
     left_out: Mapping[str, str],
     signed_by: str | None,
 ) -> bytes:
@@ -115,7 +115,7 @@ def _external(params: Mapping[str, Any], digests: Mapping[str, str], signed_by: 
     return external
 
 
-def _internal(params: Mapping[str, Any], engines: Sequence[Engine], left_out: Mapping[str, str]) -> dict[str, Any]:
+def _internal(params: Mapping[str, Any], engines: Sequence[UsedEngine], left_out: Mapping[str, str]) -> dict[str, Any]:
     return {
         "images": {name: _without_none(identity) for name, identity in params["images"].items()},
         "engine": {

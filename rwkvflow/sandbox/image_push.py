@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rwkvflow.base.errors import PublishError
 from rwkvflow.documents.destinations import OciDestination
 from rwkvflow.net.http import Policy, scrub
-from rwkvflow.net.oci_registry import Registry
+from rwkvflow.net.oci_registry import OciRegistry
 from rwkvflow.net.progress import Told
 from rwkvflow.sandbox.base import OnLine
 from rwkvflow.sandbox.daemon import plain_errors
@@ -43,7 +43,7 @@ def push_image(client: docker.DockerClient, image: str, place: OciDestination, o
         finally:
             with contextlib.suppress(docker.errors.APIError):
                 client.api.remove_image(f"{name}:{place.tag}", noprune=True)  # only the name that was made above
-    with Registry(place, Policy(), Told(log=on_line)) as registry:
+    with OciRegistry(place, Policy(), Told(log=on_line)) as registry:
         found = registry.manifest(place.tag)
     if found is None or found[0] != digest:
         raise PublishError(

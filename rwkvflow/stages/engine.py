@@ -26,14 +26,14 @@ TARGETS = {
 
 
 @dataclass(frozen=True)
-class Build:
+class EngineBuild:
     """One engine to build: the task's parameters, and where its sources come from."""
 
     request: dict[str, Any]
     source: Input
 
 
-def builds(blueprint: Blueprint, image: str | None = None) -> dict[str, Build]:
+def builds(blueprint: Blueprint, image: str | None = None) -> dict[str, EngineBuild]:
     """The engines of a recipe, or of one of its images, by name."""
     found = _builds(blueprint)
     if llama.wanted(blueprint, image):
@@ -47,11 +47,11 @@ def builds(blueprint: Blueprint, image: str | None = None) -> dict[str, Build]:
             "folder": ".",
             "stem": "libllama",
         }
-        found[LLAMA] = Build(request, llama.SOURCE)
+        found[LLAMA] = EngineBuild(request, llama.SOURCE)
     return found
 
 
-def _builds(blueprint: Blueprint) -> dict[str, Build]:
+def _builds(blueprint: Blueprint) -> dict[str, EngineBuild]:
     engine = blueprint.recipe.engine
     target = engine.target or TARGETS[blueprint.platform]
     common = {"toolchain": engine.toolchain, "target": target}
@@ -63,18 +63,19 @@ def _builds(blueprint: Blueprint) -> dict[str, Build]:
         "folder": engine.source.folder if isinstance(engine.source, Git) else ".",
     }
     if engine.source == "builtin":
-        return {BUILTIN: Build(request, blueprint.builtin_engine)}
+        return {BUILTIN: EngineBuild(request, blueprint.builtin_engine)}
     return {
-        BUILTIN: Build(plain_request(blueprint.platform) | common, blueprint.builtin_engine),
-        CUSTOM: Build(request, fetch.engine_source(blueprint)),
+        BUILTIN: EngineBuild(plain_request(blueprint.platform) | common, blueprint.builtin_engine),
+        CUSTOM: EngineBuild(request, fetch.engine_source(blueprint)),
     }
 
 
-def cross_builds(blueprint: Blueprint) -> dict[str, Build]:
+def cross_builds(blueprint: Blueprint) -> dict[str, EngineBuild]:
     """The recipe's engine for each of `engine.targets`, by target."""
     used = _builds(blueprint)[_used_name(blueprint)]
     return {
-        target: Build({**used.request, "target": target}, used.source) for target in blueprint.recipe.engine.targets
+        target: EngineBuild({**used.request, "target": target}, used.source)
+        for target in blueprint.recipe.engine.targets
     }
 
 
@@ -127,7 +128,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
         yield _step(blueprint, cross(blueprint, target).step, _used_name(blueprint), build, _first(blueprint))
 
 
-def _step(blueprint: Blueprint, step: str, name: str, build: Build, image: str) -> Step:
+def _step(blueprint: Blueprint, step: str, name: str, build: EngineBuild, image: str) -> Step:
     """The step. What zig builds is made of its wheels alone, so that all images with the same ones share a build.
 
     What the machine's compiler builds is made of the whole environment.

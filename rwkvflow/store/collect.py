@@ -17,7 +17,7 @@ DAY = 86400.0
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoreEntry:
     """One blob or tree of the store."""
 
     digest: str
@@ -59,7 +59,7 @@ def forget_remote(store: Store, remote: str | None = None) -> int:
     return count
 
 
-def entries(store: Store) -> list[Entry]:
+def entries(store: Store) -> list[StoreEntry]:
     """Everything in blobs/ and trees/, largest first."""
     steps: dict[str, set[str]] = {}
     used: dict[str, float] = {}
@@ -74,11 +74,11 @@ def entries(store: Store) -> list[Entry]:
             digest = f"sha256:{path.name}"
             size = path.stat().st_size if kind == "file" else sum(item.stat().st_size for item in walk(path))
             last = used.get(digest, path.stat().st_mtime)
-            found.append(Entry(digest, kind, size, path, tuple(sorted(steps.get(digest, ()))), last))
+            found.append(StoreEntry(digest, kind, size, path, tuple(sorted(steps.get(digest, ()))), last))
     return sorted(found, key=lambda entry: (-entry.size, entry.digest))
 
 
-def verify(store: Store, on_entry: Callable[[Entry], None] | None = None) -> list[Damage]:
+def verify(store: Store, on_entry: Callable[[StoreEntry], None] | None = None) -> list[Damage]:
     """Hash everything; remove what is damaged, so that the next run makes it again."""
     damaged = []
     for entry in entries(store):
@@ -96,7 +96,7 @@ def verify(store: Store, on_entry: Callable[[Entry], None] | None = None) -> lis
 
 def collect(
     store: Store, *, older_than_days: float | None = None, max_bytes: int | None = None, dry_run: bool = False
-) -> list[Entry]:
+) -> list[StoreEntry]:
     """Remove what nothing refers to, what was not used for so many days, then the oldest until it fits.
 
     Returns what was removed (or would be). The caller holds `store.exclusive()`.

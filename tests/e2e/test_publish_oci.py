@@ -143,7 +143,7 @@ def test_again_nothing_then_one_blob_and_the_tag(place: OciDestination) -> None:
 
 
 def test_something_else_under_the_tag_is_left_alone(place: OciDestination) -> None:
-    from rwkvflow.net.oci_registry import Registry
+    from rwkvflow.net.oci_registry import OciRegistry
     from rwkvflow.release.artifacts import from_bytes
 
     config = from_bytes("config.json", b"{}")
@@ -153,7 +153,7 @@ def test_something_else_under_the_tag_is_left_alone(place: OciDestination) -> No
         "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config.digest, "size": 2},
         "layers": [],
     }
-    with Registry(place, POLICY, Told()) as registry:
+    with OciRegistry(place, POLICY, Told()) as registry:
         registry.upload(config, lambda position: None)
         registry.put_manifest("v1", json.dumps(image).encode())
         with pytest.raises(PublishError, match="is no model but"):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rwkvflow.base.errors import EnvironmentMissing, LockError
 from rwkvflow.net import package_index, uv
 from rwkvflow.net.package_index import Distribution, access_to, best_wheel, files_of, wheels_of, without_login
-from rwkvflow.net.pip_settings import PYPI, Settings, settings_of_environment
+from rwkvflow.net.pip_settings import PYPI, PipSettings, settings_of_environment
 from rwkvflow.net.target import Target
 
 LINUX = Target("3.11", "linux-x86_64")
@@ -44,7 +44,7 @@ def test_settings_replace_each_other_as_pips_do(tmp_path: Path) -> None:
     assert (found.certificates, found.proxy, found.prereleases) == ("/other.pem", "http://proxy.example:3128", True)
     assert found.trusted == ("a.example", "b.example:8443")
     bare = settings_of_environment({"HOME": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null"})
-    assert bare == Settings()
+    assert bare == PipSettings()
     assert bare.indexes == (PYPI,)
     assert settings_of_environment({"PIP_CONFIG_FILE": "/dev/null", "PIP_NO_INDEX": "true"}).indexes == ()
     uvs = {"PIP_CONFIG_FILE": "/dev/null", "UV_INDEX": "torch=https://t.example/cpu https://u.example/x=y"}
@@ -80,12 +80,12 @@ def test_pages_of_an_index() -> None:
 def test_a_login_goes_to_its_own_host_only() -> None:
     address = "https://user:se%40cret@index.example/simple/a/#x"
     assert without_login(address) == "https://index.example/simple/a/"
-    access = access_to(address, Settings(trusted=("other.example",)))
+    access = access_to(address, PipSettings(trusted=("other.example",)))
     assert access.authorize("https://index.example/x")["Authorization"] == "Basic dXNlcjpzZUBjcmV0"
     assert access.authorize("https://elsewhere.example/x") == {}
     assert access.authorize("http://index.example/x") == {}
     assert access.verify
-    assert not access_to("https://other.example/", Settings(trusted=("other.example",))).verify
+    assert not access_to("https://other.example/", PipSettings(trusted=("other.example",))).verify
 
 
 def test_local_indexes_and_folders(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_local_indexes_and_folders(tmp_path: Path) -> None:
         '<a href="../f/some_thing-1.5-py3-none-any.whl" data-requires-python=">=3.12">x</a>'
         '<a href="../f/some_thing-1.4-cp38-abi3-manylinux2014_x86_64.whl">x</a>'
     )
-    settings = Settings((f"file://{tmp_path}/index",), (str(tmp_path / "links"), str(tmp_path / "absent")))
+    settings = PipSettings((f"file://{tmp_path}/index",), (str(tmp_path / "links"), str(tmp_path / "absent")))
     names = [file.filename for file in files_of("some.thing", settings)]
     assert names[:2] == ["Some_Thing-1.0-py3-none-any.whl", "some-thing-0.9.tar.gz"]
     assert len(names) == 5

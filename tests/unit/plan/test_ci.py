@@ -20,7 +20,7 @@ from rwkvflow.plan.ci import (
     GITHUB_JOBS,
     GITLAB_JOBS,
     By,
-    Settings,
+    CiSettings,
     dump,
     github_matrix,
     github_workflow,
@@ -33,7 +33,7 @@ from rwkvflow.plan.matrix import Artifact, select
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,12}", fullmatch=True)
 ARTIFACTS = st.lists(st.builds(Artifact, NAMES, NAMES, NAMES), min_size=1, max_size=12, unique=True)
-SETTINGS = Settings("demo", "recipes/demo.yaml", "rwkvflow==0.1.0")
+SETTINGS = CiSettings("demo", "recipes/demo.yaml", "rwkvflow==0.1.0")
 
 
 @pytest.mark.parametrize("by", ["artifact", "model", "format", "image"])
@@ -54,7 +54,7 @@ def check(schema: str, *files: Path, transform: tuple[str, ...] = ()) -> None:
 @pytest.mark.parametrize(("name", "by"), [("demo", "artifact"), ("123", "model")])
 def test_github_workflow_is_valid(tmp_path: Path, name: str, by: By) -> None:
     pytest.importorskip("check_jsonschema")
-    chosen = Settings(name, "some where/re cipe.yaml", "rwkvflow[s3]==0.1.0", "docker", by, ("HF_TOKEN", "AWS_KEY"))
+    chosen = CiSettings(name, "some where/re cipe.yaml", "rwkvflow[s3]==0.1.0", "docker", by, ("HF_TOKEN", "AWS_KEY"))
     (tmp_path / "w.yml").write_text(github_workflow(chosen))
     check("vendor.github-workflows", tmp_path / "w.yml")
     document = yaml.safe_load((tmp_path / "w.yml").read_text())
@@ -98,7 +98,7 @@ def commands(document: Any) -> set[str]:
 @settings(max_examples=40)
 @given(NAMES, st.text(st.characters(codec="utf-8"), min_size=1, max_size=30), st.text(max_size=20))
 def test_nothing_of_a_recipe_is_part_of_a_command(name: str, path: str, package: str) -> None:
-    chosen = Settings(name, path, package)
+    chosen = CiSettings(name, path, package)
     for workflow in (github_workflow, gitlab_workflow):
         expected = commands(yaml.safe_load(workflow(SETTINGS)))
         try:
@@ -126,13 +126,13 @@ def test_commands_quote_every_variable() -> None:
 )
 def test_odd_paths_are_refused(path: str) -> None:
     with pytest.raises(UsageError):
-        github_workflow(Settings("demo", path, "rwkvflow"))
+        github_workflow(CiSettings("demo", path, "rwkvflow"))
 
 
 @pytest.mark.parametrize("secret", ["hf", "A B", "A}}", "", "1A"])
 def test_odd_secrets_are_refused(secret: str) -> None:
     with pytest.raises(UsageError):
-        github_workflow(Settings("demo", "x.yaml", "rwkvflow", secrets=(secret,)))
+        github_workflow(CiSettings("demo", "x.yaml", "rwkvflow", secrets=(secret,)))
 
 
 def test_too_many_jobs_for_github() -> None:

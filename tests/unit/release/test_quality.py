@@ -15,24 +15,24 @@ from rwkvflow.release.artifacts import Row
 from rwkvflow.release.check import check_release
 from rwkvflow.release.labels import Box, Spot, place
 from rwkvflow.release.plot import plot_svg, ticks
-from rwkvflow.release.quality import Measured, Quality, quality_bytes, quality_of, read_quality
+from rwkvflow.release.quality import ArtifactFigures, Quality, quality_bytes, quality_of, read_quality
 from tests.helpers.releases import made
 
 SVG = "{http://www.w3.org/2000/svg}"
 NAMES = [f"ggml-{kind}" for kind in ("f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")]
 
 
-def measured(name: str, size: int, divergence: float | None, model: str = "m", **more: Any) -> Measured:
+def measured(name: str, size: int, divergence: float | None, model: str = "m", **more: Any) -> ArtifactFigures:
     plain: dict[str, Any] = {
         "path": f"{model}/{model}-{name}", "model": model, "format": name, "sha256": None, "size": size,
         "weight_bytes": size, "bits_per_weight": 8.0, "perplexity": 3.0, "perplexity_rise": 0.0,
         "kl_divergence": divergence, "kl_divergence_tokens": 512, "top1_agreement": 1.0, "logits": 0.0,
         "consumer": "c", "evaluated": "runtime", "proof": None, "speed": None,
     }  # fmt: skip
-    return Measured.model_validate(plain | more)
+    return ArtifactFigures.model_validate(plain | more)
 
 
-def quality(*artifacts: Measured) -> Quality:
+def quality(*artifacts: ArtifactFigures) -> Quality:
     return Quality(release="r", text=None, models={}, artifacts=artifacts)
 
 
