@@ -171,11 +171,19 @@ def init(source: str, output: Path | None) -> None:
     from rwkvflow.documents.template import recipe_template
 
     text = recipe_template(source)
+    _refuse_unknown(source)
     if output is None:
         click.echo(text, nl=False)
         return
     write_text(output, text, [Path(source)], force=False)
     click.echo(f"{output} written; next: rwkvflow run {output}", err=True)
+
+
+def _refuse_unknown(source: str) -> None:
+    """Raises UsageError where the checkpoint is at hand, or its header can be had, and is none of the versions."""
+    from rwkvflow.lock.header import refuse_source
+
+    refuse_source(source, Path())
 
 
 @cli.command()

@@ -28,6 +28,13 @@ SHOWN = 20  # tensors that `compare` lists without --all
 @click.option("--lora", type=DocumentPath(), help="Merge this LoRA first: a .pth or .safetensors file")
 @click.option("--alpha", type=click.FloatRange(0, min_open=True), help="Alpha that the LoRA was trained with")
 @click.option("--state", type=DocumentPath(), help="Include these initial states (blocks.N.att.time_state)")
+@click.option(
+    "--ignore-tensors",
+    "ignore",
+    metavar="GLOB",
+    multiple=True,
+    help="Leave out tensors of such names, which rwkvflow does not know; may be given several times",
+)
 @click.option("--strategy", metavar="TEXT", help='Strategy of --format chatrwkv, such as "cuda fp16 *10 -> cpu fp32"')
 @click.option(
     "--split", "limit", metavar="SIZE", help="Write files of at most this size, such as 5GB, into the folder OUT"
@@ -43,6 +50,7 @@ def convert(
     lora: Path | None,
     alpha: float | None,
     state: Path | None,
+    ignore: tuple[str, ...],
     strategy: str | None,
     limit: str | None,
     force: bool,
@@ -73,7 +81,7 @@ def convert(
     else:
         ending = f".{FORMATS[name].suffix.rpartition('.')[2]}"
         stem = target.name.removesuffix(ending) or target.name
-    origin = Origin(source, lora, alpha, state)
+    origin = Origin(source, lora, alpha, state, ignore)
     sources = [path for path in (source, *_files(source), lora, state, library) if path is not None]
     for place in {target, folder or target} if size else {target}:
         check_output(place, (path for path in sources if path != source or not path.is_dir()), force=force)
@@ -129,11 +137,12 @@ def _check(source: Origin) -> None:
     """Say what is wrong with a file before librwkv is looked for, and built where there is none."""
     from rwkvflow.worker.errors import WorkerError
     from rwkvflow.worker.model.architecture import architecture_of
+    from rwkvflow.worker.model.strangers import refuse_unknown
     from rwkvflow.worker.read.open import open_checkpoint
 
     try:
         with open_checkpoint(source) as checkpoint:
-            architecture_of(checkpoint.tensors)
+            refuse_unknown(checkpoint.tensors, architecture_of(checkpoint.tensors))
     except WorkerError as error:
         raise RwkvflowError(str(error)) from error
 

@@ -72,6 +72,10 @@ class Model(Strict):
         default="auto",
         description="auto (by vocabulary size), bytes, world, or the source of a tokenizer.json (20B models)",
     )
+    ignore_tensors: Many[Annotated[str, StringConstraints(min_length=1, max_length=200)]] = Field(
+        default=(),
+        description="Globs of names: tensors that rwkvflow does not know and that are left out, which the card says",
+    )
     group_norm_eps: float | None = Field(
         default=None, gt=0, lt=1, description="Epsilon of the head group norm (ln_x) of versions 5 to 7; default 64e-5"
     )

@@ -14,6 +14,7 @@ from rwkvflow.base.events import Listener, StepProgress
 from rwkvflow.base.hashing import text_digest
 from rwkvflow.documents.lock import LockedFile, LockedPart
 from rwkvflow.documents.sources import HubSource, LocalSource, WebSource, parse_source, part_of
+from rwkvflow.lock.header import refuse_source
 from rwkvflow.net.download import check_local, fetch_file, mismatch
 from rwkvflow.net.http import Connection, Policy, netrc_login, retrying, shown, temporary
 from rwkvflow.store.store import Store
@@ -36,8 +37,14 @@ class Files:
     cancel: threading.Event
     policy: Policy
 
-    def model(self, name: str, text: str, sha256: str | None, before: LockedFile | None) -> LockedFile:
-        """A checkpoint: as `file`, or a Hugging Face model's folder, of which only what is needed is pinned."""
+    def model(
+        self, name: str, text: str, sha256: str | None, before: LockedFile | None, ignore: tuple[str, ...] = ()
+    ) -> LockedFile:
+        """A checkpoint: as `file`, or a Hugging Face model's folder, of which only what is needed is pinned.
+
+        One that is no version of RWKV is refused by its header, before all of it is downloaded; `ignore` names tensors
+        that are not to count.
+        """
         source = parse_source(text, folder=True)
         if isinstance(source, LocalSource):
             path = source.below(self.folder)
@@ -50,6 +57,8 @@ class Files:
             return before
         if isinstance(source, HubSource) and PurePosixPath(source.path).suffix not in FILES:
             return self._hub_folder(name, text, source, sha256)
+        with Connection(self.policy, self.cancel) as connection:
+            refuse_source(text, self.folder, ignore, connection)
         return self.file(name, text, sha256, before)
 
     def _local_folder(

@@ -50,9 +50,16 @@ def _check(artifacts: Iterable[Artifact], path_of: Callable[[str], Path | None],
         wanted.setdefault(artifact.model, {})[item.name] = replace(item, split=Split(size)) if size else item
     models = {model.name: model for model in recipe.models} if recipe else {}
     problems: list[str] = []
+    strange: list[str] = []
     for model, formats in wanted.items():
         eps = models[model].group_norm_eps if model in models else None
-        problems += _problems(model, path_of(model), eps, formats.values())
+        ignore = models[model].ignore_tensors if model in models else ()
+        try:
+            problems += _problems(model, path_of(model), eps, ignore, formats.values())
+        except UsageError as error:
+            strange.append(error.message)
+    if strange:
+        raise UsageError("\n  ".join(strange))
     if problems:
         raise UsageError(
             "\n  ".join(problems),
@@ -65,26 +72,33 @@ def _local(source: str, folder: Path) -> Path | None:
     return parsed.below(folder) if isinstance(parsed, LocalSource) else None
 
 
-def _problems(model: str, path: Path | None, eps: float | None, formats: Iterable[Format]) -> list[str]:
+def _problems(
+    model: str, path: Path | None, eps: float | None, ignore: tuple[str, ...], formats: Iterable[Format]
+) -> list[str]:
     """Why which formats cannot hold the model at `path`; nothing where it cannot be known yet.
 
-    Only names and shapes are read, and only where some format asks for something special.
+    Only names and shapes are read. Raises UsageError for a model that is none of the versions.
     """
     picky = [
         item
         for item in formats
         if item.versions != ALL_VERSIONS or item.fixed_epsilon or (item.split is not None and not item.splits)
     ]
-    if path is None or not picky:
+    if path is None:
         return []
-    from rwkvflow.worker.errors import WorkerError
+    from rwkvflow.worker.errors import UnknownModelError, WorkerError
     from rwkvflow.worker.model.architecture import architecture_of
+    from rwkvflow.worker.model.origin import Origin
+    from rwkvflow.worker.model.strangers import refuse_unknown
     from rwkvflow.worker.read.open import open_checkpoint
 
     try:
-        with open_checkpoint(path) as checkpoint:
+        with open_checkpoint(Origin(path, ignore=ignore)) as checkpoint:
             tensors = checkpoint.tensors
             architecture = architecture_of(tensors, eps)
+            refuse_unknown(tensors, architecture)
+    except UnknownModelError as error:
+        raise UsageError(f"{model}: {error}") from error
     except (WorkerError, OSError):
         return []  # the stage that reads it says what is wrong with it
     version, problems = architecture.version, []

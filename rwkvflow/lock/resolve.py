@@ -80,7 +80,15 @@ def resolve(
     for model in recipe.models:
         before = previous.models.get(model.name) if previous else None
         tasks.add(
-            f"models.{model.name}", models, model.name, files.model, model.name, model.source, model.sha256, before
+            f"models.{model.name}",
+            models,
+            model.name,
+            files.model,
+            model.name,
+            model.source,
+            model.sha256,
+            before,
+            model.ignore_tensors,
         )
         for kind, item in adapters_of(model).items():
             known = (getattr(previous, f"{kind}s") or {}).get(model.name) if previous else None

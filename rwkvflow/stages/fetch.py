@@ -33,8 +33,11 @@ def origin(blueprint: Blueprint, model: str) -> dict[str, Input]:
 
 def origin_params(blueprint: Blueprint, model: str) -> dict[str, Any]:
     """What a task has to know besides."""
-    lora = blueprint.models[model].lora
-    return {} if lora is None else {"lora_alpha": lora.alpha}
+    lora, ignore = blueprint.models[model].lora, blueprint.models[model].ignore_tensors
+    return {
+        **({} if lora is None else {"lora_alpha": lora.alpha}),
+        **({"ignore_tensors": list(ignore)} if ignore else {}),
+    }
 
 
 def tokenizer(blueprint: Blueprint, model: str) -> Ref | None:

@@ -187,13 +187,15 @@ def _files(blueprint: Blueprint, model: str) -> dict[str, Any]:
 
 
 def _adapters(blueprint: Blueprint) -> dict[str, Any]:
-    """What was merged into models and went along with them; nothing where the recipe names none."""
+    """What was merged into models, went along with them, or was left out; nothing where the recipe names none."""
     found: dict[str, dict[str, Any]] = {}
     for name, model in blueprint.models.items():
         if model.lora is not None and blueprint.lock.loras:
             found.setdefault("loras", {})[name] = {**_pin(blueprint.lock.loras[name]), "alpha": model.lora.alpha}
         if model.state is not None and blueprint.lock.states:
             found.setdefault("states", {})[name] = _pin(blueprint.lock.states[name])
+        if model.ignore_tensors:
+            found.setdefault("ignored", {})[name] = list(model.ignore_tensors)
     return found
 
 

@@ -21,6 +21,7 @@ from rwkvflow.documents.load import lock_from_text
 from rwkvflow.documents.lock import Lock, LockedBase, LockedWheel, disagreements
 from rwkvflow.documents.lock_text import lock_text
 from rwkvflow.documents.recipe import Recipe
+from rwkvflow.lock.header import BLOCK
 from rwkvflow.lock.pins import pinned
 from rwkvflow.lock.resolve import resolve
 from rwkvflow.net.http import Policy
@@ -338,7 +339,7 @@ def test_hub_branches_become_commits_without_a_download(
     assert made.models["tag"].resolved == f"hf://owner/model@{first}/model.pth"
     assert made.models["tag"].size == len(DATA)
     assert made.tokenizers["head"].size == 2
-    assert net.requests(host="cdn") == []
+    assert all("range" in seen.headers for seen in net.requests(host="cdn")), "headers only"
     assert TOKEN not in lock_text(made)
     assert not any(TOKEN in repr(event) for event in events)
     assert not any(TOKEN.encode() in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
@@ -356,7 +357,8 @@ def test_web_files_with_a_hash_are_only_asked_for_their_size(lock: Locking, net:
     net.assets["model.pth"] = Asset(DATA)
     source = {"name": "m", "source": net.url("model.pth")}
     assert lock({"models": [{**source, "sha256": SUM}]}, **NO_PIP).models["m"].size == len(DATA)
-    assert [seen.method for seen in net.seen] == ["HEAD"]
+    assert [seen.method for seen in net.seen] == ["GET", "HEAD"]
+    assert net.seen[0].headers["range"] == f"bytes=0-{BLOCK - 1}", "its header"
     assert lock({"models": [source]}, **NO_PIP).models["m"].sha256 == SUM
     assert Store(tmp_path / "store").path(f"sha256:{SUM}") is not None
     assert list((tmp_path / "store/downloads").iterdir()) == []

@@ -22,6 +22,7 @@ from rwkvflow.worker.conversion.jobs import Job, Outcome, check_room, format_of,
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
 from rwkvflow.worker.model.origin import Origin
+from rwkvflow.worker.model.strangers import refuse_unknown
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.model.weight_types import QUANTIZED, TYPE_OF_DTYPE
 from rwkvflow.worker.read.checkpoint import Checkpoint
@@ -61,6 +62,7 @@ def convert(
     keep_memory()
     with open_checkpoint(source) as checkpoint:
         architecture = architecture_of(checkpoint.tensors, group_norm_eps)
+        refuse_unknown(checkpoint.tensors, architecture)
         native = Native(engine)
         outcomes = [Outcome(job) for job in jobs]
         check_room(outcomes, architecture, checkpoint.tensors)
@@ -70,11 +72,6 @@ def convert(
             run.feed()
         finally:
             run.finish()
-        if architecture.extra:
-            extra = dict.fromkeys(architecture.extra)
-            run.warnings.append(
-                f"no known tensors of version {architecture.version}, kept as they are: {_names(extra)}"
-            )
         for outcome in outcomes:
             outcome.warnings.extend(run.warnings)
         return outcomes

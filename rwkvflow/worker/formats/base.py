@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rwkvflow.worker.model.architecture import is_state
+from rwkvflow.worker.model.strangers import leftovers
 from rwkvflow.worker.model.versions import HEAD_NORM_EPS
 from rwkvflow.worker.write.file import FileWriter
 from rwkvflow.worker.write.folder import FolderWriter
@@ -81,15 +82,26 @@ class Format(ABC):
         )
 
     def held(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Mapping[str, TensorInfo]:
-        """The tensors that an artifact is made of: without initial states where it has no place for them."""
-        if architecture.version in self.states:
-            return tensors
-        return {name: info for name, info in tensors.items() if not is_state(name) or name in architecture.extra}
+        """The tensors that an artifact is made of.
+
+        Without what trainers left behind, and without initial states where it has no place for them.
+        """
+        left = set(leftovers(architecture, tensors))
+        if architecture.version not in self.states:
+            left |= {name for name in tensors if is_state(name)}
+        return {name: info for name, info in tensors.items() if name not in left}
 
     def left_out(self, held: Mapping[str, TensorInfo], tensors: Mapping[str, TensorInfo]) -> list[str]:
         """What to say of tensors that are not `held`."""
-        count = len(tensors) - len(held)
-        return [f"{self.name} has no place for initial states: those of {count} layers are left out"] if count else []
+        left = [name for name in tensors if name not in held]
+        states = [name for name in left if is_state(name)]
+        others = [name for name in left if not is_state(name)]
+        said = [f"{self.name} has no place for initial states: those of {len(states)} layers are left out"]
+        more = f" and {len(others) - 4} more" if len(others) > 4 else ""
+        return [
+            *(said if states else []),
+            *([f"{self.name}: left out, as no runtime looks at it: {', '.join(others[:4])}{more}"] if others else []),
+        ]
 
     @abstractmethod
     def expected_size(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> int:

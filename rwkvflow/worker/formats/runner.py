@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import Format
-from rwkvflow.worker.model.architecture import architecture_of, is_state
+from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.origin import Origin
 from rwkvflow.worker.protocol import progress
 from rwkvflow.worker.read.checkpoint import Checkpoint
@@ -50,13 +50,12 @@ class Task:
     format: Format
 
     def open_source(self) -> Checkpoint:
-        """The checkpoint, without the initial states that the format has no place for. Raises WorkerError."""
+        """The checkpoint, without what the format has no place for. Raises WorkerError."""
         checkpoint = open_checkpoint(self.checkpoint)
         try:
-            if any(map(is_state, checkpoint.tensors)):
-                held = self.format.held(architecture_of(checkpoint.tensors), checkpoint.tensors)
-                for name in [name for name in checkpoint.tensors if name not in held]:
-                    checkpoint.remove(name)
+            held = self.format.held(architecture_of(checkpoint.tensors), checkpoint.tensors)
+            for name in [name for name in checkpoint.tensors if name not in held]:
+                checkpoint.remove(name)
         except BaseException:
             checkpoint.close()
             raise

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.model.variants import refuse_variant
 from rwkvflow.worker.model.versions import AFTER, HARMLESS, HEAD_NORM_EPS, SPECS, TOKENIZERS, TensorSpec, tell_version
 
 MAX_PROBLEMS: Final = 12
@@ -68,8 +69,9 @@ def architecture_of(tensors: Mapping[str, TensorInfo], group_norm_eps: float | N
     """The architecture of a checkpoint's tensors; `group_norm_eps` where it is not the author's.
 
     Raises WorkerError that names every missing tensor, contradictory shape and wrong dtype (the first MAX_PROBLEMS),
-    or says that these are not RWKV's tensors.
+    says that these are not RWKV's tensors, or names the variant that they are.
     """
+    refuse_variant(tensors)
     found = _Reader(tensors).result()
     return found if group_norm_eps is None else replace(found, head_norm_eps=group_norm_eps)
 

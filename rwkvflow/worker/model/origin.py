@@ -19,12 +19,14 @@ class Origin:
     path     a checkpoint: a file, or the folder of a Hugging Face model
     lora     a LoRA to merge into it, and the alpha that it was trained with
     state    a file of initial states (`blocks.N.att.time_state`) that goes along
+    ignore   globs of names: tensors that are left out, though nobody here knows what they do
     """
 
     path: Path
     lora: Path | None = None
     alpha: float | None = None
     state: Path | None = None
+    ignore: tuple[str, ...] = ()
 
 
 def origin_of(folder: Path, params: Mapping[str, Any]) -> Origin:
@@ -35,6 +37,7 @@ def origin_of(folder: Path, params: Mapping[str, Any]) -> Origin:
         lora if lora.exists() else None,
         params.get("lora_alpha"),
         state if state.exists() else None,
+        tuple(params.get("ignore_tensors") or ()),
     )
 
 

@@ -15,6 +15,7 @@ from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.maps.gguf import BLOCK, FUSED, GLOBAL, TRANSPOSED
 from rwkvflow.worker.model.rounding import bf16_to_float32
 from rwkvflow.worker.model.tensorinfo import ITEM_BYTES, TensorInfo
+from rwkvflow.worker.model.variants import refuse_called
 from rwkvflow.worker.model.versions import RESCALED
 from rwkvflow.worker.read.gguf_file import GgufIndex, GgufTensor, read_open
 from rwkvflow.worker.read.rawfile import RawFile
@@ -30,6 +31,7 @@ def read_index(file: RawFile, quantized: dict[str, GgufTensor] | None = None) ->
     """
     index = read_open(file)
     model = index.metadata.get("general.architecture")
+    refuse_called({"general.architecture": model})
     if model not in ("rwkv6", "rwkv7"):
         raise WorkerError(f"{file.name}: a GGUF of {str(model)[:40]!a}; only rwkv6 and rwkv7 are known")
     version = model[-1]

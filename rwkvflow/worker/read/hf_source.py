@@ -21,6 +21,7 @@ from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.maps.huggingface import is_theirs, own_name
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.model.variants import refuse_called, refuse_variant
 from rwkvflow.worker.model.versions import LAYER_NORM_EPS
 from rwkvflow.worker.read import shards
 from rwkvflow.worker.read.rawfile import RawFile
@@ -41,6 +42,8 @@ def with_own_names(file: RawFile, index: Index) -> Index:
         return index
     place = file.path.parent / CONFIG
     config = _config(place) if place.exists() else {}
+    refuse_called(config)
+    refuse_variant(index.views)
     views: dict[str, View] = {}
     changes = dict(index.changes)
     for theirs, view in index.views.items():

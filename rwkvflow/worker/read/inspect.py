@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.architecture import architecture_of
+from rwkvflow.worker.model.strangers import refuse_unknown
 from rwkvflow.worker.read import ggml_source
 from rwkvflow.worker.read.ggml_file import read_ggml_index
 from rwkvflow.worker.read.gguf_file import read_gguf_index
@@ -48,11 +49,15 @@ def describe(path: Path | str) -> dict[str, Any]:
 def _checkpoint(path: Path | str) -> dict[str, Any]:
     from rwkvflow.worker.read.open import open_checkpoint
 
+    architecture: dict[str, Any] | None = None
+    problem: str | None = None
     with open_checkpoint(path) as checkpoint:
         try:
-            architecture, problem = architecture_of(checkpoint.tensors).to_dict(), None
+            found = architecture_of(checkpoint.tensors)
+            architecture = found.to_dict()
+            refuse_unknown(checkpoint.tensors, found)
         except WorkerError as error:
-            architecture, problem = None, str(error)
+            problem = str(error)
         metadata = dict(checkpoint.metadata)
         if checkpoint.ignored:
             metadata["(ignored)"] = ", ".join(checkpoint.ignored[:20])

@@ -55,6 +55,7 @@ def _child(order: Path, entries: list[tuple[dict[str, Any], Path]], params: dict
         "questions": str(QUESTIONS),
         "checkpoint": "in/checkpoint",
         "lora_alpha": params.get("lora_alpha"),
+        "ignore_tensors": params.get("ignore_tensors"),
         "engine": "in/engine",
         "speed": bool(params.get("speed")),
         "artifacts": [

@@ -15,6 +15,7 @@ import numpy as np
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.runner import answer
 from rwkvflow.worker.model.origin import origin_of, tokenizer_of
+from rwkvflow.worker.model.strangers import refuse_unknown
 from rwkvflow.worker.model.tokenizers import Tokenizer, open_tokenizer
 from rwkvflow.worker.protocol import emit
 from rwkvflow.worker.read.open import open_checkpoint
@@ -39,6 +40,7 @@ def run(request: dict[str, Any]) -> None:
     params, job = request["params"], request["jobs"][0]
     with open_checkpoint(origin_of(Path("in"), params)) as checkpoint:
         forward = Forward(checkpoint, params.get("group_norm_eps"))
+        refuse_unknown(checkpoint.tensors, forward.architecture)
         tokenizer = _tokenizer(params["tokenizer"], forward.architecture.n_vocab)
         questions = ask(params, _text(Path("in/text")), tokenizer)
         nbytes = sum(info.nbytes for info in checkpoint.tensors.values())

@@ -40,6 +40,7 @@ LARGEST_INT32 = 2**31 - 1
 
 ALWAYS_F32 = (".time_", ".k_k", ".k_a", ".r_k", ".x_rwkvag", ".x_k", ".w0", ".a0", ".v0")
 NEVER_QUANTIZED = (*(f"att.{x}{n}" for x in "vgaw" for n in "12"), "att.r_k")
+UNUSED = tuple(f"blocks.0.att.v{n}" for n in "012")  # version 7: layer 0 makes the value that others mix in
 JOINED = tuple(f"att.x_{x}" for x in "rwkvag")  # version 7: one tensor, in this order
 
 
@@ -70,6 +71,13 @@ class Ggml(FileFormat):
         if architecture.version in ("5.2", "6") and architecture.n_head == 1:
             return f"{self.name} cannot hold a version {architecture.version} model with a single head"
         return None
+
+    def held(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Mapping[str, TensorInfo]:
+        """See Format. rwkv.cpp ends the process over a version 7 layer 0 with v0, v1 and v2, which nothing uses."""
+        held = super().held(architecture, tensors)
+        if architecture.version != "7":
+            return held
+        return {name: info for name, info in held.items() if name not in UNUSED}
 
     def layout(self, architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> Layout:
         """Where every tensor goes in the file."""

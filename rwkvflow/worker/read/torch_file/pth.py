@@ -87,6 +87,12 @@ def read_index(file: RawFile) -> Index:
     return Index(views, metadata, ignored, check)
 
 
+def named_tensors(pickle: bytes, where: str) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each tensor of a pickle, by its name, without their data. Raises WorkerError."""
+    tensors, _, _ = _tensors(PickleReader(pickle, where).load(), where)
+    return {name: (ref.dtype, ref.shape) for name, ref in _unprefixed(tensors).items()}
+
+
 def _little_endian(file: RawFile, record: zip_directory.Record | None) -> None:
     if record is None:
         return

@@ -148,8 +148,8 @@ def test_ranks_must_agree_between_layers() -> None:
 
 
 def test_unknown_tensors_are_listed() -> None:
-    shapes = checkpoints.shapes("7", layers=1, width=64) | {"blocks.0.ffn.s_emb.weight": (4, 4), "foo": (1,)}
-    assert read(shapes).extra == ("blocks.0.ffn.s_emb.weight", "foo")
+    shapes = checkpoints.shapes("7", layers=1, width=64) | {"blocks.0.ffn.x_e": (4, 4), "foo": (1,)}
+    assert read(shapes).extra == ("blocks.0.ffn.x_e", "foo")
 
 
 @pytest.mark.parametrize(("vocab", "guess"), [(256, "bytes"), (50277, "20b"), (65536, "world"), (320, None)])

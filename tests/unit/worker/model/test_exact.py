@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from decimal import Context, Decimal
 from typing import Any
 
@@ -76,9 +75,13 @@ def test_these_bits_and_no_others() -> None:
     assert {x: f"{bits:08x}" for x, bits in got.items()} == cases
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="torch uses another exp on other processors")
-def test_equal_to_torch_on_x86() -> None:
+def test_torch_is_within_what_both_promise() -> None:
+    """torch asks MKL or SLEEF, each below 1 unit in the last place, and each with other bits on other processors."""
     torch: Any = pytest.importorskip("torch")
     rng = np.random.default_rng(1)
     x = np.concatenate([rng.uniform(-105, 90, 1 << 18), rng.uniform(-9, 3, 1 << 18)]).astype(np.float32)
-    assert exp32(x).tobytes() == torch.exp(torch.from_numpy(x)).numpy().tobytes()
+    ours, theirs = exp32(x), torch.exp(torch.from_numpy(x)).numpy()
+    assert np.array_equal(np.isfinite(ours), np.isfinite(theirs))
+    finite = np.isfinite(ours)
+    unit = np.spacing(np.maximum(ours, theirs)[finite]).astype(np.float64)
+    assert (np.abs(ours[finite].astype(np.float64) - theirs[finite]) <= 1.57 * unit).all()

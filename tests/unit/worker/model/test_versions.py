@@ -61,11 +61,11 @@ def test_what_a_version_has_is_known(version: str) -> None:
 @pytest.mark.parametrize(
     ("version", "more"),
     [
-        # Variants that have all tensors of a version, and more.
-        ("4", {"blocks__0__tiny_q__weight": (8, 64), "head_q__weight": (256, 64), "copy_mask": (4, 4)}),
-        ("7", {"blocks__0__ffn__s_emb__weight": (320, 1024), "blocks__0__ffn__s0": (1, 64)}),
-        ("7", {"blocks__1__qkv__qq__weight": (64, 64)}),
-        ("7", {"blocks__0__ffn__enn__weight": (320, 64)}),
+        # All tensors of a version, and more. Variants, which are known by name, are told elsewhere.
+        ("4", {"blocks__0__extra_q__weight": (8, 64), "head_x__weight": (256, 64), "mask": (4, 4)}),
+        ("7", {"blocks__0__ffn__x_emb__weight": (320, 1024), "blocks__0__ffn__x0": (1, 64)}),
+        ("7", {"blocks__1__qkx__qq__weight": (64, 64)}),
+        ("7", {"blocks__0__ffn__emm__weight": (320, 64)}),
         ("6", {"blocks__0__att__time_state": (3, 5, 7)}),  # of a state's name, and of no state's shape
         ("4", {"blocks__0__att__time_state": (1, 64, 64)}),  # which has no heads
     ],

@@ -1,0 +1,199 @@
+"""What a checkpoint elsewhere is, from its header: a few ranges of it, before all of it is downloaded.
+
+The names and shapes of a .safetensors stand at its beginning, those of a .pth in a record that the directory at its
+end points to. Where a server gives no ranges, or the file is of another kind, nothing is said here: whoever converts it
+looks at it again.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import struct
+import zipfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from rwkvflow.base.errors import FetchError, LockError, UsageError
+from rwkvflow.documents.sources import HubSource, LocalSource, SourceError, WebSource, parse_source
+from rwkvflow.net.http import Authorize, Connection, Policy, TemporaryProblemError, netrc_login
+from rwkvflow.worker.errors import UnknownModelError, WorkerError
+
+BLOCK: Final = 1 << 18  # bytes of the least range that is asked for
+MOST: Final = 96 << 20  # bytes of all ranges of a file
+SUFFIXES: Final = (".pth", ".pt", ".bin", ".safetensors")
+_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
+
+
+class _UnreadableError(Exception):
+    """The header cannot be had in ranges."""
+
+
+class _Ranges(io.RawIOBase):
+    """A file of a server, read in ranges; each block is asked for once."""
+
+    def __init__(self, url: str, authorize: Authorize, connection: Connection) -> None:
+        self._url, self._authorize, self._connection = url, authorize, connection
+        self._blocks: dict[int, bytes] = {}
+        self._at = 0
+        self.size = 0
+        self._blocks[0] = self._get(0, BLOCK)
+
+    def _get(self, start: int, count: int) -> bytes:
+        if BLOCK * len(self._blocks) > MOST:
+            raise _UnreadableError
+        headers = {"Range": f"bytes={start}-{start + count - 1}"}
+        with self._connection.request("GET", self._url, headers, self._authorize) as (response, _):
+            match = _RANGE.fullmatch(response.headers.get("content-range", ""))
+            if response.status_code != 206 or match is None or int(match[1]) != start:
+                raise _UnreadableError
+            self.size = int(match[3])
+            wanted = min(count, self.size - start)
+            got = bytearray()
+            for piece in response.iter_raw():
+                got += piece
+                if len(got) >= wanted:
+                    break
+        if len(got) < wanted:
+            raise _UnreadableError
+        return bytes(got[:wanted])
+
+    def seekable(self) -> bool:
+        return True
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self.size}[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self.size - self._at)
+        wanted = left if size < 0 else min(size, left)
+        out = bytearray()
+        while len(out) < wanted:
+            number, skip = divmod(self._at + len(out), BLOCK)
+            if number not in self._blocks:
+                self._blocks[number] = self._get(number * BLOCK, BLOCK)
+            out += self._blocks[number][skip : skip + wanted - len(out)]
+        self._at += len(out)
+        return bytes(out)
+
+
+def refuse_source(
+    text: str,
+    folder: Path,
+    ignore: Sequence[str] = (),
+    connection: Connection | None = None,
+) -> None:
+    """Raises UsageError for a checkpoint that is none of the versions, as far as it can be known without all of it.
+
+    `folder` is what a path is relative to. What is wrong with the place itself is told by whoever downloads it.
+    """
+    try:
+        source = parse_source(text, folder=True)
+    except SourceError:
+        return
+    try:
+        if isinstance(source, LocalSource):
+            _refuse_local(source.below(folder), ignore)
+        elif str(source.path if isinstance(source, HubSource) else source.url).endswith(SUFFIXES):
+            with suppress(FetchError, LockError, OSError, TemporaryProblemError):
+                if connection is not None:
+                    _refuse_remote(source, ignore, connection)
+                else:
+                    with Connection(Policy(attempts=1, connect_s=5.0, stall_s=10.0), None) as own:
+                        _refuse_remote(source, ignore, own)
+    except UnknownModelError as error:
+        raise UsageError(f"{text}: {error}") from error
+
+
+def _refuse_local(path: Path, ignore: Sequence[str]) -> None:
+    from rwkvflow.worker.model.architecture import architecture_of
+    from rwkvflow.worker.model.origin import Origin
+    from rwkvflow.worker.model.strangers import refuse_unknown
+    from rwkvflow.worker.read.open import open_checkpoint
+
+    if not path.exists():
+        return
+    try:
+        with open_checkpoint(Origin(path, ignore=tuple(ignore))) as checkpoint:
+            refuse_unknown(checkpoint.tensors, architecture_of(checkpoint.tensors))
+    except UnknownModelError:
+        raise
+    except WorkerError:
+        return  # the stage that reads it says what is wrong with it
+
+
+def _refuse_remote(source: HubSource | WebSource, ignore: Sequence[str], connection: Connection) -> None:
+    authorize, url = netrc_login, ""
+    if isinstance(source, HubSource):
+        from rwkvflow.net.hub import Hub
+
+        hub = Hub.of_environment()
+        authorize, url = hub.authorize, hub.url(source)
+    else:
+        url = source.url
+    try:
+        refuse_shapes(_shapes(_Ranges(url, authorize, connection)), ignore)
+    except (_UnreadableError, zipfile.BadZipFile, struct.error, ValueError, KeyError, EOFError, NotImplementedError):
+        return
+
+
+def refuse_shapes(shapes: dict[str, tuple[str, tuple[int, ...]]], ignore: Sequence[str] = ()) -> None:
+    """Raises UnknownModelError for a checkpoint with tensors of these names, types and shapes."""
+    from rwkvflow.worker.model.architecture import architecture_of
+    from rwkvflow.worker.model.strangers import ignored, refuse_unknown
+    from rwkvflow.worker.model.tensorinfo import TensorInfo
+    from rwkvflow.worker.model.variants import refuse_variant
+
+    tensors = {name: TensorInfo(name, dtype, shape) for name, (dtype, shape) in shapes.items()}
+    refuse_variant(tensors)
+    for name in ignored(tensors, ignore):
+        del tensors[name]
+    try:
+        architecture = architecture_of(tensors)
+    except UnknownModelError:
+        raise
+    except WorkerError:
+        return  # of a folder's parts, say, or under other names
+    refuse_unknown(tensors, architecture)
+
+
+def _shapes(file: _Ranges) -> dict[str, tuple[str, tuple[int, ...]]]:
+    head = file.read(9)
+    if head[:4] == b"PK\3\4":
+        return _of_zip(file)
+    (length,) = struct.unpack("<Q", head[:8])
+    if head[8:] != b"{" or length > MOST // 2:
+        raise _UnreadableError
+    from rwkvflow.worker.read.safetensors_file import DTYPES
+
+    file.seek(8)
+    header: dict[str, Any] = json.loads(file.read(length))
+    return {
+        name: (DTYPES[value["dtype"]], tuple(value["shape"]))
+        for name, value in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _of_zip(file: _Ranges) -> dict[str, tuple[str, tuple[int, ...]]]:
+    from rwkvflow.worker.read.torch_file.pickle_reader import MAX_BYTES
+    from rwkvflow.worker.read.torch_file.pth import named_tensors
+
+    with zipfile.ZipFile(file) as archive:
+        records = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
+        if len(records) != 1 or records[0].file_size > min(MAX_BYTES, MOST // 2) or records[0].compress_type:
+            raise _UnreadableError
+        try:
+            return named_tensors(archive.read(records[0]), "checkpoint")
+        except WorkerError:
+            raise _UnreadableError from None
