@@ -19,6 +19,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from rwkvflow.worker.conversion.jobs import Job, Outcome, check_room, format_of, shown_bytes
+from rwkvflow.worker.conversion.written import check_written
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
 from rwkvflow.worker.model.origin import Origin
@@ -74,6 +75,7 @@ def convert(
             run.finish()
         for outcome in outcomes:
             outcome.warnings.extend(run.warnings)
+            check_written(outcome)
         return outcomes
 
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 MAGIC = 0x67676D66
 VERSION = 101
 LARGEST_INT32 = 2**31 - 1
+MOST_DIMS = 3  # in rwkv.cpp
+MAX_KEY = 256  # bytes; as librwkv reads it
 
 ALWAYS_F32 = (".time_", ".k_k", ".k_a", ".r_k", ".x_rwkvag", ".x_k", ".w0", ".a0", ".v0")
 NEVER_QUANTIZED = (*(f"att.{x}{n}" for x in "vgaw" for n in "12"), "att.r_k")
@@ -89,9 +91,14 @@ class Ggml(FileFormat):
             kind = self._kind(tensor, build)
             if kind not in (self.kind, F32, F16):
                 narrowed.setdefault((kind, tensor.shape[-1]), []).append(tensor.name)
-            if len(tensor.shape) > 4 or any(dim > LARGEST_INT32 for dim in tensor.shape):
-                raise WorkerError(f"{self.name} cannot hold {tensor.name} of shape {list(tensor.shape)}")
             key = tensor.name.encode()
+            if not 1 <= len(tensor.shape) <= MOST_DIMS or not all(0 < dim <= LARGEST_INT32 for dim in tensor.shape):
+                raise WorkerError(
+                    f"{self.name} cannot hold {tensor.name[:100]} of shape {list(tensor.shape)}: a tensor of it has 1 to "
+                    f"{MOST_DIMS} dimensions, and values"
+                )
+            if len(key) > MAX_KEY:
+                raise WorkerError(f"{self.name} cannot hold {tensor.name[:60]}…: a name of {len(key)} bytes")
             dims = tuple(reversed(tensor.shape))
             build.literal(struct.pack(f"<{3 + len(dims)}i", len(dims), len(key), kind, *dims) + key)
             via_f16 = self.from_f16 and kind not in (F32, F16) and _f16_in_f16_file(tensor)
