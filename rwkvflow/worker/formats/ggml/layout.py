@@ -94,7 +94,7 @@ class Ggml(FileFormat):
             key = tensor.name.encode()
             if not 1 <= len(tensor.shape) <= MOST_DIMS or not all(0 < dim <= LARGEST_INT32 for dim in tensor.shape):
                 raise WorkerError(
-                    f"{self.name} cannot hold {tensor.name[:100]} of shape {list(tensor.shape)}: a tensor of it has 1 to "
+                    f"{self.name} cannot hold {tensor.name[:100]} of shape {list(tensor.shape)}: one has 1 to "
                     f"{MOST_DIMS} dimensions, and values"
                 )
             if len(key) > MAX_KEY:
