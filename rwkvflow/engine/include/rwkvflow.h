@@ -8,8 +8,8 @@
 extern "C" {
 #endif
 
-/* Types of elements, with rwkv.cpp's numbers. Its own files have no Q4_K, Q5_K (ggml's numbers) and BF16; ours have no
- * BF16. */
+/* Types of elements, with rwkv.cpp's numbers (rwkv_file_format.inc since 2025); those that its files do not have, BF16 and the IQ
+ * types, with ggml's. Files of rwkvflow 0.1 had Q4_K as 12 and Q5_K as 13. */
 enum rwkvflow_type {
     RWKVFLOW_F32 = 0,
     RWKVFLOW_F16 = 1,
@@ -18,8 +18,15 @@ enum rwkvflow_type {
     RWKVFLOW_Q5_0 = 7,
     RWKVFLOW_Q5_1 = 8,
     RWKVFLOW_Q8_0 = 9,
-    RWKVFLOW_Q4_K = 12,
-    RWKVFLOW_Q5_K = 13,
+    RWKVFLOW_Q2_K = 11,
+    RWKVFLOW_Q3_K = 12,
+    RWKVFLOW_Q4_K = 13,
+    RWKVFLOW_Q5_K = 14,
+    RWKVFLOW_Q6_K = 15,
+    RWKVFLOW_IQ3_XXS = 18,
+    RWKVFLOW_IQ4_NL = 20,
+    RWKVFLOW_IQ3_S = 21,
+    RWKVFLOW_IQ4_XS = 23,
     RWKVFLOW_BF16 = 30
 };
 
@@ -33,6 +40,12 @@ RWKV_API uint64_t rwkvflow_row_bytes(int32_t type, uint64_t cols);
  * sense. */
 RWKV_API int32_t rwkvflow_encode(int32_t src_type, int32_t dst_type, int32_t via_f16, const void *src, void *dst,
                                  uint64_t rows, uint64_t cols, uint32_t threads);
+
+/* The same with an importance matrix: `importance` has a weight for each of the `cols` columns, at least 0 and finite, and every
+ * quantized type but Q8_0 takes another search, llama.cpp's. Null is rwkvflow_encode. IQ3_XXS and IQ3_S are meant for one. -3
+ * for importance that is negative or not finite, or all 0 in a block of a row that it decides on. */
+RWKV_API int32_t rwkvflow_encode_weighted(int32_t src_type, int32_t dst_type, int32_t via_f16, const void *src, void *dst,
+                                          uint64_t rows, uint64_t cols, const float *importance);
 
 /* How many of count F32, F16 or BF16 values are infinite or NaN; 0 for another type. */
 RWKV_API uint64_t rwkvflow_count_not_finite(int32_t src_type, const void *src, uint64_t count);

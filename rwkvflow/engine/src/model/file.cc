@@ -176,6 +176,7 @@ const char *type_name(int32_t type) {
         case RWKVFLOW_Q8_0: return "Q8_0";
         case RWKVFLOW_Q4_K: return "Q4_K";
         case RWKVFLOW_Q5_K: return "Q5_K";
+        case RWKVFLOW_Q6_K: return "Q6_K";
         default: return nullptr;
     }
 }

@@ -1,9 +1,9 @@
 // Types of weights: their byte layouts, and scalar conversions between the float types.
 //
 // Layouts are those of rwkv.cpp's model files (ggml): little-endian, 32 weights a block, scales in IEEE half precision,
-// weight j < 16 in the low nibble of byte j and weight j + 16 in its high nibble, bit j of `qh` the fifth bit of weight
-// j. Q4_K and Q5_K, which rwkv.cpp does not have, are as in ggml's other files: 256 weights, see below. Blocks stand in
-// files at any address, so every struct here has an alignment of 1.
+// weight j < 16 in the low nibble of byte j and weight j + 16 in its high nibble, bit j of `qh` the fifth bit of weight j.
+// The K types have 256 weights a block, and the IQ types are those of llama.cpp's files: see below.
+// Blocks stand in files at any address, so every struct here has an alignment of 1.
 #pragma once
 
 #include <stdint.h>
@@ -76,16 +76,87 @@ struct BlockQ5_K {
     uint8_t qs[kSuperBlockLength / 2];
 };
 
+// Sub-block s, weights 16 s .. 16 s + 15: w = d * (scales[s] & 15) * q - dmin * (scales[s] >> 4). Of each half of 128 weights,
+// byte j of its 32 has weights j, j + 32, j + 64 and j + 96, two bits each from the lowest.
+struct BlockQ2_K {
+    uint8_t scales[kSuperBlockLength / 16];
+    uint8_t qs[kSuperBlockLength / 4];
+    uint16_t d;
+    uint16_t dmin;
+};
+
+// Sub-block s of 16: w = d * (scale(s) - 32) * (q - 4). The low two bits of q as in Q2_K; bit k of byte j of `hmask` is the third
+// bit of weight 32 k + j. Of the 6-bit scales the low four bits of s < 8 are in the low nibble of byte s, of the others in the
+// high nibble of byte s - 8; the upper two of s at bit 2 (s / 4) of byte 8 + s % 4.
+struct BlockQ3_K {
+    uint8_t hmask[kSuperBlockLength / 8];
+    uint8_t qs[kSuperBlockLength / 4];
+    uint8_t scales[12];
+    uint16_t d;
+};
+
+// Sub-block s of 16: w = d * scales[s] * (q - 32). Of each half of 128 weights, the low nibbles of bytes 0 .. 63 of `ql` are the
+// low four bits of weights 0 .. 63, the high nibbles those of 64 .. 127; byte j of its 32 of `qh` has the upper two bits of
+// weights j, j + 32, j + 64 and j + 96 from the lowest.
+struct BlockQ6_K {
+    uint8_t ql[kSuperBlockLength / 2];
+    uint8_t qh[kSuperBlockLength / 4];
+    int8_t scales[kSuperBlockLength / 16];
+    uint16_t d;
+};
+
+// w = d * kCurve[q]; nibbles as in Q4_0.
+struct BlockIQ4_NL {
+    uint16_t d;
+    uint8_t qs[kBlockLength / 2];
+};
+
+// Sub-block s of 32: w = d * (scale(s) - 32) * kCurve[q], nibbles of each sub-block as in Q4_0. The low four bits of scale(s) are
+// in nibble s of `scales_l`, the upper two at bit 2 s of `scales_h`.
+struct BlockIQ4_XS {
+    uint16_t d;
+    uint16_t scales_h;
+    uint8_t scales_l[kSuperBlockLength / 64];
+    uint8_t qs[kSuperBlockLength / 2];
+};
+
+// Sub-block s of 32: w = d * (0.5 + scale) / 2 * sign * point, points of four weights from a grid of 256 (one index a byte of the
+// first 64). The little-endian 32 bits of s behind them: four times 7 signs, whose eighth makes their number even, and the scale
+// in the upper four.
+struct BlockIQ3_XXS {
+    uint16_t d;
+    uint8_t qs[3 * kSuperBlockLength / 8];
+};
+
+// Sub-block s of 32: w = d * (1 + 2 scale) * sign * point, points of four weights from a grid of 512, whose index has its ninth
+// bit in `qh`; the scale is nibble s of `scales`.
+struct BlockIQ3_S {
+    uint16_t d;
+    uint8_t qs[kSuperBlockLength / 4];
+    uint8_t qh[kSuperBlockLength / 32];
+    uint8_t signs[kSuperBlockLength / 8];
+    uint8_t scales[kSuperBlockLength / 64];
+};
+
 #pragma pack(pop)
 
 static_assert(sizeof(BlockQ4_0) == 18 && sizeof(BlockQ4_1) == 20 && sizeof(BlockQ5_0) == 22);
 static_assert(sizeof(BlockQ5_1) == 24 && sizeof(BlockQ8_0) == 34);
-static_assert(sizeof(BlockQ4_K) == 144 && sizeof(BlockQ5_K) == 176);
+static_assert(sizeof(BlockQ4_K) == 144 && sizeof(BlockQ5_K) == 176 && sizeof(BlockQ6_K) == 210);
+static_assert(sizeof(BlockQ2_K) == 84 && sizeof(BlockQ3_K) == 110 && sizeof(BlockIQ4_NL) == 18);
+static_assert(sizeof(BlockIQ4_XS) == 136 && sizeof(BlockIQ3_XXS) == 98 && sizeof(BlockIQ3_S) == 110);
 
-inline bool has_super_blocks(int32_t type) { return type == kQ4_K || type == kQ5_K; }
+// What the 4-bit codes of IQ4_NL and IQ4_XS stand for.
+constexpr int8_t kCurve[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+
+inline bool has_super_blocks(int32_t type) {
+    return type == kQ2_K || type == kQ3_K || type == kQ4_K || type == kQ5_K || type == kQ6_K || type == kIQ4_XS ||
+           type == kIQ3_XXS || type == kIQ3_S;
+}
 
 inline bool is_quantized(int32_t type) {
-    return type == kQ4_0 || type == kQ4_1 || type == kQ5_0 || type == kQ5_1 || type == kQ8_0 || has_super_blocks(type);
+    return type == kQ4_0 || type == kQ4_1 || type == kQ5_0 || type == kQ5_1 || type == kQ8_0 ||
+           type == kIQ4_NL || has_super_blocks(type);
 }
 
 // Weights in one unit of a type: 32 or 256 for the quantized, 1 for the others, 0 for an unknown type.
@@ -108,15 +179,30 @@ inline uint32_t block_bytes(int32_t type) {
         case kQ8_0: return sizeof(BlockQ8_0);
         case kQ4_K: return sizeof(BlockQ4_K);
         case kQ5_K: return sizeof(BlockQ5_K);
+        case kQ2_K: return sizeof(BlockQ2_K);
+        case kQ3_K: return sizeof(BlockQ3_K);
+        case kQ6_K: return sizeof(BlockQ6_K);
+        case kIQ4_NL: return sizeof(BlockIQ4_NL);
+        case kIQ4_XS: return sizeof(BlockIQ4_XS);
+        case kIQ3_XXS: return sizeof(BlockIQ3_XXS);
+        case kIQ3_S: return sizeof(BlockIQ3_S);
         default: return 0;
     }
 }
 
-// What llama.cpp's quantizer takes where rows of `cols` weights are no whole blocks of a K type: the type of 32 weights
-// a block with as many bits, or the next larger. Any other type is its own.
+// What llama.cpp's quantizer takes where rows of `cols` weights are no whole blocks of a type of 256: one of 32 weights a block
+// with as many bits, or the next larger; where 32 does not divide them either, F16. Any other type is its own.
 inline int32_t type_for_rows(int32_t type, uint64_t cols) {
+    if (is_quantized(type) && cols % kBlockLength != 0) return kF16;
     if (!has_super_blocks(type) || cols % kSuperBlockLength == 0) return type;
-    return type == kQ4_K ? kQ5_0 : kQ5_1;
+    switch (type) {
+        case kQ2_K:
+        case kQ3_K: return kQ4_0;
+        case kQ4_K: return kQ5_0;
+        case kQ5_K: return kQ5_1;
+        case kQ6_K: return kQ8_0;
+        default: return kIQ4_NL;
+    }
 }
 
 inline uint32_t float_bits(float value) {
@@ -161,7 +247,11 @@ inline uint16_t float_to_half(float value) {
     return static_cast<uint16_t>(half | ((bits >> 16) & 0x8000u));
 }
 
-inline float bfloat_to_float(uint16_t bfloat) { return bits_float(static_cast<uint32_t>(bfloat) << 16); }
+inline bool half_is_finite(uint16_t half) { return (half & 0x7c00u) != 0x7c00u; }
+
+inline float bfloat_to_float(uint16_t bfloat) {
+    return bits_float(static_cast<uint32_t>(bfloat) << 16);
+}
 
 // Single precision to bfloat16, to nearest, ties to even; a NaN becomes quiet and keeps its upper bits.
 inline uint16_t float_to_bfloat(float value) {

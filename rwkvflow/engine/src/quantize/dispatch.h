@@ -16,8 +16,6 @@ namespace {
 
 constexpr uint32_t kMagnitude = 0x7fffffffu;
 
-INLINE bool half_is_finite(uint16_t half) { return (half & 0x7c00u) != 0x7c00u; }
-
 #if defined(__x86_64__) && !defined(RWKVFLOW_BASELINE)
 #define HAVE_AVX2 1
 #define AVX2 __attribute__((target("avx2")))

@@ -3,6 +3,7 @@
 // Reductions are done on the integers that floats order like, because a compiler may reorder those: that keeps vector
 // code and scalar code equal bit for bit. It also makes NaN the largest number, so that a bad block shows in its scale.
 #include "quantize/dispatch.h"
+#include "quantize/weighted.h"
 
 namespace rwkvflow {
 namespace {
@@ -348,6 +349,13 @@ bool quantize_row(int32_t type, const float *src, void *dst, uint64_t count) {
         case kQ8_0: return quantize_row_q8_0(src, dst, count);
         case kQ4_K: return quantize_row_q4_k(src, dst, count);
         case kQ5_K: return quantize_row_q5_k(src, dst, count);
+        case kQ2_K: return quantize_row_q2_k(src, dst, count);
+        case kQ3_K: return quantize_row_q3_k(src, dst, count);
+        case kQ6_K: return quantize_row_q6_k(src, dst, count);
+        case kIQ4_NL:
+        case kIQ4_XS:
+        case kIQ3_XXS:
+        case kIQ3_S: return quantize_row_iq(type, src, nullptr, dst, count);
         default: return false;
     }
 }
@@ -364,6 +372,13 @@ void dequantize_row(int32_t type, const void *src, float *dst, uint64_t count) {
         case kQ8_0: dequantize_row_q8_0(src, dst, count); break;
         case kQ4_K: dequantize_row_q4_k(src, dst, count); break;
         case kQ5_K: dequantize_row_q5_k(src, dst, count); break;
+        case kQ2_K: dequantize_row_q2_k(src, dst, count); break;
+        case kQ3_K: dequantize_row_q3_k(src, dst, count); break;
+        case kQ6_K: dequantize_row_q6_k(src, dst, count); break;
+        case kIQ4_NL:
+        case kIQ4_XS:
+        case kIQ3_XXS:
+        case kIQ3_S: dequantize_row_iq(type, src, dst, count); break;
         default: break;
     }
 }

@@ -31,6 +31,9 @@ bool quantize_row_q5_1(const float *src, void *dst, uint64_t count);
 bool quantize_row_q8_0(const float *src, void *dst, uint64_t count);
 bool quantize_row_q4_k(const float *src, void *dst, uint64_t count);
 bool quantize_row_q5_k(const float *src, void *dst, uint64_t count);
+bool quantize_row_q2_k(const float *src, void *dst, uint64_t count);
+bool quantize_row_q3_k(const float *src, void *dst, uint64_t count);
+bool quantize_row_q6_k(const float *src, void *dst, uint64_t count);
 
 void dequantize_row_f16(const void *src, float *dst, uint64_t count);
 void dequantize_row_bf16(const void *src, float *dst, uint64_t count);
@@ -41,5 +44,8 @@ void dequantize_row_q5_1(const void *src, float *dst, uint64_t count);
 void dequantize_row_q8_0(const void *src, float *dst, uint64_t count);
 void dequantize_row_q4_k(const void *src, float *dst, uint64_t count);
 void dequantize_row_q5_k(const void *src, float *dst, uint64_t count);
+void dequantize_row_q2_k(const void *src, float *dst, uint64_t count);
+void dequantize_row_q3_k(const void *src, float *dst, uint64_t count);
+void dequantize_row_q6_k(const void *src, float *dst, uint64_t count);
 
 }  // namespace rwkvflow
