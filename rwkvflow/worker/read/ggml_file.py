@@ -2,20 +2,23 @@
 
 Layout, little-endian: six int32 (magic 0x67676d66, version 100 or 101, vocabulary, embedding, layers, data type), then
 until the end of the file for each tensor: int32 number of dims, int32 length of the key, int32 data type, the dims
-reversed, the key in UTF-8, the data. Nothing is aligned. Blocks hold 32 weights of a row, or 256: q4_k and q5_k, which
-librwkv adds.
+reversed, the key in UTF-8, the data. Nothing is aligned. Blocks hold 32 weights of a row, or 256 of the K types.
+
+Files of rwkvflow 0.1 number Q4_K and Q5_K as ggml does, 12 and 13, which are Q3_K and Q4_K of rwkv.cpp. Blocks of these
+have other sizes, so that only one reading of such a file ends where the file does: that one is taken.
 """
 
 from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from rwkvflow.worker.errors import WorkerError
-from rwkvflow.worker.model.weight_types import WEIGHT_TYPES
+from rwkvflow.worker.model.weight_types import NUMBERS_OF_0_1, WEIGHT_TYPES
 from rwkvflow.worker.read.rawfile import RawFile
 
 MAGIC: Final = 0x67676D66
@@ -23,6 +26,7 @@ MAGIC: Final = 0x67676D66
 TYPES: Final[dict[int, tuple[str, int, int]]] = {
     kind.number: (kind.name, kind.values, kind.nbytes) for kind in WEIGHT_TYPES if kind.in_bin
 }
+_TYPES_OF_0_1: Final = TYPES | {number: TYPES[kind] for number, kind in NUMBERS_OF_0_1.items()}
 MAX_TENSORS: Final = 200_000
 MAX_KEY: Final = 1000
 MAX_DIMENSIONS: Final = 4
@@ -41,7 +45,10 @@ class GgmlTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgmlIndex:
-    """The header's numbers and the tensors in the file's order."""
+    """The header's numbers and the tensors in the file's order.
+
+    `numbered_by` is "rwkv.cpp", or "rwkvflow 0.1" for a file whose K types have that version's numbers.
+    """
 
     version: int
     n_vocab: int
@@ -49,6 +56,7 @@ class GgmlIndex:
     n_layer: int
     type: str
     tensors: dict[str, GgmlTensor]
+    numbered_by: str = "rwkv.cpp"
 
 
 def tensor_bytes(kind: str, shape: tuple[int, ...]) -> int:
@@ -86,27 +94,44 @@ def read_open(file: RawFile) -> GgmlIndex:
         raise WorkerError(
             f"{file.name}: a quantized ggml file of version 100, whose blocks nothing reads any more; convert it again"
         )
+    try:
+        index, numbered_by = _tensors(file, TYPES), "rwkv.cpp"
+    except WorkerError:
+        if number not in NUMBERS_OF_0_1:
+            raise
+        try:
+            index, numbered_by = _tensors(file, _TYPES_OF_0_1), "rwkvflow 0.1"
+        except WorkerError:
+            index = None
+        if index is None:
+            raise
+    if "emb.weight" in index and index["emb.weight"].shape != (vocab, embd):
+        raise _bad(file, f"its header says {[vocab, embd]} and emb.weight is {list(index['emb.weight'].shape)}")
+    types = TYPES if numbered_by == "rwkv.cpp" else _TYPES_OF_0_1
+    return GgmlIndex(version, vocab, embd, layers, types[number][0], index, numbered_by)
+
+
+def _tensors(file: RawFile, types: Mapping[int, tuple[str, int, int]]) -> dict[str, GgmlTensor]:
+    """All tensors, where `types` are those of the file's numbers. Raises WorkerError."""
     tensors: dict[str, GgmlTensor] = {}
     at = 24
     while at < file.size:
-        tensor = _tensor(file, at, len(tensors))
+        tensor = _tensor(file, at, len(tensors), types)
         if tensor.name in tensors:
             raise _bad(file, f"two tensors are called {tensor.name!a}")
         if len(tensors) >= MAX_TENSORS:
             raise _bad(file, f"it has more than {MAX_TENSORS} tensors")
         tensors[tensor.name] = tensor
         at = tensor.offset + tensor.nbytes
-    if "emb.weight" in tensors and tensors["emb.weight"].shape != (vocab, embd):
-        raise _bad(file, f"its header says {[vocab, embd]} and emb.weight is {list(tensors['emb.weight'].shape)}")
-    return GgmlIndex(version, vocab, embd, layers, TYPES[number][0], tensors)
+    return tensors
 
 
-def _tensor(file: RawFile, at: int, index: int) -> GgmlTensor:
+def _tensor(file: RawFile, at: int, index: int, types: Mapping[int, tuple[str, int, int]]) -> GgmlTensor:
     if at + 12 > file.size:
         raise _bad(file, f"it is cut short in the header of tensor {index}")
     dimensions, length, number = struct.unpack("<3i", file.bytes_at(at, 12))
     at += 12
-    if not 1 <= dimensions <= MAX_DIMENSIONS or not 1 <= length <= MAX_KEY or number not in TYPES:
+    if not 1 <= dimensions <= MAX_DIMENSIONS or not 1 <= length <= MAX_KEY or number not in types:
         raise _bad(file, f"tensor {index} has {dimensions} dims, a key of {length} bytes and data type {number}")
     if at + 4 * dimensions + length > file.size:
         raise _bad(file, f"it is cut short in the header of tensor {index}")
@@ -119,7 +144,7 @@ def _tensor(file: RawFile, at: int, index: int) -> GgmlTensor:
         raise _bad(file, f"the key of tensor {index} is not UTF-8") from error
     if not name.isprintable() or min(shape) <= 0:
         raise _bad(file, f"tensor {index} ({name[:100]!a}) has the dims {list(shape)}")
-    kind = TYPES[number][0]
+    kind = types[number][0]
     try:
         nbytes = tensor_bytes(kind, shape)
     except ValueError as error:

@@ -1,8 +1,8 @@
 """rwkv.cpp's `.bin`: a header of six int32, then each tensor with its own small header, nothing padded.
 
 Layout and transforms are those of rwkv.cpp's converter and quantizer (docs/FILE_FORMAT.md there), and so are the bytes.
-Its files have no Q4_K and Q5_K: those are librwkv's, with the numbers and blocks of ggml. Rows that 256 does not divide
-get what llama.cpp takes in their place (src/llama-quant.cpp): Q5_0 and Q5_1.
+The K types have rwkv.cpp's numbers and the bytes of ggml's reference encoders. Rows that 256 does not divide get what
+llama.cpp takes in their place (src/llama-quant.cpp): Q5_0, Q5_1 and Q8_0 for Q4_K, Q5_K and Q6_K.
 
     header   int32 magic 0x67676d66, version 101, n_vocab, n_embd, n_layer, data type of the file
     tensor   int32 number of dims, length of the name, data type; int32 dims, last of PyTorch's first; name; data
@@ -218,6 +218,7 @@ LIMITS = {
     "f32": Limits(logits=1e-4, perplexity=1e-4),
     "f16": Limits(logits=0.02, perplexity=0.002),
     "q8_0": Limits(logits=0.2, perplexity=0.01),
+    "q6_k": Limits(logits=0.4, perplexity=0.02),
     "q5_k": Limits(logits=0.8, perplexity=0.05),
     "q5_1": Limits(logits=0.8, perplexity=0.05),
     "q5_0": Limits(logits=0.8, perplexity=0.05),
@@ -226,7 +227,10 @@ LIMITS = {
     "q4_0": Limits(logits=1.5, perplexity=0.20),
 }
 # In the order in which they are listed.
-KINDS = {name: BY_NAME[name].number for name in ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k")}
+KINDS = {
+    name: BY_NAME[name].number
+    for name in ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k")
+}
 
 
 def _format(short: str, from_f32: bool = False) -> Ggml:

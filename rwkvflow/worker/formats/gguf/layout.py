@@ -8,9 +8,10 @@
 A model above the size that a recipe names becomes a folder of STEM-00001-of-00003.gguf …, as llama.cpp's gguf-split
 cuts it: the metadata stand in the first shard; each says split.no, split.count and split.tensors.count.
 
-Keys, names, shapes and transforms are those of llama.cpp's convert_hf_to_gguf.py (conversion/rwkv.py), and which
-tensors stay unquantized is what its quantizer leaves alone (src/llama-quant.cpp). One thing is ours: files of less
-than eight bits hold `output.weight` as Q8_0, where llama.cpp's tool writes Q6_K.
+Keys, names, shapes and transforms are those of llama.cpp's convert_hf_to_gguf.py (conversion/rwkv.py). Which type a
+tensor of a quantized file has, and its bytes, are those of llama.cpp's quantizer (src/llama-quant.cpp), run on an F16
+file as users run it, or on an F32 one for names that end in `-from-f32`. What it does for attention and feed-forward
+matrices of other models does not reach RWKV's, so that `_s` and `_m` of a type differ in `general.file_type` alone.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ from rwkvflow.worker.model.weight_types import (
     BY_NUMBER,
     F16,
     F32,
+    IQ3_S,
+    IQ3_XXS,
+    NARROWER,
+    Q5_K,
+    Q6_K,
     Q8_0,
     QUANTIZED,
     size_of,
@@ -67,9 +73,16 @@ class _Tensor:
 
 @dataclass(frozen=True)
 class Gguf(FileFormat):
-    """One of llama.cpp's data types; quantized from the checkpoint's own values."""
+    """One of llama.cpp's data types. `from_f16`: quantized from what the F16 file holds, else from F32.
+
+    file_type is the llama_ftype that the file says of itself; None for the type's own. `rough`: below four bits, of which
+    the log warns.
+    """
 
     kind: int = F32
+    from_f16: bool = True
+    file_type: int | None = None
+    rough: bool = False
 
     def refuse(self, architecture: Architecture) -> str | None:
         """Why this format cannot hold the model; None if it can."""
@@ -86,7 +99,7 @@ class Gguf(FileFormat):
         """Where every tensor goes in the file."""
         build = LayoutBuilder()
         listed, pairs = self._content(architecture, tensors, build)
-        _write(build, listed, pairs)
+        _write(build, listed, pairs, self.from_f16)
         return build.done()
 
     def parts(
@@ -96,7 +109,7 @@ class Gguf(FileFormat):
         build = LayoutBuilder()
         listed, pairs = self._content(architecture, tensors, build)
         whole = LayoutBuilder()
-        _write(whole, listed, pairs)
+        _write(whole, listed, pairs, self.from_f16)
         if whole.size <= split.size:
             return None
         base = len(head(0, split_pairs(0, 0, 0))) + ALIGNMENT
@@ -108,7 +121,7 @@ class Gguf(FileFormat):
         out = {}
         for number, group in enumerate(groups):
             own = split_pairs(number, len(groups), len(listed))
-            _write(build, group, [*pairs, *own] if number == 0 else own)
+            _write(build, group, [*pairs, *own] if number == 0 else own, self.from_f16)
             if build.size > split.size:
                 build.remark(
                     f"{self.name}: shard {number + 1} has {build.size} bytes, more than the {split.size} of `split`: "
@@ -123,13 +136,20 @@ class Gguf(FileFormat):
     ) -> tuple[list[tuple[_Tensor, int]], list[bytes]]:
         """Tensors of the file with their types, and its metadata. Remarks go to `build`."""
         plan = _plan(architecture, tensors)
+        if self.rough:
+            build.remark(
+                f"{self.name}: RWKV loses much below four bits a weight; see the file's quality before using it"
+            )
         kinds = [self._kind(tensor, build) for tensor in plan]
         words = vocabulary(architecture.n_vocab)
         if words.remark:
             build.remark(f"{self.name}: {words.remark}")
         if left := [name for name in architecture.extra if name not in _sources(plan)]:
             build.remark(f"{self.name}: llama.cpp has no place for {', '.join(left[:4])}; left out")
-        return list(zip(plan, kinds, strict=True)), [*model_pairs(architecture, self.kind), *token_pairs(words)]
+        return list(zip(plan, kinds, strict=True)), [
+            *model_pairs(architecture, BY_NUMBER[self.kind].file_type if self.file_type is None else self.file_type),
+            *token_pairs(words),
+        ]
 
     def _kind(self, tensor: _Tensor, build: LayoutBuilder) -> int:
         """The data type of a tensor in this file."""
@@ -140,15 +160,22 @@ class Gguf(FileFormat):
         if self.kind not in QUANTIZED:
             return self.kind
         if tensor.name.endswith(NEVER_QUANTIZED):
-            return F16
-        cols, block = tensor.shape[-1], BLOCKS[self.kind][0]
-        if cols % block:
-            build.remark(f"{self.name}: {tensor.name} stays unquantized: rows of {cols}, not a multiple of {block}")
-            return F16
-        return Q8_0 if tensor.name == "output.weight" else self.kind
+            return F16 if self.from_f16 else F32
+        cols, wanted = tensor.shape[-1], self._wanted(tensor.name)
+        for kind in (wanted, NARROWER.get(wanted, wanted)):
+            if cols % BLOCKS[kind][0] == 0:
+                return kind
+        build.remark(f"{self.name}: {tensor.name} stays unquantized: rows of {cols}, not a multiple of 32")
+        return F16
+
+    def _wanted(self, name: str) -> int:
+        """The type of a tensor whose rows are long enough: llama.cpp gives the embedding and the output their own."""
+        if name == "output.weight" and self.kind != Q8_0:
+            return Q5_K if self.kind == IQ3_XXS else Q6_K
+        return IQ3_S if name == "token_embd.weight" and self.kind == IQ3_XXS else self.kind
 
 
-def _write(build: LayoutBuilder, listed: Sequence[tuple[_Tensor, int]], pairs: Sequence[bytes]) -> None:
+def _write(build: LayoutBuilder, listed: Sequence[tuple[_Tensor, int]], pairs: Sequence[bytes], via_f16: bool) -> None:
     """A file of these tensors and metadata."""
     offset, infos = 0, []
     for tensor, kind in listed:
@@ -158,7 +185,7 @@ def _write(build: LayoutBuilder, listed: Sequence[tuple[_Tensor, int]], pairs: S
     build.literal(start + bytes(_padded(len(start)) - len(start)))
     for tensor, kind in listed:
         for source in tensor.sources:
-            encoding = Encoding(kind, transform=tensor.transform)
+            encoding = Encoding(kind, via_f16 and kind in QUANTIZED, tensor.transform)
             build.slot(source, math.prod(tensor.shape) // len(tensor.sources), encoding)
         build.literal(bytes(_padded(build.size) - build.size))
 
@@ -253,17 +280,34 @@ LIMITS = {
     "f16": Limits(logits=0.03, perplexity=0.002),
     "bf16": Limits(logits=0.2, perplexity=0.01),
     "q8_0": Limits(logits=0.3, perplexity=0.02),
+    "q6_k": Limits(logits=0.5, perplexity=0.03),
     "q5_1": Limits(logits=1.0, perplexity=0.07),
     "q5_0": Limits(logits=1.0, perplexity=0.07),
+    "q5_k_m": Limits(logits=1.0, perplexity=0.07),
+    "q5_k_s": Limits(logits=1.0, perplexity=0.07),
     "q4_1": Limits(logits=2.0, perplexity=0.20),
     "q4_0": Limits(logits=2.0, perplexity=0.25),
+    "q4_k_m": Limits(logits=2.0, perplexity=0.20),
+    "q4_k_s": Limits(logits=2.0, perplexity=0.20),
+    "iq4_nl": Limits(logits=2.0, perplexity=0.20),
+    "iq4_xs": Limits(logits=2.0, perplexity=0.20),
+    "q3_k_m": Limits(logits=5.0, perplexity=0.80),
+    "q3_k_s": Limits(logits=5.0, perplexity=0.80),
+    "iq3_s": Limits(logits=5.0, perplexity=0.80),
+    "iq3_xxs": Limits(logits=6.0, perplexity=1.20),
+    "q2_k": Limits(logits=10.0, perplexity=4.0),
 }
-KINDS = {name: BY_NAME[name].number for name in LIMITS}
+# llama_ftype of the names that are no type's own; `_m` is.
+SMALL = {"q3_k_s": 11, "q4_k_s": 14, "q5_k_s": 16}
+ROUGH = frozenset({"q3_k_m", "q3_k_s", "iq3_s", "iq3_xxs", "q2_k"})
+FROM_F32 = "-from-f32"
 
-FORMATS = tuple(
-    Gguf(
-        name=f"gguf-{short}",
-        suffix=f"-{short.upper()}.gguf",
+
+def _format(short: str, from_f16: bool = True) -> Gguf:
+    type_name = short.removesuffix("_s").removesuffix("_m") if "_k_" in short else short
+    return Gguf(
+        name=f"gguf-{short}" + ("" if from_f16 else FROM_F32),
+        suffix=f"-{short.upper()}{'' if from_f16 else '-from-F32'}.gguf",
         versions=frozenset({"6", "7"}),
         consumer="llama.cpp",
         runner=f"{__package__}.run",
@@ -272,7 +316,19 @@ FORMATS = tuple(
         engine="llama.cpp",
         fixed_epsilon=True,
         splits=True,
-        kind=kind,
+        kind=BY_NAME[type_name].number,
+        from_f16=from_f16,
+        file_type=SMALL.get(short),
+        rough=short in ROUGH,
     )
-    for short, kind in KINDS.items()
-)
+
+
+FORMATS = tuple(_format(short) for short in LIMITS)
+
+
+def named(name: str) -> Gguf | None:
+    """A quantized format made from F32 values, which the list of formats leaves out: `gguf-q4_k_m-from-f32`."""
+    short = name.removeprefix("gguf-").removesuffix(FROM_F32)
+    if name != f"gguf-{short}{FROM_F32}" or short not in LIMITS or short in ("f32", "f16", "bf16"):
+        return None
+    return _format(short, from_f16=False)

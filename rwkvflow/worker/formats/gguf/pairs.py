@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from rwkvflow.worker.formats.gguf.tokens import Vocabulary
 from rwkvflow.worker.model.versions import LAYER_NORM_EPS, RESCALE_EVERY
-from rwkvflow.worker.model.weight_types import BY_NUMBER
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
@@ -25,15 +24,10 @@ def head(tensors: int, pairs: Sequence[bytes]) -> bytes:
     return b"GGUF" + struct.pack("<IQQ", VERSION, tensors, len(pairs)) + b"".join(pairs)
 
 
-def _file_type(kind: int) -> int:
-    found = BY_NUMBER[kind].file_type
-    if found is None:
-        raise ValueError(f"no GGUF file is mostly of type {BY_NUMBER[kind].name}")
-    return found
-
-
-def model_pairs(architecture: Architecture, kind: int) -> list[bytes]:
-    """Metadata of the model."""
+def model_pairs(architecture: Architecture, file_type: int | None) -> list[bytes]:
+    """Metadata of the model; `file_type` is the llama_ftype. Raises ValueError for None: a type that makes no file."""
+    if file_type is None:
+        raise ValueError("no GGUF file is mostly of this type")
     name = f"rwkv{architecture.version}"
     lora = architecture.lora
     sizes: dict[str, int] = {
@@ -58,7 +52,7 @@ def model_pairs(architecture: Architecture, kind: int) -> list[bytes]:
         _pair("general.type", TEXT, gguf_text(b"model")),
         *(_pair(f"{name}.{key}", UINT32, struct.pack("<I", size)) for key, size in sizes.items()),
         _pair(f"{name}.attention.layer_norm_epsilon", FLOAT32, struct.pack("<f", LAYER_NORM_EPS)),
-        _pair("general.file_type", UINT32, struct.pack("<I", _file_type(kind))),
+        _pair("general.file_type", UINT32, struct.pack("<I", file_type)),
         _pair("general.quantization_version", UINT32, struct.pack("<I", QUANTIZATION_VERSION)),
     ]
 
