@@ -1,6 +1,6 @@
 """Writes rwkvflow/engine/src/quantize/iq_tables.h: the points of the IQ3 types' grids, from PyPI's `gguf`.
 
-    python scripts/iq_tables.py
+python scripts/iq_tables.py
 """
 
 from __future__ import annotations

@@ -35,7 +35,13 @@ def build(folder: Path, compiler: str, *options: str) -> Path:
         pytest.skip(f"no {compiler} C++ compiler on this machine")
     library = folder / "lib" / "librwkv.so"
     library.parent.mkdir(parents=True)
-    names = ("quantize/quantize.cc", "quantize/quantize_k.cc", "api/encode.cc")
+    names = (
+        "quantize/iq_types.cc",
+        "quantize/k_types.cc",
+        "quantize/quantize.cc",
+        "quantize/quantize_k.cc",
+        "api/encode.cc",
+    )
     sources = [str(ENGINE / "src" / name) for name in names]
     includes = [f"-I{ENGINE / folder}" for folder in ("include", "src")]
     done = subprocess.run(

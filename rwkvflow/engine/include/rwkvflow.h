@@ -8,8 +8,8 @@
 extern "C" {
 #endif
 
-/* Types of elements, with rwkv.cpp's numbers (rwkv_file_format.inc since 2025); those that its files do not have, BF16 and the IQ
- * types, with ggml's. Files of rwkvflow 0.1 had Q4_K as 12 and Q5_K as 13. */
+/* Types of elements, with rwkv.cpp's numbers (rwkv_file_format.inc since 2025); those that its files do not have, BF16
+ * and the IQ types, with ggml's. Files of rwkvflow 0.1 had Q4_K as 12 and Q5_K as 13. */
 enum rwkvflow_type {
     RWKVFLOW_F32 = 0,
     RWKVFLOW_F16 = 1,
@@ -41,11 +41,11 @@ RWKV_API uint64_t rwkvflow_row_bytes(int32_t type, uint64_t cols);
 RWKV_API int32_t rwkvflow_encode(int32_t src_type, int32_t dst_type, int32_t via_f16, const void *src, void *dst,
                                  uint64_t rows, uint64_t cols, uint32_t threads);
 
-/* The same with an importance matrix: `importance` has a weight for each of the `cols` columns, at least 0 and finite, and every
- * quantized type but Q8_0 takes another search, llama.cpp's. Null is rwkvflow_encode. IQ3_XXS and IQ3_S are meant for one. -3
- * for importance that is negative or not finite, or all 0 in a block of a row that it decides on. */
-RWKV_API int32_t rwkvflow_encode_weighted(int32_t src_type, int32_t dst_type, int32_t via_f16, const void *src, void *dst,
-                                          uint64_t rows, uint64_t cols, const float *importance);
+/* The same with an importance matrix: `importance` has a weight for each of the `cols` columns, at least 0 and finite,
+ * and every quantized type but Q8_0 takes another search, llama.cpp's. Null is rwkvflow_encode. IQ3_XXS and IQ3_S are
+ * meant for one. -3 for importance that is negative or not finite, or all 0 in a block of a row that it decides on. */
+RWKV_API int32_t rwkvflow_encode_weighted(int32_t src_type, int32_t dst_type, int32_t via_f16, const void *src,
+                                          void *dst, uint64_t rows, uint64_t cols, const float *importance);
 
 /* How many of count F32, F16 or BF16 values are infinite or NaN; 0 for another type. */
 RWKV_API uint64_t rwkvflow_count_not_finite(int32_t src_type, const void *src, uint64_t count);

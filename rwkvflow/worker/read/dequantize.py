@@ -17,13 +17,17 @@ from numpy.typing import NDArray
 
 from rwkvflow.worker.model.weight_types import WEIGHT_TYPES
 
-#: Bytes of a block of each type that weights are quantized to.
-BLOCK_BYTES = {kind.name: kind.nbytes for kind in WEIGHT_TYPES if kind.is_quantized}
+#: Bytes of a block of each type that weights are quantized to; of the types of points on a grid no values are told here.
+BLOCK_BYTES = {kind.name: kind.nbytes for kind in WEIGHT_TYPES if kind.is_quantized and not kind.name.startswith("iq3")}
+#: What the codes of iq4_nl and iq4_xs stand for.
+CURVE = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
 
 
 def dequantize(kind: str, data: bytes) -> NDArray[np.float32]:
     """The values of whole blocks of a type in BLOCK_BYTES. Raises KeyError for another."""
     blocks = np.frombuffer(data, np.uint8).reshape(-1, BLOCK_BYTES[kind])
+    if (other := _OTHERS.get(kind)) is not None:
+        return np.asarray(other(blocks), np.float32).reshape(-1)
     scale = _halves(blocks, 0)
     if kind.endswith("_k"):
         return _super_blocks(kind, blocks, scale)
@@ -57,3 +61,61 @@ def _super_blocks(kind: str, blocks: NDArray[np.uint8], scale: NDArray[np.float3
 
 def _halves(blocks: NDArray[Any], at: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
+
+
+# ---- types whose blocks are of another kind: engine/src/quantize/blocks.h has the layouts --------------------------------
+
+
+def _pairs_of_bits(low: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[blocks, 64] bytes to 256 weights of two bits each, in their order."""
+    halves = low.reshape(-1, 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+    return (halves & 3).reshape(-1, 256)
+
+
+def _scaled(d: NDArray[np.float32], scales: NDArray[Any], q: NDArray[Any]) -> NDArray[np.float32]:
+    """d * scale * q, a scale for each 16 weights."""
+    each = d * scales.astype(np.float32)
+    return np.asarray(each[:, :, None] * q.reshape(-1, 16, 16).astype(np.float32), np.float32)
+
+
+def _q2_k(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    scales, d, least = blocks[:, :16], _halves(blocks, 80), _halves(blocks, 82)
+    minima = (least * (scales >> 4).astype(np.float32))[:, :, None]
+    return _scaled(d, scales & 15, _pairs_of_bits(blocks[:, 16:80])) - minima
+
+
+def _q3_k(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    mask, packed = blocks[:, :32], blocks[:, 96:108]
+    high = (mask[:, None, :] >> np.arange(8, dtype=np.uint8)[:, None] & 1).reshape(-1, 256)
+    low = np.concatenate([packed[:, :8] & 15, packed[:, :8] >> 4], axis=1)
+    upper = (packed[:, None, 8:] >> np.arange(0, 8, 2, dtype=np.uint8)[:, None] & 3).reshape(-1, 16)
+    scales = (low | upper << 4).astype(np.int8) - 32
+    q = (_pairs_of_bits(blocks[:, 32:96]) | high << 2).astype(np.int8) - 4
+    return _scaled(_halves(blocks, 108), scales, q)
+
+
+def _q6_k(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    low = blocks[:, :128].reshape(-1, 2, 1, 64)
+    low = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 256)
+    q = (low | _pairs_of_bits(blocks[:, 128:192]) << 4).astype(np.int8) - 32
+    return _scaled(_halves(blocks, 208), np.ascontiguousarray(blocks[:, 192:208]).view(np.int8), q)
+
+
+def _iq4_nl(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.asarray(_halves(blocks, 0) * _curve(blocks[:, 2:]), np.float32)
+
+
+def _iq4_xs(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    high = np.ascontiguousarray(blocks[:, 2:4]).view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16) & 3
+    low = np.stack([blocks[:, 4:8] & 15, blocks[:, 4:8] >> 4], axis=2).reshape(-1, 8)
+    scales = (low | high.astype(np.uint8) << 4).astype(np.float32) - 32
+    each = _halves(blocks, 0) * scales
+    return np.asarray(each[:, :, None] * _curve(blocks[:, 8:].reshape(-1, 16)).reshape(-1, 8, 32), np.float32)
+
+
+def _curve(nibbles: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """[n, 16] bytes to [n, 32] values."""
+    return CURVE[np.concatenate([nibbles & 15, nibbles >> 4], axis=1)]
+
+
+_OTHERS = {"q2_k": _q2_k, "q3_k": _q3_k, "q6_k": _q6_k, "iq4_nl": _iq4_nl, "iq4_xs": _iq4_xs}

@@ -10,6 +10,7 @@ have other sizes, so that only one reading of such a file ends where the file do
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ TYPES: Final[dict[int, tuple[str, int, int]]] = {
     kind.number: (kind.name, kind.values, kind.nbytes) for kind in WEIGHT_TYPES if kind.in_bin
 }
 _TYPES_OF_0_1: Final = TYPES | {number: TYPES[kind] for number, kind in NUMBERS_OF_0_1.items()}
+Types = Mapping[int, tuple[str, int, int]]
 MAX_TENSORS: Final = 200_000
 MAX_KEY: Final = 1000
 MAX_DIMENSIONS: Final = 4
@@ -94,24 +96,25 @@ def read_open(file: RawFile) -> GgmlIndex:
         raise WorkerError(
             f"{file.name}: a quantized ggml file of version 100, whose blocks nothing reads any more; convert it again"
         )
-    try:
-        index, numbered_by = _tensors(file, TYPES), "rwkv.cpp"
-    except WorkerError:
-        if number not in NUMBERS_OF_0_1:
-            raise
-        try:
-            index, numbered_by = _tensors(file, _TYPES_OF_0_1), "rwkvflow 0.1"
-        except WorkerError:
-            index = None
-        if index is None:
-            raise
+    index, types, numbered_by = _numbered(file, number)
     if "emb.weight" in index and index["emb.weight"].shape != (vocab, embd):
         raise _bad(file, f"its header says {[vocab, embd]} and emb.weight is {list(index['emb.weight'].shape)}")
-    types = TYPES if numbered_by == "rwkv.cpp" else _TYPES_OF_0_1
     return GgmlIndex(version, vocab, embd, layers, types[number][0], index, numbered_by)
 
 
-def _tensors(file: RawFile, types: Mapping[int, tuple[str, int, int]]) -> dict[str, GgmlTensor]:
+def _numbered(file: RawFile, number: int) -> tuple[dict[str, GgmlTensor], Types, str]:
+    """All tensors, the file's numbers of types, and whose those are, by the first reading that fits."""
+    try:
+        return _tensors(file, TYPES), TYPES, "rwkv.cpp"
+    except WorkerError:
+        if number not in NUMBERS_OF_0_1:
+            raise
+        with contextlib.suppress(WorkerError):
+            return _tensors(file, _TYPES_OF_0_1), _TYPES_OF_0_1, "rwkvflow 0.1"
+        raise
+
+
+def _tensors(file: RawFile, types: Types) -> dict[str, GgmlTensor]:
     """All tensors, where `types` are those of the file's numbers. Raises WorkerError."""
     tensors: dict[str, GgmlTensor] = {}
     at = 24
@@ -126,7 +129,7 @@ def _tensors(file: RawFile, types: Mapping[int, tuple[str, int, int]]) -> dict[s
     return tensors
 
 
-def _tensor(file: RawFile, at: int, index: int, types: Mapping[int, tuple[str, int, int]]) -> GgmlTensor:
+def _tensor(file: RawFile, at: int, index: int, types: Types) -> GgmlTensor:
     if at + 12 > file.size:
         raise _bad(file, f"it is cut short in the header of tensor {index}")
     dimensions, length, number = struct.unpack("<3i", file.bytes_at(at, 12))

@@ -27,6 +27,7 @@ class Native:
             self._lib = ctypes.CDLL(str(library.resolve()))
             self._row_bytes = self._lib.rwkvflow_row_bytes
             self._encode = self._lib.rwkvflow_encode
+            self._encode_weighted = getattr(self._lib, "rwkvflow_encode_weighted", None)
             self._count = self._lib.rwkvflow_count_not_finite
         except (OSError, AttributeError) as error:
             raise WorkerError(f"{library.name} cannot be used to convert: {error}") from error
@@ -35,6 +36,9 @@ class Native:
         self._row_bytes.restype = u64
         self._encode.argtypes = [i32, i32, i32, pointer, pointer, u64, u64, u32]
         self._encode.restype = i32
+        if self._encode_weighted is not None:
+            self._encode_weighted.argtypes = [i32, i32, i32, pointer, pointer, u64, u64, pointer]
+            self._encode_weighted.restype = i32
         self._count.argtypes = [i32, pointer, u64]
         self._count.restype = u64
 
@@ -57,6 +61,32 @@ class Native:
             raise ValueError(f"{source.size} values of {source.itemsize} bytes are no rows of {cols}")
         out = np.empty(rows * self.row_bytes(kind, cols), np.uint8)
         status = self._encode(source_type, kind, via_f16, source.ctypes.data, out.ctypes.data, rows, cols, 1)
+        if status < 0 or (rows and not out.size):
+            raise ValueError(f"type {source_type} in rows of {cols} cannot be encoded as type {kind}")
+        return out, status == 0
+
+    def encode_weighted(
+        self, source: NDArray[Any], source_type: int, kind: int, importance: NDArray[Any], via_f16: bool = False
+    ) -> tuple[NDArray[Any], bool]:
+        """The same with an importance matrix: float32 [columns], how much an error of each column counts.
+
+        Raises ValueError for importance that is negative, not finite, or 0 in all columns of a block.
+        """
+        import numpy as np
+
+        if self._encode_weighted is None:
+            raise ValueError("this library knows no importance matrices")
+        cols = importance.size
+        weights = np.ascontiguousarray(importance, np.float32)
+        rows, rest = divmod(source.size, cols) if cols else (0, source.size)
+        width = 4 if source_type == 0 else 2
+        if rest or source.itemsize != width or not source.flags.c_contiguous:
+            raise ValueError(f"{source.size} values of {source.itemsize} bytes are no rows of {cols}")
+        out = np.empty(rows * self.row_bytes(kind, cols), np.uint8)
+        places = (source.ctypes.data, out.ctypes.data)
+        status = self._encode_weighted(source_type, kind, via_f16, *places, rows, cols, weights.ctypes.data)
+        if status == -3:
+            raise ValueError("importance has to be finite and at least 0, and above 0 somewhere in each block")
         if status < 0 or (rows and not out.size):
             raise ValueError(f"type {source_type} in rows of {cols} cannot be encoded as type {kind}")
         return out, status == 0

@@ -66,8 +66,8 @@ RWKV_API int32_t rwkvflow_encode(int32_t src_type, int32_t dst_type, int32_t via
 }
 
 // Rows are whole here, since some types count by the mean of the row.
-RWKV_API int32_t rwkvflow_encode_weighted(int32_t src_type, int32_t dst_type, int32_t via_f16, const void *src, void *dst,
-                                          uint64_t rows, uint64_t cols, const float *importance) {
+RWKV_API int32_t rwkvflow_encode_weighted(int32_t src_type, int32_t dst_type, int32_t via_f16, const void *src,
+                                          void *dst, uint64_t rows, uint64_t cols, const float *importance) {
     if (importance == nullptr) return rwkvflow_encode(src_type, dst_type, via_f16, src, dst, rows, cols, 1);
     if (!is_float_type(src_type) || block_length(dst_type) == 0) return -1;
     if (cols % block_length(dst_type) != 0) return -2;
@@ -85,7 +85,8 @@ RWKV_API int32_t rwkvflow_encode_weighted(int32_t src_type, int32_t dst_type, in
             quantize_row_f16(values, halves, cols);
             dequantize_row_f16(halves, values, cols);
         }
-        if (!quantize_row_weighted(dst_type, values, importance, static_cast<uint8_t *>(dst) + row * to, cols)) status = 1;
+        if (!quantize_row_weighted(dst_type, values, importance, static_cast<uint8_t *>(dst) + row * to, cols))
+            status = 1;
     }
     free(values);
     free(halves);

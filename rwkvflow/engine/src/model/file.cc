@@ -7,6 +7,8 @@ namespace rwkvflow {
 
 namespace {
 
+constexpr int32_t kOldQ4_K = 12, kOldQ5_K = 13;  // of rwkvflow 0.1
+
 int32_t read_i32(const uint8_t *at) {
     int32_t out;
     memcpy(&out, at, 4);
@@ -17,6 +19,12 @@ uint64_t hash(const char *name) {
     uint64_t h = 0xcbf29ce484222325u;  // FNV-1a
     for (; *name != 0; ++name) h = (h ^ static_cast<uint8_t>(*name)) * 0x100000001b3u;
     return h;
+}
+
+// The type of a number in this file.
+int32_t type_of(const File &file, int32_t number) {
+    if (!file.old_numbers || (number != kOldQ4_K && number != kOldQ5_K)) return number;
+    return number == kOldQ4_K ? RWKVFLOW_Q4_K : RWKVFLOW_Q5_K;
 }
 
 bool check_header(const char *path, File *file, Error *error) {
@@ -50,7 +58,8 @@ bool read_tensor(const File &file, uint64_t *at, Tensor *out, char *name, uint64
     const unsigned long long number = index;
     if (end - *at < 12)
         return fail(error, where | RWKV_ERROR_FILE_READ, "tensor %llu: the file ends in its header", number);
-    const int32_t n_dims = read_i32(data + *at), key_length = read_i32(data + *at + 4), type = read_i32(data + *at + 8);
+    const int32_t n_dims = read_i32(data + *at), key_length = read_i32(data + *at + 4);
+    const int32_t type = type_of(file, read_i32(data + *at + 8));
     *at += 12;
     if (n_dims < 1 || n_dims > static_cast<int32_t>(kMaxDims))
         return fail(error, where | RWKV_ERROR_SHAPE, "tensor %llu: %d dimensions", number, n_dims);
@@ -112,14 +121,28 @@ bool index_names(File *file, Error *error) {
     return true;
 }
 
-bool read_all(const char *path, File *file, Error *error) {
-    if (!map_file(path, &file->map, error) || !check_header(path, file, error)) return false;
-    uint64_t at = 24, names = 0, count = 0;
-    for (; at < file->map.bytes; ++count) {
+// Steps over all tensors: how many there are, and bytes enough for their names. False with an error.
+bool count_tensors(const File &file, uint64_t *names, uint64_t *count, Error *error) {
+    *names = *count = 0;
+    for (uint64_t at = 24; at < file.map.bytes; ++*count) {
         Tensor tensor = {};
         const uint64_t start = at;
-        if (!read_tensor(*file, &at, &tensor, nullptr, count, error)) return false;
-        names += tensor.offset - start;  // more than the name and its end
+        if (!read_tensor(file, &at, &tensor, nullptr, *count, error)) return false;
+        *names += tensor.offset - start;  // more than the name and its end
+    }
+    return true;
+}
+
+bool read_all(const char *path, File *file, Error *error) {
+    if (!map_file(path, &file->map, error) || !check_header(path, file, error)) return false;
+    uint64_t names = 0, count = 0;
+    if (!count_tensors(*file, &names, &count, error)) {
+        if (file->header[kType] != kOldQ4_K && file->header[kType] != kOldQ5_K) return false;
+        Error other = {};
+        file->old_numbers = true;
+        if (!count_tensors(*file, &names, &count, &other)) return false;  // as rwkv.cpp's: the error is that reading's
+        *error = {};
+        file->header[kType] = type_of(*file, file->header[kType]);
     }
     if (count == 0 || count >= UINT32_MAX / 4)
         return fail(error, RWKV_ERROR_MODEL_PARAMS | RWKV_ERROR_PARAM_MISSING, "%s: %llu tensors", path,
@@ -130,7 +153,7 @@ bool read_all(const char *path, File *file, Error *error) {
         return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_ALLOC, "no memory for %llu tensors",
                     static_cast<unsigned long long>(count));
     char *name = file->names;
-    at = 24;
+    uint64_t at = 24;
     for (uint64_t i = 0; i < count; ++i) {
         if (!read_tensor(*file, &at, &file->tensors[i], name, i, error)) return false;
         name += strlen(name) + 1;
@@ -174,6 +197,8 @@ const char *type_name(int32_t type) {
         case RWKVFLOW_Q5_0: return "Q5_0";
         case RWKVFLOW_Q5_1: return "Q5_1";
         case RWKVFLOW_Q8_0: return "Q8_0";
+        case RWKVFLOW_Q2_K: return "Q2_K";
+        case RWKVFLOW_Q3_K: return "Q3_K";
         case RWKVFLOW_Q4_K: return "Q4_K";
         case RWKVFLOW_Q5_K: return "Q5_K";
         case RWKVFLOW_Q6_K: return "Q6_K";

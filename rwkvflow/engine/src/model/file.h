@@ -31,6 +31,7 @@ struct File {
     uint32_t *slots = nullptr;  // hash table of 1 + index by name, a power of two long
     uint64_t n_slots = 0;
     char *names = nullptr;
+    bool old_numbers = false;  // Q4_K and Q5_K numbered as by rwkvflow 0.1
 };
 
 enum HeaderField { kMagic, kVersion, kVocab, kEmbd, kLayers, kType };

@@ -1,9 +1,9 @@
 // Types of weights: their byte layouts, and scalar conversions between the float types.
 //
 // Layouts are those of rwkv.cpp's model files (ggml): little-endian, 32 weights a block, scales in IEEE half precision,
-// weight j < 16 in the low nibble of byte j and weight j + 16 in its high nibble, bit j of `qh` the fifth bit of weight j.
-// The K types have 256 weights a block, and the IQ types are those of llama.cpp's files: see below.
-// Blocks stand in files at any address, so every struct here has an alignment of 1.
+// weight j < 16 in the low nibble of byte j and weight j + 16 in its high nibble, bit j of `qh` the fifth bit of weight
+// j. The K types have 256 weights a block, and the IQ types are those of llama.cpp's files: see below. Blocks stand in
+// files at any address, so every struct here has an alignment of 1.
 #pragma once
 
 #include <stdint.h>
@@ -76,8 +76,8 @@ struct BlockQ5_K {
     uint8_t qs[kSuperBlockLength / 2];
 };
 
-// Sub-block s, weights 16 s .. 16 s + 15: w = d * (scales[s] & 15) * q - dmin * (scales[s] >> 4). Of each half of 128 weights,
-// byte j of its 32 has weights j, j + 32, j + 64 and j + 96, two bits each from the lowest.
+// Sub-block s, weights 16 s .. 16 s + 15: w = d * (scales[s] & 15) * q - dmin * (scales[s] >> 4). Of each half of 128
+// weights, byte j of its 32 has weights j, j + 32, j + 64 and j + 96, two bits each from the lowest.
 struct BlockQ2_K {
     uint8_t scales[kSuperBlockLength / 16];
     uint8_t qs[kSuperBlockLength / 4];
@@ -85,9 +85,9 @@ struct BlockQ2_K {
     uint16_t dmin;
 };
 
-// Sub-block s of 16: w = d * (scale(s) - 32) * (q - 4). The low two bits of q as in Q2_K; bit k of byte j of `hmask` is the third
-// bit of weight 32 k + j. Of the 6-bit scales the low four bits of s < 8 are in the low nibble of byte s, of the others in the
-// high nibble of byte s - 8; the upper two of s at bit 2 (s / 4) of byte 8 + s % 4.
+// Sub-block s of 16: w = d * (scale(s) - 32) * (q - 4). The low two bits of q as in Q2_K; bit k of byte j of `hmask` is
+// the third bit of weight 32 k + j. Of the 6-bit scales the low four bits of s < 8 are in the low nibble of byte s, of
+// the others in the high nibble of byte s - 8; the upper two of s at bit 2 (s / 4) of byte 8 + s % 4.
 struct BlockQ3_K {
     uint8_t hmask[kSuperBlockLength / 8];
     uint8_t qs[kSuperBlockLength / 4];
@@ -95,9 +95,9 @@ struct BlockQ3_K {
     uint16_t d;
 };
 
-// Sub-block s of 16: w = d * scales[s] * (q - 32). Of each half of 128 weights, the low nibbles of bytes 0 .. 63 of `ql` are the
-// low four bits of weights 0 .. 63, the high nibbles those of 64 .. 127; byte j of its 32 of `qh` has the upper two bits of
-// weights j, j + 32, j + 64 and j + 96 from the lowest.
+// Sub-block s of 16: w = d * scales[s] * (q - 32). Of each half of 128 weights, the low nibbles of bytes 0 .. 63 of
+// `ql` are the low four bits of weights 0 .. 63, the high nibbles those of 64 .. 127; byte j of its 32 of `qh` has the
+// upper two bits of weights j, j + 32, j + 64 and j + 96 from the lowest.
 struct BlockQ6_K {
     uint8_t ql[kSuperBlockLength / 2];
     uint8_t qh[kSuperBlockLength / 4];
@@ -111,8 +111,8 @@ struct BlockIQ4_NL {
     uint8_t qs[kBlockLength / 2];
 };
 
-// Sub-block s of 32: w = d * (scale(s) - 32) * kCurve[q], nibbles of each sub-block as in Q4_0. The low four bits of scale(s) are
-// in nibble s of `scales_l`, the upper two at bit 2 s of `scales_h`.
+// Sub-block s of 32: w = d * (scale(s) - 32) * kCurve[q], nibbles of each sub-block as in Q4_0. The low four bits of
+// scale(s) are in nibble s of `scales_l`, the upper two at bit 2 s of `scales_h`.
 struct BlockIQ4_XS {
     uint16_t d;
     uint16_t scales_h;
@@ -120,16 +120,16 @@ struct BlockIQ4_XS {
     uint8_t qs[kSuperBlockLength / 2];
 };
 
-// Sub-block s of 32: w = d * (0.5 + scale) / 2 * sign * point, points of four weights from a grid of 256 (one index a byte of the
-// first 64). The little-endian 32 bits of s behind them: four times 7 signs, whose eighth makes their number even, and the scale
-// in the upper four.
+// Sub-block s of 32: w = d * (0.5 + scale) / 2 * sign * point, points of four weights from a grid of 256 (one index a
+// byte of the first 64). The little-endian 32 bits of s behind them: four times 7 signs, whose eighth makes their
+// number even, and the scale in the upper four.
 struct BlockIQ3_XXS {
     uint16_t d;
     uint8_t qs[3 * kSuperBlockLength / 8];
 };
 
-// Sub-block s of 32: w = d * (1 + 2 scale) * sign * point, points of four weights from a grid of 512, whose index has its ninth
-// bit in `qh`; the scale is nibble s of `scales`.
+// Sub-block s of 32: w = d * (1 + 2 scale) * sign * point, points of four weights from a grid of 512, whose index has
+// its ninth bit in `qh`; the scale is nibble s of `scales`.
 struct BlockIQ3_S {
     uint16_t d;
     uint8_t qs[kSuperBlockLength / 4];
@@ -155,8 +155,8 @@ inline bool has_super_blocks(int32_t type) {
 }
 
 inline bool is_quantized(int32_t type) {
-    return type == kQ4_0 || type == kQ4_1 || type == kQ5_0 || type == kQ5_1 || type == kQ8_0 ||
-           type == kIQ4_NL || has_super_blocks(type);
+    return type == kQ4_0 || type == kQ4_1 || type == kQ5_0 || type == kQ5_1 || type == kQ8_0 || type == kIQ4_NL ||
+           has_super_blocks(type);
 }
 
 // Weights in one unit of a type: 32 or 256 for the quantized, 1 for the others, 0 for an unknown type.
@@ -190,8 +190,8 @@ inline uint32_t block_bytes(int32_t type) {
     }
 }
 
-// What llama.cpp's quantizer takes where rows of `cols` weights are no whole blocks of a type of 256: one of 32 weights a block
-// with as many bits, or the next larger; where 32 does not divide them either, F16. Any other type is its own.
+// What llama.cpp's quantizer takes where rows of `cols` weights are no whole blocks of a type of 256: one of 32 weights
+// a block with as many bits, or the next larger; where 32 does not divide them either, F16. Any other type is its own.
 inline int32_t type_for_rows(int32_t type, uint64_t cols) {
     if (is_quantized(type) && cols % kBlockLength != 0) return kF16;
     if (!has_super_blocks(type) || cols % kSuperBlockLength == 0) return type;
@@ -249,9 +249,7 @@ inline uint16_t float_to_half(float value) {
 
 inline bool half_is_finite(uint16_t half) { return (half & 0x7c00u) != 0x7c00u; }
 
-inline float bfloat_to_float(uint16_t bfloat) {
-    return bits_float(static_cast<uint32_t>(bfloat) << 16);
-}
+inline float bfloat_to_float(uint16_t bfloat) { return bits_float(static_cast<uint32_t>(bfloat) << 16); }
 
 // Single precision to bfloat16, to nearest, ties to even; a NaN becomes quiet and keeps its upper bits.
 inline uint16_t float_to_bfloat(float value) {

@@ -1,6 +1,7 @@
 // The IQ types: four bits along a curve (IQ4_NL, IQ4_XS), or points of a grid with signs apart (IQ3_XXS, IQ3_S).
 //
-// Byte for byte what llama.cpp's quantizer writes (quantize_row_iq4_nl_impl, iq3_xxs_impl and iq3_s_impl of ggml-quants.c).
+// Byte for byte what llama.cpp's quantizer writes (quantize_row_iq4_nl_impl, iq3_xxs_impl and iq3_s_impl of
+// ggml-quants.c).
 #include <pthread.h>
 
 #include "quantize/iq_tables.h"
@@ -14,7 +15,8 @@ namespace {
 constexpr uint32_t kSubBlocks = kSuperBlockLength / kBlockLength;
 constexpr int32_t kTries = 7;
 
-// ---- the curve ----------------------------------------------------------------------------------------------------------
+// ---- the curve
+// ----------------------------------------------------------------------------------------------------------
 
 // The code whose value is nearest; of two that are as near the larger.
 uint8_t nearest_code(float x) {
@@ -42,7 +44,8 @@ float fit_curve(const float *x, const float *w) {
         const float end = static_cast<float>(kCurve[0]);
         const float steps = first ? 1.0f / (-peak / end) : static_cast<float>(turn + kCurve[0]) / peak;
         Moments sums;
-        for (uint32_t i = 0; i < kBlockLength; ++i) sums.add_product(w[i], static_cast<float>(kCurve[nearest_code(steps * x[i])]), x[i]);
+        for (uint32_t i = 0; i < kBlockLength; ++i)
+            sums.add_product(w[i], static_cast<float>(kCurve[nearest_code(steps * x[i])]), x[i]);
         if (!first && !sums.beats(best)) continue;
         scale = sums.qq > 0.0f ? sums.xq / sums.qq : 0.0f;
         best = scale * sums.xq;
@@ -97,10 +100,11 @@ void read_iq4(const uint8_t *qs, float scale, float *dst) {
     }
 }
 
-// ---- the grids ----------------------------------------------------------------------------------------------------------
+// ---- the grids
+// ----------------------------------------------------------------------------------------------------------
 
-constexpr uint32_t kCells = 4096;     // four levels of three bits
-constexpr uint32_t kListed = 32768;   // room for all neighbours: the two grids have 23,000 and 28,000, lengths included
+constexpr uint32_t kCells = 4096;    // four levels of three bits
+constexpr uint32_t kListed = 32768;  // room for all neighbours: the two grids have 23,000 and 28,000, lengths included
 constexpr int32_t kLevels = 8;
 constexpr uint32_t kFours = kBlockLength / 4;
 
@@ -191,9 +195,11 @@ Moments moments_of(const float *x, const float *w, const uint8_t *levels) {
     return sums;
 }
 
-// x ~ scale * (2 level + 1), levels of each four a point of the grid. `turns`: scales tried to each side; `again`: whether fours
-// that are on the grid are chosen anew for the last scale, too; `off`: what a four counts as before any scale was better.
-float fit_grid(const Grid &grid, int32_t turns, bool again, const float *x, const float *w, float most, uint8_t *levels) {
+// x ~ scale * (2 level + 1), levels of each four a point of the grid. `turns`: scales tried to each side; `again`:
+// whether fours that are on the grid are chosen anew for the last scale, too; `off`: what a four counts as before any
+// scale was better.
+float fit_grid(const Grid &grid, int32_t turns, bool again, const float *x, const float *w, float most,
+               uint8_t *levels) {
     constexpr float kTop = static_cast<float>(2 * kLevels - 1);
     float root[kBlockLength], best = 0.0f, scale = most / kTop;
     for (uint32_t i = 0; i < kBlockLength; ++i) root[i] = __builtin_sqrtf(w[i]);
@@ -265,7 +271,8 @@ void write_iq3_xxs(const float *x, const float *importance, BlockIQ3_XXS *y) {
                     least = i;
                 }
             }
-            if (flips % 2 != 0) {  // the eighth sign makes the number even: the weight that counts least takes the wrong one
+            if (flips % 2 !=
+                0) {  // the eighth sign makes the number even: the weight that counts least takes the wrong one
                 rest[8 * k + least] = -rest[8 * k + least];
                 bits ^= 1u << least;
             }

@@ -1,7 +1,7 @@
 // Quantizers of the K types that quantize_k.cc has not (Q2_K, Q3_K, Q6_K), and of all types with an importance matrix.
 //
-// Byte for byte what llama.cpp's quantizer writes: quantize_row_*_ref without importance, quantize_row_*_impl with it. The
-// searches are in searches.h; here is which row they are given, and how codes are packed.
+// Byte for byte what llama.cpp's quantizer writes: quantize_row_*_ref without importance, quantize_row_*_impl with it.
+// The searches are in searches.h; here is which row they are given, and how codes are packed.
 #include "quantize/quantize.h"
 #include "quantize/searches.h"
 #include "quantize/weighted.h"
@@ -18,13 +18,15 @@ void pack_pairs_of_bits(const uint8_t *q, uint8_t *qs) {
     for (uint32_t half = 0; half < kSuperBlockLength; half += 128)
         for (uint32_t j = 0; j < 32; ++j) {
             const uint8_t *at = q + half + j;
-            qs[half / 4 + j] = static_cast<uint8_t>((at[0] & 3) | (at[32] & 3) << 2 | (at[64] & 3) << 4 | (at[96] & 3) << 6);
+            qs[half / 4 + j] =
+                static_cast<uint8_t>((at[0] & 3) | (at[32] & 3) << 2 | (at[64] & 3) << 4 | (at[96] & 3) << 6);
         }
 }
 
 uint32_t pair_of_bits(const uint8_t *qs, uint32_t i) { return qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3u; }
 
-// ---- Q2_K ---------------------------------------------------------------------------------------------------------------
+// ---- Q2_K
+// ---------------------------------------------------------------------------------------------------------------
 
 void write_q2_k(const float *x, const float *importance, BlockQ2_K *y) {
     uint8_t q[kSuperBlockLength], scale_codes[kSubBlocks], least_codes[kSubBlocks];
@@ -77,7 +79,8 @@ void read_q2_k(const BlockQ2_K &block, float *dst) {
     }
 }
 
-// ---- Q3_K ---------------------------------------------------------------------------------------------------------------
+// ---- Q3_K
+// ---------------------------------------------------------------------------------------------------------------
 
 int32_t scale_q3_k(const BlockQ3_K &block, uint32_t s) {
     const uint32_t low = s < 8 ? block.scales[s] & 15u : block.scales[s - 8] >> 4;
@@ -136,7 +139,8 @@ void read_q3_k(const BlockQ3_K &block, float *dst) {
     }
 }
 
-// ---- Q6_K ---------------------------------------------------------------------------------------------------------------
+// ---- Q6_K
+// ---------------------------------------------------------------------------------------------------------------
 
 void write_q6_k(const float *x, const float *importance, BlockQ6_K *y) {
     uint8_t q[kSuperBlockLength];
@@ -181,7 +185,8 @@ void read_q6_k(const BlockQ6_K &block, float *dst) {
     }
 }
 
-// ---- the others, weighted -----------------------------------------------------------------------------------------------
+// ---- the others, weighted
+// -----------------------------------------------------------------------------------------------
 
 constexpr Grids kWeighted = {-0.9f, 0.05f, 36, false};
 

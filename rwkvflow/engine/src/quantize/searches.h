@@ -1,9 +1,10 @@
-// The searches behind the K and IQ types: integers q and a scale (and a minimum) of least weighted squares for a short row.
+// The searches behind the K and IQ types: integers q and a scale (and a minimum) of least weighted squares for a short
+// row.
 //
 // A file has to equal what llama.cpp's quantizer writes, so each search takes the same sums in the same order in single
-// precision (compile with -ffp-contract=off): ggml-quants.c has them as make_qx_quants, make_q3_quants, make_qkx2_quants,
-// make_qkx3_quants and make_qp_quants. Here a candidate scale is an inverse `steps`, q = nearest(steps * x), and what is
-// common to them is written once. Rows are finite: whoever calls has looked.
+// precision (compile with -ffp-contract=off): ggml-quants.c has them as make_qx_quants, make_q3_quants,
+// make_qkx2_quants, make_qkx3_quants and make_qp_quants. Here a candidate scale is an inverse `steps`, q =
+// nearest(steps * x), and what is common to them is written once. Rows are finite: whoever calls has looked.
 #pragma once
 
 #include <stdint.h>
@@ -15,9 +16,7 @@ namespace {
 
 constexpr float kNothing = 1e-15f;  // rows whose largest weight is below count as zero
 
-inline float magnitude(float x) {
-    return bits_float(float_bits(x) & 0x7fffffffu);
-}
+inline float magnitude(float x) { return bits_float(float_bits(x) & 0x7fffffffu); }
 
 // The nearest whole number, ties to even; |t| below 2^22.
 inline int32_t nearest_whole(float t) {
@@ -56,7 +55,8 @@ struct Moments {
     bool beats(float best) const { return qq > 0.0f && xq * xq > best * qq; }
 };
 
-// x ~ scale * (q - half), q in [0, 2 half): the scale, 0 for a row of zeros. Weights are `w`, or x squared where it is null.
+// x ~ scale * (q - half), q in [0, 2 half): the scale, 0 for a row of zeros. Weights are `w`, or x squared where it is
+// null.
 inline float fit_symmetric(uint32_t n, int32_t half, const float *x, const float *w, uint8_t *q) {
     const float peak = furthest(n, x);
     for (uint32_t i = 0; i < n; ++i) q[i] = 0;
@@ -198,7 +198,8 @@ inline float fit_scales(uint32_t n, int32_t most, const float *x, const float *w
         const float scale = 1.0f / trial;
         float error = 0.0f;
         for (uint32_t i = 0; i < n; ++i) {
-            const float off = x[i] - scale * static_cast<float>(grid == 0 ? nearest_whole(trial * x[i]) : code_of(trial, i));
+            const float off =
+                x[i] - scale * static_cast<float>(grid == 0 ? nearest_whole(trial * x[i]) : code_of(trial, i));
             error += w[i] * off * off;
         }
         if (grid != 0 && !(error < best)) continue;
@@ -230,7 +231,8 @@ inline float fit_scales(uint32_t n, int32_t most, const float *x, const float *w
     return sums.qq > 0.0f ? sums.xq / sums.qq : 0.0f;
 }
 
-// ---- rows and blocks ----------------------------------------------------------------------------------------------------
+// ---- rows and blocks
+// ----------------------------------------------------------------------------------------------------
 
 // Mean of the squares of n values.
 inline float mean_square(const float *x, uint64_t n) {
@@ -264,8 +266,8 @@ bool scales_are_finite(const Block &block) {
     return half_is_finite(block.d);
 }
 
-// Each block of `length` weights by `write(x, importance or null, block)`. A block with values that are not finite gets a scale
-// that is NaN, so that whoever reads it sees.
+// Each block of `length` weights by `write(x, importance or null, block)`. A block with values that are not finite gets
+// a scale that is NaN, so that whoever reads it sees.
 template <uint32_t length, class Block, class Write>
 bool write_each(const float *src, const float *importance, void *dst, uint64_t count, Write write) {
     Block *blocks = static_cast<Block *>(dst);

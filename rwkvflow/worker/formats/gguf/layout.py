@@ -75,8 +75,8 @@ class _Tensor:
 class Gguf(FileFormat):
     """One of llama.cpp's data types. `from_f16`: quantized from what the F16 file holds, else from F32.
 
-    file_type is the llama_ftype that the file says of itself; None for the type's own. `rough`: below four bits, of which
-    the log warns.
+    file_type is the llama_ftype that the file says of itself; None for the type's own. `rough`: below four bits, of
+    which the log warns.
     """
 
     kind: int = F32

@@ -1,0 +1,99 @@
+"""Tensors of `gguf-*` files against what llama.cpp's own quantizer makes, with and without an importance matrix."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import encoder
+import gguf
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.model.weight_types import BY_NAME
+from rwkvflow.worker.write.native import Native
+
+CHECKPOINTS = ("random-v7-256", "random-v6-256", "random-v7-192")
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return encoder.build(tmp_path_factory.mktemp("encoder") / "engine", encoder.any_compiler())
+
+
+def rows(fixtures: Path) -> list[dict[str, str]]:
+    with (fixtures / "gguf-golden.tsv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def digest(tensors: Mapping[str, tuple[str, bytes]]) -> str:
+    """Over name, type and bytes of every tensor, in llama.cpp's order: those of no layer, then by layer and name."""
+
+    def place(name: str) -> tuple[int, str]:
+        return (int(name.split(".")[1]) if name.startswith("blk.") else -1, name)
+
+    found = hashlib.sha256()
+    for name in sorted(tensors, key=place):
+        kind, data = tensors[name]
+        found.update(name.encode() + b"\0" + kind.upper().encode() + b"\0" + data)
+    return found.hexdigest()
+
+
+def tensors_of(path: Path) -> dict[str, tuple[str, bytes]]:
+    return {
+        tensor.name: (tensor.tensor_type.name, np.ascontiguousarray(tensor.data).tobytes())
+        for tensor in gguf.GGUFReader(path).tensors
+    }
+
+
+def importance(path: Path) -> dict[str, NDArray[np.float32]]:
+    """What a column of each matrix counts: the mean of its squared inputs."""
+    stored = {tensor.name: np.asarray(tensor.data).reshape(-1) for tensor in gguf.GGUFReader(path).tensors}
+    names = [name.removesuffix(".in_sum2") for name in stored if name.endswith(".in_sum2")]
+    return {name: (stored[f"{name}.in_sum2"] / stored[f"{name}.counts"][0]).astype(np.float32) for name in names}
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+def test_files_hold_what_llama_cpp_writes(checkpoint: str, fixtures: Path, engine: Path, tmp_path: Path) -> None:
+    wanted: dict[str, str] = {}
+    for row in rows(fixtures):
+        if row["checkpoint"] == checkpoint and row["imatrix"] == "-":
+            name = f"gguf-{row['type'].lower()}" + ("-from-f32" if row["made_from"] == "f32" else "")
+            wanted[name] = row["data_sha256"]
+    assert len(wanted) > 20
+    jobs = [Job(name, name, tmp_path / f"{name}.gguf") for name in wanted]
+    for outcome in convert(fixtures / f"{checkpoint}.pth", engine, jobs):
+        assert outcome.failure is None, outcome
+        assert digest(tensors_of(outcome.job.path)) == wanted[outcome.job.format], outcome.job.format
+
+
+def test_an_importance_matrix_leads_to_llama_cpps_bytes(fixtures: Path, engine: Path, tmp_path: Path) -> None:
+    native = Native(engine)
+    some = [row for row in rows(fixtures) if row["imatrix"] != "-"]
+    assert len(some) > 10
+    weights = importance(fixtures / f"{some[0]['imatrix']}.gguf")
+    plain = tmp_path / "plain.gguf"
+    (outcome,) = convert(fixtures / f"{some[0]['checkpoint']}.pth", engine, [Job("f16", "gguf-f16", plain)])
+    assert outcome.failure is None
+    source: dict[str, Any] = {tensor.name: tensor for tensor in gguf.GGUFReader(plain).tensors}
+    for row in some:
+        layout = FORMATS[f"gguf-{row['type'].lower()}"]
+        path = tmp_path / row["type"]
+        (outcome,) = convert(fixtures / f"{row['checkpoint']}.pth", engine, [Job(layout.name, layout.name, path)])
+        assert outcome.failure is None
+        made = tensors_of(path)
+        for name, (kind, _) in made.items():
+            if name in weights and BY_NAME[kind.lower()].is_quantized:
+                values = np.ascontiguousarray(source[name].data).reshape(-1, weights[name].size)
+                out, finite = native.encode_weighted(
+                    values, BY_NAME["f16"].number, BY_NAME[kind.lower()].number, weights[name]
+                )
+                assert finite
+                made[name] = (kind, out.tobytes())
+        assert digest(made) == row["data_sha256"], row["type"]
