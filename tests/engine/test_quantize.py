@@ -188,7 +188,7 @@ def blocks(kind: int) -> st.SearchStrategy[Array]:
     return sizes.flatmap(lambda size: arrays(f32, size, elements=numbers, fill=st.nothing() | st.just(0.0)))
 
 
-@pytest.mark.parametrize("kind", sorted(QUANTIZED))
+@pytest.mark.parametrize("kind", sorted(ORACLE))
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_blocks_equal_the_reference(native: Native, kind: int, data: st.DataObject) -> None:
@@ -201,7 +201,7 @@ def test_blocks_equal_the_reference(native: Native, kind: int, data: st.DataObje
     assert finite == bool(np.isfinite(np.ascontiguousarray(scales).view("<f2")).all())
 
 
-@pytest.mark.parametrize("kind", sorted(QUANTIZED))
+@pytest.mark.parametrize("kind", sorted(ORACLE))
 @pytest.mark.parametrize("deviation", [1.0, 0.02, 1e-3])
 def test_many_normal_weights_equal_the_reference(native: Native, kind: int, deviation: float) -> None:
     x = (np.random.default_rng(kind).standard_normal(256 * 40) * deviation).astype(f32)
@@ -216,11 +216,12 @@ def test_many_normal_weights_equal_the_reference(native: Native, kind: int, devi
 def test_what_is_not_finite_is_reported(native: Native, kind: int, bad: float, at: int) -> None:
     length, size = BLOCKS[kind]
     x = np.random.default_rng(0).standard_normal(2 * length).astype(f32)
-    assert native.encode(x, F32, kind, 2 * length)[1]
+    whole, fine = native.encode(x, F32, kind, 2 * length)
+    assert fine
     x[length + at] = bad
     out, finite = native.encode(x, F32, kind, 2 * length)
     assert not finite
-    assert out.tobytes()[:size] == expected(kind, x[:length])
+    assert out.tobytes()[:size] == whole.tobytes()[:size]  # the block before is as it was
     assert native.count_not_finite(x, F32) == 1
 
 
@@ -295,8 +296,9 @@ def test_via_f16_quantizes_what_an_f16_file_holds(native: Native, kind: int) -> 
     halves = x.astype("<f2").view("<u2")
     through, _ = native.encode(x, F32, kind, x.size, via_f16=True)
     assert through.tobytes() == native.encode(halves, F16, kind, x.size)[0].tobytes()
-    first = expected(kind, x[: 32 * 40].astype("<f2").astype(f32))
-    assert through.tobytes()[: len(first)] == first
+    if kind in ORACLE:  # of the others test_gguf_golden.py has the bytes
+        first = expected(kind, x[: 32 * 40].astype("<f2").astype(f32))
+        assert through.tobytes()[: len(first)] == first
     assert through.tobytes() != native.encode(x, F32, kind, x.size)[0].tobytes()
 
 

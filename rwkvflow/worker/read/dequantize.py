@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rwkvflow.worker.model.weight_types import WEIGHT_TYPES
 
-#: Bytes of a block of each type that weights are quantized to; of the types of points on a grid no values are told here.
+#: Bytes of a block of each type that weights are quantized to. Of types with points on a grid no values are told here.
 BLOCK_BYTES = {kind.name: kind.nbytes for kind in WEIGHT_TYPES if kind.is_quantized and not kind.name.startswith("iq3")}
 #: What the codes of iq4_nl and iq4_xs stand for.
 CURVE = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32)
@@ -63,7 +63,7 @@ def _halves(blocks: NDArray[Any], at: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
 
 
-# ---- types whose blocks are of another kind: engine/src/quantize/blocks.h has the layouts --------------------------------
+# ---- types whose blocks are of another kind: engine/src/quantize/blocks.h has the layouts ------------------------
 
 
 def _pairs_of_bits(low: NDArray[np.uint8]) -> NDArray[np.uint8]:

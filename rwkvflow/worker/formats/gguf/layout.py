@@ -299,6 +299,8 @@ LIMITS = {
 }
 # llama_ftype of the names that are no type's own; `_m` is.
 SMALL = {"q3_k_s": 11, "q4_k_s": 14, "q5_k_s": 16}
+#: Names of types in the names of formats.
+KINDS = tuple(LIMITS)
 ROUGH = frozenset({"q3_k_m", "q3_k_s", "iq3_s", "iq3_xxs", "q2_k"})
 FROM_F32 = "-from-f32"
 
