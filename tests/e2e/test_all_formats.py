@@ -1,8 +1,10 @@
 """Every row of the formats table in one recipe: six random checkpoints, one of each version, in Docker, each artifact
 loaded by what its users run it with.
 
-The recipe is the shipped recipes/all-formats.yaml with other models. llama.cpp is built once for this and for
-tests/engine; with RWKVFLOW_SOAK=1 it is built in the image, as a user's run does.
+The recipe is the shipped recipes/all-formats.yaml with other models. Each format is made of one version in turn, and each
+family of formats (those of one runner) of every version that it can hold; with RWKVFLOW_SOAK=1 each format is made of each
+version. No combination has been found that failed where its format and its family's others passed. llama.cpp is built once
+for this and for tests/engine; with RWKVFLOW_SOAK=1 it is built in the image, as a user's run does.
 """
 
 from __future__ import annotations
@@ -37,6 +39,28 @@ TEXT = "The quiet owl lived at the edge of the forest. 猫头鹰 Ünder the roof
 # and those of four bits are as large as the logits.
 GENTLE = 0.25
 BASE = "rwkvflow-base:bookworm_mesa-vulkan-drivers"
+
+
+def combinations() -> frozenset[tuple[str, str]]:
+    """(version, format): what is made."""
+    able = {name: sorted(item.versions) for name, item in FORMATS.items()}
+    if os.environ.get("RWKVFLOW_SOAK"):
+        return frozenset((version, name) for name, versions in able.items() for version in versions)
+    families: dict[str, list[str]] = {}
+    for name in able:
+        families.setdefault(FORMATS[name].runner, []).append(name)
+    found = set()
+    for names in families.values():
+        for index, name in enumerate(names):
+            found.add((able[name][-1 - index % len(able[name])], name))
+        for index, version in enumerate(sorted({version for name in names for version in able[name]})):
+            holding = [name for name in names if version in able[name]]
+            if not any((version, name) in found for name in holding):
+                found.add((version, holding[index % len(holding)]))
+    return frozenset(found)
+
+
+MADE = combinations()
 
 
 @dataclass(frozen=True)
@@ -93,7 +117,12 @@ def recipe(base: str) -> dict[str, Any]:
         {"name": f"rwkv{version}-random", "source": f"models/{version}.pth", "tokenizer": "world"}
         for version in checkpoints.VERSIONS
     ]
-    document["matrix"]["exclude"] = [rule for rule in document["matrix"]["exclude"] if "demo" not in rule["model"]]
+    document["matrix"]["exclude"] = [
+        {"model": f"rwkv{version}-random", "format": name}
+        for name in FORMATS
+        for version in checkpoints.VERSIONS
+        if (version, name) not in MADE
+    ]
     document["image"]["base"] = base
     document["smoke"] = {"prompts": ["The "], "tokens": 4, "text": "text.txt"}
     del document["publish"]  # of three gigabytes, by what other tests are about
@@ -121,19 +150,14 @@ def ran(base_tag: str, tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 
 def test_every_row_of_the_table_is_there(ran: Ran) -> None:
-    wanted = {
-        f"rwkv{version}-random/{name}"
-        for name, item in FORMATS.items()
-        for version in checkpoints.VERSIONS
-        if version in item.versions
-    }
+    wanted = {f"rwkv{version}-random/{name}" for version, name in MADE}
     assert set(ran.reports) == wanted
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_its_consumer_gives_the_references_logits(name: str, ran: Ran) -> None:
     limits = FORMATS[name].limits
-    for version in sorted(FORMATS[name].versions):
+    for version in sorted(version for version, made in MADE if made == name):
         report = ran.reports[f"rwkv{version}-random/{name}"]
         assert report["consumer"] == FORMATS[name].consumer
         assert report["passed"]
