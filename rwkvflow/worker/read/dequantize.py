@@ -69,7 +69,7 @@ def _halves(blocks: NDArray[Any], at: int) -> NDArray[np.float32]:
 def _pairs_of_bits(low: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """[blocks, 64] bytes to 256 weights of two bits each, in their order."""
     halves = low.reshape(-1, 2, 1, 32) >> np.arange(0, 8, 2, dtype=np.uint8)[:, None]
-    return (halves & 3).reshape(-1, 256)
+    return np.asarray(halves & 3, np.uint8).reshape(-1, 256)
 
 
 def _scaled(d: NDArray[np.float32], scales: NDArray[Any], q: NDArray[Any]) -> NDArray[np.float32]:
@@ -95,8 +95,8 @@ def _q3_k(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _q6_k(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
-    low = blocks[:, :128].reshape(-1, 2, 1, 64)
-    low = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 256)
+    both = blocks[:, :128].reshape(-1, 2, 1, 64)
+    low = np.concatenate([both & 15, both >> 4], axis=2).reshape(-1, 256)
     q = (low | _pairs_of_bits(blocks[:, 128:192]) << 4).astype(np.int8) - 32
     return _scaled(_halves(blocks, 208), np.ascontiguousarray(blocks[:, 192:208]).view(np.int8), q)
 
@@ -115,7 +115,7 @@ def _iq4_xs(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def _curve(nibbles: NDArray[np.uint8]) -> NDArray[np.float32]:
     """[n, 16] bytes to [n, 32] values."""
-    return CURVE[np.concatenate([nibbles & 15, nibbles >> 4], axis=1)]
+    return np.asarray(CURVE[np.concatenate([nibbles & 15, nibbles >> 4], axis=1)], np.float32)
 
 
 _OTHERS = {"q2_k": _q2_k, "q3_k": _q3_k, "q6_k": _q6_k, "iq4_nl": _iq4_nl, "iq4_xs": _iq4_xs}
