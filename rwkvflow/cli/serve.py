@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,8 @@ def serve(models: tuple[Path, ...], host: str, port: int, **options: Any) -> Non
     server = Server(app, shelf, host, port, lambda address: click.echo(f"{address} serves {names}", err=True))
     try:
         shelf.add_up()
-        server.run()
+        with contextlib.suppress(SystemExit):  # uvicorn's own, where it cannot listen
+            server.run()
     finally:
         server.finish()
     if not server.started:

@@ -63,7 +63,8 @@ class ToyModel:
         hidden: Sequence[int] = (),
     ) -> tuple[Floats, Floats]:
         assert self.gate.wait(20)
-        self.passes.append([len(tokens) for tokens in sequences])
+        if len(self.passes) < 10_000:
+            self.passes.append([len(tokens) for tokens in sequences])
         given = [None if state is None else state.copy() for state in states]
         after: list[tuple[Floats, int]] = []
         for tokens, state in zip(sequences, given, strict=True):

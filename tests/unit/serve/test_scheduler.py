@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import gc
 import queue
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -292,6 +294,28 @@ def test_an_end_tells_everybody(serve: Callable[..., Scheduler]) -> None:
         assert heard.all()[-1] == Failed("the server is closing", closing=True)
     with pytest.raises(ApiError):
         scheduler.submit(job(ask(1))[0])
+
+
+def resident() -> int:
+    """Bytes of this process."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.soak
+def test_memory_stays_flat_over_ten_thousand_requests(serve: Callable[..., Scheduler]) -> None:
+    scheduler = serve(cache=200_000, guesses=3, lookup=True)
+    before = 0
+    for seed in range(10_000):
+        one, heard = job(ask(seed % 700, f"request {seed} " * 3, most=4))
+        scheduler.submit(one)
+        if seed % 7 == 0:
+            scheduler.cancel(one)
+        else:
+            heard.all()
+        before = resident() if seed == 2000 else before
+    assert resident() - before < 8 << 20
+    assert (scheduler.waiting, scheduler.cache.size <= 200_000) == (0, True)
 
 
 def test_memory_stays_flat(serve: Callable[..., Scheduler]) -> None:
