@@ -13,14 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rwkvflow.base.errors import PublishError
 from rwkvflow.release.artifacts import Row
 from rwkvflow.release.front_matter import front_matter, yaml_text
 from rwkvflow.release.materials import public_uri, shown_source
 from rwkvflow.release.names import ENGINE, LOCK, PLOT, PROVENANCE, QUALITY, RECIPE, SBOM, SIGNATURE, SUMS
 from rwkvflow.release.runtimes import runtimes
+from rwkvflow.release.template import render_apart
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 DEFAULT = "README.md.j2"
@@ -40,7 +43,15 @@ def render_card(
 
     Raises PublishError, with the line, where a template of the user's has a mistake.
     """
-    from jinja2 import FileSystemLoader, StrictUndefined, TemplateError
+    told = context(name, rows, left_out, params, signed_by, plot)
+    if template is not None:
+        return render_apart(template, told)
+    return environment_of().get_template(DEFAULT).render(told)
+
+
+def environment_of() -> Environment:
+    """Jinja as cards are rendered with it: no attribute of Python's insides, nothing that changes what it is given."""
+    from jinja2 import FileSystemLoader, StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(
@@ -64,26 +75,7 @@ def render_card(
         "source": shown_source,
         "yaml": yaml_text,
     }
-    told = context(name, rows, left_out, params, signed_by, plot)
-    try:
-        chosen = environment.get_template(DEFAULT) if template is None else environment.from_string(template)
-        return chosen.render(told)
-    except (
-        TemplateError,
-        ArithmeticError,
-        LookupError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        RecursionError,
-    ) as error:
-        if template is None:
-            raise
-        line = getattr(error, "lineno", None) or _line(error)
-        raise PublishError(
-            f"the card's template{f', line {line}' if line else ''}: {error}",
-            remedy="it sees what the shipped template sees: rwkvflow/release/templates/README.md.j2",
-        ) from error
+    return environment
 
 
 def context(
@@ -168,7 +160,8 @@ def _machines(rows: Sequence[Row]) -> list[str]:
     return [f"{cpu} ({threads} thread{'s' if threads != 1 else ''})" if threads else cpu for cpu, threads in ordered]
 
 
-def _line(error: BaseException) -> int | None:
+def line_of(error: BaseException) -> int | None:
+    """The line of a template that an error came from."""
     found, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == "<template>":
