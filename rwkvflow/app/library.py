@@ -25,7 +25,7 @@ image: {{python: "{python}"}}
 
 
 def find_library(named: Path | None = None, store: Path | None = None, emit: Listener = silent) -> Path:
-    """The library to use: `named`, else $RWKVFLOW_LIBRARY, else librwkv of these very sources from the store.
+    """The library to use: `named`, else $RWKVFLOW_LIBRARY, else librwkv of these sources, from wheel or store.
 
     Where the store has none, it is built into it, which takes about half a minute and the network once. Where that
     cannot be done, an older librwkv of the store will do, with a warning. Raises UsageError for a name that is no
@@ -38,7 +38,7 @@ def find_library(named: Path | None = None, store: Path | None = None, emit: Lis
                 raise UsageError(f"{what}: there is no file {path}")
             return path
     root = store or default_root()
-    found = in_store(root)
+    found = in_wheel() or in_store(root)
     if found is not None:
         return found
     emit(Notice("building the engine, which is kept in the store"))
@@ -50,6 +50,24 @@ def find_library(named: Path | None = None, store: Path | None = None, emit: Lis
             raise
         emit(Notice(f"an older engine of the store is used, for none could be built: {error.message}", "warning"))
         return older
+
+
+def in_wheel(folder: Path | None = None) -> Path | None:
+    """The librwkv that came with the wheel of rwkvflow; None where there is none, or none of these sources.
+
+    A wheel may stand on another machine than it is for (a shared folder), and sources may have been changed in place:
+    build.json says for which platform and of what it was built.
+    """
+    from rwkvflow.worker.build.toolchain import host_platform
+    from rwkvflow.worker.tasks.build_engine import request_digest
+
+    folder = folder or PACKAGE / "_shipped" / "engine"
+    facts = read_json(folder / "build.json")
+    library = folder / "lib" / NAMES.get(sys.platform, "librwkv.so")
+    if facts is None or not library.is_file() or facts.get("platform") != host_platform():
+        return None
+    request = {**_request(), "target": facts.get("target")}  # a wheel for musl has another target
+    return library if facts.get("request") == request_digest(request, PACKAGE / "engine") else None
 
 
 def in_store(root: Path) -> Path | None:

@@ -245,6 +245,21 @@ def doctor(as_json: bool, store: Path | None) -> None:
         raise click.exceptions.Exit(EnvironmentMissing.exit_code)
 
 
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell.
+
+    For bash: rwkvflow completion bash > ~/.local/share/bash-completion/completions/rwkvflow
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise UsageError(f"there is no completion for {shell}")
+    click.echo(kind(cli, {}, "rwkvflow", "_RWKVFLOW_COMPLETE").source(), nl=False)
+
+
 cli.add_command(bench)
 cli.add_command(cache)
 cli.add_command(chat)

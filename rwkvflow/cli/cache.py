@@ -98,3 +98,19 @@ def cache_forget_remote(store: Any, url: str | None) -> None:
     with store.exclusive():
         count = forget_remote(store, text_digest(url).removeprefix("sha256:")[:16] if url else None)
     click.echo(f"{count} record{'' if count == 1 else 's'} forgotten")
+
+
+@cache.command("models")
+@click.option("--empty", is_flag=True, help="Remove all of them")
+@click.pass_obj
+def cache_models(store: Any, empty: bool) -> None:
+    """List the models that were downloaded or converted for commands without a recipe, largest first."""
+    from rwkvflow.app.models import forget, kept
+
+    if empty:
+        click.echo(f"{forget(store.root) / 1e6:.1f} MB removed")
+        return
+    found = kept(store.root)
+    for model in found:
+        click.echo(f"{model.size / 1e6:>10.1f} MB  {model.source}  {model.folder}")
+    click.echo(f"{sum(model.size for model in found) / 1e6:.1f} MB in {len(found)} models")

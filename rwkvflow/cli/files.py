@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import json
-import re
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from rwkvflow.base.errors import RwkvflowError, UsageError
-from rwkvflow.base.files import remove
-from rwkvflow.base.outputs import beside, check_output, is_own, mark, put
 from rwkvflow.base.text import shown_line
-from rwkvflow.cli.options import DocumentPath, ModelPath, store_option
-
-if TYPE_CHECKING:
-    from rwkvflow.worker.model.origin import Origin
+from rwkvflow.cli.options import DocumentPath, ModelName, ModelPath, model_path, store_option
 
 SHOWN = 20  # tensors that `compare` lists without --all
 
 
 @click.command()
-@click.argument("source", metavar="IN", type=ModelPath())
+@click.argument("sources", metavar="IN", nargs=-1, required=True, type=ModelName())
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("--format", "name", required=True, metavar="NAME", help="Format to write; `rwkvflow formats` lists them")
+@click.option(
+    "--format",
+    "names",
+    multiple=True,
+    required=True,
+    metavar="NAME",
+    help="Format to write; `rwkvflow formats` lists them. Repeat it to write several from one read",
+)
 @click.option("--lora", type=DocumentPath(), help="Merge this LoRA first: a .pth or .safetensors file")
 @click.option("--alpha", type=click.FloatRange(0, min_open=True), help="Alpha that the LoRA was trained with")
 @click.option("--state", type=DocumentPath(), help="Include these initial states (blocks.N.att.time_state)")
@@ -39,81 +40,66 @@ SHOWN = 20  # tensors that `compare` lists without --all
 @click.option(
     "--split", "limit", metavar="SIZE", help="Write files of at most this size, such as 5GB, into the folder OUT"
 )
+@click.option("--no-check", is_flag=True, help="Do not run the files and compare them with the checkpoint")
 @click.option("--force", is_flag=True, help="Replace OUT: a file, or a folder that rwkvflow wrote")
 @click.option("--threads", type=click.IntRange(1, 256), help="Number of threads; default: one for each core")
 @click.option("--library", type=DocumentPath(), help="librwkv, which encodes the tensors; default: that of the store")
 @store_option
 def convert(
-    source: Path,
+    sources: tuple[str, ...],
     target: Path,
-    name: str,
+    names: tuple[str, ...],
     lora: Path | None,
     alpha: float | None,
     state: Path | None,
     ignore: tuple[str, ...],
     strategy: str | None,
     limit: str | None,
+    no_check: bool,
     force: bool,
     threads: int | None,
     library: Path | None,
     store: Path | None,
 ) -> None:
-    """Convert the checkpoint IN to the file or folder OUT, without a recipe. Nothing is tested; `run` does that."""
-    from rwkvflow.app.library import find_library
-    from rwkvflow.base.events import Notice, StepProgress
+    """Convert the checkpoints IN to the file or folder OUT, without a recipe.
+
+    IN is a file, a folder, https://... or hf://owner/name/file, which is downloaded into the store and kept there. With
+    several formats or checkpoints, OUT is a folder. Files that librwkv runs are compared with the checkpoint before
+    they are put in place; other formats are tested by `run` alone.
+    """
+    from rwkvflow.app.convert import Order, carry_out
     from rwkvflow.display import display_for
-    from rwkvflow.documents.formats import file_name, folder_name
-    from rwkvflow.worker.conversion.convert import Job
-    from rwkvflow.worker.conversion.convert import convert as run
-    from rwkvflow.worker.errors import WorkerError
-    from rwkvflow.worker.formats import FORMATS
-    from rwkvflow.worker.formats.base import Split
+    from rwkvflow.store.store import default_root
     from rwkvflow.worker.model.origin import Origin
 
     if (lora is None) != (alpha is None):
         raise UsageError("--lora and --alpha go together", remedy="give the alpha that the LoRA was trained with")
-    name, size = _format(name, strategy), _size(limit)
-    folder = None
-    if target.is_dir() and not is_own(target):  # a folder of the user's is where the result goes
-        model = re.sub(r"(-00001-of-[0-9]{5})?(\.(safetensors|bin)\.index\.json|\.[^.]*)$", "", source.resolve().name)
-        made, stem = folder_name(model, name)
-        target, folder = target / file_name(model, name), target / made
-    else:
-        ending = f".{FORMATS[name].suffix.rpartition('.')[2]}"
-        stem = target.name.removesuffix(ending) or target.name
-    origin = Origin(source, lora, alpha, state, ignore)
-    sources = [path for path in (source, *_files(source), lora, state, library) if path is not None]
-    for place in {target, folder or target} if size else {target}:
-        check_output(place, (path for path in sources if path != source or not path.is_dir()), force=force)
-    _check(origin)
-    partial = beside(target)
+    formats = tuple(dict.fromkeys(_format(name, strategy) for name in names))
+    size = _size(limit)
     display = display_for(as_json=False, verbose=False)
+    root = store or default_root()
+    several = len(sources) > 1 or len(formats) > 1
     try:
-        engine = find_library(library, store, display)
-        (outcome,) = run(
-            origin,
-            engine,
-            [Job(name, name, partial, Split(size, stem) if size else None)],
-            threads=threads,
-            on_progress=lambda done, total, tensor: display(StepProgress("convert", done, total, "B", tensor)),
-        )
-        for warning in outcome.warnings:
-            display(Notice(warning, "warning"))
-        if outcome.failure is not None:
-            raise RwkvflowError(outcome.failure)
-        if folder is not None and partial.is_dir():
-            target = folder
-        if partial.is_dir():
-            mark(partial)
-        put(partial, target)
-    except WorkerError as error:
-        raise RwkvflowError(str(error)) from error
+        for source in sources:
+            path = model_path(source, root, display)
+            read = [item for item in (path, *_files(path), lora, state, library) if item is not None]
+            order = Order(
+                Origin(path, lora, alpha, state, ignore),
+                tuple(item for item in read if item != path or not path.is_dir()),
+                formats,
+                target,
+                several or str(target).endswith(("/", os.sep)),
+                split=size,
+                force=force,
+                check=not no_check,
+                threads=threads,
+                library=library,
+                store=store,
+            )
+            for line in carry_out(order, display):
+                click.echo(line)
     finally:
         display.close()
-        remove(partial)
-    total = outcome.written.size if outcome.written else 0
-    digest = f" sha256:{outcome.written.sha256}" if outcome.written and outcome.written.sha256 else ""
-    click.echo(f"{target} {total} bytes{digest}")
 
 
 def _format(name: str, strategy: str | None) -> str:
@@ -131,20 +117,6 @@ def _format(name: str, strategy: str | None) -> str:
     if not is_format(name):
         raise UsageError(unknown_format(name), remedy="rwkvflow formats")
     return name
-
-
-def _check(source: Origin) -> None:
-    """Say what is wrong with a file before librwkv is looked for, and built where there is none."""
-    from rwkvflow.worker.errors import WorkerError
-    from rwkvflow.worker.model.architecture import architecture_of
-    from rwkvflow.worker.model.strangers import refuse_unknown
-    from rwkvflow.worker.read.open import open_checkpoint
-
-    try:
-        with open_checkpoint(source) as checkpoint:
-            refuse_unknown(checkpoint.tensors, architecture_of(checkpoint.tensors))
-    except WorkerError as error:
-        raise RwkvflowError(str(error)) from error
 
 
 def _size(text: str | None) -> int | None:

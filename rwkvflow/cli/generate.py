@@ -22,7 +22,7 @@ from rwkvflow.cli.models import (
     tokenizer_option,
     write,
 )
-from rwkvflow.cli.options import DocumentPath
+from rwkvflow.cli.options import DocumentPath, ModelName
 
 if TYPE_CHECKING:
     from rwkvflow.engine.binding import Model
@@ -104,11 +104,11 @@ def _writing_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command()
-@click.argument("model", type=DocumentPath())
+@click.argument("model", type=ModelName())
 @click.argument("prompt", default="")
 @click.option("-n", "--max-tokens", type=click.IntRange(0), default=256, show_default=True, help="Most tokens to write")
 @_writing_options
-def generate(model: Path, prompt: str, max_tokens: int, **options: Any) -> None:
+def generate(model: str, prompt: str, max_tokens: int, **options: Any) -> None:
     """Continue PROMPT with the model file MODEL. If PROMPT is -, it is read from standard input."""
     text = sys.stdin.buffer.read().decode("utf-8", "replace") if prompt == "-" else _whole(prompt)
     _check_kept(model, options)
@@ -128,7 +128,7 @@ def generate(model: Path, prompt: str, max_tokens: int, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("model", type=DocumentPath())
+@click.argument("model", type=ModelName())
 @click.option(
     "-n", "--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Most tokens in one answer"
 )
@@ -140,19 +140,32 @@ def generate(model: Path, prompt: str, max_tokens: int, **options: Any) -> None:
 @click.option("--assistant", default="Assistant", show_default=True, help="Name of the one who answers")
 @_writing_options
 def chat(
-    model: Path, max_tokens: int, think: bool | None, system: str | None, user: str, assistant: str, **options: Any
+    model: str, max_tokens: int, think: bool | None, system: str | None, user: str, assistant: str, **options: Any
 ) -> None:
-    """Chat with the model file MODEL. Each line is a question; Ctrl-C ends an answer, Ctrl-D the conversation."""
+    """Chat with MODEL: a file, hf://owner/name/file, or a checkpoint, which is converted first and kept.
+
+    Each line is a question; Ctrl-C ends an answer, Ctrl-D or /quit the conversation. /help lists what else there is.
+    """
+    from rwkvflow.cli.talk import questions
     from rwkvflow.engine.session import Chat
 
     _check_kept(model, options)
     with engine_errors(), open_model(model, options) as opened:
         session = _session(opened, options)
-        talk = Chat(session, user, assistant, think)
-        if system:
-            talk.system(system)
+
+        def begin() -> Chat:
+            talk = Chat(session, user, assistant, think)
+            if system:
+                talk.system(system)
+            return talk
+
+        talk = begin()
         with _saved(session, options):
-            for question in _questions():
+            for question in questions(session.save):
+                if question is None:  # /reset
+                    session.reset()
+                    talk = begin()
+                    continue
                 before, begun = session.generated, time.monotonic()
                 try:
                     for piece in talk.ask(question, max_tokens, options["stop"]):
@@ -165,32 +178,18 @@ def chat(
                     click.echo(f"{count} tokens, {count / seconds:.1f} per second", err=True)
 
 
-def _questions() -> Iterator[str]:
-    terminal = sys.stdin.isatty()
-    while True:
-        if terminal:
-            write("> ")
-        line = sys.stdin.buffer.readline().decode("utf-8", "replace")
-        if not line:
-            if terminal:
-                write("\n")
-            return
-        if line.strip():
-            yield line
-
-
 def _whole(text: str) -> str:
     """A text of the command line without halves of characters, which no tokenizer takes."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _check_kept(model: Path, options: dict[str, Any]) -> None:
+def _check_kept(model: str, options: dict[str, Any]) -> None:
     """Raises UsageError where the state cannot be kept; it may replace the one that is gone on from."""
     if (kept := options["save_state"]) is None:
         return
     if not kept.absolute().parent.is_dir():
         raise UsageError(f"--save-state: there is no folder {kept.parent}")
-    read = [model, *(Path(options[name]) for name in ("tokenizer", "library") if options.get(name))]
+    read = [Path(model), *(Path(options[name]) for name in ("tokenizer", "library") if options.get(name))]
     refuse_sources(kept, read)
 
 

@@ -88,11 +88,21 @@ def library_of(options: dict[str, Any]) -> Path:
     return find_library(options["library"], options["store"], PlainDisplay())
 
 
-def open_model(path: Path, options: dict[str, Any]) -> Model:
-    """The model, in the library that the options ask for. Raises EngineError."""
+def open_model(name: str | Path, options: dict[str, Any]) -> Model:
+    """The model, in the library that the options ask for; fetched and converted where needed. Raises EngineError."""
+    from rwkvflow.app.models import playable
+    from rwkvflow.cli.options import model_path
+    from rwkvflow.display import display_for
     from rwkvflow.engine.binding import Model
+    from rwkvflow.store.store import default_root
 
-    return Model(path, library_of(options), options["threads"] or default_threads(), options["group_norm_eps"])
+    library, root = library_of(options), options["store"] or default_root()
+    display = display_for(as_json=False, verbose=False)
+    try:
+        path = playable(model_path(str(name), root, display), root, display, library, options["threads"])
+    finally:
+        display.close()
+    return Model(path, library, options["threads"] or default_threads(), options["group_norm_eps"])
 
 
 def tokenizer_of(kind: str, n_vocab: int) -> Tokenizer:
@@ -107,7 +117,10 @@ def tokenizer_of(kind: str, n_vocab: int) -> Tokenizer:
             raise UsageError(f"--tokenizer: {kind} is neither {', '.join(KINDS)} nor a file")
         found = open_tokenizer("auto", n_vocab, path)
     if isinstance(found, PseudoRandom):
-        remedy = {WORLD: "install pyrwkv-tokenizer", TWENTY_B: "name the model's tokenizer.json with --tokenizer"}
+        remedy = {
+            WORLD: "pip install 'rwkvflow[world]', which brings World's vocabulary",
+            TWENTY_B: "name the model's tokenizer.json with --tokenizer",
+        }
         raise UsageError(
             f"no tokenizer for a vocabulary of {n_vocab} is here",
             remedy=remedy.get(n_vocab, "name one with --tokenizer"),

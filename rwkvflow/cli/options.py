@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from rwkvflow.base.errors import UsageError
+
 if TYPE_CHECKING:
     from rwkvflow.app.pipeline import Finished, Prepared, Request
+    from rwkvflow.base.events import Listener
 
 
 class DocumentPath(click.Path):
@@ -26,7 +30,64 @@ class ModelPath(click.Path):
         super().__init__(exists=True, path_type=Path)
 
 
-recipe_argument = click.argument("recipe", type=DocumentPath())
+class ModelName(click.ParamType[str]):
+    """A model named on the command line: what ModelPath takes, or hf://owner/name/file or an address; as text."""
+
+    name = "model"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name as text. Raises UsageError, with what was probably meant."""
+        from rwkvflow.app.models import is_remote
+
+        text = str(value)
+        if is_remote(text) or Path(text).exists():
+            return text
+        raise UsageError(f"there is no file {text}", remedy=_instead_of(text))
+
+
+def _instead_of(text: str) -> str | None:
+    """What a name that is no file here was probably meant to be."""
+    from rwkvflow.documents.yaml.nearest import nearest
+
+    path = Path(text)
+    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = nearest(path.name, names)
+    if near:
+        return f"did you mean {path.with_name(near)}?"
+    if text.startswith("huggingface.co/"):
+        return f"did you mean https://{text}?"
+    bare = text
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/.+)?", bare) and not path.parent.is_dir():
+        return f"did you mean hf://{bare}?"
+    return None
+
+
+def model_path(text: str, root: Path, emit: Listener) -> Path:
+    """The file of a model's name, fetched into the store where it is elsewhere."""
+    from rwkvflow.app.models import fetched, is_remote
+
+    return fetched(text, root, emit) if is_remote(text) else Path(text)
+
+
+class RecipePath(DocumentPath):
+    """A recipe; a model that is given instead is told by its first bytes, and what to do with it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path. Raises UsageError for a model file."""
+        path = Path(str(super().convert(value, param, ctx)))
+        with path.open("rb") as file:
+            head = file.read(10)
+        model = head[:4] in (b"PK\3\4", b"GGUF", b"fmgg") or head[:1] == b"\x80" or head[8:9] == b"{"
+        if model:
+            written = head[:4] in (b"GGUF", b"fmgg")
+            raise UsageError(
+                f"{path} is a model file, not a recipe" if written else f"{path} is a checkpoint, not a recipe",
+                remedy=f"rwkvflow chat {path}" if written else f"rwkvflow init {path} -o recipe.yaml",
+            )
+        return path
+
+
+recipe_argument = click.argument("recipe", type=RecipePath())
 
 
 sandbox_option = click.option(

@@ -254,6 +254,12 @@ class Session:
         self._reached, self.evaluated = (saved.logits, saved.state), saved.tokens
         self._pending, self._unread = [], ""
 
+    def reset(self) -> None:
+        """Forget all that was read and written, and what was chosen; the random numbers go on."""
+        self._reached, self.evaluated, self.generated = None, 0, 0
+        self._pending, self._unread, self.finish = [], "", None
+        self.sampler.counts, self._ahead = {}, []
+
     def _identity(self) -> tuple[str, str, bytes]:
         layout = "librwkv" if self.model.library.ours else "rwkv.cpp"
         return self.model.version or "?", layout, fingerprint(self.model.path)

@@ -45,7 +45,7 @@ class RemoteFolderPublisher:
         except (ImportError, ValueError) as error:
             raise PublishError(
                 f"{self.url} needs a package that is not installed: {error}",
-                remedy="pip install what it names, e.g. s3fs for s3://",
+                remedy="for s3://: pip install 'rwkvflow[s3]'; for others, what it names",
             ) from error
         except Exception as error:  # each file system has errors of its own
             raise PublishError(f"{self.url} cannot be opened: {_words(error)}") from error

@@ -254,7 +254,7 @@ def _open(url: str) -> tuple[Any, str]:
     except ImportError as error:
         raise UsageError(
             f"the remote store {redacted(url)} needs a package that is not installed: {error}",
-            remedy="pip install what it names, e.g. s3fs for s3://",
+            remedy="for s3://: pip install 'rwkvflow[s3]'; for others, what it names",
         ) from error
     except Exception as error:
         raise UsageError(f"the remote store {redacted(url)} cannot be opened: {type(error).__name__}") from error

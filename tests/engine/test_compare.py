@@ -28,7 +28,8 @@ def source(tmp_path: Path) -> Path:
 
 
 def call(*arguments: object) -> Result:
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=True)
+    more = ["--no-check"] if arguments[0] == "convert" else []  # the encoder's library runs nothing
+    return CliRunner().invoke(cli, [*map(str, arguments), *more], catch_exceptions=True)
 
 
 def converted(source: Path, library: Path, name: str) -> Path:

@@ -57,5 +57,6 @@ def unknown_format(name: str) -> str:
             f'{FAMILY} needs a strategy, as in {{format: {FAMILY}, strategy: "cuda fp16 *10 -> cpu fp32"}}; '
             f"without one there are {one_of(ready)}"
         )
-    near = did_you_mean(name, known)
+    within = [item for item in known if name and name.lower() in item and not item.endswith("-from-f32")]
+    near = f"; did you mean {' or '.join(within)}?" if 0 < len(within) <= 3 else did_you_mean(name, known)
     return f"unknown format {shown(name)}{near or '; known are ' + one_of(known)}"

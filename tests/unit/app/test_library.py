@@ -113,3 +113,27 @@ def test_the_recipe_that_builds_it_is_one(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(pipeline, "prepare", prepare)
     with pytest.raises(Stop):
         library.find_library(None, tmp_path / "it's a store")
+
+
+def test_the_wheels_library_is_taken_where_it_is_of_these_sources(tmp_path: Path) -> None:
+    folder = tmp_path / "engine"
+    (folder / "lib").mkdir(parents=True)
+    (folder / "lib" / NAME).write_bytes(library.OURS)
+    request = plain_request(host_platform())
+
+    def write(target: str, **facts: Any) -> None:
+        wanted = request_digest({**request, "target": target}, PACKAGE / "engine")
+        text = json.dumps({"request": wanted, "target": target, "platform": host_platform(), **facts})
+        (folder / "build.json").write_text(text)
+
+    assert library.in_wheel(folder) is None
+    for target in (request["target"], "x86_64-linux-musl"):  # a wheel for musl says so
+        write(target)
+        assert library.in_wheel(folder) == folder / "lib" / NAME
+    write(request["target"], platform="plan9-mips")
+    assert library.in_wheel(folder) is None
+    write(request["target"], request="sha256:" + "0" * 64)
+    assert library.in_wheel(folder) is None
+    write(request["target"])
+    (folder / "lib" / NAME).unlink()
+    assert library.in_wheel(folder) is None

@@ -1,0 +1,175 @@
+"""One read of a checkpoint into files of several formats, each proved before it is put in place; without a recipe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rwkvflow.app import proof
+from rwkvflow.app.library import find_library
+from rwkvflow.base.errors import RwkvflowError, SmokeFailed, UsageError
+from rwkvflow.base.events import Listener, Notice, StepProgress
+from rwkvflow.base.files import remove
+from rwkvflow.base.outputs import beside, check_output, is_own, mark, put
+from rwkvflow.documents.formats import file_name, folder_name, suffixes
+
+if TYPE_CHECKING:
+    from rwkvflow.worker.conversion.convert import Outcome
+    from rwkvflow.worker.model.origin import Origin
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to convert. `reads` are files that must not be written to; `folder`: the target is one, made if needed."""
+
+    origin: Origin
+    reads: tuple[Path, ...]
+    formats: tuple[str, ...]
+    target: Path
+    folder: bool
+    split: int | None = None
+    force: bool = False
+    check: bool = True
+    threads: int | None = None
+    library: Path | None = None
+    store: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a format's file goes; `split_to` is the folder instead where it had to be split, `stem` its files'."""
+
+    format: str
+    target: Path
+    split_to: Path | None
+    stem: str
+    partial: Path
+
+
+def carry_out(order: Order, emit: Listener) -> Iterator[str]:
+    """Lines that say what was written, and how near it is to the checkpoint.
+
+    Raises UsageError for a place that is taken, SmokeFailed where a file is over its format's limits: it is then not
+    put in place, and the others are.
+    """
+    from rwkvflow.worker.conversion.convert import Job
+    from rwkvflow.worker.conversion.convert import convert as run
+    from rwkvflow.worker.errors import WorkerError
+    from rwkvflow.worker.formats.base import Split
+
+    places = _places(order)
+    for place in places:
+        targets = {place.target, place.split_to or place.target} if order.split else {place.target}
+        for target in sorted(targets):
+            check_output(target, order.reads, force=order.force)
+        if place.split_to is None:
+            _fits(place.target, place.format)
+    _look(order.origin)
+    try:
+        library = find_library(order.library, order.store, emit)
+        if order.folder:
+            order.target.mkdir(parents=True, exist_ok=True)
+        jobs = [Job(p.format, p.format, p.partial, Split(order.split, p.stem) if order.split else None) for p in places]
+        outcomes = run(
+            order.origin,
+            library,
+            jobs,
+            threads=order.threads,
+            on_progress=lambda done, total, tensor: emit(StepProgress("convert", done, total, "B", tensor)),
+        )
+        for warning in dict.fromkeys(warning for outcome in outcomes for warning in outcome.warnings):
+            emit(Notice(warning, "warning"))
+        yield from _judged(order, library, list(zip(places, outcomes, strict=True)), emit)
+    except WorkerError as error:
+        raise RwkvflowError(str(error)) from error
+    finally:
+        for place in places:
+            remove(place.partial)
+
+
+def _fits(target: Path, name: str) -> None:
+    """Raise UsageError where the ending of a file's name is that of another format."""
+    endings = {suffix.rpartition(".")[2] for suffix in suffixes().values() if "." in suffix}
+    own = suffixes().get(name, "").rpartition(".")
+    if own[1] and target.suffix[1:] in endings - {own[2]}:
+        raise UsageError(f"{target.name} ends as another format does; {name} is written to .{own[2]} files")
+
+
+def _look(source: Origin) -> None:
+    """Say what is wrong with a file before librwkv is looked for, and built where there is none."""
+    from rwkvflow.worker.errors import WorkerError
+    from rwkvflow.worker.model.architecture import architecture_of
+    from rwkvflow.worker.model.strangers import refuse_unknown
+    from rwkvflow.worker.read.open import open_checkpoint
+
+    try:
+        with open_checkpoint(source) as checkpoint:
+            refuse_unknown(checkpoint.tensors, architecture_of(checkpoint.tensors))
+    except WorkerError as error:
+        raise RwkvflowError(str(error)) from error
+
+
+def _judged(order: Order, library: Path, made: Sequence[tuple[_Place, Outcome]], emit: Listener) -> Iterator[str]:
+    failures = [f"{place.format}: {outcome.failure}" for place, outcome in made if outcome.failure is not None]
+    whole = [(place, outcome) for place, outcome in made if outcome.failure is None]
+    wanted = [place for place, _ in whole if order.check and proof.provable(place.format) and place.partial.is_file()]
+    proofs: dict[str, proof.Proof] = {}
+    if wanted:
+        for place in wanted:
+            proof.need_memory(place.partial)
+        emit(Notice("comparing with the checkpoint in fp32"))
+        files = [(place.format, place.partial) for place in wanted]
+        proofs = {found.format: found for found in proof.prove(order.origin, library, files)}
+    unproved = []
+    for place, outcome in whole:
+        found = proofs.get(place.format)
+        if found is not None and found.problems:
+            unproved += [f"{place.format}: {problem}" for problem in found.problems]
+            continue
+        yield _placed(place, outcome, found)
+        if order.check and found is None:
+            emit(Notice(f"{place.format} is not tested here: a recipe does that (`rwkvflow init`)"))
+    if failures:
+        raise RwkvflowError("; ".join(failures) if len(made) > 1 else str(made[0][1].failure))
+    if unproved:
+        raise SmokeFailed(
+            "not put in place, for it is too far from the checkpoint:\n  " + "\n  ".join(unproved),
+            remedy="take a format that keeps more, or say --no-check to have it nevertheless",
+        )
+
+
+def _placed(place: _Place, outcome: Outcome, found: proof.Proof | None) -> str:
+    target = place.split_to if place.split_to is not None and place.partial.is_dir() else place.target
+    if place.partial.is_dir():
+        mark(place.partial)
+    put(place.partial, target)
+    total = outcome.written.size if outcome.written else 0
+    digest = f" sha256:{outcome.written.sha256}" if outcome.written and outcome.written.sha256 else ""
+    line = f"{target} {total} bytes{digest}"
+    if found is None:
+        return line
+    return (
+        f"{line}\n  proved by librwkv: perplexity {found.perplexity:.4g} ({found.rise:+.2%}), logits {found.logits:.2g}"
+    )
+
+
+def _places(order: Order) -> list[_Place]:
+    from rwkvflow.worker.formats import FORMATS
+
+    source = order.origin.path
+    model = re.sub(r"(-00001-of-[0-9]{5})?(\.(safetensors|bin)\.index\.json|\.[^.]*)$", "", source.resolve().name)
+    inside = order.folder or (order.target.is_dir() and not is_own(order.target))
+    found = []
+    for name in order.formats:
+        target, split_to = order.target, None
+        if inside:  # a folder of the user's is where the result goes
+            made, stem = folder_name(model, name)
+            target, split_to = order.target / file_name(model, name), order.target / made
+        else:
+            ending = f".{FORMATS[name].suffix.rpartition('.')[2]}"
+            stem = target.name.removesuffix(ending) or target.name
+        found.append(_Place(name, target, split_to, stem, beside(target)))
+    return found

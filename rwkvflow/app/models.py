@@ -1,0 +1,184 @@
+"""Checkpoints that commands without a recipe name: files here, or of the hub and the web, kept in the store."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from rwkvflow.base.errors import FetchError, UsageError
+from rwkvflow.base.events import Listener, Notice, StepProgress
+from rwkvflow.base.files import clear_errors, read_json, remove, write_json
+from rwkvflow.base.hashing import text_digest
+from rwkvflow.documents.sources import HubSource, LocalSource, SourceError, parse_source
+
+FOLDER = "models"  # below the store: one folder a source, with source.json and the files
+CHAT_FORMAT = "ggml-q8_0"  # what checkpoints are run as: nearly as good as F16, and half of it to read a token
+CHECKPOINTS = (".pth", ".safetensors", ".gguf", ".bin", ".st")
+
+
+_PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/(?:blob|resolve)/([^/]+)/([^?#]+)(?:\?[^#]*)?")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A model that is kept: what it was asked for by, its folder, bytes."""
+
+    source: str
+    folder: Path
+    size: int
+
+
+def is_remote(text: str) -> bool:
+    """Whether a model named on the command line has to be fetched."""
+    return text.startswith(("hf://", "http://", "https://"))
+
+
+def fetched(text: str, root: Path, emit: Listener, cancel: threading.Event | None = None) -> Path:
+    """The file of a source that is on the hub or the web: from the store, else downloaded into it.
+
+    What is there for the same commit and hash is not fetched again, and will do where the hub cannot be asked. A
+    download that was broken off goes on. Raises UsageError for a name that is no file, FetchError, StoreError.
+    """
+    if page := _PAGE.fullmatch(text):  # the address of a page about the file, copied out of a browser
+        text = f"hf://{page[1]}@{page[2]}/{page[3]}" if page[2] != "main" else f"hf://{page[1]}/{page[3]}"
+    try:
+        source = parse_source(text, folder=True)
+    except SourceError as error:
+        raise UsageError(f"{text}: {error}") from error
+    if isinstance(source, LocalSource):
+        return Path(source.path)
+    if isinstance(source, HubSource) and PurePosixPath(source.path).suffix not in CHECKPOINTS:
+        raise _which(source)
+    folder = folder_of(text, root)
+    name = PurePosixPath(source.path if isinstance(source, HubSource) else source.url.partition("?")[0]).name
+    return _fetch(text, folder, folder / (name or "model"), root, emit, cancel)
+
+
+def folder_of(text: str, root: Path) -> Path:
+    """Where what is made of a source is kept."""
+    return root / FOLDER / text_digest(text).removeprefix("sha256:")[:16]
+
+
+def _fetch(text: str, folder: Path, target: Path, root: Path, emit: Listener, cancel: threading.Event | None) -> Path:
+    from rwkvflow.lock.files import Files
+    from rwkvflow.net.download import fetch_file
+    from rwkvflow.net.http import Policy
+    from rwkvflow.store.store import Store
+
+    known = read_json(folder / "source.json") or {}
+    there = target.is_file() and target.stat().st_size == known.get("size")
+    if there and parse_source(text) == parse_source(str(known.get("resolved"))):
+        return target  # a commit is named, and no longer changes
+    stopped = cancel or threading.Event()
+    files = Files(Path.cwd(), Store(root), emit, stopped, Policy(attempts=3) if there else Policy())
+    try:
+        found = files.file(target.name, text, None, None)
+    except FetchError as error:
+        if not there:
+            raise
+        emit(Notice(f"the copy of before is used, for the source cannot be asked: {error.message}", "warning"))
+        return target
+    if there and (known.get("sha256"), known.get("resolved")) == (found.sha256, found.resolved):
+        return target
+    done = 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        emit(StepProgress(f"fetch/{target.name}", done, found.size, "B", "downloading"))
+
+    with clear_errors(f"fetching {target.name}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        stored = Store(root).path(f"sha256:{found.sha256}")
+        fetch_file(
+            found.resolved if stored is None else str(stored),
+            target,
+            sha256=found.sha256,
+            size=found.size,
+            recipe_folder=Path.cwd(),
+            on_bytes=on_bytes,
+            cancel=cancel,
+        )
+        facts = {"source": text, "resolved": found.resolved, "sha256": found.sha256, "size": found.size}
+        write_json(folder / "source.json", facts)
+    return target
+
+
+def playable(path: Path, root: Path, emit: Listener, library: Path, threads: int | None = None) -> Path:
+    """The file that librwkv runs: `path` itself, or, of a checkpoint, what it was converted to, which is kept.
+
+    A checkpoint that has changed since is converted again. Raises RwkvflowError for a file that is neither.
+    """
+    from rwkvflow.app.convert import Order, carry_out
+    from rwkvflow.documents.formats import file_name
+    from rwkvflow.worker.model.origin import Origin
+
+    if not path.is_dir() and not _is_checkpoint(path):
+        return path
+    seen = path.stat()
+    folder = folder_of(f"{path.resolve()} {seen.st_size} {seen.st_mtime_ns}", root)
+    target = folder / file_name(path.stem, CHAT_FORMAT)
+    if not target.is_file():
+        emit(Notice(f"{path.name} is a checkpoint: it is converted to {CHAT_FORMAT}, and that is kept"))
+        with clear_errors(f"converting {path.name}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "source.json", {"source": str(path.resolve())})
+        order = Order(Origin(path), (path,), (CHAT_FORMAT,), target, False, check=False, threads=threads)
+        for _ in carry_out(replace(order, library=library), emit):
+            pass
+    return target
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """By its first bytes: a ZIP or a pickle (torch), or the length and brace of safetensors."""
+    with path.open("rb") as file:
+        head = file.read(10)
+    return head[:4] == b"PK\3\4" or head[:1] == b"\x80" or head[8:9] == b"{"
+
+
+def checkpoints_of(source: HubSource) -> list[str]:
+    """The files of a repository that may be checkpoints, sorted. Raises FetchError."""
+    from rwkvflow.net.http import Connection, Policy
+    from rwkvflow.net.hub import Hub
+
+    with Connection(Policy(attempts=3), None) as connection:
+        found = Hub.of_environment().files(source.repo, source.revision, connection)
+    start = f"{source.path.rstrip('/')}/" if source.path else ""
+    names = (item.path for item in found)
+    return sorted(name for name in names if name.startswith(start) and name.endswith(CHECKPOINTS))
+
+
+def _which(source: HubSource) -> UsageError:
+    names = checkpoints_of(source)
+    where = f"hf://{source.repo}" + (f"@{source.revision}" if source.revision else "")
+    if not names:
+        return UsageError(f"{where} has no checkpoint", remedy="name a repository with .pth or .safetensors files")
+    return UsageError(
+        f"{where} is a repository, not a file", remedy="name one of its files: " + listed(f"{where}/{n}" for n in names)
+    )
+
+
+def listed(names: Iterator[str] | Sequence[str], most: int = 12) -> str:
+    """Names one a line, the first of many."""
+    found = list(names)
+    more = [f"and {len(found) - most} more"] if len(found) > most else []
+    return "".join(f"\n    {name}" for name in [*found[:most], *more])
+
+
+def kept(root: Path) -> list[Kept]:
+    """The models that are kept, the largest first."""
+    found = []
+    for note in sorted((root / FOLDER).glob("*/source.json")):
+        size = sum(path.stat().st_size for path in note.parent.rglob("*") if path.is_file())
+        found.append(Kept(str((read_json(note) or {}).get("source", "?")), note.parent, size))
+    return sorted(found, key=lambda item: -item.size)
+
+
+def forget(root: Path) -> int:
+    """Remove all of them, and what was begun; the bytes that are free again."""
+    size = sum(path.stat().st_size for path in (root / FOLDER).rglob("*") if path.is_file())
+    remove(root / FOLDER)
+    return size

@@ -1,0 +1,110 @@
+"""Holds single files that librwkv runs against their checkpoint, as the smoke stage does, without a recipe."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rwkvflow.base.errors import EnvironmentMissing, RwkvflowError
+from rwkvflow.base.shipped import PACKAGE
+
+if TYPE_CHECKING:
+    from rwkvflow.worker.model.origin import Origin
+
+TEXT = PACKAGE / "worker" / "data" / "smoke.txt"
+TEXT_TOKENS = 128  # for the perplexity; a recipe's smoke stage reads more
+CONSUMER = "librwkv"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How far a file is from its checkpoint, and what of it is over the format's limits."""
+
+    format: str
+    perplexity: float
+    rise: float
+    logits: float
+    problems: tuple[str, ...]
+
+
+def provable(name: str) -> bool:
+    """Whether librwkv runs files of a format, so that nothing else has to be built or installed to prove them."""
+    from rwkvflow.worker.formats import FORMATS
+
+    return FORMATS[name].consumer == CONSUMER
+
+
+def need_memory(path: Path) -> None:
+    """Raise EnvironmentMissing where the machine cannot hold a file in memory, before it is tried."""
+    size, free = path.stat().st_size, _free()
+    if free is not None and size > free:
+        raise EnvironmentMissing(
+            f"running {path.name} to prove it takes {size / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
+            remedy="free some, or say --no-check",
+        )
+
+
+def _free() -> int | None:
+    try:
+        with Path("/proc/meminfo").open(encoding="ascii") as lines:
+            return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        try:
+            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, OSError, ValueError):
+            return None
+
+
+def prove(origin: Origin, library: Path, files: Sequence[tuple[str, Path]]) -> Iterator[Proof]:
+    """Run each (format, file) with librwkv on the shipped text and compare it with the fp32 forward pass.
+
+    The formats' own limits are held, which are those of a recipe that names none. Raises RwkvflowError for a
+    checkpoint that is broken itself or a file that librwkv refuses.
+    """
+    import numpy as np
+
+    from rwkvflow.worker.errors import WorkerError
+    from rwkvflow.worker.formats import FORMATS
+    from rwkvflow.worker.formats.runner import Task, answer, run_artifact
+    from rwkvflow.worker.model.tokenizers import open_tokenizer
+    from rwkvflow.worker.read.open import open_checkpoint
+    from rwkvflow.worker.reference import Reference as Forward
+    from rwkvflow.worker.smoke import judge
+    from rwkvflow.worker.smoke.questions import Questions
+
+    try:
+        with open_checkpoint(origin) as checkpoint:
+            forward = Forward(checkpoint, None)
+            tokenizer = open_tokenizer("auto", forward.architecture.n_vocab, None)
+            tokens = tokenizer.encode(TEXT.read_text(encoding="utf-8")[: 64 * TEXT_TOKENS])[:TEXT_TOKENS]
+            questions = Questions(tuple(tokens), min(len(tokens), 64), (), 0)
+            with np.errstate(over="ignore", invalid="ignore"):  # judged below
+                truth = answer(forward, questions)
+        if trouble := judge.finite(truth):
+            raise RwkvflowError(f"the checkpoint itself is broken: in fp32, {trouble}")
+        with _engine(library) as engine:
+            for name, path in files:
+                answers = run_artifact(Task(path, origin, engine, None, FORMATS[name]), questions)
+                if trouble := judge.finite(answers):
+                    yield Proof(name, float("nan"), float("nan"), float("nan"), (trouble,))
+                    continue
+                figures = judge.compare(truth, answers)
+                limits = {"logits": FORMATS[name].limits.logits, "perplexity": FORMATS[name].limits.perplexity}
+                found = tuple(judge.problems(name, figures, limits))
+                yield Proof(name, figures.perplexity, figures.rise, figures.logits, found)
+    except WorkerError as error:
+        raise RwkvflowError(str(error)) from error
+
+
+@contextmanager
+def _engine(library: Path) -> Iterator[Path]:
+    """The folder with lib/ that the formats' runners take an engine from."""
+    with tempfile.TemporaryDirectory(prefix="rwkvflow-engine-") as folder:
+        (Path(folder) / "lib").mkdir()
+        (Path(folder) / "lib" / f"librwkv{library.suffix}").symlink_to(library.absolute())
+        yield Path(folder)

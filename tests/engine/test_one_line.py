@@ -1,0 +1,132 @@
+"""One line from a checkpoint on the hub to proved files, and a second one that talks to it; no recipe, no container."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import librwkv
+import pytest
+from click.testing import CliRunner, Result
+
+from rwkvflow.app import models, proof
+from rwkvflow.base.errors import FetchError, SmokeFailed, UsageError
+from rwkvflow.cli import cli
+from tests.standin import StandIn
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO = ROOT / "recipes" / "demo" / "rwkv7-demo.pth"
+SOURCE = "hf://owner/model/deep/rwkv7-demo.pth"
+
+
+@pytest.fixture(scope="module")
+def library(request: pytest.FixtureRequest) -> Path:
+    return librwkv.with_zig(request.config) / "librwkv.so"
+
+
+@pytest.fixture
+def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    for name in ("HF_TOKEN", "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf-home"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,127.0.0.2")
+    with StandIn(tmp_path / "standin") as standin:
+        monkeypatch.setenv("HF_ENDPOINT", standin.endpoint)
+        standin.hub.create("owner/model").commit({"deep/rwkv7-demo.pth": DEMO.read_bytes(), "README.md": b"# Model"})
+        yield standin
+
+
+@pytest.fixture
+def call(tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+    monkeypatch.setenv("RWKVFLOW_LIBRARY", str(library))
+    monkeypatch.setenv("RWKVFLOW_STORE", str(tmp_path / "store"))
+
+    def run(*words: object, stdin: str | None = None) -> Result:
+        return CliRunner().invoke(cli, [str(word) for word in words], input=stdin)
+
+    return run
+
+
+def test_one_line_makes_proved_files(call, net: StandIn, tmp_path: Path) -> None:
+    words = ("--format", "ggml-f16", "--format", "ggml-q8_0", "--format", "safetensors")
+    done = call("convert", SOURCE, tmp_path / "out", *words)
+    assert done.exit_code == 0, (done.output, done.exception)
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made == {"rwkv7-demo-FP16.bin", "rwkv7-demo-Q8_0.bin", "rwkv7-demo.safetensors"}
+    assert done.output.count("proved by librwkv: perplexity") == 2
+    here = call("convert", DEMO, tmp_path / "here", "--format", "ggml-f16", "--no-check")
+    assert here.exit_code == 0
+    assert "proved by" not in here.output
+    assert (tmp_path / "here").read_bytes() == (tmp_path / "out/rwkv7-demo-FP16.bin").read_bytes()
+    asked = len(net.requests(host="cdn"))
+    again = call("convert", SOURCE, tmp_path / "again.bin", "--format", "ggml-q8_0")
+    assert again.exit_code == 0
+    assert len(net.requests(host="cdn")) == asked, "what is there was downloaded again"
+    kept = call("cache", "models").output
+    assert SOURCE in kept
+    assert "removed" in call("cache", "models", "--empty").output
+    assert models.kept(tmp_path / "store") == []
+
+
+def test_chat_with_the_hubs_checkpoint(call, net: StandIn, tmp_path: Path) -> None:
+    words = ("chat", SOURCE, "-n", "8", "--seed", "1", "--tokenizer", "bytes")
+    first = call(*words, stdin="Hello\n/reset\nHello\n/nonsense\n/save\n//etc\n/quit\nnever read\n")
+    assert first.exit_code == 0, (first.output, first.exception)
+    answers = [line for line in first.stdout.splitlines() if line]
+    assert answers[0], first.stdout
+    assert "is no command" in first.output
+    assert "the conversation begins anew" in first.output
+    assert models.CHAT_FORMAT in first.output
+    second = call(*words, stdin="Hello\n")
+    assert second.exit_code == 0
+    assert "is converted" not in second.output
+    assert first.stdout.splitlines()[0].startswith(second.stdout.splitlines()[0][:4])
+    for note in (tmp_path / "store/models").glob("*/source.json"):
+        assert json.loads(note.read_text())["source"]
+
+
+def test_what_is_kept_will_do_without_the_hub(call, net: StandIn, tmp_path: Path, monkeypatch) -> None:
+    found = models.fetched(SOURCE, tmp_path / "store", lambda event: None)
+    assert hashlib.sha256(found.read_bytes()).digest() == hashlib.sha256(DEMO.read_bytes()).digest()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    told: list[object] = []
+    assert models.fetched(SOURCE, tmp_path / "store", told.append) == found
+    assert "the copy of before" in str(told[-1])
+    with pytest.raises(FetchError, match="HF_HUB_OFFLINE"):
+        models.fetched("hf://owner/model/other.pth", tmp_path / "store", lambda event: None)
+
+
+def test_a_repository_lists_its_checkpoints(net: StandIn, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a repository") as caught:
+        models.fetched("hf://owner/model", tmp_path / "store", lambda event: None)
+    assert SOURCE in (caught.value.remedy or "")
+    assert "README" not in (caught.value.remedy or "")
+
+
+def test_what_is_too_far_off_is_not_put_in_place(call, tmp_path: Path, monkeypatch) -> None:
+    real = proof.prove
+
+    def doctored(*arguments):
+        for found in real(*arguments):
+            yield proof.Proof(found.format, 9.0, 1.0, 5.0, ("far off",) if found.format == "ggml-q4_0" else ())
+
+    monkeypatch.setattr(proof, "prove", doctored)
+    done = call("convert", DEMO, tmp_path / "out", "--format", "ggml-q4_0", "--format", "ggml-f16")
+    assert isinstance(done.exception, SmokeFailed)
+    assert "ggml-q4_0: far off" in done.exception.message
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["rwkv7-demo-FP16.bin"]
+
+
+def test_a_damaged_file_is_no_proof(library: Path, tmp_path: Path, call) -> None:
+    """The proof can fail: a file with other weights is over the limits."""
+    from rwkvflow.worker.model.origin import Origin
+
+    other = ROOT / "recipes" / "demo" / "rwkv6-demo.pth"
+    for source, name in ((DEMO, "right.bin"), (other, "wrong.bin")):
+        assert call("convert", source, tmp_path / name, "--format", "ggml-f16", "--no-check").exit_code == 0
+    files = [("ggml-f16", tmp_path / "right.bin"), ("ggml-f16", tmp_path / "wrong.bin")]
+    right, wrong = proof.prove(Origin(DEMO), library, files)
+    assert right.problems == ()
+    assert any("logits differ" in problem for problem in wrong.problems)
