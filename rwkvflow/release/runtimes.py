@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rwkvflow.release.artifacts import Row
 from rwkvflow.release.names import RECIPE
+from rwkvflow.worker.formats.chatrwkv.strategy import from_slug
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class _Family:
     text: str
     setup: tuple[str, ...]
     commands: Callable[[Row], tuple[str, ...]]
+    only: str = ""  # the one version that it is about; the families behind it have the others
 
 
 ENGINE = f'ENGINE="$(rwkvflow engine build {RECIPE} --print-path)"'
@@ -81,7 +83,8 @@ def _safetensors(row: Row) -> tuple[str, ...]:
 
 
 def _chatrwkv(row: Row) -> tuple[str, ...]:
-    strategy = row.format.removeprefix("chatrwkv-").replace("-", " ")
+    short = row.format.removeprefix("chatrwkv-")
+    strategy = from_slug(short) or short.replace("-", " ")
     return (_rwkv(row, row.path.removesuffix(".pth"), strategy),)
 
 
@@ -121,9 +124,18 @@ FAMILIES = (
         tuple(f"ggml-q{bits}_k" for bits in range(2, 7)),
         "librwkv (`.bin`, blocks of 256)",
         "`rwkvflow engine build` builds librwkv and its tool `rwkv`, which takes and gives tokens. "
-        "rwkv.cpp does not know these types.",
+        "rwkv.cpp has these types since 2025.",
         (ENGINE,),
         _librwkv,
+    ),
+    _Family(
+        ("ggml-",),
+        "librwkv (`.bin`, version 5.1)",
+        "`rwkvflow engine build` builds librwkv and its tool `rwkv`, which takes and gives tokens. "
+        "rwkv.cpp takes this version for 5.2 and reads past its decay: it computes another model.",
+        (ENGINE,),
+        _librwkv,
+        only="5.1",
     ),
     _Family(
         ("ggml-",),
@@ -206,7 +218,11 @@ def runtimes(rows: Sequence[Row]) -> list[Runtime]:
     found = []
     left = list(rows)
     for family in FAMILIES:
-        own = [row for row in left if row.format.startswith(family.prefixes)]
+        own = [
+            row
+            for row in left
+            if row.format.startswith(family.prefixes) and (not family.only or _version(row) == family.only)
+        ]
         if own:
             commands = tuple((row.path, family.commands(row)) for row in own)
             found.append(Runtime(family.title, family.text, family.setup, commands))

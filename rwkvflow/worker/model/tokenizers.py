@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.versions import TOKENIZERS
 
-_SIZES = {name: size for size, name in TOKENIZERS.items()}
+_SIZES = {name: size for size, name in reversed(TOKENIZERS.items())}  # without padding
+PADDING = 1024  # rows that an embedding may have beyond its tokenizer's ids; a tokenizer that leaves more is another's
 BYTES, TWENTY_B, WORLD = _SIZES["bytes"], _SIZES["20b"], _SIZES["world"]
 WORLD_FILE = "rwkv_vocab_v20230424.txt"
 WORLD_PACKAGES = ("pyrwkv_tokenizer", "rwkv")
@@ -52,6 +53,11 @@ def open_tokenizer(kind: str, n_vocab: int, file: Path | None = None) -> Tokeniz
                 "or set the model's `tokenizer: auto`"
             )
         world = World(path)
+        if file is None and n_vocab != WORLD:
+            raise WorkerError(
+                f"the World tokenizer is for a vocabulary of {WORLD} rows, and this model has {n_vocab}: "
+                "name the file of the tokenizer that it was trained with"
+            )
         return _fitting(world, world.size, n_vocab)
     if kind == "tokenizer.json":
         if file is None:
@@ -68,7 +74,7 @@ def open_tokenizer(kind: str, n_vocab: int, file: Path | None = None) -> Tokeniz
         if path is not None:
             return World(path)
         return PseudoRandom(n_vocab, "the World tokenizer is not in this image (`wheels: [pyrwkv-tokenizer]`)")
-    if n_vocab == TWENTY_B:
+    if TOKENIZERS.get(n_vocab) == "20b":
         return PseudoRandom(n_vocab, "this is the 20B vocabulary: set the model's `tokenizer` to its tokenizer.json")
     return PseudoRandom(n_vocab, f"no known tokenizer has {n_vocab} tokens")
 
@@ -100,7 +106,12 @@ def _fitting(tokenizer: Tokenizer, size: int, n_vocab: int) -> Tokenizer:
     if size > n_vocab:
         raise WorkerError(
             f"the {tokenizer.name} tokenizer has token ids up to {size - 1}, the model a vocabulary of {n_vocab}: "
-            "set the model's `tokenizer` in the recipe"
+            "name the tokenizer that the model was trained with"
+        )
+    if n_vocab - size >= PADDING and size != BYTES:
+        raise WorkerError(
+            f"the {tokenizer.name} tokenizer has {size} ids, the model a vocabulary of {n_vocab}: "
+            "it is another model's. Name the tokenizer that the model was trained with"
         )
     return tokenizer
 

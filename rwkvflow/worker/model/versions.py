@@ -25,7 +25,7 @@ HEAD_NORM_EPS: Final = 64e-5  # of ln_x, in the author's code for versions 5 to 
 RESCALE_EVERY: Final = 6
 RESCALED: Final = ("att.output.weight", "ffn.value.weight")  # and these are the matrices that it concerns
 #: The number of rows of emb.weight tells the tokenizer.
-TOKENIZERS: Final = {256: "bytes", 50277: "20b", 65536: "world"}
+TOKENIZERS: Final = {256: "bytes", 50277: "20b", 50304: "20b", 65536: "world"}  # 50304: padded, of the Pile
 
 Role = Literal["matrix", "vector", "norm", "state"]
 Dim = int | str

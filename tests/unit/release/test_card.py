@@ -157,7 +157,9 @@ def test_every_format_of_the_registry_says_how_it_is_run() -> None:
                 words = shlex.split(line)
                 if "-c" in words:
                     compile(words[words.index("-c") + 1], line, "exec")
-            assert ("rwkv.cpp/" in " ".join(lines)) == (entry.name.startswith("ggml-") and "_k" not in entry.name)
+            assert ("rwkv.cpp/" in " ".join(lines)) == (
+                entry.name.startswith("ggml-") and "_k" not in entry.name and version != "5.1"
+            )
 
 
 @pytest.mark.parametrize("name", ["onnx-f32", "ncnn-f16"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+from rwkvflow.engine.prompts import template
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.tokenizers import BYTES, WORLD, World, world_vocabulary
 
@@ -65,7 +66,7 @@ def _world(size: int) -> Vocabulary:
     kinds += [UNUSED] * (size - len(tokens))
     tokens += _padding(len(tokens), size)
     special = (("eot", END_OF_TURN), ("bos", 0), ("eos", 0))
-    return Vocabulary(tuple(tokens), tuple(kinds), special, "rwkv-world")
+    return Vocabulary(tuple(tokens), tuple(kinds), special, template())
 
 
 def _padding(start: int, size: int) -> list[bytes]:

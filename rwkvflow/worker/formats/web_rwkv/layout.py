@@ -80,7 +80,7 @@ FORMATS = (
     WebRwkv(
         name="web-rwkv",
         suffix=".st",
-        versions=ALL_VERSIONS,
+        versions=ALL_VERSIONS - {"5.0"},  # web-rwkv takes a file without a gate for version 4
         consumer="web-rwkv-py",
         runner=f"{__package__}.run",
         limits=Limits(logits=0.05, perplexity=0.005),

@@ -61,7 +61,7 @@ def test_20b_reads_the_fixture(fixtures: Path) -> None:
     tokens = tokenizer.encode(TEXT)
     assert tokenizer.decode(tokens) == TEXT
     assert tokenizer.encode("Hello world") == [12092, 1533]  # GPT-NeoX's ids, widely published
-    with pytest.raises(WorkerError, match=r"vocabulary of 256: set the model's `tokenizer`"):
+    with pytest.raises(WorkerError, match=r"vocabulary of 256: name the tokenizer"):
         open_tokenizer("tokenizer.json", 256, fixtures / "20B_tokenizer.json")
 
 
