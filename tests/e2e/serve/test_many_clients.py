@@ -112,8 +112,8 @@ def test_models_are_opened_and_closed_as_memory_allows(start: Start, models: dic
     with httpx.Client(base_url=small.url, timeout=60) as client:
         texts = {}
         for name in [*models, *models]:
-            body = {"model": name, "prompt": "Once", "seed": 1, "max_tokens": 80, "temperature": 1.5}
+            body = {"model": name, "prompt": "Once", "seed": 1, "max_tokens": 80, "temperature": 1.5, "top_p": 1}
             text = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
             assert texts.setdefault(name, text) == text
             assert [served.entry.name for served in small.shelf.opened()] == [name]
-    assert len(set(texts.values())) == len(texts)
+    assert texts[MODEL] != texts["rwkv4-demo-f16"]  # each was asked, and not whichever was open
