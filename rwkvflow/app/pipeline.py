@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rwkvflow.base.errors import LockError, PublishError, RwkvflowError, SmokeFailed, StepFailed, StoreError
 from rwkvflow.base.events import Event, Listener, Notice, RunFinished, RunStarted, silent
 from rwkvflow.documents.load import load_lock, load_recipe, load_workflow
-from rwkvflow.documents.lock import Lock, disagreements
+from rwkvflow.documents.lock import Lock, disagreements, lock_path
 from rwkvflow.documents.lock_text import dump_lock
 from rwkvflow.documents.recipe import Recipe
 from rwkvflow.lock.fit import check_versions
@@ -89,11 +89,6 @@ class Finished:
         if len(kinds) == 1 and (kind := kinds.pop()) is not RwkvflowError:
             return kind(summary)
         return StepFailed(summary)
-
-
-def lock_path(recipe: Path) -> Path:
-    """recipe.yaml → recipe.lock.yaml."""
-    return recipe.with_name(f"{recipe.stem}.lock.yaml")
 
 
 def make_plan(blueprint: Blueprint, *, publishing: bool = True) -> Plan:

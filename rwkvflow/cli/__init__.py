@@ -110,8 +110,9 @@ def lock(recipe: Path, sandbox: str, store: Path | None, fresh: bool) -> None:
 
     Entries that still agree with the recipe are kept, unless --fresh is given. Prints the changes as a diff.
     """
-    from rwkvflow.app.pipeline import Request, lock_path, relock
+    from rwkvflow.app.pipeline import Request, relock
     from rwkvflow.display import display_for
+    from rwkvflow.documents.lock import lock_path
 
     display = display_for(as_json=False, verbose=False)
     try:

@@ -88,11 +88,18 @@ def _panels(items: Sequence[ArtifactRow], key: str, factor: float, words: str, u
                 continue
             title = f"{item.id}: {bytes_text(item.size)}, {words} {cost * factor:.3g}{unit}"
             bad = item.status not in ("done", "cached")
-            label = item.format.removeprefix("ggml-")
+            label = _label(item.format)
             points.setdefault((label, item.size, cost), Point(label, item.size, cost * factor, title, bad))
         if len(points) > 1:
             found.append((model, panel(list(points.values()), words, unit)))
     return found
+
+
+def _label(name: str) -> str:
+    from rwkvflow.worker.formats import FORMATS
+
+    item = FORMATS.get(name)
+    return name if item is None else str(item.label)
 
 
 def _number(value: object) -> float | None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rwkvflow.worker.formats.outside import FormatPackage
 
 
 @cache
@@ -65,6 +69,37 @@ def engines(names: Iterable[str]) -> tuple[str, ...]:
     from rwkvflow.worker.formats import FORMATS
 
     return tuple(sorted({engine for name in names if name in FORMATS and (engine := FORMATS[name].engine)}))
+
+
+def family_of(format_name: str) -> str:
+    """What formats of a kind have in common, as a tag; the name itself of a format that is not known here."""
+    from rwkvflow.worker.formats import FORMATS
+
+    found = FORMATS.get(format_name)
+    return format_name if found is None else found.family or found.name
+
+
+def quantization_of(format_name: str) -> str:
+    """How a format's weights are quantized; "" where they are not, or the format is not known here."""
+    from rwkvflow.worker.formats import FORMATS
+
+    found = FORMATS.get(format_name)
+    return "" if found is None else found.quantization
+
+
+def outside(names: Iterable[str]) -> dict[str, FormatPackage]:
+    """The installed packages that some of these formats come from, by name and in its order."""
+    from rwkvflow.worker.formats import FORMATS, package_of
+
+    used = [package_of(FORMATS[name]) for name in names if name in FORMATS]
+    return {item.name: item for item in sorted((item for item in used if item), key=lambda item: item.name)}
+
+
+def broken() -> dict[str, str]:
+    """Packages that should add formats and cannot be loaded, with the reason."""
+    from rwkvflow.worker.formats import FORMATS
+
+    return dict(FORMATS.broken)
 
 
 def needs_torch(format_name: str) -> str | None:

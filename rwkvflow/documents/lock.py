@@ -6,12 +6,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints, field_validator
 
 from rwkvflow.documents.combine import formats_of
-from rwkvflow.documents.formats import consumers, engines
+from rwkvflow.documents.formats import consumers, engines, outside
 from rwkvflow.documents.names import Part
 from rwkvflow.documents.recipe import (
     Git,
@@ -113,6 +114,13 @@ class LockedPackage(Strict):
     backend: str = Field(description="Its build backend, which is never run")
 
 
+class LockedFormats(Strict):
+    """An installed package that adds formats."""
+
+    version: str
+    names: Many[str] = Field(description="The formats of it that the recipe makes")
+
+
 class Lock(Strict):
     """recipe.lock.yaml as a whole."""
 
@@ -130,16 +138,24 @@ class Lock(Strict):
         default=None,
         description="Sources of what formats are tested with, such as llama.cpp; absent if none is needed",
     )
+    formats: dict[Part, LockedFormats] | None = Field(
+        default=None, description="By name: installed packages that add formats of the recipe; absent where none does"
+    )
 
 
 LLAMA = "llama.cpp"
 BUILTIN_TOKENIZERS = frozenset({"auto", "bytes", "world"})
 
 
+def lock_path(recipe: Path) -> Path:
+    """recipe.yaml → recipe.lock.yaml."""
+    return recipe.with_name(f"{recipe.stem}.lock.yaml")
+
+
 def locked_parts(recipe: Recipe) -> dict[str, Any]:
     """The parts of a recipe that its lock depends on; the order of models, images and wheels is none of them."""
     source = recipe.engine.source
-    wanted = consumers_of(recipe)
+    wanted, added = consumers_of(recipe), added_by(recipe) or {}
     return {
         "version": recipe.version,
         "models": {
@@ -166,6 +182,7 @@ def locked_parts(recipe: Recipe) -> dict[str, Any]:
             "toolchain": recipe.engine.toolchain,
         },
         **({"packages": list(packages)} if (packages := packages_of(recipe)) else {}),
+        **({"formats": {name: list(item.names) for name, item in added.items()}} if added else {}),
     }
 
 
@@ -189,6 +206,15 @@ def pinned_files(lock: Lock) -> Iterator[tuple[str, str, LockedFile | LockedPart
 def packages_of(recipe: Recipe) -> tuple[str, ...]:
     """What is built besides the engine to test the recipe's formats with, sorted: "llama.cpp" or nothing."""
     return engines(name for names in formats_of(recipe).values() for name in names)
+
+
+def added_by(recipe: Recipe) -> dict[str, LockedFormats] | None:
+    """The installed packages that add formats of the recipe, by name; None where all formats are our own."""
+    names = sorted({name for names in formats_of(recipe).values() for name in names})
+    return {
+        package: LockedFormats(version=item.version, names=tuple(name for name in names if package in outside([name])))
+        for package, item in outside(names).items()
+    } or None
 
 
 def consumers_of(recipe: Recipe) -> dict[str, tuple[str, ...]]:
@@ -218,6 +244,11 @@ def disagreements(recipe: Recipe, lock: Lock) -> list[str]:
             found += _image(image, locked, recipe.engine.toolchain, wanted[image.name])
     found += _engine(recipe, lock.engine)
     found += _names("packages", set(packages_of(recipe)), set(lock.packages or {}))
+    here = added_by(recipe) or {}
+    found += _names("formats", set(here), set(lock.formats or {}))
+    for name, item in sorted((lock.formats or {}).items()):
+        if name in here and here[name].version != item.version:
+            found.append(f"formats.{name}: version was {item.version} in the lock, {here[name].version} is installed")
     if not found and lock.recipe != recipe_digest(recipe):
         found.append(
             "the recipe changed in a part that the lock depends on: a model's source or tokenizer, an image, what "

@@ -22,6 +22,7 @@ from rwkvflow.plan.step import Step, canonical
 from rwkvflow.sandbox.base import EnvironmentSpec, Sandbox
 from rwkvflow.sandbox.dockerfile import pinned_reference
 from rwkvflow.store.store import Output, Store
+from rwkvflow.worker.formats.outside import FormatPackage
 
 Results = Mapping[str, "Made | RwkvflowError"]
 
@@ -190,6 +191,7 @@ def environment_spec(
     requests = folder / "requests"
     requests.mkdir()
     context = {"code/rwkvflow/worker": PACKAGE / "worker", "code/rwkvflow/engine": PACKAGE / "engine"}
+    context.update(_format_packages(step.local["formats"], folder))
     for name, params in step.params["engines"].items():
         source = inputs["builtin-engine" if name == "librwkv" else name if name in inputs else "engine"]
         context[f"engines/{name}"] = source
@@ -209,3 +211,16 @@ def environment_spec(
         context=context,
         labels=step.local["labels"],
     )
+
+
+def _format_packages(packages: Sequence[FormatPackage], folder: Path) -> dict[str, Path]:
+    """The code of formats from outside, and metadata by which the registry finds it, written below `folder`."""
+    found = {}
+    for package in packages:
+        found[f"code/{package.module}"] = package.folder
+        info = folder / package.info
+        info.mkdir()
+        for name, text in package.metadata().items():
+            (info / name).write_text(text, encoding="utf-8")
+        found[f"code/{package.info}"] = info
+    return found

@@ -33,6 +33,7 @@ from rwkvflow.documents.lock import (
     LockedWheel,
     LockedWheels,
     adapters_of,
+    added_by,
     consumers_of,
     packages_of,
     recipe_digest,
@@ -116,6 +117,7 @@ def resolve(
         images=images,
         engine=engines[0],
         packages=packages_for(recipe),
+        formats=added_by(recipe),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from rwkvflow.base.errors import PublishError
 from rwkvflow.base.hashing import text_digest
 from rwkvflow.documents.destinations import OciDestination
+from rwkvflow.documents.formats import family_of, quantization_of
 from rwkvflow.net.http import Policy
 from rwkvflow.net.oci_registry import MANIFEST, OciRegistry
 from rwkvflow.net.progress import Told
@@ -139,10 +140,10 @@ def manifest_bytes(release: Release) -> bytes:
 def config_file(release: Release) -> ReleaseFile:
     """The model config: what the spec has fields for, where all artifacts of the release agree on it."""
     config: dict[str, str] = {"architecture": "rwkv"}
-    formats = {row.format.split("-", 1)[0] for row in release.rows}
+    formats = {family_of(row.format) for row in release.rows}
     if len(formats) == 1:
         config["format"] = formats.pop()
-    quantized = {row.format.partition("-")[2] for row in release.rows if "q" in row.format.partition("-")[2]}
+    quantized = {text for row in release.rows if (text := quantization_of(row.format))}
     if len(quantized) == 1 and len(release.rows) == 1:
         config["quantization"] = quantized.pop()
     parameters = {row.facts.get("parameters") for row in release.rows}

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rwkvflow.documents.formats import family_of
 from rwkvflow.release.artifacts import Row
 from rwkvflow.release.materials import hub_repositories
 
@@ -22,7 +23,7 @@ _ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 def front_matter(name: str, rows: Sequence[Row], params: Mapping[str, Any]) -> dict[str, Any]:
     """What the hub is told of a release, in the usual order of keys; what is not known is left out."""
     card = params.get("card") or {}
-    kinds = sorted({row.format.partition("-")[0] for row in rows})
+    kinds = sorted({family_of(row.format) for row in rows})
     versions = sorted({version[0] for row in rows if (version := _version(row))})
     tags = ["rwkv", *(f"rwkv{version}" for version in versions), *kinds, "rwkvflow", *card.get("tags", ())]
     found: dict[str, Any] = {

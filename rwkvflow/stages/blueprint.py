@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from rwkvflow.base.hashing import tree_digest
+from rwkvflow.base.hashing import text_digest, tree_digest
 from rwkvflow.base.shipped import PACKAGE
+from rwkvflow.documents.formats import outside
 from rwkvflow.documents.lock import Lock
 from rwkvflow.documents.recipe import Image, Model, Recipe
 from rwkvflow.documents.workflow import StageLimits, Workflow
 from rwkvflow.documents.yaml.units import seconds, size_bytes
 from rwkvflow.plan.matrix import Artifact
-from rwkvflow.plan.step import Limits, Ref, Source
+from rwkvflow.plan.step import Limits, Ref, Source, canonical
+from rwkvflow.worker.formats.outside import FormatPackage
 
 WORKER_COMMAND = ("python3", "-m", "rwkvflow.worker", "in/request.json")
 
@@ -55,9 +57,18 @@ class Blueprint:
         return Source(tree_digest(PACKAGE / "engine"), PACKAGE / "engine")
 
     @cached_property
+    def format_packages(self) -> tuple[FormatPackage, ...]:
+        """The installed packages that formats of this run come from."""
+        return tuple(outside(artifact.format for artifact in self.artifacts).values())
+
+    @cached_property
     def worker(self) -> Source:
-        """The code that runs inside the sandbox."""
-        return Source(tree_digest(PACKAGE / "worker"), PACKAGE / "worker")
+        """The code that runs inside the sandbox; that of formats from outside is part of its digest."""
+        digest = tree_digest(PACKAGE / "worker")
+        if self.format_packages:
+            added = [[item.name, item.version, tree_digest(item.folder)] for item in self.format_packages]
+            digest = text_digest(canonical({"worker": digest, "formats": added}))
+        return Source(digest, PACKAGE / "worker")
 
     def limits(self, stage: str, *, cores: float | None = None) -> Limits:
         """Limits of a stage from the workflow; `cores` where the workflow names none."""

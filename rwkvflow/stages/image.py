@@ -70,6 +70,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
                 "requirements": requirements(wheels),
                 "labels": labels(blueprint, image),
                 "dockerfile": text,
+                "formats": blueprint.format_packages,
             },
         )
 

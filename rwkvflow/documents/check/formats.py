@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from rwkvflow.documents.formats import format_names, is_format, splitting, strategy_format
+from pathlib import Path
+
+from rwkvflow.base.errors import RwkvflowError
+from rwkvflow.documents.formats import broken, format_names, is_format, splitting, strategy_format
+from rwkvflow.documents.lock import lock_path
 from rwkvflow.documents.yaml.nearest import did_you_mean, one_of, shown
-from rwkvflow.documents.yaml.source import Path_, Source
+from rwkvflow.documents.yaml.source import Path_, Source, parse
 from rwkvflow.documents.yaml.units import split_bytes
 
 FAMILY = "chatrwkv"  # the one format that is a family: its strategy makes the format
@@ -16,7 +20,7 @@ def listed_formats(source: Source) -> list[tuple[Path_, str]]:
     for path, item in source.each("formats.*"):
         if isinstance(item, str):
             if not is_format(item):
-                source.add(path, unknown_format(item))
+                source.add(path, unknown_format(item, source.file))
             found.append((path, item))
         elif isinstance(item, dict) and isinstance(name := item.get("format"), str) and name:
             strategy = item.get("strategy")
@@ -29,7 +33,7 @@ def listed_formats(source: Source) -> list[tuple[Path_, str]]:
                 except ValueError as error:
                     source.add((*path, "strategy"), f"not a strategy of the rwkv package: {error}")
             elif not is_format(name):
-                source.add(place, unknown_format(name))
+                source.add(place, unknown_format(name, source.file))
             found.append((place, name))
             if isinstance(item.get("split"), str) and item["split"] != "none" and is_format(name):
                 _can_split(source, (*path, "split"), name)
@@ -42,15 +46,31 @@ def listed_formats(source: Source) -> list[tuple[Path_, str]]:
     return found
 
 
+def _in_lock(name: str, file: str) -> tuple[str, str] | None:
+    """Name and version of the package that the lock beside a recipe has for a format."""
+    path = lock_path(Path(file))
+    try:
+        listed = parse(path.read_text(encoding="utf-8"), str(path)).to_python()["formats"]
+        return next((package, str(item["version"])) for package, item in listed.items() if name in item["names"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, RwkvflowError):
+        return None  # there is no lock, or none that says so
+
+
 def _can_split(source: Source, path: Path_, name: str) -> None:
     able = splitting()
     if name not in able:
         source.add(path, f"{name} cannot be split: nothing reads it in parts; these can be: {one_of(able)}")
 
 
-def unknown_format(name: str) -> str:
-    """What to say of a name that is no format's."""
+def unknown_format(name: str, file: str | None = None) -> str:
+    """What to say of a name that is no format's; `file` is the document, whose lock may tell where it comes from."""
     known = format_names()
+    if file and (found := _in_lock(name, file)):
+        package, version = found
+        return (
+            f"{shown(name)} is a format of the package {package}, which is not installed here; "
+            f"the lock has {package} {version}"
+        )
     if name == FAMILY:
         ready = [item for item in known if item.startswith(f"{FAMILY}-")]
         return (
@@ -59,4 +79,5 @@ def unknown_format(name: str) -> str:
         )
     within = [item for item in known if name and name.lower() in item and not item.endswith("-from-f32")]
     near = f"; did you mean {' or '.join(within)}?" if 0 < len(within) <= 3 else did_you_mean(name, known)
-    return f"unknown format {shown(name)}{near or '; known are ' + one_of(known)}"
+    more = "".join(f"; {package}, which adds formats, cannot be loaded: {why}" for package, why in broken().items())
+    return f"unknown format {shown(name)}{near or '; known are ' + one_of(known)}{more}"

@@ -1,7 +1,8 @@
 """The registry of formats: every folder of this package, whose `layout.py` has a tuple FORMATS, adds to it.
 
-A module may also have a function `named`, which makes a format of a name that is in no list, or gives None. Importing
-needs the standard library alone; the command line does so to check recipes.
+So does an installed package that has an entry point for it (see outside.py). A module may also have a function `named`,
+which makes a format of a name that is in no list, or gives None. Importing needs the standard library alone; the
+command line does so to check recipes.
 """
 
 from __future__ import annotations
@@ -11,18 +12,25 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
-from rwkvflow.worker.formats.base import Format, Limits, Split
-from rwkvflow.worker.write.layout import Writer
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats.base import Format
+from rwkvflow.worker.formats.outside import FormatPackage, packages
 
-__all__ = ["FORMATS", "Format", "Limits", "Split", "Writer", "too_large"]
+__all__ = ["FORMATS", "Format", "package_of", "too_large"]
 
 
 class Registry(dict[str, Format]):
-    """Formats by name. Iterating gives those that are listed; looking up also finds those that a name describes."""
+    """Formats by name. Iterating gives those that are listed; looking up also finds those that a name describes.
+
+    packages   the installed packages that add some
+    broken     what is wrong with those that could not be loaded, by their names
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.makers: list[Callable[[str], Format | None]] = []
+        self.packages: list[FormatPackage] = []
+        self.broken: dict[str, str] = {}
 
     def __missing__(self, name: str) -> Format:
         for make in self.makers:
@@ -40,22 +48,45 @@ class Registry(dict[str, Format]):
         except KeyError:
             return default
 
+    def add(self, module: Any) -> None:
+        """What a module `layout` names. Raises RuntimeError, and adds nothing, where a name is taken."""
+        formats: tuple[Format, ...] = getattr(module, "FORMATS", ())
+        for item in formats:
+            if dict.__contains__(self, item.name):
+                raise RuntimeError(f"two formats are named {item.name}")
+        for item in formats:
+            self[item.name] = item
+        if (make := getattr(module, "named", None)) is not None:
+            self.makers.append(make)
+
 
 def _collect() -> Registry:
     found = Registry()
     for name in sorted(info.name for info in pkgutil.iter_modules(__path__) if info.ispkg):
-        module = importlib.import_module(f"{__name__}.{name}.layout")
-        formats: tuple[Format, ...] = getattr(module, "FORMATS", ())
-        for item in formats:
-            if dict.__contains__(found, item.name):
-                raise RuntimeError(f"two formats are named {item.name}")
-            found[item.name] = item
-        if (make := getattr(module, "named", None)) is not None:
-            found.makers.append(make)
+        found.add(importlib.import_module(f"{__name__}.{name}.layout"))
+    try:
+        outside = packages()
+    except WorkerError as error:
+        found.broken["entry points"] = str(error)
+        return found
+    for package in outside:
+        # Code that is not ours must not keep ours from working: who asks for its formats is told what is wrong.
+        try:
+            found.add(importlib.import_module(f"{package.module}.layout"))
+            found.packages.append(package)
+        except Exception as error:
+            found.broken[package.name] = f"{type(error).__name__}: {error}"
     return found
 
 
 FORMATS: Registry = _collect()
+
+
+def package_of(item: Format) -> FormatPackage | None:
+    """The installed package that a format comes from; None for our own."""
+    return next(
+        (found for found in FORMATS.packages if f"{type(item).__module__}.".startswith(f"{found.module}.")), None
+    )
 
 
 def too_large(item: Format, size: int) -> str | None:

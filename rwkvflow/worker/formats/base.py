@@ -54,6 +54,9 @@ class Format(ABC):
     consumer: str  # what proves the artifact in the smoke stage
     limits: Limits
     runner: str = field(default="", kw_only=True)  # module that runs an artifact, see rwkvflow.worker.formats.runner
+    card: str = field(default="", kw_only=True)  # module that says how its files are run, see formats/cards.py
+    family: str = field(default="", kw_only=True)  # what formats of a kind have in common, a tag of a release
+    quantization: str = field(default="", kw_only=True)  # how its weights are quantized, "" where they are not
     # What the consumer needs in the image besides the worker: names of packages, whose versions images/pins.yaml gives
     # (role `consumers`), or requirements with a version of their own. Of PyTorch the recipe names the version.
     requires: tuple[str, ...] = field(default=(), kw_only=True)
@@ -65,6 +68,11 @@ class Format(ABC):
     states: frozenset[str] = field(default=frozenset(), kw_only=True)
     splits: bool = field(default=False, kw_only=True)  # whether its runtime reads a model that is split over files
     split: Split | None = field(default=None, kw_only=True)  # what the recipe asks for; not of the registry's instances
+
+    @property
+    def label(self) -> str:
+        """A short name, for where there is little room."""
+        return self.name
 
     def refuse(self, architecture: Architecture) -> str | None:
         """Why this format cannot hold such a model; None when it can."""

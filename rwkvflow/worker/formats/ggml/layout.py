@@ -26,6 +26,7 @@ from rwkvflow.worker.model.weight_types import (
     F16,
     F32,
     NARROWER,
+    QUANTIZED,
 )
 from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Transform
 from rwkvflow.worker.write.transforms import EXP, EXP_NEGATIVE_EXP, NEGATIVE_EXP, TRANSPOSE
@@ -39,6 +40,7 @@ VERSION = 101
 LARGEST_INT32 = 2**31 - 1
 MOST_DIMS = 3  # in rwkv.cpp
 MAX_KEY = 256  # bytes; as librwkv reads it
+OLD_BLOCK = 32  # weights of the largest block that rwkv.cpp had before 2025
 
 ALWAYS_F32 = (".time_", ".k_k", ".k_a", ".r_k", ".x_rwkvag", ".x_k", ".w0", ".a0", ".v0")
 NEVER_QUANTIZED = (*(f"att.{x}{n}" for x in "vgaw" for n in "12"), "att.r_k")
@@ -62,6 +64,16 @@ class Ggml(FileFormat):
 
     kind: int = F32
     from_f16: bool = False
+
+    @property
+    def label(self) -> str:
+        """See Format."""
+        return self.name.removeprefix(f"{self.family}-")
+
+    @property
+    def has_large_blocks(self) -> bool:
+        """Whether the type is one of ggml's super-blocks, which rwkv.cpp's older builds do not know."""
+        return BY_NUMBER[self.kind].values > OLD_BLOCK
 
     def refuse(self, architecture: Architecture) -> str | None:
         """Why this format cannot hold the model; None if it can.
@@ -233,16 +245,23 @@ KINDS = {
 }
 
 
+def _ending(short: str, from_f32: bool) -> str:
+    return short + ("-from-f32" if from_f32 else "")
+
+
 def _format(short: str, from_f32: bool = False) -> Ggml:
     return Ggml(
-        name=f"ggml-{short}" + ("-from-f32" if from_f32 else ""),
+        name=f"ggml-{_ending(short, from_f32)}",
         suffix={"f32": "-FP32", "f16": "-FP16"}.get(short, "-" + short.upper())
         + ("-from-FP32" if from_f32 else "")
         + ".bin",
         versions=ALL_VERSIONS,
         consumer="librwkv",
+        family="ggml",
         runner=f"{__package__}.run",
+        card=f"{__package__}.card",
         limits=LIMITS[short],
+        quantization=_ending(short, from_f32) if KINDS[short] in QUANTIZED else "",
         kind=KINDS[short],
         from_f16=short != "f32" and not from_f32,
     )

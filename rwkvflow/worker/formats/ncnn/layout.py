@@ -276,7 +276,9 @@ _F32 = Ncnn(
     suffix="-ncnn-FP32",
     versions=ALL_VERSIONS,
     consumer="ncnn",
+    family="ncnn",
     runner=f"{__package__}.run",
+    card=f"{__package__}.card",
     limits=Limits(logits=1e-3, perplexity=1e-3),
     requires=("ncnn",),
 )

@@ -204,7 +204,9 @@ _F32 = Onnx(
     suffix="-ONNX-FP32",
     versions=ALL_VERSIONS,
     consumer="onnxruntime",
+    family="onnx",
     runner=f"{__package__}.run",
+    card=f"{__package__}.card",
     limits=Limits(logits=1e-3, perplexity=1e-3),
     requires=("onnx", "onnxruntime"),
 )

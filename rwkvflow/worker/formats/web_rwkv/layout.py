@@ -82,7 +82,9 @@ FORMATS = (
         suffix=".st",
         versions=ALL_VERSIONS - {"5.0"},  # web-rwkv takes a file without a gate for version 4
         consumer="web-rwkv-py",
+        family="web",
         runner=f"{__package__}.run",
+        card=f"{__package__}.card",
         limits=Limits(logits=0.05, perplexity=0.005),
         requires=("web-rwkv-py",),
         states=STATEFUL,

@@ -1,0 +1,52 @@
+"""How rwkv.cpp's `.bin` files are run."""
+
+from __future__ import annotations
+
+import shlex
+
+from rwkvflow.worker.formats.base import Format
+from rwkvflow.worker.formats.cards import RECIPE, Card, CardFile
+from rwkvflow.worker.formats.ggml.layout import Ggml
+
+ENGINE = f'ENGINE="$(rwkvflow engine build {RECIPE} --print-path)"'
+
+
+def card(item: Format, version: str) -> Card:
+    """See rwkvflow.worker.formats.cards."""
+    if isinstance(item, Ggml) and item.has_large_blocks:
+        return Card(
+            "librwkv (`.bin`, blocks of 256)",
+            "`rwkvflow engine build` builds librwkv and its tool `rwkv`, which takes and gives tokens. "
+            "rwkv.cpp has these types since 2025.",
+            (ENGINE,),
+            _librwkv,
+            order=10,
+        )
+    if version == "5.1":
+        return Card(
+            "librwkv (`.bin`, version 5.1)",
+            "`rwkvflow engine build` builds librwkv and its tool `rwkv`, which takes and gives tokens. "
+            "rwkv.cpp takes this version for 5.2 and reads past its decay: it computes another model.",
+            (ENGINE,),
+            _librwkv,
+            order=15,
+        )
+    return Card(
+        "librwkv and rwkv.cpp (`.bin`)",
+        "`rwkvflow engine build` builds librwkv and its tool `rwkv`, which takes and gives tokens; "
+        "[rwkv.cpp](https://github.com/RWKV/rwkv.cpp) reads the same files and has scripts for text and chat.",
+        (
+            ENGINE,
+            "git clone --recursive https://github.com/RWKV/rwkv.cpp && (cd rwkv.cpp && cmake . && cmake --build .)",
+        ),
+        _both,
+        order=20,
+    )
+
+
+def _librwkv(file: CardFile) -> tuple[str, ...]:
+    return (f'"$ENGINE/bin/rwkv" eval {shlex.quote(file.path)} 1 2 3',)
+
+
+def _both(file: CardFile) -> tuple[str, ...]:
+    return (*_librwkv(file), f'python rwkv.cpp/python/generate_completions.py "$PWD"/{shlex.quote(file.path)}')
