@@ -86,6 +86,9 @@ def _mapping(data: dict[str, Any], indent: str, lines: list[str]) -> None:
         elif isinstance(value, list) and value:
             lines.append(start)
             for item in value:
+                if not isinstance(item, dict):
+                    lines.append(f"{indent}- {_scalar(item)}")
+                    continue
                 first = len(lines)
                 _mapping(item, indent + "  ", lines)
                 lines[first] = f"{indent}- {lines[first][len(indent) + 2 :]}"
