@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
 
+from rwkvflow.worker.maps import changes
+from rwkvflow.worker.maps.changes import Change
 from rwkvflow.worker.write.layout import Transform
 
-
-def _exp(values: Any) -> Any:
-    from rwkvflow.worker.model.exact import exp32  # numpy: only once there are values
-
-    return exp32(values)
-
-
 TRANSPOSE = Transform("swap the last two dims", lambda a: a.swapaxes(-1, -2))
-EXP = Transform("exp(x)", _exp, arithmetic=True)
-NEGATIVE_EXP = Transform("-exp(x)", lambda a: -_exp(a), arithmetic=True)
-EXP_NEGATIVE_EXP = Transform("exp(-exp(x))", lambda a: _exp(-_exp(a)), arithmetic=True)
+
+
+@cache
+def transform_of(change: Change) -> Transform:
+    """What makes a change of a map as a tensor is written."""
+    return Transform(change.name, change.function, arithmetic=True)
+
+
+EXP, NEGATIVE_EXP, EXP_NEGATIVE_EXP = map(transform_of, (changes.EXP, changes.NEGATIVE_EXP, changes.EXP_NEGATIVE_EXP))

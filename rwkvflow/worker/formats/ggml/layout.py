@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import FileFormat, Limits
+from rwkvflow.worker.maps.ggml import JOINED, JOINED_NAME, rule_of
 from rwkvflow.worker.model.versions import ALL_VERSIONS
 from rwkvflow.worker.model.weight_types import (
     BLOCKS,
@@ -29,7 +30,7 @@ from rwkvflow.worker.model.weight_types import (
     QUANTIZED,
 )
 from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Transform
-from rwkvflow.worker.write.transforms import EXP, EXP_NEGATIVE_EXP, NEGATIVE_EXP, TRANSPOSE
+from rwkvflow.worker.write.transforms import TRANSPOSE, transform_of
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
@@ -45,7 +46,6 @@ OLD_BLOCK = 32  # weights of the largest block that rwkv.cpp had before 2025
 ALWAYS_F32 = (".time_", ".k_k", ".k_a", ".r_k", ".x_rwkvag", ".x_k", ".w0", ".a0", ".v0")
 NEVER_QUANTIZED = (*(f"att.{x}{n}" for x in "vgaw" for n in "12"), "att.r_k")
 UNUSED = tuple(f"blocks.0.att.v{n}" for n in "012")  # version 7: layer 0 makes the value that others mix in
-JOINED = tuple(f"att.x_{x}" for x in "rwkvag")  # version 7: one tensor, in this order
 
 
 @dataclass(frozen=True)
@@ -172,56 +172,17 @@ def _join(stem: str, tensors: Mapping[str, TensorInfo]) -> _Tensor:
     odd = next((name for name in sources if tuple(tensors[name].shape) != shape), None)
     if odd or not shape:
         raise WorkerError(f"{odd or sources[0]}: all six att.x_* of a layer should have one shape, [1, 1, n_embd]")
-    return _Tensor(stem + "att.x_rwkvag", sources, (shape[0] * len(sources), *shape[1:]))
+    return _Tensor(stem + JOINED_NAME, sources, (shape[0] * len(sources), *shape[1:]))
 
 
 def _single(architecture: Architecture, name: str, shape: tuple[int, ...]) -> _Tensor:
-    version = architecture.version
-    if ".time_" in name:
-        shape = tuple(dim for dim in shape if dim != 1)
-    plain = _Tensor(name, (name,), shape)
-    if version == "4":
-        return _Tensor(name, (name,), shape, NEGATIVE_EXP) if ".time_decay" in name else plain
-    if version.startswith("5"):
-        return _version_5(version, plain)
-    if version == "6":
-        return _version_6(architecture, plain)
-    if version == "7" and name.endswith(tuple(f".att.{x}{n}" for x in "wavg" for n in "12")):
-        return _transposed(plain)
-    return plain
-
-
-def _version_5(version: str, tensor: _Tensor) -> _Tensor:
-    name, shape = tensor.name, tensor.shape
-    if ".time_decay" in name:
-        shape = (math.prod(shape), 1, 1) if version == "5.0" else (*shape, 1)
-        return _Tensor(name, tensor.sources, shape, EXP_NEGATIVE_EXP)
-    if ".time_first" in name:
-        return _Tensor(name, tensor.sources, (math.prod(shape), 1, 1), EXP)
-    if ".time_faaaa" in name:
-        return _Tensor(name, tensor.sources, (*shape, 1))
-    return tensor
-
-
-def _version_6(architecture: Architecture, tensor: _Tensor) -> _Tensor:
-    name, shape = tensor.name, tensor.shape
-    if ".time_faaaa" in name:
-        return _Tensor(name, tensor.sources, (*shape, 1))
-    if any(part in name for part in (".time_maa_w1", ".time_maa_w2", ".time_decay_w1", ".time_decay_w2")):
-        return _transposed(tensor)
-    if name.endswith(".time_decay"):
-        heads = architecture.n_head
-        if not heads or math.prod(shape) % heads:
-            raise WorkerError(f"{name} has {math.prod(shape)} values, which {heads} heads cannot share")
-        return _Tensor(name, tensor.sources, (heads, math.prod(shape) // heads, 1))
-    return tensor
-
-
-def _transposed(tensor: _Tensor) -> _Tensor:
-    shape = tensor.shape
-    if len(shape) < 2:
-        raise WorkerError(f"{tensor.name} should be a matrix, and is of shape {list(shape)}")
-    return _Tensor(tensor.name, tensor.sources, (*shape[:-2], shape[-1], shape[-2]), TRANSPOSE)
+    rule = rule_of(architecture.version, name)
+    try:
+        there = rule.there(shape, architecture.n_head or 0)
+    except ValueError as error:
+        raise WorkerError(f"{name} {error}") from None
+    change = TRANSPOSE if rule.swapped else rule.change and transform_of(rule.change)
+    return _Tensor(name, (name,), there, change)
 
 
 # What each type may lose. Rounding is relative to the size of weights: about 2^-12 in F16, 2^-8 in Q8_0, 2^-5 and 2^-4
