@@ -1,7 +1,7 @@
 """What the README of a release says of a format: how its files are run, as commands that can be pasted into a shell.
 
-A format names the module of its card (Format.card), whose function `card(item, version)` gives a Card. Commands are run in the
-folder of the release.
+A format names the module of its card (Format.card), whose function `card(item, version)` gives a Card. Commands are run
+in the folder of the release.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from rwkvflow.worker.maps.changes import EXP, EXP_NEGATIVE_EXP, NEGATIVE_EXP, Change
 
 Shape = tuple[int, ...]
-JOINED = tuple(f"att.x_{x}" for x in "rwkvag")  # version 7: one tensor, in this order
-JOINED_NAME = "att.x_rwkvag"
+#: By version: tensors of a layer that are one tensor of the file, in this order, and its name.
+JOINED: Mapping[str, tuple[tuple[str, ...], str]] = {"7": (tuple(f"att.x_{x}" for x in "rwkvag"), "att.x_rwkvag")}
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,11 @@ COMMON = (
     Rule(".time_", _squeezed, _same),
 )
 PLAIN = Rule("", lambda shape, heads: shape, _same)
+
+
+def joined_in(version: str | None) -> tuple[tuple[str, ...], str]:
+    """See JOINED; ((), "") where nothing is joined."""
+    return JOINED.get(version or "", ((), ""))
 
 
 def rule_of(version: str | None, name: str) -> Rule:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rwkvflow.worker.errors import WorkerError
-from rwkvflow.worker.maps.ggml import JOINED, JOINED_NAME, rule_of
+from rwkvflow.worker.maps.ggml import joined_in, rule_of
 from rwkvflow.worker.model.tensorinfo import ITEM_BYTES, TensorInfo
 from rwkvflow.worker.model.versions import tell_version
 from rwkvflow.worker.read.ggml_file import GgmlTensor, read_open
@@ -50,11 +50,12 @@ def version_of(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 def _views(version: str | None, tensor: GgmlTensor) -> Iterator[View]:
     """The author's tensors that one of the file holds: one, or six that were joined."""
     name, shape = tensor.name, tensor.shape
-    if version == "7" and name.endswith(JOINED_NAME) and shape and shape[0] == len(JOINED):
+    parts, whole = joined_in(version)
+    if parts and name.endswith(whole) and shape and shape[0] == len(parts):
         part = (1, *shape[1:])
         size = math.prod(part)
-        for index, joined in enumerate(JOINED):
-            info = TensorInfo(f"{name.removesuffix(JOINED_NAME)}{joined}", tensor.type, part)
+        for index, joined in enumerate(parts):
+            info = TensorInfo(f"{name.removesuffix(whole)}{joined}", tensor.type, part)
             yield View(info, tensor.offset + index * size * ITEM_BYTES[tensor.type], tensor.nbytes, _rows(part))
         return
     rule = rule_of(version, name)

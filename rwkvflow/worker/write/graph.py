@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
     from rwkvflow.worker.model.tensorinfo import TensorInfo
 
+VERSIONS = frozenset({"4", "5.0", "5.1", "5.2", "6", "7"})  # those whose graph `forward` writes
 EMPTY = -1e30  # where version 4's largest exponent (state 3) begins; every other state begins with zeros
 SMALLEST_NORM = 1e-12
 LOWEST_LOG_DECAY = -math.exp(-0.5)  # of version 7: w = exp(LOWEST_LOG_DECAY · sigmoid(…))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import FileFormat, Limits
 from rwkvflow.worker.formats.chatrwkv import strategy as strategies
-from rwkvflow.worker.model.versions import ALL_VERSIONS, RESCALE_EVERY, STATEFUL
+from rwkvflow.worker.model.versions import RESCALE_EVERY, STATEFUL
 from rwkvflow.worker.model.weight_types import BF16, F16, F32
 from rwkvflow.worker.write.layout import Encoding, Transform, Writer
 from rwkvflow.worker.write.pth_writer import PthLayout, PthTensor, PthWriter, pth_layout
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 VERSION = "0.7"  # of the package's own files
 FAMILY = "chatrwkv"
+VERSIONS = frozenset({"4", "5.0", "5.1", "5.2", "6", "7"})  # of which the package runs .pth files
 KINDS = {"f32": F32, "f16": F16, "bf16": BF16}
 MATRICES = ("key.weight", "value.weight", "receptance.weight", "gate.weight", "output.weight", "head.weight")
 LN0 = ("blocks.0.ln0.weight", "blocks.0.ln0.bias")
@@ -204,7 +205,7 @@ def of_strategy(strategy: str) -> ChatRwkv:
     return ChatRwkv(
         name=f"{FAMILY}-{short}",
         suffix=f"-{short}.pth",
-        versions=ALL_VERSIONS if plain else ALL_VERSIONS - {"7"},
+        versions=VERSIONS if plain else VERSIONS - {"7"},
         consumer="rwkv",
         family="chatrwkv",
         runner=f"{__package__}.run",

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import FileFormat, Limits
-from rwkvflow.worker.maps.ggml import JOINED, JOINED_NAME, rule_of
-from rwkvflow.worker.model.versions import ALL_VERSIONS
+from rwkvflow.worker.maps.ggml import RULES, joined_in, rule_of
 from rwkvflow.worker.model.weight_types import (
     BLOCKS,
     BY_NAME,
@@ -153,18 +152,19 @@ def _plan(architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> list
     """The tensors of the file, in its order."""
     out: list[_Tensor] = []
     joined: set[str] = set()
+    parts, whole = joined_in(architecture.version)
     for name, info in tensors.items():
-        stem = next((name[: -len(part)] for part in JOINED if name.endswith("." + part)), None)
-        if architecture.version != "7" or stem is None:
+        stem = next((name[: -len(part)] for part in parts if name.endswith("." + part)), None)
+        if stem is None:
             out.append(_single(architecture, name, tuple(info.shape)))
         elif stem not in joined:
             joined.add(stem)
-            out.append(_join(stem, tensors))
+            out.append(_join(stem, parts, whole, tensors))
     return out
 
 
-def _join(stem: str, tensors: Mapping[str, TensorInfo]) -> _Tensor:
-    sources = tuple(stem + part for part in JOINED)
+def _join(stem: str, parts: tuple[str, ...], whole: str, tensors: Mapping[str, TensorInfo]) -> _Tensor:
+    sources = tuple(stem + part for part in parts)
     missing = [name for name in sources if name not in tensors]
     if missing:
         raise WorkerError(f"the checkpoint has no {missing[0]}, and rwkv.cpp's file needs all six att.x_*")
@@ -172,7 +172,7 @@ def _join(stem: str, tensors: Mapping[str, TensorInfo]) -> _Tensor:
     odd = next((name for name in sources if tuple(tensors[name].shape) != shape), None)
     if odd or not shape:
         raise WorkerError(f"{odd or sources[0]}: all six att.x_* of a layer should have one shape, [1, 1, n_embd]")
-    return _Tensor(stem + JOINED_NAME, sources, (shape[0] * len(sources), *shape[1:]))
+    return _Tensor(stem + whole, sources, (shape[0] * len(sources), *shape[1:]))
 
 
 def _single(architecture: Architecture, name: str, shape: tuple[int, ...]) -> _Tensor:
@@ -216,7 +216,7 @@ def _format(short: str, from_f32: bool = False) -> Ggml:
         suffix={"f32": "-FP32", "f16": "-FP16"}.get(short, "-" + short.upper())
         + ("-from-FP32" if from_f32 else "")
         + ".bin",
-        versions=ALL_VERSIONS,
+        versions=frozenset(RULES),
         consumer="librwkv",
         family="ggml",
         runner=f"{__package__}.run",

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import FolderFormat, Limits
-from rwkvflow.worker.model.versions import ALL_VERSIONS, LAYER_NORM_EPS
+from rwkvflow.worker.model.versions import LAYER_NORM_EPS
 from rwkvflow.worker.model.weight_types import F16, F32, size_of
-from rwkvflow.worker.write.graph import Ops, config, forward, part_of, states
+from rwkvflow.worker.write.graph import VERSIONS, Ops, config, forward, part_of, states
 from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Transform, literal_layout
 from rwkvflow.worker.write.transforms import TRANSPOSE
 
@@ -274,7 +274,7 @@ class Ncnn(FolderFormat):
 _F32 = Ncnn(
     name="ncnn-f32",
     suffix="-ncnn-FP32",
-    versions=ALL_VERSIONS,
+    versions=VERSIONS,
     consumer="ncnn",
     family="ncnn",
     runner=f"{__package__}.run",

@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rwkvflow.worker.formats.base import FolderFormat, Limits
-from rwkvflow.worker.model.versions import ALL_VERSIONS, LAYER_NORM_EPS
+from rwkvflow.worker.model.versions import LAYER_NORM_EPS
 from rwkvflow.worker.model.weight_types import F16, F32, size_of
 from rwkvflow.worker.write import onnx_writer
-from rwkvflow.worker.write.graph import Ops, config, forward, part_of, states
+from rwkvflow.worker.write.graph import VERSIONS, Ops, config, forward, part_of, states
 from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Transform, literal_layout
 from rwkvflow.worker.write.onnx_writer import FLOAT, FLOAT16, INT64, Node, Tensor, Value
 
@@ -202,7 +202,7 @@ class Onnx(FolderFormat):
 _F32 = Onnx(
     name="onnx-f32",
     suffix="-ONNX-FP32",
-    versions=ALL_VERSIONS,
+    versions=VERSIONS,
     consumer="onnxruntime",
     family="onnx",
     runner=f"{__package__}.run",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import FileFormat, Limits
 from rwkvflow.worker.formats.safetensors.layout import Entry, safetensors_layout
-from rwkvflow.worker.model.versions import ALL_VERSIONS, STATEFUL
+from rwkvflow.worker.model.versions import STATEFUL
 from rwkvflow.worker.model.weight_types import F16
 from rwkvflow.worker.write.layout import Encoding, Layout, Transform
 from rwkvflow.worker.write.transforms import TRANSPOSE
@@ -80,7 +80,7 @@ FORMATS = (
     WebRwkv(
         name="web-rwkv",
         suffix=".st",
-        versions=ALL_VERSIONS - {"5.0"},  # web-rwkv takes a file without a gate for version 4
+        versions=frozenset({"4", "5.1", "5.2", "6", "7"}),  # it takes a file without a gate for version 4
         consumer="web-rwkv-py",
         family="web",
         runner=f"{__package__}.run",
