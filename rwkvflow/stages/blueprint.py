@@ -62,9 +62,14 @@ class Blueprint:
         return tuple(outside(artifact.format for artifact in self.artifacts).values())
 
     @cached_property
+    def own_worker(self) -> Source:
+        """Our own code that runs inside the sandbox."""
+        return Source(tree_digest(PACKAGE / "worker"), PACKAGE / "worker")
+
+    @cached_property
     def worker(self) -> Source:
         """The code that runs inside the sandbox; that of formats from outside is part of its digest."""
-        digest = tree_digest(PACKAGE / "worker")
+        digest = self.own_worker.digest
         if self.format_packages:
             added = [[item.name, item.version, tree_digest(item.folder)] for item in self.format_packages]
             digest = text_digest(canonical({"worker": digest, "formats": added}))

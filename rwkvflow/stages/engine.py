@@ -147,7 +147,7 @@ def _step(blueprint: Blueprint, step: str, name: str, build: EngineBuild, image:
         params=params,
         inputs=inputs,
         outputs=("engine",),
-        code=blueprint.worker.digest,
+        code=blueprint.own_worker.digest,
         environment=image_step(image),
         limits=blueprint.limits("engine"),
         local={"trusted": is_shipped(build.request, name)},

@@ -62,7 +62,7 @@ def test_a_format_from_outside_is_made_proved_and_published(tmp_path: Path) -> N
     without = made("run", "recipe.yaml", *HOST, "--locked")
     assert without.code != 0
     words = " ".join(without.err.split())
-    assert "blob is a format of the package rwkvflow-blob, which is not installed here" in words
+    assert "'blob' is a format of the package rwkvflow-blob, which is not installed here" in words
     assert "the lock has rwkvflow-blob 1.2" in words
 
 
