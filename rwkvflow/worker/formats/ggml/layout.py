@@ -181,8 +181,10 @@ def _single(architecture: Architecture, name: str, shape: tuple[int, ...]) -> _T
         there = rule.there(shape, architecture.n_head or 0)
     except ValueError as error:
         raise WorkerError(f"{name} {error}") from None
-    change = TRANSPOSE if rule.swapped else rule.change and transform_of(rule.change)
-    return _Tensor(name, (name,), there, change)
+    transform = None if rule.change is None else transform_of(rule.change)
+    if rule.swapped:
+        transform = TRANSPOSE
+    return _Tensor(name, (name,), there, transform)
 
 
 # What each type may lose. Rounding is relative to the size of weights: about 2^-12 in F16, 2^-8 in Q8_0, 2^-5 and 2^-4
