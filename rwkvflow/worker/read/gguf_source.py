@@ -16,11 +16,13 @@ from rwkvflow.worker.maps.gguf import BLOCK, FUSED, GLOBAL, TRANSPOSED
 from rwkvflow.worker.model.rounding import bf16_to_float32
 from rwkvflow.worker.model.tensorinfo import ITEM_BYTES, TensorInfo
 from rwkvflow.worker.model.variants import refuse_called
-from rwkvflow.worker.model.versions import RESCALED
+from rwkvflow.worker.model.versions import RESCALED, SPECS
 from rwkvflow.worker.read.gguf_file import GgufIndex, GgufTensor, read_open
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.torch_file.pth import Index, View
 
+#: Tensors of a layer that the author writes as [1, 1, n].
+ROWS = frozenset(spec.name for version in BLOCK for spec in SPECS[version].tensors if spec.shape[:2] == (1, 1))
 _BLOCK = re.compile(r"blk\.([0-9]{1,9})\.(.+)")
 
 
@@ -93,9 +95,7 @@ def _single(name: str, part: str, tensor: GgufTensor, head_size: int, transposed
     count = math.prod(shape)
     if part == "att.r_k" and head_size and count % head_size == 0:
         return _view(name, tensor, (count // head_size, head_size))
-    last = part.rpartition(".")[2]
-    is_row = last.startswith(("time_maa_", "x_")) or last in ("time_decay", "k_k", "k_a", "w0", "a0", "v0")
-    return _view(name, tensor, (1, 1, count) if is_row else shape)
+    return _view(name, tensor, (1, 1, count) if part in ROWS else shape)
 
 
 def _fused(layer: str, tensor: GgufTensor, parts: tuple[str, ...]) -> Iterator[View]:

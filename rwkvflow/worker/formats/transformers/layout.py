@@ -23,7 +23,7 @@ from rwkvflow.engine.prompts import template
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import Format, Limits, Split
 from rwkvflow.worker.formats.safetensors.layout import Entry, safetensors_parts
-from rwkvflow.worker.maps.huggingface import GLOBAL, NAME_OF
+from rwkvflow.worker.maps.huggingface import name_of
 from rwkvflow.worker.model.tokenizers import BYTES, VOCABULARY_BYTES, WORLD, WORLD_FILE, world_vocabulary
 from rwkvflow.worker.model.versions import LAYER_NORM_EPS, RESCALE_EVERY
 from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Writer
@@ -107,17 +107,14 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 
 def _entries(architecture: Architecture, tensors: Mapping[str, TensorInfo], remarks: list[str]) -> Iterator[Entry]:
-    name_of = NAME_OF[architecture.version]
     left = []
     for source, info in tensors.items():
-        stem, _, end = source.rpartition(".")
-        if name := GLOBAL[architecture.version].get(stem):
-            yield Entry(f"{name}.{end}", info.dtype, tuple(info.shape), source, Encoding(None))
-            continue
-        parts = source.split(".", 2)
-        name = name_of(parts[1], parts[2]) if parts[0] == "blocks" and len(parts) == 3 else None
+        name = name_of(architecture.version, source)
         if name is None:
             left.append(source)
+            continue
+        if not source.startswith("blocks."):
+            yield Entry(name, info.dtype, tuple(info.shape), source, Encoding(None))
             continue
         shape, transform = tuple(info.shape), None
         if name.endswith((".lora.0.weight", ".lora.2.weight")):
