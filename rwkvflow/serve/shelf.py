@@ -12,6 +12,7 @@ from typing import Any
 from rwkvflow.base.errors import UsageError
 from rwkvflow.base.files import read_json
 from rwkvflow.base.hashing import file_digest
+from rwkvflow.documents.formats import family_of
 from rwkvflow.engine.binding import Library, Model
 from rwkvflow.engine.errors import EngineError
 from rwkvflow.engine.states import fingerprint
@@ -64,7 +65,7 @@ def _of_folder(folder: Path) -> list[Entry]:
     quality = read_json(folder / QUALITY) or {}
     listed: dict[Path, dict[str, Any]] = {}
     for artifact in quality.get("artifacts", ()):
-        if str(artifact.get("format", "")).startswith("ggml-"):
+        if family_of(str(artifact.get("format", ""))) == "ggml":
             report = read_json(folder / smoke_report(str(artifact["path"]))) or {}
             kept = ("model", "format", "sha256", "perplexity", "perplexity_rise", "kl_divergence", "top1_agreement")
             facts = {name: artifact.get(name) for name in (*kept, "bits_per_weight", "weight_bytes")}
