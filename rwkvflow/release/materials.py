@@ -82,6 +82,8 @@ def _materials(params: Mapping[str, Any]) -> Iterator[Material]:
     for package in params.get("packages", {}).values():
         yield Material(f"package/{package['filename']}", "package", {"sha256": package["sha256"]})
     yield Material("worker", "worker", {TREE: _hex(params["worker"])})
+    for name, item in params.get("formats", {}).items():
+        yield Material(f"formats/{name}@{item['version']}", "formats", {TREE: _hex(item["digest"])})
     wheels: dict[tuple[str, str], list[str]] = {}
     for image, identity in params["images"].items():
         if base := identity.get("base"):

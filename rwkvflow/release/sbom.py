@@ -44,6 +44,7 @@ def sbom_bytes(
     _licensed(root, license_id)
     bom.metadata.component = root
     inputs = {material.name: _material(material, params) for material in materials(params)}
+    added = [component for name, component in inputs.items() if name.startswith("formats/")]
     built = {engine.image: [_engine_file(engine, path, sha) for path, sha in _libraries(engine)] for engine in engines}
     for component in (*inputs.values(), *(component for parts in built.values() for component in parts)):
         bom.components.add(component)
@@ -59,7 +60,7 @@ def sbom_bytes(
         used = [inputs[name] for kind in ORIGINS for name in inputs if f"{name}/".startswith(f"{kind}/{row.model}/")]
         for image in row.images:
             used += [*built.get(image, []), *_of_image(inputs, params, image)]
-        bom.register_dependency(component, [*used, inputs["worker"]])
+        bom.register_dependency(component, [*used, inputs["worker"], *added])
     bom.register_dependency(root, artifacts)
     content = json.loads(JsonV1Dot6(bom).output_as_string())
     _add_cards(content, rows, params)
@@ -78,6 +79,7 @@ def _material(material: Material, params: Mapping[str, Any]) -> Component:
         "engine": ComponentType.LIBRARY,
         "package": ComponentType.LIBRARY,
         "worker": ComponentType.APPLICATION,
+        "formats": ComponentType.LIBRARY,
         "base": ComponentType.CONTAINER,
         "wheel": ComponentType.LIBRARY,
     }
@@ -89,6 +91,8 @@ def _material(material: Material, params: Mapping[str, Any]) -> Component:
         name, version = "engine sources", material.digest.get("gitCommit")
     elif material.kind == "worker":
         name = "rwkvflow.worker"
+    elif material.kind == "formats":
+        name, _, version = name.rpartition("@")
     component = Component(type=kinds[material.kind], name=name, version=version, bom_ref=material.name, purl=purl)
     _hashed(component, material.digest)
     if material.uri is not None:

@@ -62,6 +62,13 @@ class Blueprint:
         return tuple(outside(artifact.format for artifact in self.artifacts).values())
 
     @cached_property
+    def format_digests(self) -> dict[str, dict[str, str]]:
+        """Version and tree digest of each of these packages, by name."""
+        return {
+            item.name: {"version": item.version, "digest": tree_digest(item.folder)} for item in self.format_packages
+        }
+
+    @cached_property
     def own_worker(self) -> Source:
         """Our own code that runs inside the sandbox."""
         return Source(tree_digest(PACKAGE / "worker"), PACKAGE / "worker")
@@ -71,8 +78,7 @@ class Blueprint:
         """The code that runs inside the sandbox; that of formats from outside is part of its digest."""
         digest = self.own_worker.digest
         if self.format_packages:
-            added = [[item.name, item.version, tree_digest(item.folder)] for item in self.format_packages]
-            digest = text_digest(canonical({"worker": digest, "formats": added}))
+            digest = text_digest(canonical({"worker": digest, "formats": self.format_digests}))
         return Source(digest, PACKAGE / "worker")
 
     def limits(self, stage: str, *, cores: float | None = None) -> Limits:

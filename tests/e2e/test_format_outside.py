@@ -44,6 +44,9 @@ def test_a_format_from_outside_is_made_proved_and_published(tmp_path: Path) -> N
     lock = (made.folder / "recipe.lock.yaml").read_text(encoding="utf-8")
     assert re.search(r"formats:\n\s+rwkvflow-blob:\n\s+version: .?1\.2", lock)
 
+    listed = (made.folder / "out" / "sbom.cdx.json").read_text(encoding="utf-8")
+    assert '"formats/rwkvflow-blob@1.2"' in listed
+
     # Nothing is left to do; with other code of the package, its artifacts are made and run again.
     again = made("run", "recipe.yaml", *HOST, "--json", env=env)
     assert again.steps("done") == []
