@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Final
 
-from rwkvflow.worker.conversion.jobs import Outcome
+from rwkvflow.worker.conversion.jobs import Outcome, format_of
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.ggml_file import read_ggml_index
 from rwkvflow.worker.read.gguf_file import read_gguf_index
 
-#: Families of formats that nothing here reads: what runs them opens them in the smoke stage.
-UNREAD: Final = ("faster-rwkv", "ncnn", "onnx")
-
 
 def check_written(outcome: Outcome) -> None:
     """Makes a failure of an artifact whose header or a tensor's place cannot be read, and removes it."""
-    if outcome.written is None or outcome.failure is not None or outcome.job.format.startswith(UNREAD):
+    if outcome.written is None or outcome.failure is not None:
         return
+    item = format_of(outcome.job)
+    if item is None or not item.is_read_here:
+        return  # what runs it opens it in the smoke stage
     path = outcome.job.path
     try:
         opened(path)

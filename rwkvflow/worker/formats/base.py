@@ -54,6 +54,7 @@ class Format(ABC):
     consumer: str  # what proves the artifact in the smoke stage
     limits: Limits
     runner: str = field(default="", kw_only=True)  # module that runs an artifact, see rwkvflow.worker.formats.runner
+    is_read_here: bool = field(default=False, kw_only=True)  # whether `read` opens such a file
     card: str = field(default="", kw_only=True)  # module that says how its files are run, see formats/cards.py
     family: str = field(default="", kw_only=True)  # what formats of a kind have in common, a tag of a release
     quantization: str = field(default="", kw_only=True)  # how its weights are quantized, "" where they are not

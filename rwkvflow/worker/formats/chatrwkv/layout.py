@@ -208,6 +208,7 @@ def of_strategy(strategy: str) -> ChatRwkv:
         versions=VERSIONS if plain else VERSIONS - {"7"},
         consumer="rwkv",
         family="chatrwkv",
+        is_read_here=True,
         runner=f"{__package__}.run",
         card=f"{__package__}.card",
         limits=Limits(max(item.logits for item in limits), max(item.perplexity for item in limits)),

@@ -221,6 +221,7 @@ def _format(short: str, from_f32: bool = False) -> Ggml:
         versions=frozenset(RULES),
         consumer="librwkv",
         family="ggml",
+        is_read_here=True,
         runner=f"{__package__}.run",
         card=f"{__package__}.card",
         limits=LIMITS[short],

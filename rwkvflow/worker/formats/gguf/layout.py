@@ -313,6 +313,7 @@ def _format(short: str, from_f16: bool = True) -> Gguf:
         versions=frozenset({"6", "7"}),
         consumer="llama.cpp",
         family="gguf",
+        is_read_here=True,
         runner=f"{__package__}.run",
         card=f"{__package__}.card",
         limits=LIMITS[short],

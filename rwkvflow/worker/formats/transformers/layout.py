@@ -257,6 +257,7 @@ FORMATS = (
         versions=frozenset({"4", "6", "7"}),
         consumer="transformers",
         family="transformers",
+        is_read_here=True,
         runner=f"{__package__}.run",
         card=f"{__package__}.card",
         limits=Limits(logits=1e-3, perplexity=1e-3),

@@ -83,6 +83,7 @@ FORMATS = (
         versions=frozenset({"4", "5.1", "5.2", "6", "7"}),  # it takes a file without a gate for version 4
         consumer="web-rwkv-py",
         family="web",
+        is_read_here=True,
         runner=f"{__package__}.run",
         card=f"{__package__}.card",
         limits=Limits(logits=0.05, perplexity=0.005),
