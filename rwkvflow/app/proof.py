@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,13 +84,14 @@ def prove(origin: Origin, library: Path, files: Sequence[tuple[str, Path]]) -> I
             tokenizer = open_tokenizer("auto", forward.architecture.n_vocab, None)
             tokens = tokenizer.encode(TEXT.read_text(encoding="utf-8")[: 64 * TEXT_TOKENS])[:TEXT_TOKENS]
             questions = Questions(tuple(tokens), min(len(tokens), 64), (), 0)
-            with np.errstate(over="ignore", invalid="ignore"):  # judged below
+            with _quiet(), np.errstate(over="ignore", invalid="ignore"):  # judged below
                 truth = answer(forward, questions)
         if trouble := judge.finite(truth):
             raise RwkvflowError(f"the checkpoint itself is broken: in fp32, {trouble}")
         with _engine(library) as engine:
             for name, path in files:
-                answers = run_artifact(Task(path, origin, engine, None, FORMATS[name]), questions)
+                with _quiet():
+                    answers = run_artifact(Task(path, origin, engine, None, FORMATS[name]), questions)
                 if trouble := judge.finite(answers):
                     yield Proof(name, float("nan"), float("nan"), float("nan"), (trouble,))
                     continue
@@ -99,6 +101,11 @@ def prove(origin: Origin, library: Path, files: Sequence[tuple[str, Path]]) -> I
                 yield Proof(name, figures.perplexity, figures.rise, figures.logits, found)
     except WorkerError as error:
         raise RwkvflowError(str(error)) from error
+
+
+def _quiet() -> redirect_stdout[io.StringIO]:
+    """Keeps the worker's messages, which nobody reads here, off standard output."""
+    return redirect_stdout(io.StringIO())
 
 
 @contextmanager

@@ -34,7 +34,7 @@ SHOWN = 20  # tensors that `compare` lists without --all
     "ignore",
     metavar="GLOB",
     multiple=True,
-    help="Leave out tensors of such names, which rwkvflow does not know; may be given several times",
+    help="Leave out tensors of such names, which rwkvflow does not know",
 )
 @click.option("--strategy", metavar="TEXT", help='Strategy of --format chatrwkv, such as "cuda fp16 *10 -> cpu fp32"')
 @click.option(

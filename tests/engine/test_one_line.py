@@ -56,6 +56,7 @@ def test_one_line_makes_proved_files(call, net: StandIn, tmp_path: Path) -> None
     made = {path.name for path in (tmp_path / "out").iterdir()}
     assert made == {"rwkv7-demo-FP16.bin", "rwkv7-demo-Q8_0.bin", "rwkv7-demo.safetensors"}
     assert done.output.count("proved by librwkv: perplexity") == 2
+    assert "::rwkvflow" not in done.output
     here = call("convert", DEMO, tmp_path / "here", "--format", "ggml-f16", "--no-check")
     assert here.exit_code == 0
     assert "proved by" not in here.output
