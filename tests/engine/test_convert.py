@@ -413,7 +413,7 @@ def test_many_formats_take_one_read_of_the_checkpoint(
 
     def into(self: RawFile, buffer: memoryview, offset: int) -> None:
         nonlocal read
-        read += len(buffer)
+        read += len(buffer) if self.path == source else 0  # headers of what was made are read as well
         original(self, buffer, offset)
 
     monkeypatch.setattr(RawFile, "into", into)
