@@ -13,8 +13,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from packageurl.contrib.purl2url import get_repo_url
+
 from rwkvflow.base.errors import LockError
 
+# The default index: at the registry that packageurl knows for Python packages.
 PYPI = "/".join([*str(get_repo_url("pkg:pypi/pip")).split("/")[:3], "simple"])  # type: ignore[no-untyped-call]
 _UV = {
     "UV_DEFAULT_INDEX": "index-url",
