@@ -18,7 +18,6 @@ from rwkvflow.documents.lock import (
     LockedEngine,
     LockedFile,
     LockedImage,
-    LockedPackage,
     LockedWheel,
     LockedWheels,
     disagreements,
@@ -28,6 +27,7 @@ from rwkvflow.documents.lock import (
 from rwkvflow.documents.recipe import Matrix, Recipe
 from rwkvflow.documents.sources import HubSource, parse_source
 from rwkvflow.lock.fit import check_recipe_versions
+from rwkvflow.lock.pins import package
 from rwkvflow.plan.ci import GITHUB_JOBS, jobs
 from rwkvflow.plan.matrix import expand, select
 from rwkvflow.plan.plan import survey
@@ -81,11 +81,7 @@ def stand_in(recipe: Recipe) -> Lock:
             for image in recipe.images
         },
         engine=LockedEngine(kind="builtin", resolved="builtin", digest=text_digest("")),
-        packages={
-            name: LockedPackage(name=name, version="1", filename=f"{name}-1.tar.gz", sha256=sha(name), backend="none")
-            for name in packages_of(recipe)
-        }
-        or None,
+        packages={name: package(name) for name in packages_of(recipe)} or None,
     )
 
 
