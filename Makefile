@@ -11,7 +11,7 @@ demo: $(VENV)/.installed ## Convert tiny models into eight formats each, test th
 
 test: lint types docs ## Everything that is tested: lint, types, docs, and all tests but the long ones
 	$(BIN)/pytest -n 2 --durations=25 tests/unit
-	$(BIN)/pytest -n 2 --durations=25 --dist loadfile tests/engine tests/e2e
+	$(BIN)/pytest -n 2 --durations=25 --dist loadfile tests/engine tests/e2e tests/redteam
 
 help: ## List these targets
 	@grep -hE '^[a-z0-9 ]+:.*## ' $(MAKEFILE_LIST) | while IFS= read -r line; do \

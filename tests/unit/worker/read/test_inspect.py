@@ -78,7 +78,7 @@ def ggml(path: Path, *tensors: bytes, header: tuple[int, ...] = (0x67676D66, 101
 
 def test_ggml_tensors(tmp_path: Path) -> None:
     parts = [("emb.weight", 1, (3, 64)), ("a.ü", 0, (5,)), ("b", 2, (2, 32)), ("c", 3, (1, 64)), ("d", 7, (2, 2, 32))]
-    parts += [("e", 8, (3, 96)), ("g", 12, (2, 512)), ("h", 13, (3, 256)), ("f", 9, (4, 32))]
+    parts += [("e", 8, (3, 96)), ("g", 13, (2, 512)), ("h", 14, (3, 256)), ("f", 9, (4, 32))]
     path = ggml(tmp_path / "x.bin", *(ggml_tensor(*part) for part in parts))
     index = read_ggml_index(path)
     assert (index.version, index.n_vocab, index.n_embd, index.n_layer, index.type) == (101, 3, 64, 1, "f16")

@@ -187,7 +187,7 @@ def test_reference_and_answers_survive_their_files_byte_for_byte(tmp_path: Path)
     assert first.read_bytes() == second.read_bytes()
     assert read_reference(first).questions == reference().questions
     assert isinstance(read_reference(first).answers.logits, np.memmap)
-    np.testing.assert_array_equal(read_reference(first).asked().truth, answers().logits)
+    np.testing.assert_array_equal(read_reference(first).judged.truth, answers().logits)
     whole = replace(answers(), note="n", divergence=np.array([0.1, 0.2]), runtime=False, pace=Pace(3.5, 7, None))
     for kept in (answers(), whole):
         write_answers(first, kept)
