@@ -56,7 +56,7 @@ class Process:
     def __init__(self, environment: Mapping[str, str]) -> None:
         root = Path(__file__).resolve().parents[2]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.publishing"],
+            [sys.executable, "-m", "tests.helpers.publishing"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
