@@ -19,7 +19,12 @@ LOST = "failed to export image: failed to set parent sha256:3a2b: unknown parent
 
 
 @pytest.mark.parametrize(
-    ("said", "kind"), [(LOST, LayerLost), ("The command '/bin/false' returned a non-zero code: 1", StepFailed)]
+    ("said", "kind"),
+    [
+        (LOST, LayerLost),
+        ("invalid from flag value engine-librwkv: No such image: sha256:2c24", LayerLost),
+        ("The command '/bin/false' returned a non-zero code: 1", StepFailed),
+    ],
 )
 def test_what_an_engine_says_of_a_lost_layer_is_known(said: str, kind: type) -> None:
     build = Build(None, Limits(), lambda line: None, threading.Event())  # type: ignore[arg-type]
