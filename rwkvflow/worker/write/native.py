@@ -46,6 +46,16 @@ class Native:
         """Bytes of a row; 0 for an unknown type or where cols is no multiple of the type's block."""
         return int(self._row_bytes(kind, cols))
 
+    def _room(self, source: NDArray[Any], source_type: int, kind: int, cols: int) -> tuple[int, NDArray[Any]]:
+        """The number of rows, and an array (uint8) for them as type `kind`. Raises ValueError for no whole rows."""
+        import numpy as np
+
+        rows, rest = divmod(source.size, cols) if cols else (0, source.size)
+        width = 4 if source_type == 0 else 2
+        if rest or source.itemsize != width or not source.flags.c_contiguous:
+            raise ValueError(f"{source.size} values of {source.itemsize} bytes are no rows of {cols}")
+        return rows, np.empty(rows * self.row_bytes(kind, cols), np.uint8)
+
     def encode(
         self, source: NDArray[Any], source_type: int, kind: int, cols: int, via_f16: bool = False
     ) -> tuple[NDArray[Any], bool]:
@@ -53,13 +63,7 @@ class Native:
 
         `source` is C-contiguous with itemsize 4 (F32) or 2 (F16, BF16) and holds a whole number of rows.
         """
-        import numpy as np
-
-        rows, rest = divmod(source.size, cols) if cols else (0, source.size)
-        width = 4 if source_type == 0 else 2
-        if rest or source.itemsize != width or not source.flags.c_contiguous:
-            raise ValueError(f"{source.size} values of {source.itemsize} bytes are no rows of {cols}")
-        out = np.empty(rows * self.row_bytes(kind, cols), np.uint8)
+        rows, out = self._room(source, source_type, kind, cols)
         status = self._encode(source_type, kind, via_f16, source.ctypes.data, out.ctypes.data, rows, cols, 1)
         if status < 0 or (rows and not out.size):
             raise ValueError(f"type {source_type} in rows of {cols} cannot be encoded as type {kind}")
@@ -78,11 +82,7 @@ class Native:
             raise ValueError("this library knows no importance matrices")
         cols = importance.size
         weights = np.ascontiguousarray(importance, np.float32)
-        rows, rest = divmod(source.size, cols) if cols else (0, source.size)
-        width = 4 if source_type == 0 else 2
-        if rest or source.itemsize != width or not source.flags.c_contiguous:
-            raise ValueError(f"{source.size} values of {source.itemsize} bytes are no rows of {cols}")
-        out = np.empty(rows * self.row_bytes(kind, cols), np.uint8)
+        rows, out = self._room(source, source_type, kind, cols)
         places = (source.ctypes.data, out.ctypes.data)
         status = self._encode_weighted(source_type, kind, via_f16, *places, rows, cols, weights.ctypes.data)
         if status == -3:
