@@ -25,7 +25,7 @@ def build(folder: Path) -> Path:
     if program.is_file():
         return program
     from rwkvflow.lock.pins import package
-    from rwkvflow.net.source_package import fetch_package
+    from rwkvflow.net.packages.source_package import fetch_package
     from rwkvflow.stages.llama import KEPT, ROOT
 
     source, scratch = folder / "llama.cpp", folder / "scratch"

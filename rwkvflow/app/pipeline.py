@@ -189,7 +189,7 @@ def make_lock(
 ) -> Lock:
     """Resolve everything and write the lock beside the recipe."""
     from rwkvflow.lock.resolve import resolve
-    from rwkvflow.sandbox.base_image import base_digest
+    from rwkvflow.sandbox.image.base_image import base_digest
 
     lock = resolve(
         recipe,

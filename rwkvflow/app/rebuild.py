@@ -23,9 +23,9 @@ from rwkvflow.plan.matrix import expand
 from rwkvflow.plan.plan import Plan
 from rwkvflow.plan.step import Input, Ref
 from rwkvflow.release.artifacts import gather
-from rwkvflow.release.materials import engines
 from rwkvflow.release.names import ENGINE, LOCK, PROVENANCE, RECIPE
-from rwkvflow.release.statement import read_statement
+from rwkvflow.release.provenance.materials import engines
+from rwkvflow.release.provenance.statement import read_statement
 from rwkvflow.stages import engine
 from rwkvflow.stages.blueprint import Blueprint
 from rwkvflow.stages.publish import release_of

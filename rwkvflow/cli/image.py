@@ -29,7 +29,7 @@ def image() -> None:
 @store_option
 def bootstrap(suite: str, packages: tuple[str, ...], tag: str | None, mirror: str | None, store: Path | None) -> None:
     """Make a base image from Debian packages, for sites without a registry. Needs mmdebstrap or debootstrap."""
-    from rwkvflow.sandbox.bootstrap import bootstrap_image
+    from rwkvflow.sandbox.image.bootstrap import bootstrap_image
     from rwkvflow.store.store import default_root
 
     made = bootstrap_image(
@@ -85,7 +85,7 @@ def image_push(recipe: Path, place: str, **options: Any) -> None:
     from rwkvflow.documents.destinations import OciDestination, parse_destination
     from rwkvflow.sandbox.daemon import connect
     from rwkvflow.sandbox.docker import reference
-    from rwkvflow.sandbox.image_push import push_image
+    from rwkvflow.sandbox.image.image_push import push_image
 
     if not place.startswith("oci://"):
         raise UsageError(f"{place} is not a place for images", remedy="write oci://registry/name")

@@ -93,11 +93,11 @@ def serve(models: tuple[Path, ...], host: str, port: int, **options: Any) -> Non
     _check_packages()
     from rwkvflow.engine.binding import Library
     from rwkvflow.serve.app import make_app
+    from rwkvflow.serve.batching.scheduler import Settings
     from rwkvflow.serve.guard import Rules, hosts_for
-    from rwkvflow.serve.scheduler import Settings
+    from rwkvflow.serve.openai.work import Limits
     from rwkvflow.serve.server import Server
     from rwkvflow.serve.shelf import Shelf, find_models
-    from rwkvflow.serve.work import Limits
 
     keys = _keys(options["api_key_file"])
     entries = find_models(models)

@@ -16,11 +16,11 @@ from rwkvflow.execute.publishing import publish_actions, publish_probes
 from rwkvflow.execute.smoke import in_two, is_smoke
 from rwkvflow.lock.local_files import local_path
 from rwkvflow.net.download import fetch_file, fetch_git
-from rwkvflow.net.source_package import fetch_package
-from rwkvflow.net.wheels import download_wheels
+from rwkvflow.net.packages.source_package import fetch_package
+from rwkvflow.net.packages.wheels import download_wheels
 from rwkvflow.plan.step import Step, canonical
 from rwkvflow.sandbox.base import EnvironmentSpec, Sandbox
-from rwkvflow.sandbox.dockerfile import pinned_reference
+from rwkvflow.sandbox.image.dockerfile import pinned_reference
 from rwkvflow.store.store import Output, Store
 from rwkvflow.worker.formats.outside import FormatPackage
 

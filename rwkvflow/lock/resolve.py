@@ -43,7 +43,7 @@ from rwkvflow.lock.files import Files
 from rwkvflow.lock.pins import consumer, package, pinned
 from rwkvflow.net.git import resolve_git
 from rwkvflow.net.http import Policy
-from rwkvflow.net.wheels import resolve_wheels
+from rwkvflow.net.packages.wheels import resolve_wheels
 from rwkvflow.store.store import Store
 
 BaseOf = Callable[[str], LockedBase | None]

@@ -17,7 +17,7 @@ from rwkvflow.base.files import read_json, remove, sync, write_json
 from rwkvflow.base.outputs import swap
 from rwkvflow.publish.base import refuse_others
 from rwkvflow.release.names import PROVENANCE, STATE
-from rwkvflow.release.statement import stated_name
+from rwkvflow.release.provenance.statement import stated_name
 
 if TYPE_CHECKING:
     from rwkvflow.release.release import Release, ReleaseFile
@@ -67,7 +67,7 @@ def publish_folder(release: Release, target: Path, *, key: str, on_bytes: Callab
 
 def _ours(target: Path) -> bool:
     """Whether a folder is a release: published here, or downloaded."""
-    from rwkvflow.release.statement import BUILD_TYPE
+    from rwkvflow.release.provenance.statement import BUILD_TYPE
 
     if "key" in (read_json(target / STATE) or {}):
         return True

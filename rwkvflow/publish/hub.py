@@ -22,8 +22,8 @@ from rwkvflow.publish.base import Change, Changes, Proven, Published, refuse_oth
 from rwkvflow.publish.hub_calls import Addition, ConflictError, Head, HubCalls, RemoteFile
 from rwkvflow.release.artifacts import ReleaseFile, from_bytes
 from rwkvflow.release.names import CARD, PROVENANCE, SIGNATURE, SUMS
+from rwkvflow.release.provenance.statement import stated_name
 from rwkvflow.release.release import Release
-from rwkvflow.release.statement import stated_name
 from rwkvflow.release.sums import parse_sums
 
 LARGEST = 50 * 10**9  # bytes; downloads of more are refused by the hub outside xet

@@ -20,7 +20,7 @@ from rwkvflow.net.progress import Told
 from rwkvflow.plan.step import canonical
 from rwkvflow.publish.base import Change, Changes, Proven, Published, refuse_others
 from rwkvflow.release.artifacts import ReleaseFile, from_bytes
-from rwkvflow.release.card import human_count
+from rwkvflow.release.model_card.card import human_count
 from rwkvflow.release.names import CARD, PLOT, SUMS
 from rwkvflow.release.release import Release
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvflow.base.errors import PublishError, RwkvflowError
 from rwkvflow.base.hashing import file_digest
-from rwkvflow.release.material_check import material_problems
 from rwkvflow.release.names import (
     LOCK,
     PROVENANCE,
@@ -31,8 +30,9 @@ from rwkvflow.release.names import (
     is_plain,
     smoke_report,
 )
+from rwkvflow.release.provenance.material_check import material_problems
+from rwkvflow.release.provenance.statement import dependencies, read_statement
 from rwkvflow.release.quality import differences, read_quality
-from rwkvflow.release.statement import dependencies, read_statement
 from rwkvflow.release.sums import parse_sums
 
 if TYPE_CHECKING:
@@ -314,7 +314,7 @@ def _signature(
         of = f" by the key whose public half has the SHA-256 {by}" if by else ""
         found.notes.append(f"{SIGNATURE} was not checked: it is said to be{of}; give the public key with --key")
         return
-    from rwkvflow.release.signature import SignatureProblem, check_signature
+    from rwkvflow.release.provenance.signature import SignatureProblem, check_signature
 
     others = {path: sha256 for path, sha256 in digests.items() if path != SIGNATURE}
     try:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rwkvflow.release.artifacts import ReleaseFile, Row, from_bytes, from_file, gather
-from rwkvflow.release.card import render_card
-from rwkvflow.release.materials import engines
+from rwkvflow.release.model_card.card import render_card
 from rwkvflow.release.names import CARD, ENGINE, LOCK, PLOT, PROVENANCE, QUALITY, RECIPE, SBOM, SIGNATURE, SUMS
 from rwkvflow.release.plot import plot_svg
+from rwkvflow.release.provenance.materials import engines
 from rwkvflow.release.quality import quality_bytes, quality_of
 from rwkvflow.release.sums import sums_text
 
@@ -44,8 +44,8 @@ def assemble(
     local: "lock" and "recipe", their texts; "key", the path of the private key where the recipe names one.
     Raises PublishError when nothing at all may be published, or where the card's template or the key is no good.
     """
-    from rwkvflow.release.sbom import sbom_bytes
-    from rwkvflow.release.statement import statement_bytes
+    from rwkvflow.release.provenance.sbom import sbom_bytes
+    from rwkvflow.release.provenance.statement import statement_bytes
 
     key = Path(local["key"]) if local.get("key") else None
     signed_by = _signed_by(key)
@@ -77,7 +77,7 @@ def assemble(
     files.sort(key=lambda file: file.path)
     files.append(from_bytes(SUMS, sums_text({file.path: _hex(file) for file in files}).encode()))
     if key is not None:
-        from rwkvflow.release.signature import sign
+        from rwkvflow.release.provenance.signature import sign
 
         signature = sign(str(params["name"]), {file.path: _hex(file) for file in files}, key)
         files.append(from_bytes(SIGNATURE, signature))
@@ -87,7 +87,7 @@ def assemble(
 def _signed_by(key: Path | None) -> str | None:
     if key is None:
         return None
-    from rwkvflow.release.signature import fingerprint
+    from rwkvflow.release.provenance.signature import fingerprint
 
     return fingerprint(key)
 

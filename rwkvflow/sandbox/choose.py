@@ -48,7 +48,7 @@ def choose(wanted: str, root: Path, bases: Iterable[str] = (), own_code: str | N
 
 
 def _fallen_back(host: HostSandbox, reason: str, own_code: str | None) -> tuple[Sandbox, str]:
-    from rwkvflow.sandbox.walls import walls
+    from rwkvflow.sandbox.isolation.walls import walls
 
     if own_code and not walls().whole:
         raise EnvironmentMissing(
@@ -74,9 +74,9 @@ def brings_code(recipe: Recipe, workflow: Workflow) -> str | None:
 
 def _reason_against(docker: object, bases: Iterable[str]) -> str | None:
     """Why an engine that answers is no good for a run that did not ask for it."""
-    from rwkvflow.sandbox.base_image import OURS, local_image
-    from rwkvflow.sandbox.base_names import command_for
     from rwkvflow.sandbox.docker import DockerSandbox
+    from rwkvflow.sandbox.image.base_image import OURS, local_image
+    from rwkvflow.sandbox.image.base_names import command_for
 
     assert isinstance(docker, DockerSandbox)  # noqa: S101 - imported late for the start-up time
     address = os.environ.get("DOCKER_HOST", "")

@@ -18,9 +18,7 @@ from rwkvflow.base.errors import EnvironmentMissing, StepFailed
 from rwkvflow.base.lines import LineSplitter, Tail
 from rwkvflow.base.process import MESSAGE
 from rwkvflow.plan.step import Limits
-from rwkvflow.sandbox.archive import context
 from rwkvflow.sandbox.base import Command, EnvironmentSpec, OnLine, Result
-from rwkvflow.sandbox.base_image import ensure_base, local_image
 from rwkvflow.sandbox.daemon import (
     RUN_LABEL,
     connect,
@@ -30,9 +28,11 @@ from rwkvflow.sandbox.daemon import (
     platform_of,
     remedy_for,
 )
-from rwkvflow.sandbox.disk import DiskLimit
-from rwkvflow.sandbox.dockerfile import NOBODY
-from rwkvflow.sandbox.image_build import Build, LayerLost
+from rwkvflow.sandbox.image.archive import context
+from rwkvflow.sandbox.image.base_image import ensure_base, local_image
+from rwkvflow.sandbox.image.dockerfile import NOBODY
+from rwkvflow.sandbox.image.image_build import Build, LayerLost
+from rwkvflow.sandbox.isolation.disk import DiskLimit
 
 if TYPE_CHECKING:
     import docker

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rwkvflow.base.errors import RwkvflowError
-from rwkvflow.sandbox.bootstrap import tools
 from rwkvflow.sandbox.daemon import platform_of
 from rwkvflow.sandbox.host import host_platform
+from rwkvflow.sandbox.image.bootstrap import tools
+from rwkvflow.sandbox.isolation.walls import walls
 from rwkvflow.sandbox.pythons import installed
-from rwkvflow.sandbox.walls import walls
 
 GIB = 1 << 30
 ENOUGH_DISK = 5 * GIB  # an image with torch, its wheels, and a small model in eight formats
@@ -51,7 +51,7 @@ def _platform() -> Check:
 
 
 def _uv() -> Check:
-    from rwkvflow.net.uv import find_uv
+    from rwkvflow.net.packages.uv import find_uv
 
     try:
         return Check("uv", "ok", f"{find_uv()} resolves wheels")

@@ -27,13 +27,13 @@ from rwkvflow.base.errors import EnvironmentMissing, StepFailed
 from rwkvflow.base.files import clear_errors, read_json, remove, write_json
 from rwkvflow.base.hashing import SKIPPED
 from rwkvflow.plan.step import Limits
-from rwkvflow.sandbox.archive import requirements_by_role, wheels_of
 from rwkvflow.sandbox.base import Command, EnvironmentSpec, OnLine, Result
-from rwkvflow.sandbox.disk import DiskLimit
-from rwkvflow.sandbox.dockerfile import ENVIRONMENT
-from rwkvflow.sandbox.memory import Limit
+from rwkvflow.sandbox.image.archive import requirements_by_role, wheels_of
+from rwkvflow.sandbox.image.dockerfile import ENVIRONMENT
+from rwkvflow.sandbox.isolation.disk import DiskLimit
+from rwkvflow.sandbox.isolation.memory import Limit
+from rwkvflow.sandbox.isolation.walls import behind, of_python, walls
 from rwkvflow.sandbox.pythons import find_python
-from rwkvflow.sandbox.walls import behind, of_python, walls
 
 MARKER = "complete.json"
 LOCK_POLL_S = 0.2

@@ -18,18 +18,18 @@ from starlette.routing import Route
 
 from rwkvflow import __version__
 from rwkvflow.engine.prompts import render
-from rwkvflow.serve.chat import Conversation, asked
-from rwkvflow.serve.completions import Continuation, embeddings
+from rwkvflow.serve.batching.job import First, Job
 from rwkvflow.serve.errors import ApiError
 from rwkvflow.serve.guard import Guard, Rules, answer
-from rwkvflow.serve.job import First, Job
 from rwkvflow.serve.metrics import metrics
-from rwkvflow.serve.openapi import described
-from rwkvflow.serve.schema import Chat, Completion, Detokenize, Embedding, KeepState, Tokenize, parse
+from rwkvflow.serve.openai.chat import Conversation, asked
+from rwkvflow.serve.openai.completions import Continuation, embeddings
+from rwkvflow.serve.openai.openapi import described
+from rwkvflow.serve.openai.schema import Chat, Completion, Detokenize, Embedding, KeepState, Tokenize, parse
+from rwkvflow.serve.openai.stream import Events, Left, unless_left
+from rwkvflow.serve.openai.work import Answers, Limits, check_tokens, encode
 from rwkvflow.serve.shelf import Entry, Served, Shelf
 from rwkvflow.serve.states import Kept, KeptStates
-from rwkvflow.serve.stream import Events, Left, unless_left
-from rwkvflow.serve.work import Answers, Limits, check_tokens, encode
 
 PAGE = Path(__file__).parent / "page" / "index.html"
 # The page is one file: whatever is not in it is not loaded, and nothing is sent elsewhere.

@@ -18,9 +18,9 @@ from rwkvflow.engine.errors import EngineError
 from rwkvflow.engine.states import fingerprint
 from rwkvflow.engine.tokenizer import Tokenizer
 from rwkvflow.release.names import QUALITY, smoke_report
+from rwkvflow.serve.batching.grammar import Grammars
+from rwkvflow.serve.batching.scheduler import Scheduler, Settings
 from rwkvflow.serve.errors import ApiError
-from rwkvflow.serve.grammar import Grammars
-from rwkvflow.serve.scheduler import Scheduler, Settings
 from rwkvflow.serve.states import KeptStates
 
 MAGIC = b"fmgg"  # 0x67676d66: how ggml-* files begin

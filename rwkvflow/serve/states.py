@@ -12,8 +12,8 @@ from typing import Any
 from rwkvflow.engine.binding import Model
 from rwkvflow.engine.errors import EngineError
 from rwkvflow.engine.states import SavedState, fingerprint, read_state, write_state
+from rwkvflow.serve.batching.job import First, Floats
 from rwkvflow.serve.errors import ApiError
-from rwkvflow.serve.job import First, Floats
 
 
 @dataclass(frozen=True)

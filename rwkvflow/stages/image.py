@@ -10,7 +10,7 @@ from rwkvflow.base.hashing import text_digest
 from rwkvflow.documents.lock import LLAMA, LockedImage, LockedWheel, LockedWheels
 from rwkvflow.documents.lock_text import requirements_text
 from rwkvflow.plan.step import Ref, Step, canonical
-from rwkvflow.sandbox.dockerfile import render_dockerfile
+from rwkvflow.sandbox.image.dockerfile import render_dockerfile
 from rwkvflow.stages import engine, fetch, llama
 from rwkvflow.stages.blueprint import Blueprint, image_step
 

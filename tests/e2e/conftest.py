@@ -29,7 +29,7 @@ def client() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def base(client: Any) -> Any:
     """LockedBase of rwkvflow-base:bookworm, bootstrapped once per checkout."""
-    from rwkvflow.sandbox.bootstrap import bootstrap_image, tools
+    from rwkvflow.sandbox.image.bootstrap import bootstrap_image, tools
 
     if not tools():
         pytest.skip("neither mmdebstrap nor debootstrap is installed; no base image can be made")

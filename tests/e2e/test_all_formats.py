@@ -99,7 +99,7 @@ def with_llama(client: Any, tag: str) -> None:
 
 @pytest.fixture(scope="module")
 def base_tag(client: Any) -> str:
-    from rwkvflow.sandbox.bootstrap import bootstrap_image, tools
+    from rwkvflow.sandbox.image.bootstrap import bootstrap_image, tools
 
     if not tools():
         pytest.skip("neither mmdebstrap nor debootstrap is installed; no base image can be made")

@@ -18,10 +18,10 @@ import pytest
 
 from rwkvflow.base.errors import EnvironmentMissing, StepFailed, UsageError
 from rwkvflow.documents.lock import LockedBase
-from rwkvflow.sandbox import bootstrap
-from rwkvflow.sandbox.base_image import base_digest, chain_id, ensure_base, root_digest
-from rwkvflow.sandbox.bootstrap import base_tar, bootstrap_image, import_base
-from rwkvflow.sandbox.dockerfile import pinned_reference
+from rwkvflow.sandbox.image import bootstrap
+from rwkvflow.sandbox.image.base_image import base_digest, chain_id, ensure_base, root_digest
+from rwkvflow.sandbox.image.bootstrap import base_tar, bootstrap_image, import_base
+from rwkvflow.sandbox.image.dockerfile import pinned_reference
 
 pytestmark = pytest.mark.docker
 

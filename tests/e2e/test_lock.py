@@ -25,7 +25,7 @@ from rwkvflow.lock.header import BLOCK
 from rwkvflow.lock.pins import pinned
 from rwkvflow.lock.resolve import resolve
 from rwkvflow.net.http import Policy
-from rwkvflow.net.wheels import download_wheels, resolve_wheels
+from rwkvflow.net.packages.wheels import download_wheels, resolve_wheels
 from rwkvflow.store.store import Store
 from tests.standin import Asset, StandIn
 

@@ -239,7 +239,7 @@ def test_images_are_pushed_and_named_by_digest(place: OciDestination, client: An
     import tarfile
 
     from rwkvflow.base.errors import EnvironmentMissing
-    from rwkvflow.sandbox.image_push import push_image
+    from rwkvflow.sandbox.image.image_push import push_image
 
     layer = io.BytesIO()
     with tarfile.open(fileobj=layer, mode="w") as archive:

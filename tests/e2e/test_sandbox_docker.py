@@ -17,12 +17,12 @@ from rwkvflow.base.errors import EnvironmentMissing, StepFailed
 from rwkvflow.documents.lock import LockedBase
 from rwkvflow.plan.step import Limits
 from rwkvflow.sandbox import daemon
-from rwkvflow.sandbox.archive import context, stream
 from rwkvflow.sandbox.base import Command, EnvironmentSpec, Result
-from rwkvflow.sandbox.base_image import base_digest, ensure_base
 from rwkvflow.sandbox.choose import choose
 from rwkvflow.sandbox.docker import DockerSandbox, reference
-from rwkvflow.sandbox.dockerfile import pinned_reference, render_dockerfile
+from rwkvflow.sandbox.image.archive import context, stream
+from rwkvflow.sandbox.image.base_image import base_digest, ensure_base
+from rwkvflow.sandbox.image.dockerfile import pinned_reference, render_dockerfile
 from tests.wheels import requirement
 
 pytestmark = pytest.mark.docker

@@ -20,7 +20,7 @@ from rwkvflow.base.hashing import tree_digest
 from rwkvflow.base.shipped import shipped
 from rwkvflow.documents.lock import LockedPackage
 from rwkvflow.lock.pins import package
-from rwkvflow.net.source_package import fetch_package
+from rwkvflow.net.packages.source_package import fetch_package
 from rwkvflow.sandbox.host import host_platform
 from rwkvflow.stages.engine import TARGETS
 from rwkvflow.stages.llama import KEPT, ROOT

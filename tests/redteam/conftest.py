@@ -19,9 +19,9 @@ from rwkvflow.execute.base import Job, Made, Work
 from rwkvflow.execute.commands import Commands
 from rwkvflow.plan.step import Limits, Step
 from rwkvflow.sandbox.base import EnvironmentSpec, Sandbox
-from rwkvflow.sandbox.dockerfile import pinned_reference, render_dockerfile
 from rwkvflow.sandbox.host import HostSandbox
-from rwkvflow.sandbox.walls import walls
+from rwkvflow.sandbox.image.dockerfile import pinned_reference, render_dockerfile
+from rwkvflow.sandbox.isolation.walls import walls
 from rwkvflow.store.store import Store
 from tests.wheels import make_wheel, pip_wheel, requirement
 

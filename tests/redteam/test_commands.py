@@ -14,7 +14,7 @@ from redteam.conftest import CANARY, TOKEN, Arena
 from rwkvflow.base.errors import RwkvflowError, StepFailed
 from rwkvflow.base.hashing import text_digest
 from rwkvflow.plan.step import Limits
-from rwkvflow.sandbox.walls import walls
+from rwkvflow.sandbox.isolation.walls import walls
 
 MIB = 1 << 20
 OUTPUTS = {

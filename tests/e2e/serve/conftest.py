@@ -16,11 +16,11 @@ import rwkvflow.serve.server as serving
 from rwkvflow.cli.serve import native_tokenizer
 from rwkvflow.engine.binding import Library
 from rwkvflow.serve.app import make_app
+from rwkvflow.serve.batching.scheduler import Settings
 from rwkvflow.serve.guard import Rules
-from rwkvflow.serve.scheduler import Settings
+from rwkvflow.serve.openai.work import Limits
 from rwkvflow.serve.server import Server
 from rwkvflow.serve.shelf import Shelf, find_models
-from rwkvflow.serve.work import Limits
 from rwkvflow.worker.conversion.convert import Job, convert
 
 ROOT = Path(__file__).resolve().parents[3]

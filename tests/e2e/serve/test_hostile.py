@@ -14,7 +14,7 @@ import pytest
 
 from rwkvflow.serve import server as serving
 from rwkvflow.serve.guard import Rules
-from rwkvflow.serve.work import Limits
+from rwkvflow.serve.openai.work import Limits
 
 from .conftest import Running, Start
 

@@ -14,8 +14,8 @@ from rwkvflow.base.errors import FetchError, LockError, StoreError
 from rwkvflow.net.download import mismatch, need_space, refuse_pages
 from rwkvflow.net.http import Policy, origin, retry_after, scrub, shown
 from rwkvflow.net.hub import Hub
+from rwkvflow.net.packages.target import Target
 from rwkvflow.net.partial import Part
-from rwkvflow.net.target import Target
 
 TOKEN = "hf_PlantedTokenThatMustNotLeak0123456789"  # noqa: S105 - planted to be looked for
 

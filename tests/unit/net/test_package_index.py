@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvflow.base.errors import EnvironmentMissing, LockError
-from rwkvflow.net import package_index, uv
-from rwkvflow.net.package_index import Distribution, access_to, best_wheel, files_of, wheels_of, without_login
-from rwkvflow.net.pip_settings import PYPI, PipSettings, settings_of_environment
-from rwkvflow.net.target import Target
+from rwkvflow.net.packages import package_index, uv
+from rwkvflow.net.packages.package_index import Distribution, access_to, best_wheel, files_of, wheels_of, without_login
+from rwkvflow.net.packages.pip_settings import PYPI, PipSettings, settings_of_environment
+from rwkvflow.net.packages.target import Target
 
 LINUX = Target("3.11", "linux-x86_64")
 

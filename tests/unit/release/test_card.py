@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from rwkvflow.base.errors import PublishError
 from rwkvflow.release.artifacts import Row
-from rwkvflow.release.card import cell, human_count, human_size, quoted, share, small
-from rwkvflow.release.front_matter import yaml_text
-from rwkvflow.release.runtimes import runtimes
+from rwkvflow.release.model_card.card import cell, human_count, human_size, quoted, share, small
+from rwkvflow.release.model_card.front_matter import yaml_text
+from rwkvflow.release.model_card.runtimes import runtimes
 from tests.helpers.releases import Made, made
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "card"
@@ -289,7 +289,7 @@ def test_words_that_yaml_takes_for_something_else_are_quoted(word: str) -> None:
 
 @given(title=TEXT.filter(str.strip), source=TEXT, text=TEXT, reason=TEXT)
 def test_nothing_from_a_recipe_breaks_out_of_its_place(title: str, source: str, text: str, reason: str) -> None:
-    from rwkvflow.release.card import render_card
+    from rwkvflow.release.model_card.card import render_card
 
     smoke = {"perplexity": 1.0, "text_tokens": 1, "continuations": [{"prompt": text, "text": text}]}
     row = Row("m", "ggml-f32", "m/m.bin", "sha256:" + "0" * 64, 1, ("i",), smoke, {}, ("m/m.bin",))

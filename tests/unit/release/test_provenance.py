@@ -17,9 +17,9 @@ from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
 from in_toto_attestation.v1 import statement_pb2
 from in_toto_attestation.v1.statement import Statement
 
-from rwkvflow.release.materials import TREE, materials, public_uri, shown_source
 from rwkvflow.release.names import UNLISTED_IN_STATEMENT, is_plain
-from rwkvflow.release.statement import BUILD_TYPE, dependencies, read_statement
+from rwkvflow.release.provenance.materials import TREE, materials, public_uri, shown_source
+from rwkvflow.release.provenance.statement import BUILD_TYPE, dependencies, read_statement
 from rwkvflow.release.sums import parse_sums, sums_text
 from tests.helpers.releases import COMMIT, WHEEL, Made, made
 

@@ -10,7 +10,7 @@ from rwkvflow.documents.load import recipe_from_text
 from rwkvflow.plan.matrix import expand
 from rwkvflow.release.artifacts import gather
 from rwkvflow.release.check import check_release
-from rwkvflow.release.runtimes import runtimes
+from rwkvflow.release.model_card.runtimes import runtimes
 from rwkvflow.stages import convert
 from rwkvflow.stages.publish import release_of
 from rwkvflow.worker.formats import FORMATS

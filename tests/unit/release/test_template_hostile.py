@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rwkvflow.base.errors import PublishError
-from rwkvflow.release import template as module
-from rwkvflow.release.template import render_apart
+from rwkvflow.release.model_card import template as module
+from rwkvflow.release.model_card.template import render_apart
 
 TOLD: dict[str, Any] = {"name": "demo", "rows": [], "numbers": [1, 2]}
 

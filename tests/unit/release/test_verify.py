@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from rwkvflow.base.errors import PublishError
 from rwkvflow.cli import cli
-from rwkvflow.release import signature as signing
 from rwkvflow.release.check import check_release
 from rwkvflow.release.names import RECIPE
+from rwkvflow.release.provenance import signature as signing
 from tests.helpers.releases import Made, made
 
 Damage = Callable[[Path], None]

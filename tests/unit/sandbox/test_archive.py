@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from rwkvflow.base.errors import StepFailed
 from rwkvflow.base.lines import LONGEST, LineSplitter, Tail
-from rwkvflow.sandbox.archive import Entry, context, folder_entries, parse_requirements, stream, wheels_of
 from rwkvflow.sandbox.base import EnvironmentSpec
+from rwkvflow.sandbox.image.archive import Entry, context, folder_entries, parse_requirements, stream, wheels_of
 from tests.wheels import make_wheel, requirement
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1).filter(

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvflow.base.errors import UsageError
-from rwkvflow.sandbox.base_names import SUITES, check_packages, command_for, default_tag
-from rwkvflow.sandbox.dockerfile import split_reference
+from rwkvflow.sandbox.image.base_names import SUITES, check_packages, command_for, default_tag
+from rwkvflow.sandbox.image.dockerfile import split_reference
 
 PACKAGES = st.lists(st.from_regex(r"[a-z0-9][a-z0-9.-]{1,20}", fullmatch=True), max_size=4)
 

@@ -16,7 +16,7 @@ from rwkvflow.sandbox.choose import brings_code, choose
 from rwkvflow.sandbox.daemon import is_orphan, owner_labels, remedy_for, unreachable
 from rwkvflow.sandbox.docker import user_for
 from rwkvflow.sandbox.doctor import examine
-from rwkvflow.sandbox.walls import Walls, walls
+from rwkvflow.sandbox.isolation.walls import Walls, walls
 
 
 def test_host_is_honest(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_a_host_without_walls_says_so_and_takes_no_code_of_a_recipe_unasked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for none in (Walls(), Walls(namespaces=True), Walls(landlock=1)):
-        monkeypatch.setattr("rwkvflow.sandbox.walls.walls", lambda none=none: none)
+        monkeypatch.setattr("rwkvflow.sandbox.isolation.walls.walls", lambda none=none: none)
         monkeypatch.setattr("rwkvflow.sandbox.host.walls", lambda none=none: none)
         assert choose("auto", tmp_path)[0].name == "host", "nothing but shipped code runs"
         with pytest.raises(EnvironmentMissing, match="brings an engine: that is code of its own") as error:
@@ -46,7 +46,7 @@ def test_a_host_without_walls_says_so_and_takes_no_code_of_a_recipe_unasked(
         sandbox, why = choose("host", tmp_path, (), "the recipe brings an engine")
         assert (sandbox.name, str(none) in why) == ("host", True)
     assert "no isolation" in str(Walls())
-    monkeypatch.setattr("rwkvflow.sandbox.walls.walls", lambda: Walls(True, True, 7))
+    monkeypatch.setattr("rwkvflow.sandbox.isolation.walls.walls", lambda: Walls(True, True, 7))
     assert choose("auto", tmp_path, (), "the recipe brings an engine")[0].name == "host"
 
 

@@ -20,7 +20,7 @@ from rwkvflow.base.shipped import shipped
 from rwkvflow.documents.lock import LockedBase, LockedWheel
 from rwkvflow.documents.lock_text import requirements_text
 from rwkvflow.lock.pins import pinned
-from rwkvflow.sandbox.dockerfile import (
+from rwkvflow.sandbox.image.dockerfile import (
     _exec,
     _pair,
     from_reference,

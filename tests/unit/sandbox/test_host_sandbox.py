@@ -16,8 +16,8 @@ from rwkvflow.base.errors import EnvironmentMissing, StepFailed
 from rwkvflow.plan.step import Limits
 from rwkvflow.sandbox.base import Command, EnvironmentSpec, Result
 from rwkvflow.sandbox.host import HostSandbox, host_platform
+from rwkvflow.sandbox.isolation.walls import walls
 from rwkvflow.sandbox.pythons import find_python, probe
-from rwkvflow.sandbox.walls import walls
 from tests.wheels import make_wheel, pip_wheel, requirement
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"

@@ -13,7 +13,7 @@ from rwkvflow.base.lines import LineSplitter
 from rwkvflow.plan.step import Limits
 from rwkvflow.sandbox import docker as module
 from rwkvflow.sandbox.docker import BUILDS, DockerSandbox
-from rwkvflow.sandbox.image_build import Build, LayerLost
+from rwkvflow.sandbox.image.image_build import Build, LayerLost
 
 LOST = "failed to export image: failed to set parent sha256:3a2b: unknown parent image ID sha256:3a2b"
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rwkvflow.serve.answer import Delta, Parser
+from rwkvflow.serve.openai.answer import Delta, Parser
 
 TOOLS = ("weather",)
 CALL = '```json\n{"name": "weather", "arguments": {"city": "Oslo"}}\n```'

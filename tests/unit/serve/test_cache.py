@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rwkvflow.serve.cache import Snapshot, StateCache
+from rwkvflow.serve.batching.cache import Snapshot, StateCache
 
 TOKENS = st.lists(st.integers(0, 2), max_size=9).map(tuple)
 

@@ -17,10 +17,10 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from rwkvflow.base.errors import UsageError
+from rwkvflow.serve.batching.grammar import Grammars, unknown_keywords
 from rwkvflow.serve.errors import ApiError
-from rwkvflow.serve.grammar import Grammars, unknown_keywords
 from rwkvflow.serve.guard import Guard, Rules, host_name, hosts_for
-from rwkvflow.serve.schema import Chat, Completion, Embedding, parse
+from rwkvflow.serve.openai.schema import Chat, Completion, Embedding, parse
 from rwkvflow.serve.shelf import find_models
 
 JSON = st.recursive(

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkvflow.engine.sampling import Sampling
+from rwkvflow.serve.batching.job import Done, Failed, First, Job, Piece, Read
+from rwkvflow.serve.batching.scheduler import Scheduler, Settings
 from rwkvflow.serve.errors import ApiError
-from rwkvflow.serve.job import Done, Failed, First, Job, Piece, Read
-from rwkvflow.serve.scheduler import Scheduler, Settings
 from rwkvflow.worker.model.tokenizers import Bytes
 
 

@@ -26,7 +26,7 @@ from rwkvflow.documents.lock_text import lock_text
 from rwkvflow.documents.recipe import Recipe
 from rwkvflow.documents.workflow import Workflow
 from rwkvflow.lock.resolve import packages_for
-from rwkvflow.net.source_package import unpack
+from rwkvflow.net.packages.source_package import unpack
 from rwkvflow.plan.matrix import expand
 from rwkvflow.plan.plan import Plan
 from rwkvflow.plan.step import Ref

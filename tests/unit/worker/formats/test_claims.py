@@ -11,7 +11,7 @@ from helpers import checkpoints
 
 from rwkvflow.engine.prompts import template
 from rwkvflow.release.artifacts import Row
-from rwkvflow.release.runtimes import runtimes
+from rwkvflow.release.model_card.runtimes import runtimes
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.chatrwkv.layout import of_strategy

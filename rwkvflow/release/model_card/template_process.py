@@ -1,4 +1,4 @@
-"""The process in which a stranger's template is rendered; see rwkvflow.release.template, which starts it."""
+"""The process in which a stranger's template is rendered; see rwkvflow.release.model_card.template, which starts it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pickle
 import sys
 from pathlib import Path
 
-from rwkvflow.release.card import environment_of, line_of
+from rwkvflow.release.model_card.card import environment_of, line_of
 
 
 def main() -> int:

@@ -66,7 +66,7 @@ class Grammars:
 
 
 class Masked:
-    """See rwkvflow.serve.job.Grammar. For one thread at a time."""
+    """See rwkvflow.serve.batching.job.Grammar. For one thread at a time."""
 
     def __init__(self, matcher: LLMatcher, n_vocab: int) -> None:
         self._matcher, self._n_vocab = matcher, n_vocab

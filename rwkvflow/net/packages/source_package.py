@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from rwkvflow.base.errors import FetchError
 from rwkvflow.base.files import clear_errors
 from rwkvflow.documents.lock import LockedPackage
-from rwkvflow.net.package_index import download, files_of
-from rwkvflow.net.pip_settings import settings_of_environment
+from rwkvflow.net.packages.package_index import download, files_of
+from rwkvflow.net.packages.pip_settings import settings_of_environment
 
 LARGEST = 1 << 30  # bytes that may be unpacked
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rwkvflow.release.artifacts import Row
-from rwkvflow.release.front_matter import front_matter, yaml_text
-from rwkvflow.release.materials import public_uri, shown_source
+from rwkvflow.release.model_card.front_matter import front_matter, yaml_text
+from rwkvflow.release.model_card.runtimes import runtimes
+from rwkvflow.release.model_card.template import render_apart
 from rwkvflow.release.names import ENGINE, LOCK, PLOT, PROVENANCE, QUALITY, RECIPE, SBOM, SIGNATURE, SUMS
-from rwkvflow.release.runtimes import runtimes
-from rwkvflow.release.template import render_apart
+from rwkvflow.release.provenance.materials import public_uri, shown_source
 
 if TYPE_CHECKING:
     from jinja2 import Environment

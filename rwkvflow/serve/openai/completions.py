@@ -9,12 +9,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from rwkvflow.serve.answer import new_id
+from rwkvflow.serve.batching.job import Chosen, Done, Job, Piece
 from rwkvflow.serve.errors import ApiError
-from rwkvflow.serve.job import Chosen, Done, Job, Piece
-from rwkvflow.serve.schema import Completion, Embedding
-from rwkvflow.serve.shelf import Served
-from rwkvflow.serve.work import (
+from rwkvflow.serve.openai.answer import new_id
+from rwkvflow.serve.openai.schema import Completion, Embedding
+from rwkvflow.serve.openai.work import (
     Answers,
     Limits,
     check_tokens,
@@ -25,6 +24,7 @@ from rwkvflow.serve.work import (
     seed_of,
     stops_of,
 )
+from rwkvflow.serve.shelf import Served
 
 MOST_PROMPTS = 256
 

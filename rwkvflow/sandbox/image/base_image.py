@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from rwkvflow.base.errors import EnvironmentMissing, LockError, StepFailed
 from rwkvflow.documents.lock import LockedBase
 from rwkvflow.sandbox.base import OnLine
-from rwkvflow.sandbox.base_names import command_for
 from rwkvflow.sandbox.daemon import connect, plain_errors, remedy_for
-from rwkvflow.sandbox.dockerfile import LOCAL, from_reference, split_reference
+from rwkvflow.sandbox.image.base_names import command_for
+from rwkvflow.sandbox.image.dockerfile import LOCAL, from_reference, split_reference
 
 if TYPE_CHECKING:
     import docker

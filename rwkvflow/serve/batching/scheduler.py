@@ -18,10 +18,10 @@ from rwkvflow.engine.binding import Model
 from rwkvflow.engine.drafts import SmallModel
 from rwkvflow.engine.errors import EngineError
 from rwkvflow.engine.session import Tokenizer
-from rwkvflow.serve.cache import StateCache
+from rwkvflow.serve.batching.cache import StateCache
+from rwkvflow.serve.batching.job import Event, Failed, Floats, Job, Read
+from rwkvflow.serve.batching.slot import Slot
 from rwkvflow.serve.errors import ApiError, busy
-from rwkvflow.serve.job import Event, Failed, Floats, Job, Read
-from rwkvflow.serve.slot import Slot
 
 READ_ALONE = 256  # tokens of prompts in one pass while nobody waits for the next token of an answer
 READ_BESIDE = 64  # and while somebody does

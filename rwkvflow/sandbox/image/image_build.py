@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from rwkvflow.base.errors import StepFailed
 from rwkvflow.base.lines import LineSplitter, Tail
 from rwkvflow.plan.step import Limits
-from rwkvflow.sandbox.archive import Entry, stream
 from rwkvflow.sandbox.base import OnLine
 from rwkvflow.sandbox.daemon import plain_errors, remedy_for
+from rwkvflow.sandbox.image.archive import Entry, stream
 
 if TYPE_CHECKING:
     import docker

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rwkvflow.engine.sampling import Sampling
+from rwkvflow.serve.batching.job import Chosen, Done, Event, Failed, First, Job, Piece
 from rwkvflow.serve.errors import ApiError
-from rwkvflow.serve.job import Chosen, Done, Event, Failed, First, Job, Piece
-from rwkvflow.serve.schema import MOST_STOPS, ResponseFormat, Sampled
+from rwkvflow.serve.openai.schema import MOST_STOPS, ResponseFormat, Sampled
 from rwkvflow.serve.shelf import Served
 
 SEEDS = 1 << 64

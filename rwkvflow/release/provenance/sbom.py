@@ -14,8 +14,8 @@ from uuid import NAMESPACE_URL, uuid5
 from rwkvflow import __version__
 from rwkvflow.documents.sources import HubSource, SourceError, parse_source
 from rwkvflow.release.artifacts import Row
-from rwkvflow.release.materials import Material, UsedEngine, materials, package_version, wheel_version
-from rwkvflow.release.statement import HOME
+from rwkvflow.release.provenance.materials import Material, UsedEngine, materials, package_version, wheel_version
+from rwkvflow.release.provenance.statement import HOME
 
 if TYPE_CHECKING:
     from cyclonedx.model.component import Component

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rwkvflow.sandbox import launch
+from rwkvflow.sandbox.isolation import launch
 
 PROBE_S = 20
 NETWORK_LANDLOCK = 4  # the interface of Landlock that knows TCP ports

@@ -20,8 +20,8 @@ from packaging.version import Version
 from rwkvflow.base.errors import FetchError
 from rwkvflow.net.download import OnBytes, fetch_file
 from rwkvflow.net.http import Access, Connection, Policy, netrc_login, origin, retrying, shown, temporary
-from rwkvflow.net.pip_settings import PipSettings
-from rwkvflow.net.target import Target
+from rwkvflow.net.packages.pip_settings import PipSettings
+from rwkvflow.net.packages.target import Target
 
 LARGEST_PAGE = 64 << 20  # bytes; PyPI's page of a package with thousands of files has a few MB
 _JSON = "application/vnd.pypi.simple.v1+json"

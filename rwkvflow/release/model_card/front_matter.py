@@ -13,7 +13,7 @@ from typing import Any
 
 from rwkvflow.documents.formats import family_of
 from rwkvflow.release.artifacts import Row
-from rwkvflow.release.materials import hub_repositories
+from rwkvflow.release.provenance.materials import hub_repositories
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]*(-[A-Za-z0-9_]+)*")
 _WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"})

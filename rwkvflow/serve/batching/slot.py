@@ -11,8 +11,8 @@ import numpy as np
 from rwkvflow.engine.binding import Model
 from rwkvflow.engine.drafts import Follower, Lookup, Pace
 from rwkvflow.engine.session import END, Tokenizer
-from rwkvflow.serve.cache import Snapshot, StateCache
-from rwkvflow.serve.job import Done, Event, Floats, Job, Read, Writer
+from rwkvflow.serve.batching.cache import Snapshot, StateCache
+from rwkvflow.serve.batching.job import Done, Event, Floats, Job, Read, Writer
 
 
 @dataclass

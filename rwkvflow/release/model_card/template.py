@@ -20,17 +20,17 @@ from rwkvflow.base.errors import PublishError
 SECONDS = 10  # of the processor, and six times as much by the clock
 MEMORY = 1 << 30  # bytes above what the process takes by itself
 LARGEST = 4 << 20  # characters of a text
-REMEDY = "it sees what the shipped template sees: rwkvflow/release/templates/README.md.j2"
+REMEDY = "it sees what the shipped template sees: rwkvflow/release/model_card/templates/README.md.j2"
 
 
 def render_apart(template: str, told: Mapping[str, Any]) -> str:
     """The text. Raises PublishError, with the line, for a mistake in the template, or where it goes beyond bounds."""
-    package = Path(__file__).resolve().parents[2]
+    package = Path(__file__).resolve().parents[3]
     kept = {name: os.environ[name] for name in ("PATH", "SYSTEMROOT", "TMPDIR") if name in os.environ}
     paths = os.pathsep.join([str(package), *(path for path in sys.path if path)])
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "rwkvflow.release.template_process"],
+            [sys.executable, "-P", "-m", "rwkvflow.release.model_card.template_process"],
             input=pickle.dumps((template, dict(told), SECONDS, MEMORY, LARGEST)),
             env={**kept, "PYTHONPATH": paths, "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"},
             capture_output=True,

@@ -17,9 +17,9 @@ from packaging.utils import canonicalize_name
 from rwkvflow.base import process
 from rwkvflow.base.errors import EnvironmentMissing, FetchError, Interrupted
 from rwkvflow.net.http import scrub
-from rwkvflow.net.package_index import Distribution
-from rwkvflow.net.pip_settings import PipSettings
-from rwkvflow.net.target import MACOS, Target
+from rwkvflow.net.packages.package_index import Distribution
+from rwkvflow.net.packages.pip_settings import PipSettings
+from rwkvflow.net.packages.target import MACOS, Target
 
 TIMEOUT_S = 3600.0
 _NETWORK = re.compile(

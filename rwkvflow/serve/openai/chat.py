@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rwkvflow.engine.prompts import BLANK, EFFORTS, STOPS, render
-from rwkvflow.serve.answer import CALL, Delta, Parser, new_id
+from rwkvflow.serve.batching.job import Chosen, Done, Piece, Read
 from rwkvflow.serve.errors import ApiError
-from rwkvflow.serve.job import Chosen, Done, Piece, Read
-from rwkvflow.serve.schema import Chat
+from rwkvflow.serve.openai.answer import CALL, Delta, Parser, new_id
+from rwkvflow.serve.openai.schema import Chat
+from rwkvflow.serve.openai.work import Answers, Limits, encode, ends_in_tokens, make_jobs, schema_of, seed_of, stops_of
 from rwkvflow.serve.shelf import Served
-from rwkvflow.serve.work import Answers, Limits, encode, ends_in_tokens, make_jobs, schema_of, seed_of, stops_of
 
 DEFAULT_TOKENS = 1024
 

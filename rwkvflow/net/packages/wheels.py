@@ -24,11 +24,11 @@ from rwkvflow.base.hashing import file_digest
 from rwkvflow.documents.lock import LockedWheel
 from rwkvflow.documents.lock_text import requirements_text
 from rwkvflow.net.download import OtherBytes
-from rwkvflow.net.package_index import Distribution, best_wheel, download, files_of, wheels_of
+from rwkvflow.net.packages.package_index import Distribution, best_wheel, download, files_of, wheels_of
+from rwkvflow.net.packages.pip_settings import PipSettings, settings_of_environment
+from rwkvflow.net.packages.target import Target
+from rwkvflow.net.packages.uv import Unresolvable, resolve
 from rwkvflow.net.partial import alone
-from rwkvflow.net.pip_settings import PipSettings, settings_of_environment
-from rwkvflow.net.target import Target
-from rwkvflow.net.uv import Unresolvable, resolve
 
 PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 WITHOUT_TORCH = frozenset(

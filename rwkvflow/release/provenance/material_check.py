@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvflow.base.names import path_problem
 from rwkvflow.release.names import LOCK
-from rwkvflow.release.statement import dependencies
+from rwkvflow.release.provenance.statement import dependencies
 
 if TYPE_CHECKING:
     from rwkvflow.documents.lock import Lock

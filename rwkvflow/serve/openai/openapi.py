@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from rwkvflow import __version__
-from rwkvflow.serve.schema import Chat, Completion, Detokenize, Embedding, KeepState, Tokenize
+from rwkvflow.serve.openai.schema import Chat, Completion, Detokenize, Embedding, KeepState, Tokenize
 
 POSTS: dict[str, tuple[type[BaseModel], str]] = {
     "/v1/chat/completions": (Chat, "Go on with a conversation"),

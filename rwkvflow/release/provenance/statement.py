@@ -24,8 +24,8 @@ from typing import Any
 from rwkvflow import __version__
 from rwkvflow.base.errors import PublishError
 from rwkvflow.release.artifacts import ReleaseFile, Row
-from rwkvflow.release.materials import Material, UsedEngine, materials
 from rwkvflow.release.names import LOCK, RECIPE, UNLISTED_IN_STATEMENT
+from rwkvflow.release.provenance.materials import Material, UsedEngine, materials
 
 HOME = "urn:rwkvflow"  # a name, not a place: the statement must not depend on where the project is hosted
 BUILD_TYPE = HOME + ":recipe:v1"
@@ -41,7 +41,7 @@ def statement_bytes(
     left_out: Mapping[str, str],
     signed_by: str | None,
 ) -> bytes:
-    """The statement as JSON, sorted and indented; `signed_by` is the key's fingerprint (rwkvflow.release.signature).
+    """The statement as JSON, sorted and indented; `signed_by` is the key's fingerprint, see `signature`.
 
     Raises PublishError where the packages find it malformed, which would be an error of rwkvflow's own.
     """

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from rwkvflow.sandbox.disk import DiskLimit
+from rwkvflow.sandbox.isolation.disk import DiskLimit
 
 POLL_S = 0.1
 _PAGES_OF_ITS_OWN = ("RssAnon:", "RssShmem:")
