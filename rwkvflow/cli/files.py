@@ -1,4 +1,4 @@
-"""`rwkvflow convert` and `rwkvflow compare`: single files, without a recipe."""
+"""Commands about single files, without a recipe: inspect, formats, convert, compare."""
 
 from __future__ import annotations
 
@@ -9,10 +9,41 @@ from pathlib import Path
 import click
 
 from rwkvflow.base.errors import RwkvflowError, UsageError
-from rwkvflow.base.text import shown_line
+from rwkvflow.base.text import json_shown, shown, shown_line
 from rwkvflow.cli.options import DocumentPath, ModelName, ModelPath, model_path, store_option
 
 SHOWN = 20  # tensors that `compare` lists without --all
+
+
+@click.command()
+@click.argument("file", type=ModelPath())
+@click.option("--json", "as_json", is_flag=True, help="Print JSON")
+@click.option("--tensors", is_flag=True, help="List all tensors")
+def inspect(file: Path, as_json: bool, tensors: bool) -> None:
+    """Describe a model file. No code in it is run."""
+    from rwkvflow.display.inspect import describe_lines
+    from rwkvflow.worker.errors import WorkerError
+    from rwkvflow.worker.read.inspect import describe
+
+    try:
+        description = describe(file)
+    except WorkerError as error:
+        raise RwkvflowError(str(error)) from error
+    if as_json:
+        click.echo(json_shown(json.dumps(description, indent=2, ensure_ascii=False)))
+        return
+    for line in describe_lines(description, tensors=tensors):
+        click.echo(shown(line))
+
+
+@click.command()
+def formats() -> None:
+    """List the formats that can be written."""
+    from rwkvflow.worker.formats import FORMATS
+
+    for entry in FORMATS.values():
+        versions = " ".join(sorted(entry.versions))
+        click.echo(f"{entry.name:<24} {entry.suffix:<22} versions {versions:<24} tested with {entry.consumer}")
 
 
 @click.command()

@@ -172,6 +172,16 @@ def test_modules_stay_small(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
 
 
+def test_no_folder_holds_many_modules() -> None:
+    """A folder with more of them holds two trades or three: group them."""
+    many = {}
+    for folder in sorted({path.parent for path in modules()}):
+        found = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+        if len(found) > 15:
+            many[folder.relative_to(PACKAGE).as_posix()] = len(found)
+    assert not many
+
+
 HEAVY = ("numpy", "torch", "docker", "rich", "huggingface_hub", "httpx", "jinja2", "pydantic", "safetensors", "fsspec")
 
 

@@ -1,0 +1,143 @@
+"""`rwkvflow run` and what belongs to it: plan, explain, lock, and the report of what a run did."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rwkvflow.base.errors import UsageError
+from rwkvflow.base.outputs import write_text
+from rwkvflow.base.text import shown
+from rwkvflow.cli.options import (
+    DocumentPath,
+    prepared_run,
+    recipe_argument,
+    request_of,
+    run_options,
+    sandbox_option,
+    store_option,
+)
+
+
+@click.command()
+@recipe_argument
+@run_options
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON, one per line")
+@click.option("-v", "--verbose", is_flag=True, help="Also show cached steps and the output of commands")
+def run(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
+    """Carry out a recipe: lock, fetch, build, convert, smoke, publish.
+
+    Finished steps are not repeated; a run that failed or was interrupted continues from there.
+    """
+    from rwkvflow.app import pipeline
+    from rwkvflow.display import display_for
+
+    display = display_for(as_json=as_json, verbose=verbose)
+    try:
+        prepared = pipeline.prepare(request_of(recipe, options), display)
+        finished = pipeline.execute(prepared, display)
+    finally:
+        display.close()
+    error = finished.error()
+    if error is not None:
+        raise error
+
+
+@click.command()
+@recipe_argument
+@run_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON")
+@click.option("-v", "--verbose", is_flag=True, help="Also show the limits of each step")
+def plan(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
+    """Show what a run would do, and why. Writes the lock if it is missing."""
+    from rwkvflow.app.explain import standing
+    from rwkvflow.display.words import duration
+
+    prepared = prepared_run(recipe, options)
+    rows = standing(prepared)
+    if as_json:
+        click.echo(json.dumps([row.__dict__ for row in rows], indent=2))
+        return
+    click.echo(f"sandbox {prepared.sandbox.name}: {prepared.why_sandbox}")
+    for row in rows:
+        mark = {"cached": "=", "run": "+", "waits": "?"}[row.state]
+        limits = prepared.plan.steps[row.step].limits
+        bounds = [duration(limits.time_s)] if limits.time_s else []
+        bounds += [f"{limits.memory / 2**30:g} GiB"] if limits.memory else []
+        at_most = f"  (at most {', '.join(bounds)})" if verbose and bounds else ""
+        click.echo(f"{mark} {row.step:<48} {row.state:<7} {row.why}{at_most}".rstrip())
+
+
+@click.command()
+@click.argument("step")
+@recipe_argument
+@run_options
+def explain(step: str, recipe: Path, **options: Any) -> None:
+    """Show the inputs of STEP and what changed in them."""
+    from rwkvflow.app.explain import explanation
+
+    for line in explanation(prepared_run(recipe, options), step):
+        click.echo(shown(line))
+
+
+@click.command()
+@recipe_argument
+@sandbox_option
+@store_option
+@click.option("--fresh", is_flag=True, help="Resolve everything again: hub branches move, wheels may be newer")
+def lock(recipe: Path, sandbox: str, store: Path | None, fresh: bool) -> None:
+    """Pin every input to its digest, in recipe.lock.yaml.
+
+    Entries that still agree with the recipe are kept, unless --fresh is given. Prints the changes as a diff.
+    """
+    from rwkvflow.app.pipeline import Request, relock
+    from rwkvflow.display import display_for
+    from rwkvflow.documents.lock import lock_path
+
+    display = display_for(as_json=False, verbose=False)
+    try:
+        changes = relock(Request(recipe, sandbox=sandbox, store=store), display, fresh=fresh)
+    finally:
+        display.close()
+    for change in changes:
+        click.echo(shown(change))
+    click.echo(f"{lock_path(recipe)} {'written' if changes else 'is up to date'}")
+
+
+@click.command()
+@click.argument("run", type=DocumentPath())
+@click.option(
+    "-o", "--output", type=DocumentPath(exists=False), help="File to write; default: <name>.report.html in this folder"
+)
+@click.option("--list", "listing", is_flag=True, help="List the kept runs of the recipe RUN, latest first")
+@click.option("--back", type=click.IntRange(min=0), default=0, metavar="N", help="Report the Nth run before the latest")
+@store_option
+def report(run: Path, output: Path | None, listing: bool, back: int, store: Path | None) -> None:
+    """Write a self-contained HTML page about RUN: a recipe (its latest run), or the file of a run's events.
+
+    The page shows what ran and for how long, what was cached, logs, quality, patches, and where the artifacts are.
+    """
+    from rwkvflow.display.report import report_html
+    from rwkvflow.display.report_data import gather
+    from rwkvflow.store.history import runs
+    from rwkvflow.store.store import Store, default_root, run_id
+
+    kept = Store(store or default_root())
+    files = [run] if run.suffix == ".jsonl" else runs(kept, run_id(run))
+    if listing:
+        for path in files:
+            data = gather(path, kept, Path.cwd())
+            when = datetime.fromtimestamp(data.started, UTC)
+            click.echo(f"{when:%Y-%m-%d %H:%M:%S} UTC  {data.status:<11} {data.seconds:>8.1f} s  {path}")
+        return
+    if back >= len(files):
+        before = f"only {len(files)} of its runs are kept" if files else "no run of it is kept"
+        raise UsageError(f"{run}: {before}", remedy="rwkvflow run it first, with this store")
+    target = output or Path(f"{run.stem}.report.html")
+    data = gather(files[back], kept, target.absolute().parent)
+    write_text(target, report_html(data), [run, files[back]], force=True)
+    click.echo(f"{target} written", err=True)
