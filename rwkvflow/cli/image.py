@@ -82,7 +82,7 @@ def image_push(recipe: Path, place: str, **options: Any) -> None:
     from rwkvflow.app.explain import standing
     from rwkvflow.app.pipeline import prepare
     from rwkvflow.base.errors import EnvironmentMissing, UsageError
-    from rwkvflow.documents.destinations import OciDestination, parse_destination
+    from rwkvflow.documents.destinations import OciDestination
     from rwkvflow.sandbox.daemon import connect
     from rwkvflow.sandbox.docker import reference
     from rwkvflow.sandbox.image.image_push import push_image
@@ -95,8 +95,7 @@ def image_push(recipe: Path, place: str, **options: Any) -> None:
     client = connect()
     for row in rows:
         name = str(prepared.plan.steps[row.step].params["image"])
-        target = parse_destination(f"{place}:{name}")
-        assert isinstance(target, OciDestination)  # noqa: S101 - of the scheme
+        target = OciDestination.parse(f"{place}:{name}")
         if row.key is None or not prepared.sandbox.has(row.key):
             raise EnvironmentMissing(f"{row.step} has not been built", remedy=f"rwkvflow image build {recipe}")
         click.echo(push_image(client, reference(row.key), target, lambda line: click.echo(shown(line), err=True)))

@@ -11,11 +11,17 @@ Everything here is text in, text out: nothing touches a network or a disk.
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
-from rwkvflow.documents.sources import SourceError, control_character, parse_repository
+from rwkvflow.documents.sources import SourceError, control_character, parse_repository, public_url
 from rwkvflow.documents.yaml.nearest import did_you_mean, shown
 
 # Of fsspec's protocols, those that a release can be written to, and that keep it.
@@ -31,34 +37,172 @@ _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _BRANCH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}")
 
 
+def tag_name(text: str) -> str:
+    """A tag of the hub. Raises SourceError."""
+    if not _TAG.fullmatch(text) or text.endswith((".", ".lock")) or ".." in text:
+        raise SourceError(f"{shown(text)} cannot be a tag; take letters, digits, '.', '-' and '_', e.g. v1.0")
+    return text
+
+
+def branch_name(text: str) -> str:
+    """A branch of the hub that can be committed to. Raises SourceError."""
+    wrong = not _BRANCH.fullmatch(text) or text.endswith((".", "/", ".lock")) or ".." in text or "//" in text
+    if wrong or text.startswith("refs/") or re.fullmatch(r"[0-9a-f]{40}", text):
+        raise SourceError(f"{shown(text)} cannot be a branch; take letters, digits, '.', '-', '_' and '/', e.g. main")
+    return text
+
+
+class Destination(ABC):
+    """A place that a release can go to. Each kind is a class, and stands in DESTINATIONS.
+
+    kind       what its action is called: publish-<kind>
+    schemes    what its texts begin with, before "://"; "" is a text without a scheme
+    example    how it is written, for messages
+    options    the options of a recipe that it takes, each with what raises SourceError for a text that will not do
+    publisher  module:function that gives the Publisher of a place: (place, Given) -> Publisher; imported when used
+    local      whether it can be looked at without a network; of others, the store remembers what stands there
+    """
+
+    kind: ClassVar[str]
+    schemes: ClassVar[tuple[str, ...]]
+    example: ClassVar[str]
+    options: ClassVar[Mapping[str, Callable[[str], object] | None]] = {}
+    publisher: ClassVar[str]
+    local: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, text: str) -> Destination:
+        """The place that a text with one of these schemes names. Raises SourceError."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The text that names the place."""
+
+    def identity(self) -> str:
+        """The same text for the same place."""
+        return str(self)
+
+    def problem(self) -> str | None:
+        """Why nothing can be published to it, in words."""
+        return None
+
+    def has(self, option: str) -> bool:
+        """Whether the text itself says what this option would say."""
+        return False
+
+    def folder(self, recipe_folder: Path) -> Path | None:
+        """The folder of this machine that is replaced, if it is one."""
+        return None
+
+    def shown(self, text: str) -> str:
+        """What a card calls the place; `text` is what the recipe calls it."""
+        return text
+
+    def given(self) -> dict[str, Any]:
+        """What the environment adds to the options: a part of the step's parameters."""
+        return {}
+
+
 @dataclass(frozen=True)
-class FolderDestination:
+class FolderDestination(Destination):
     """A folder of this machine; `path` as in the recipe."""
 
+    kind = "folder"
+    schemes = ("", "file")
+    example = "a path"
+    publisher = "rwkvflow.publish.places:folder_publisher"
+    local = True
+
     path: str
+
+    @classmethod
+    def parse(cls, text: str) -> FolderDestination:
+        """A path, or a URL with file:."""
+        return cls(_folder(text) if text.startswith("file:") else text)
 
     def __str__(self) -> str:
         return self.path
 
+    def identity(self) -> str:
+        """The path without what leads nowhere."""
+        return "/".join(self._parts())
+
+    def problem(self) -> str | None:
+        """The recipe's own folder, or one around it, is never replaced."""
+        parts = self._parts()
+        if set(parts) <= {".."} or parts == ["/"]:
+            return "a release replaces its folder as a whole, and this one holds the recipe; name another"
+        return None
+
+    def folder(self, recipe_folder: Path) -> Path:
+        """Relative to the recipe's; ~ is the user's home."""
+        return Path(os.path.normpath(recipe_folder / Path(self.path).expanduser()))
+
+    def _parts(self) -> list[str]:
+        """Parts of the path with . and inner .. gone; [] for the folder of the recipe itself."""
+        parts: list[str] = ["/"] if self.path.startswith("/") else []
+        for part in self.path.split("/"):
+            if part == ".." and parts and parts[-1] not in ("..", "/"):
+                parts.pop()
+            elif part not in ("", "."):
+                parts.append(part)
+        return parts
+
 
 @dataclass(frozen=True)
-class HubDestination:
+class HubDestination(Destination):
     """A model repository; `branch` None where the text names none."""
+
+    kind = "hub"
+    schemes = ("hf",)
+    example = "hf://owner/name"
+    options = MappingProxyType({"branch": branch_name, "tag": tag_name, "private": None})
+    publisher = "rwkvflow.publish.hub:publisher"
 
     repo: str
     branch: str | None = None
 
+    @classmethod
+    def parse(cls, text: str) -> HubDestination:
+        """A repository, and a branch of it."""
+        repo, branch = parse_repository(text)
+        return cls(repo, None if branch is None else branch_name(branch))
+
     def __str__(self) -> str:
         return f"hf://{self.repo}" + (f"@{self.branch}" if self.branch else "")
 
+    def has(self, option: str) -> bool:
+        """A branch may stand behind the repository."""
+        return option == "branch" and self.branch is not None
+
+    def shown(self, text: str) -> str:
+        """Without the branch."""
+        return f"hf://{self.repo}"
+
+    def given(self) -> dict[str, Any]:
+        """The hub that the environment names; nothing of a login that may stand in its address."""
+        endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
+        return {"endpoint": public_url(endpoint) if endpoint else None}
+
 
 @dataclass(frozen=True)
-class OciDestination:
+class OciDestination(Destination):
     """A tag in a repository of a registry."""
+
+    kind = "oci"
+    schemes = ("oci",)
+    example = "oci://registry/name:tag"
+    publisher = "rwkvflow.publish.oci:publisher"
 
     registry: str  # host or host:port
     repository: str
     tag: str
+
+    @classmethod
+    def parse(cls, text: str) -> OciDestination:
+        """A registry, a name in lower case, and a tag."""
+        return _oci(text)
 
     def __str__(self) -> str:
         return f"oci://{self.registry}/{self.repository}:{self.tag}"
@@ -74,16 +218,27 @@ class OciDestination:
 
 
 @dataclass(frozen=True)
-class RemoteDestination:
+class RemoteDestination(Destination):
     """A folder that fsspec opens."""
 
+    kind = "remote"
+    schemes = REMOTE
+    example = "s3://…"
+    publisher = "rwkvflow.publish.remote_folder:publisher"
+
     url: str  # without a slash at its end
+
+    @classmethod
+    def parse(cls, text: str) -> RemoteDestination:
+        """A bucket or host, and a folder."""
+        return _remote(text)
 
     def __str__(self) -> str:
         return self.url
 
 
-Destination = FolderDestination | HubDestination | OciDestination | RemoteDestination
+#: Every kind of place, in the order in which messages name them.
+DESTINATIONS: list[type[Destination]] = [FolderDestination, HubDestination, OciDestination, RemoteDestination]
 
 
 def parse_destination(text: str) -> Destination:
@@ -92,41 +247,23 @@ def parse_destination(text: str) -> Destination:
         raise SourceError(f"the control character {control} cannot stand in a path")
     if text != text.strip() or not text:
         raise SourceError("the place has spaces around it" if text.strip() else "the place is empty")
+    known = {scheme: kind for kind in DESTINATIONS for scheme in kind.schemes}
     found = _SCHEME.match(text)
-    if found is None:
-        return FolderDestination(text)
-    scheme = found[1]
-    known = ("hf", "oci", "file", *REMOTE)
+    scheme = found[1] if found else ""
     if scheme != scheme.lower() and scheme.lower() in known:
         raise SourceError(f"the scheme must be lower case: {scheme.lower()}:")
-    if scheme == "file":
-        return FolderDestination(_folder(text))
     if scheme not in known:
-        near = did_you_mean(scheme.lower(), known)
-        raise SourceError(
-            f"cannot publish to {shown(scheme + ':')}; write a path, hf://owner/name, oci://registry/name:tag or s3://…{near}"
-        )
-    if not text.startswith(f"{scheme}://"):
+        *most, last = (kind.example for kind in DESTINATIONS)
+        near = did_you_mean(scheme.lower(), filter(None, known))
+        raise SourceError(f"cannot publish to {shown(scheme + ':')}; write {', '.join(most)} or {last}{near}")
+    if scheme not in ("", "file") and not text.startswith(f"{scheme}://"):
         raise SourceError(f"{shown(text)} lacks the // after the scheme")
-    if scheme == "hf":
-        repo, branch = parse_repository(text)
-        return HubDestination(repo, None if branch is None else branch_name(branch))
-    return _oci(text) if scheme == "oci" else _remote(text)
+    return known[scheme].parse(text)
 
 
-def tag_name(text: str) -> str:
-    """A tag of the hub. Raises SourceError."""
-    if not _TAG.fullmatch(text) or text.endswith((".", ".lock")) or ".." in text:
-        raise SourceError(f"{shown(text)} cannot be a tag; take letters, digits, '.', '-' and '_', e.g. v1.0")
-    return text
-
-
-def branch_name(text: str) -> str:
-    """A branch of the hub that can be committed to. Raises SourceError."""
-    wrong = not _BRANCH.fullmatch(text) or text.endswith((".", "/", ".lock")) or ".." in text or "//" in text
-    if wrong or text.startswith("refs/") or re.fullmatch(r"[0-9a-f]{40}", text):
-        raise SourceError(f"{shown(text)} cannot be a branch; take letters, digits, '.', '-', '_' and '/', e.g. main")
-    return text
+def takers(option: str) -> list[type[Destination]]:
+    """The kinds of place that take an option of a recipe."""
+    return [kind for kind in DESTINATIONS if option in kind.options]
 
 
 def _folder(text: str) -> str:

@@ -135,6 +135,12 @@ def control_character(text: str) -> str | None:
     return f"U+{ord(found[0]):04X}" if found else None
 
 
+def public_url(url: str) -> str:
+    """A URL as it may stand in a message: without user, query (signed links) and fragment."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
 def parse_repository(text: str) -> tuple[str, str | None]:
     """(owner/name, revision) of hf://owner/name[@revision], for publishing. Raises SourceError."""
     if not text.startswith("hf://"):

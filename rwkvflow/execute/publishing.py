@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from rwkvflow.base.errors import RwkvflowError
 from rwkvflow.base.files import read_json, write_json
 from rwkvflow.base.hashing import text_digest
+from rwkvflow.documents.destinations import DESTINATIONS, parse_destination
 from rwkvflow.execute.base import Action, Job, Made, Probe, Product, Work
 from rwkvflow.plan.step import Step, canonical
 from rwkvflow.store.store import Store
 
-FOLDER = "publish-folder"
-REMOTE = ("publish-hub", "publish-oci", "publish-remote")
+if TYPE_CHECKING:
+    from rwkvflow.publish.base import LocalPublisher
 
 
 def publish_actions(store: Store) -> dict[str, Action]:
@@ -28,7 +30,7 @@ def publish_actions(store: Store) -> dict[str, Action]:
         except RwkvflowError as error:
             return error
 
-    return {name: _each(action) for name in (FOLDER, *REMOTE)}
+    return {f"publish-{kind.kind}": _each(action) for kind in DESTINATIONS}
 
 
 def _each(action: Callable[[Job, Work], Made | RwkvflowError]) -> Action:
@@ -44,10 +46,11 @@ def _publish(store: Store, job: Job, work: Work) -> Made:
     release = assemble(step.params["release"], job.inputs, job.digests, step.local)
     told = Told(job.log, lambda done, total: job.progress(done, total, "B", ""), work.cancel)
     state = _state(store, step)
-    if step.action != FOLDER:
+    remembered = not parse_destination(str(step.params["to"])).local
+    if remembered:
         state.unlink(missing_ok=True)  # from here on it may be either release
     published = publisher(step.params, Path(step.local["folder"]), job.key).apply(release, told)
-    if step.action != FOLDER:
+    if remembered:
         state.parent.mkdir(exist_ok=True)
         write_json(state, {"key": job.key, "to": published.to})
     record = work.folder / "release.json"
@@ -58,24 +61,22 @@ def _publish(store: Store, job: Job, work: Work) -> Made:
 def publish_probes(store: Store) -> dict[str, Probe]:
     """Whether a place still is what a step made of it, as far as this machine knows; no network is asked."""
 
-    def folder(step: Step, key: str, outputs: object) -> bool:
-        from rwkvflow.documents.destinations import FolderDestination, parse_destination
-        from rwkvflow.publish.folder import is_intact
-        from rwkvflow.publish.places import folder_of
+    def local(step: Step, key: str, outputs: object) -> bool:
+        from rwkvflow.publish.places import publisher
 
-        place = parse_destination(str(step.params["to"]))
-        return isinstance(place, FolderDestination) and is_intact(folder_of(place, Path(step.local["folder"])), key)
+        found = cast("LocalPublisher", publisher(step.params, Path(step.local["folder"]), key))
+        return found.intact()
 
     def remote(step: Step, key: str, outputs: object) -> bool:
         return (read_json(_state(store, step)) or {}).get("key") == key
 
-    return {FOLDER: folder, **dict.fromkeys(REMOTE, remote)}
+    return {f"publish-{kind.kind}": local if kind.local else remote for kind in DESTINATIONS}
 
 
 def look_again(store: Store, steps: Iterable[Step]) -> None:
     """Trust no memory of what stands at these steps' places: the next run asks them, and does what lacks."""
     for step in steps:
-        if step.action in REMOTE:
+        if step.stage == "publish":
             _state(store, step).unlink(missing_ok=True)
 
 

@@ -13,10 +13,10 @@ from rwkvflow.base.errors import FetchError
 from rwkvflow.base.events import Listener, StepProgress
 from rwkvflow.base.hashing import text_digest
 from rwkvflow.documents.lock import LockedFile, LockedPart
-from rwkvflow.documents.sources import HubSource, LocalSource, WebSource, parse_source, part_of
+from rwkvflow.documents.sources import HubSource, LocalSource, WebSource, parse_source, part_of, public_url
 from rwkvflow.lock.header import refuse_source
 from rwkvflow.net.download import check_local, fetch_file, mismatch
-from rwkvflow.net.http import Connection, Policy, netrc_login, retrying, shown, temporary
+from rwkvflow.net.http import Connection, Policy, netrc_login, retrying, temporary
 from rwkvflow.store.store import Store
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.origin import TOKENIZERS
@@ -168,7 +168,7 @@ class Files:
 
             def ask() -> int | None:
                 with connection.request("HEAD", source.url, {}, netrc_login) as (response, _):
-                    if problem := temporary(response, shown(source.url)):
+                    if problem := temporary(response, public_url(source.url)):
                         raise problem
                     length = response.headers.get("content-length", "")
                     page = response.headers.get("content-type", "").startswith("text/html")

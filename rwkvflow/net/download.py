@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from rwkvflow.base.errors import FetchError, Interrupted, StoreError
 from rwkvflow.base.files import clear_errors
 from rwkvflow.base.hashing import CHUNK, file_digest
-from rwkvflow.documents.sources import HubSource, LocalSource, WebSource, parse_source
+from rwkvflow.documents.sources import HubSource, LocalSource, WebSource, parse_source, public_url
 from rwkvflow.documents.yaml.nearest import nearest
 from rwkvflow.net.git import fetch_git as fetch_git
 from rwkvflow.net.git import resolve_git as resolve_git
@@ -30,7 +30,6 @@ from rwkvflow.net.http import (
     TemporaryProblemError,
     netrc_login,
     retrying,
-    shown,
     temporary,
 )
 from rwkvflow.net.partial import HEAD, Part, alone
@@ -109,7 +108,7 @@ class _Download:
             self.url, self.authorize = self.hub.url(source), self.hub.authorize
         else:
             self.url = source.url
-        self.name = str(source) if self.hub else shown(self.url)
+        self.name = str(source) if self.hub else public_url(self.url)
 
     def run(self) -> tuple[str, int]:
         part = self.part

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from rwkvflow.base.errors import FetchError, Interrupted
+from rwkvflow.documents.sources import public_url
 
 if TYPE_CHECKING:
     import ssl
@@ -62,12 +63,6 @@ def origin(url: str) -> tuple[str, str, int]:
     """(scheme, host, port): what a credential belongs to."""
     parts = urlsplit(url)
     return parts.scheme, (parts.hostname or "").lower(), parts.port or {"https": 443, "http": 80}.get(parts.scheme, 0)
-
-
-def shown(url: str) -> str:
-    """A URL as it may stand in a message: without user, query (signed links) and fragment."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
 
 
 def certificates() -> ssl.SSLContext | bool:
@@ -217,15 +212,15 @@ class Connection:
             self.check()
             raise self._translated(error, url) from error
         except httpx.InvalidURL as error:
-            raise FetchError(f"{shown(url)}: {error}") from error
+            raise FetchError(f"{public_url(url)}: {error}") from error
 
     def _next(self, url: str, location: str, count: int) -> str:
         target = urljoin(url, location)
         scheme = urlsplit(target).scheme
         if count >= MAX_REDIRECTS:
-            raise FetchError(f"{shown(url)}: more than {MAX_REDIRECTS} redirects")
+            raise FetchError(f"{public_url(url)}: more than {MAX_REDIRECTS} redirects")
         if scheme not in ("http", "https") or (scheme == "http" and url.startswith("https:")):
-            raise FetchError(f"{shown(url)} redirects from https to {scheme}, which is refused")
+            raise FetchError(f"{public_url(url)} redirects from https to {scheme}, which is refused")
         return target
 
     def _translated(self, error: httpx.TransportError, url: str) -> Exception:
@@ -239,7 +234,7 @@ class Connection:
                 remedy="behind a proxy that inspects traffic, let SSL_CERT_FILE name your company's certificates",
             )
         if isinstance(error, httpx.UnsupportedProtocol):
-            return FetchError(f"{shown(url)}: {text}")
+            return FetchError(f"{public_url(url)}: {text}")
         if isinstance(error, httpx.ReadTimeout):
             return TemporaryProblemError(f"{host}: nothing arrived for {self.policy.stall_s:g} s")
         if isinstance(error, httpx.ConnectTimeout):

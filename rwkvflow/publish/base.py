@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from rwkvflow.base.errors import PublishError, StoreError
 from rwkvflow.base.hashing import file_digest
@@ -59,6 +60,20 @@ class Published:
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a publisher is opened with, beside its place.
+
+    options   what the recipe and the environment say of the place, by name
+    folder    the recipe's: what paths are relative to
+    key       that of the step; a folder remembers it
+    """
+
+    options: Mapping[str, Any]
+    folder: Path
+    key: str
+
+
 class Publisher(Protocol):
     """A destination. Everything that fails raises PublishError (or StoreError, Interrupted) with what to do."""
 
@@ -67,6 +82,13 @@ class Publisher(Protocol):
 
     def apply(self, release: Release, told: Told) -> Published:
         """Make the destination hold the release: whole or not at all, where the destination can do that."""
+
+
+class LocalPublisher(Publisher, Protocol):
+    """Of a place that can be looked at without a network."""
+
+    def intact(self) -> bool:
+        """Whether the place still is what the step with this key published."""
 
 
 def refuse_others(place: str, before: str | None, release: Release) -> None:

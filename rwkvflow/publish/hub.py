@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 from rwkvflow.base.errors import PublishError
 from rwkvflow.base.hashing import CHUNK
+from rwkvflow.documents.destinations import HubDestination
 from rwkvflow.net.http import Policy, TemporaryProblemError
 from rwkvflow.net.progress import Told
-from rwkvflow.publish.base import Change, Changes, Proven, Published, refuse_others
+from rwkvflow.publish.base import Change, Changes, Given, Proven, Published, refuse_others
 from rwkvflow.publish.hub_calls import Addition, ConflictError, Head, HubCalls, RemoteFile
 from rwkvflow.release.artifacts import ReleaseFile, from_bytes
 from rwkvflow.release.names import CARD, PROVENANCE, SIGNATURE, SUMS
@@ -54,6 +55,12 @@ class _Plan:
     @property
     def done(self) -> bool:
         return not self.writes and not self.deletes
+
+
+def publisher(place: HubDestination, given: Given) -> HubPublisher:
+    """As HubDestination names it."""
+    branch = place.branch or given.options.get("branch") or "main"
+    return HubPublisher(place.repo, HubOptions(branch, given.options.get("private"), given.options.get("tag")))
 
 
 class HubPublisher:

@@ -18,7 +18,7 @@ from rwkvflow.net.http import Policy
 from rwkvflow.net.oci_registry import MANIFEST, OciRegistry
 from rwkvflow.net.progress import Told
 from rwkvflow.plan.step import canonical
-from rwkvflow.publish.base import Change, Changes, Proven, Published, refuse_others
+from rwkvflow.publish.base import Change, Changes, Given, Proven, Published, refuse_others
 from rwkvflow.release.artifacts import ReleaseFile, from_bytes
 from rwkvflow.release.model_card.card import human_count
 from rwkvflow.release.names import CARD, PLOT, SUMS
@@ -32,6 +32,11 @@ DOC = "application/vnd.cncf.model.doc.v1.raw"
 FILEPATH = "org.cncf.model.filepath"
 TITLE = "org.opencontainers.image.title"  # what oras names a file by
 DOCUMENTS = re.compile(rf"{re.escape(CARD)}|{re.escape(PLOT)}|.*\.(md|txt|svg|html)", re.IGNORECASE)
+
+
+def publisher(place: OciDestination, given: Given) -> OciPublisher:
+    """As OciDestination names it."""
+    return OciPublisher(place)
 
 
 class OciPublisher:

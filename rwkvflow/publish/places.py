@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rwkvflow.base.files import read_json
-from rwkvflow.documents.destinations import (
-    FolderDestination,
-    HubDestination,
-    OciDestination,
-    parse_destination,
-)
+from rwkvflow.documents.destinations import FolderDestination, parse_destination
 from rwkvflow.net.progress import Told
-from rwkvflow.publish.base import Change, Changes, Published, Publisher
-from rwkvflow.publish.folder import publish_folder
+from rwkvflow.publish.base import Change, Changes, Given, Published, Publisher
+from rwkvflow.publish.folder import is_intact, publish_folder
 from rwkvflow.release.names import STATE
 from rwkvflow.release.release import Release
 
@@ -24,25 +19,14 @@ from rwkvflow.release.release import Release
 def publisher(params: Mapping[str, Any], folder: Path, key: str) -> Publisher:
     """The publisher of a publish step. `folder` is the recipe's; `key` is the step's, which a folder remembers."""
     place = parse_destination(str(params["to"]))
-    if isinstance(place, FolderDestination):
-        return FolderPublisher(folder_of(place, folder), key)
-    if isinstance(place, HubDestination):
-        from rwkvflow.publish.hub import HubOptions, HubPublisher
-
-        branch = place.branch or params.get("branch") or "main"
-        return HubPublisher(place.repo, HubOptions(branch, params.get("private"), params.get("tag")))
-    if isinstance(place, OciDestination):
-        from rwkvflow.publish.oci import OciPublisher
-
-        return OciPublisher(place)
-    from rwkvflow.publish.remote_folder import RemoteFolderPublisher
-
-    return RemoteFolderPublisher(place.url)
+    module, _, name = place.publisher.partition(":")
+    made: Publisher = getattr(importlib.import_module(module), name)(place, Given(params, folder, key))
+    return made
 
 
-def folder_of(place: FolderDestination, folder: Path) -> Path:
-    """Where a folder is: relative to the recipe's, ~ is the user's home."""
-    return Path(os.path.normpath(folder / Path(place.path).expanduser()))
+def folder_publisher(place: FolderDestination, given: Given) -> FolderPublisher:
+    """As FolderDestination names it."""
+    return FolderPublisher(place.folder(given.folder), given.key)
 
 
 class FolderPublisher:
@@ -50,6 +34,10 @@ class FolderPublisher:
 
     def __init__(self, target: Path, key: str) -> None:
         self.target, self.key = target, key
+
+    def intact(self) -> bool:
+        """By sizes and times, not by bytes."""
+        return is_intact(self.target, self.key)
 
     def plan(self, release: Release) -> Changes:
         """By the digests that the folder remembers; files that were edited there are replaced as well."""

@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 
 from rwkvflow.base.errors import PublishError, RwkvflowError
 from rwkvflow.base.hashing import CHUNK
+from rwkvflow.documents.destinations import RemoteDestination
 from rwkvflow.net.http import scrub
 from rwkvflow.net.progress import Told
-from rwkvflow.publish.base import Change, Changes, Proven, Published, content, refuse_others
+from rwkvflow.publish.base import Change, Changes, Given, Proven, Published, content, refuse_others
 from rwkvflow.release.artifacts import ReleaseFile
 from rwkvflow.release.names import STATE, SUMS
 from rwkvflow.release.release import Release
@@ -29,6 +30,11 @@ READ_BACK = 8 << 20  # bytes; larger files are read back by their size only
 _TOUCHED = {"digest": "", "stamp": ""}  # of no object that there is
 BUCKETS = frozenset({"abfs", "adl", "az", "gcs", "gs", "oss", "s3", "s3a", "tos"})  # have no folders to make
 SAVED_EVERY = 64 << 20  # bytes after which what has arrived is noted
+
+
+def publisher(place: RemoteDestination, given: Given) -> RemoteFolderPublisher:
+    """As RemoteDestination names it."""
+    return RemoteFolderPublisher(place.url)
 
 
 class RemoteFolderPublisher:

@@ -11,19 +11,12 @@ from rwkvflow.base.errors import UsageError
 from rwkvflow.base.hashing import file_digest, text_digest, tree_digest
 from rwkvflow.base.outputs import refuse_sources
 from rwkvflow.base.shipped import PACKAGE
-from rwkvflow.documents.destinations import (
-    FolderDestination,
-    HubDestination,
-    OciDestination,
-    RemoteDestination,
-    parse_destination,
-)
+from rwkvflow.documents.destinations import parse_destination
 from rwkvflow.documents.formats import file_name, folder_name, splitting
 from rwkvflow.documents.lock import LLAMA, LockedFile, pinned_files
 from rwkvflow.documents.lock_text import lock_text
-from rwkvflow.documents.recipe import LocalFolder, Publish
+from rwkvflow.documents.recipe import LocalFolder
 from rwkvflow.lock.local_files import local_path
-from rwkvflow.net.http import shown
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, Ref, Source, Step
 from rwkvflow.stages import convert, engine, extra, llama, smoke
@@ -37,12 +30,18 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
         return
     release, refs = release_of(blueprint)
     for index, publish in enumerate(blueprint.recipe.publish):
-        _spare_sources(blueprint, publish)
+        place = parse_destination(publish.to)
+        if (target := place.folder(blueprint.folder)) is not None:
+            _spare_sources(blueprint, target)
         yield Step(
             id=f"publish/{index}" if len(blueprint.recipe.publish) > 1 else "publish",
             stage="publish",
-            action=_action(publish),
-            params={**_place(publish), "release": {**release, "to": _shown(publish)}},
+            action=f"publish-{place.kind}",
+            params={
+                **publish.model_dump(mode="json", exclude_none=True),
+                **place.given(),
+                "release": {**release, "to": place.shown(publish.to)},
+            },
             inputs=refs,
             outputs=("release",),
             code=tree_digest(PACKAGE / "publish"),
@@ -52,11 +51,8 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
         )
 
 
-def _spare_sources(blueprint: Blueprint, publish: Publish) -> None:
+def _spare_sources(blueprint: Blueprint, target: Path) -> None:
     """Raises UsageError where a release would replace a folder that holds what the recipe is made from."""
-    place = parse_destination(publish.to)
-    if not isinstance(place, FolderDestination):
-        return
     recipe, sources = blueprint.recipe, [blueprint.recipe_path, blueprint.workflow_path]
     named = [resolved for _, resolved, _ in pinned_files(blueprint.lock)]
     sources += [path for source in named if (path := local_path(source, blueprint.folder)) is not None]
@@ -64,34 +60,7 @@ def _spare_sources(blueprint: Blueprint, publish: Publish) -> None:
     if isinstance(recipe.engine.source, LocalFolder):
         beside.append(recipe.engine.source.path)
     sources += [blueprint.folder / Path(path).expanduser() for path in beside if path]
-    refuse_sources(Path(os.path.normpath(blueprint.folder / Path(place.path).expanduser())), sources)
-
-
-_ACTIONS = {
-    FolderDestination: "publish-folder",
-    HubDestination: "publish-hub",
-    OciDestination: "publish-oci",
-    RemoteDestination: "publish-remote",
-}
-
-
-def _action(publish: Publish) -> str:
-    return _ACTIONS[type(parse_destination(publish.to))]
-
-
-def _place(publish: Publish) -> dict[str, Any]:
-    """The parameters that say where the release goes. The hub that the environment names is one of them."""
-    options = publish.model_dump(mode="json", exclude={"to"}, exclude_none=True)
-    if isinstance(parse_destination(publish.to), HubDestination):
-        endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/")
-        options["endpoint"] = shown(endpoint) if endpoint else None
-    return {"to": publish.to, **options}
-
-
-def _shown(publish: Publish) -> str:
-    """The destination as the card names it: a hub repository without its branch."""
-    place = parse_destination(publish.to)
-    return f"hf://{place.repo}" if isinstance(place, HubDestination) else publish.to
+    refuse_sources(target, sources)
 
 
 def beside(blueprint: Blueprint) -> dict[str, Any]:

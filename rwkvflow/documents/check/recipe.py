@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from rwkvflow.base.names import path_problem
 from rwkvflow.documents.check.formats import listed_formats, unknown_format
-from rwkvflow.documents.destinations import FolderDestination, branch_name, parse_destination, tag_name
+from rwkvflow.documents.destinations import Destination, parse_destination, takers
 from rwkvflow.documents.formats import file_name, is_format
 from rwkvflow.documents.recipe import image_name
 from rwkvflow.documents.sources import SourceError, control_character, git_url, source_problem
@@ -224,34 +224,33 @@ def _smoke(source: Source, folder: Path, formats: Sequence[str]) -> None:
 
 def _publish(source: Source) -> None:
     places: list[tuple[Path_, str]] = []
-    for path, to in source.texts("publish.*.to"):
-        try:
-            destination = parse_destination(to)
-        except SourceError as error:
-            source.add(path, str(error))
-            continue
-        if not isinstance(destination, FolderDestination):
-            places.append((path, str(destination)))
-        elif set(parts := _normalized(destination.path)) <= {".."} or parts == ["/"]:
-            source.add(path, "a release replaces its folder as a whole, and this one holds the recipe; name another")
-        else:
-            places.append((path, "/".join(parts)))
-    _unique(source, places, "place")
     for path, entry in source.each("publish.*"):
-        if isinstance(entry, dict) and isinstance(entry.get("to"), str):
-            _publish_options(source, path, entry, str(entry["to"]))
-
-
-def _publish_options(source: Source, path: Path_, entry: Mapping[str, object], to: str) -> None:
-    for key, check in (("branch", branch_name), ("tag", tag_name), ("private", None)):
-        value = entry.get(key)
-        if value is None:
+        if not isinstance(entry, dict) or not isinstance(to := entry.get("to"), str):
             continue
-        if not to.startswith("hf://"):
-            source.add((*path, key), f"only hf:// knows {key}", at_key=True)
-        elif key == "branch" and "@" in to:
-            source.add((*path, key), "the branch stands in `to` already", at_key=True)
-        elif check is not None and isinstance(value, str):
+        try:
+            place = parse_destination(to)
+        except SourceError as error:
+            source.add((*path, "to"), str(error))
+            continue
+        if problem := place.problem():
+            source.add((*path, "to"), problem)
+        else:
+            places.append(((*path, "to"), place.identity()))
+        _publish_options(source, path, entry, place)
+    _unique(source, places, "place")
+
+
+def _publish_options(source: Source, path: Path_, entry: Mapping[str, object], place: Destination) -> None:
+    for key, value in entry.items():
+        kinds = takers(key)
+        if value is None or not kinds:
+            continue
+        if type(place) not in kinds:
+            schemes = " and ".join(f"{kind.schemes[0]}://" for kind in kinds)
+            source.add((*path, key), f"only {schemes} knows {key}", at_key=True)
+        elif place.has(key):
+            source.add((*path, key), f"the {key} stands in `to` already", at_key=True)
+        elif (check := place.options[key]) is not None and isinstance(value, str):
             try:
                 check(value)
             except SourceError as error:
@@ -267,17 +266,6 @@ def _card(source: Source, folder: Path) -> None:
             source.add(path, f"the control character {control} cannot stand in a path")
         elif "-----BEGIN" in text:
             source.add(path, "this is the key itself; put it into a file that is not committed, and name the file")
-
-
-def _normalized(path: str) -> list[str]:
-    """Parts of a path with . and inner .. gone; [] for the folder of the recipe itself."""
-    parts: list[str] = ["/"] if path.startswith("/") else []
-    for part in path.split("/"):
-        if part == ".." and parts and parts[-1] not in ("..", "/"):
-            parts.pop()
-        elif part not in ("", "."):
-            parts.append(part)
-    return parts
 
 
 def _matrix(source: Source, formats: Sequence[str], images: Sequence[str]) -> None:

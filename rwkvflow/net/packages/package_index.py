@@ -18,8 +18,9 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from packaging.version import Version
 
 from rwkvflow.base.errors import FetchError
+from rwkvflow.documents.sources import public_url
 from rwkvflow.net.download import OnBytes, fetch_file
-from rwkvflow.net.http import Access, Connection, Policy, netrc_login, origin, retrying, shown, temporary
+from rwkvflow.net.http import Access, Connection, Policy, netrc_login, origin, retrying, temporary
 from rwkvflow.net.packages.pip_settings import PipSettings
 from rwkvflow.net.packages.target import Target
 
@@ -174,20 +175,20 @@ def _page(address: str, settings: PipSettings, cancel: threading.Event | None) -
         def ask() -> tuple[str, bytes, str] | None:
             request = connection.request("GET", without_login(address), _ACCEPT, access.authorize)
             with request as (response, _):
-                if problem := temporary(response, shown(address)):
+                if problem := temporary(response, public_url(address)):
                     raise problem
                 if response.status_code in (404, 410):
                     return None
                 if response.status_code != 200:
                     raise FetchError(
-                        f"{shown(address)}: {response.status_code} {response.reason_phrase}",
+                        f"{public_url(address)}: {response.status_code} {response.reason_phrase}",
                         remedy="check the indexes and logins of pip's configuration (pip.conf, PIP_*, ~/.netrc)",
                     )
                 data = b""
                 for chunk in response.iter_bytes():
                     data += chunk
                     if len(data) > LARGEST_PAGE:
-                        raise FetchError(f"{shown(address)}: a page of more than {LARGEST_PAGE >> 20} MiB")
+                        raise FetchError(f"{public_url(address)}: a page of more than {LARGEST_PAGE >> 20} MiB")
                 return response.headers.get("content-type", ""), data, str(response.url)
 
         answer = retrying(ask, connection)
@@ -200,7 +201,7 @@ def _page(address: str, settings: PipSettings, cancel: threading.Event | None) -
             return list(_from_json(json.loads(data), base))
         return list(_from_html(data.decode("utf-8", "replace"), base))
     except (ValueError, TypeError, KeyError) as error:
-        raise FetchError(f"{shown(address)}: not a page of a package index: {error}") from error
+        raise FetchError(f"{public_url(address)}: not a page of a package index: {error}") from error
 
 
 def _with_login(address: str, login: str) -> str:

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkvflow.base.errors import FetchError, LockError, StoreError
+from rwkvflow.documents.sources import public_url
 from rwkvflow.net.download import mismatch, need_space, refuse_pages
-from rwkvflow.net.http import Policy, origin, retry_after, scrub, shown
+from rwkvflow.net.http import Policy, origin, retry_after, scrub
 from rwkvflow.net.hub import Hub
 from rwkvflow.net.packages.target import Target
 from rwkvflow.net.partial import Part
@@ -78,7 +79,7 @@ def test_messages_are_scrubbed() -> None:
     assert "my-own-secret" not in clean
     assert TOKEN[3:] not in clean
     assert "host/x failed" in clean
-    assert shown("https://user:password@host:8443/a/b?X-Signature=s#f") == "https://host:8443/a/b"
+    assert public_url("https://user:password@host:8443/a/b?X-Signature=s#f") == "https://host:8443/a/b"
 
 
 @pytest.mark.parametrize(

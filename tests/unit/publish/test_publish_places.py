@@ -25,7 +25,7 @@ from rwkvflow.net.oci_registry import credentials
 from rwkvflow.net.progress import Told
 from rwkvflow.publish.hub import git_blob_id, lfs_attributes, weight_suffixes
 from rwkvflow.publish.oci import manifest_bytes
-from rwkvflow.publish.places import FolderPublisher, folder_of
+from rwkvflow.publish.places import publisher as opened
 
 
 @pytest.mark.parametrize(
@@ -139,8 +139,7 @@ def test_logins_of_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_a_folder_says_what_would_change(tmp_path: Path) -> None:
     place = parse_destination("out/./x/..")
-    assert isinstance(place, FolderDestination)
-    publisher = FolderPublisher(folder_of(place, tmp_path), "key")
+    publisher = opened({"to": str(place)}, tmp_path, "key")
     old, new = {"a.bin": b"a", "gone.bin": b"g"}, {"a.bin": b"A", "more.bin": b"m"}
     assert {change.kind for change in publisher.plan(release(old)).changes} == {"add"}
     assert publisher.apply(release(old), Told()).to == str(tmp_path / "out")
