@@ -104,7 +104,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Farm:
     _, code, told = made.publish("early")
     assert code == 9
     assert all(only in told for _, only in rest), "what no job has made is named"
-    assert not any(only in told for _, only in first)
+    assert not any(only in told for _, only in first), told
     for job in rest:
         made.job(*job)
     return made

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-BLOCK_BYTES = {2: 18, 3: 20, 7: 22, 8: 24, 9: 34, 12: 144, 13: 176}
-SUPER = (12, 13)
+BLOCK_BYTES = {2: 18, 3: 20, 7: 22, 8: 24, 9: 34, 13: 144, 14: 176}
+SUPER = (13, 14)
 Array = np.ndarray[Any, Any]
 
 
@@ -52,7 +52,7 @@ def _super_block(kind: int, block: Array) -> Array:
             scale = packed[sub + 4] % 16 + 16 * (packed[sub - 4] // 64)
             least = packed[sub + 4] // 16 + 16 * (packed[sub] // 64)
         quants = block[-128:][sub // 2 * 32 :][:32] >> (4 * (sub % 2)) & 15
-        if kind == 13:
+        if kind == 14:
             quants = quants + 16 * (block[16:48] >> sub & 1)
         out.append(d * np.float32(scale) * quants.astype(np.float32) - dmin * np.float32(least))
     return np.concatenate(out).astype(np.float32)

@@ -13,8 +13,9 @@
 #include <time.h>
 #if defined(_WIN32)
 #define WIN32_LEAN_AND_MEAN
-#include <psapi.h>
 #include <windows.h>
+// needs what windows.h defines, hence after it
+#include <psapi.h>
 #else
 #include <sys/resource.h>
 #endif
