@@ -25,6 +25,7 @@ from rwkvflow.cli.options import DocumentPath
 
 if TYPE_CHECKING:
     from rwkvflow.app.bench import Measured
+    from rwkvflow.worker.model.tokenizers import Tokenizer
 
 
 @click.command()
@@ -123,6 +124,22 @@ def _table(rows: Sequence[Measured], speed: float, against: Path | None) -> list
     ]
 
 
+def _ids_of(tokenizer: Tokenizer, path: Path) -> list[int]:
+    """The tokens of a text. One that is not UTF-8 is read as the bytes that it is, by tokenizers of bytes."""
+    from rwkvflow.worker.model.tokenizers import Bytes, World
+
+    content = path.read_bytes()
+    if isinstance(tokenizer, Bytes | World):
+        return tokenizer.encode(content)
+    try:
+        return tokenizer.encode(content.decode())
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path}: byte {error.start} is not UTF-8, and the {tokenizer.name} tokenizer reads nothing else",
+            remedy="convert the text, for example with iconv -f latin1 -t utf-8",
+        ) from None
+
+
 @click.command()
 @click.argument("model", type=DocumentPath())
 @click.argument("text", type=DocumentPath())
@@ -139,14 +156,14 @@ def perplexity(model: Path, text: Path, tokens: int | None, as_json: bool, token
     from rwkvflow.engine.measure import losses
 
     with engine_errors(), open_model(model, options) as opened:
-        content = text.read_bytes().decode("utf-8", "replace")
         read = tokenizer_of(tokenizer, opened.n_vocab)
-        ids = read.encode(content)[:tokens]
+        ids = _ids_of(read, text)[:tokens]
         if len(ids) < 2:
             raise UsageError(f"{text}: a text needs two tokens or more")
         with click.progressbar(losses(opened, ids), length=len(ids) - 1, file=sys.stderr) as bar:
             found = list(bar)
-    size = len(read.decode(ids[1:]).encode())
+    piece = getattr(read, "piece", None)  # a character may be cut, where the text is or between its first two tokens
+    size = sum(len(piece(token)) for token in ids[1:]) if piece else len(read.decode(ids[1:]).encode())
     mean = math.fsum(found) / len(found)
     figures: dict[str, Any] = {
         "model": str(model),

@@ -152,7 +152,7 @@ def _open_first(shelf: Any) -> None:
 def native_tokenizer(kind: str, n_vocab: int, library: Library) -> Tokenizer:
     """librwkv's own tokenizer, as the option asks for it. Raises UsageError where it must be named."""
     from rwkvflow.engine.tokenizer import Tokenizer
-    from rwkvflow.worker.model.tokenizers import BYTES, WORLD, world_vocabulary
+    from rwkvflow.worker.model.tokenizers import BYTES, WORLD, misfit, misfit_of_kind, world_vocabulary
 
     vocabulary = world_vocabulary()
     if kind == "bytes" or (kind == "auto" and n_vocab == BYTES):
@@ -167,8 +167,8 @@ def native_tokenizer(kind: str, n_vocab: int, library: Library) -> Tokenizer:
         raise UsageError(f"--tokenizer: {kind} is neither {', '.join(KINDS)} nor a file")
     else:
         found = Tokenizer(Path(kind), library)
-    if found.size > n_vocab:
-        raise UsageError(f"--tokenizer: it has {found.size} tokens, the model {n_vocab}")
+    if why := misfit_of_kind(kind, n_vocab) or misfit(found.name, found.size, n_vocab):
+        raise UsageError(f"--tokenizer: {why}")
     return found
 
 

@@ -107,6 +107,7 @@ class Library:
             "rwkvflow_tokenizer_free": (None, [pointer]),
             "rwkvflow_tokenizer_kind": (text, [pointer]),
             "rwkvflow_tokenizer_size": (u32, [pointer]),
+            "rwkvflow_tokenizer_piece": (ctypes.c_bool, [pointer, u32, pointer, pointer]),
             "rwkvflow_tokenizer_encode": (ctypes.c_bool, [pointer, text, size, pointer, size, pointer]),
             "rwkvflow_tokenizer_decode": (ctypes.c_bool, [pointer, pointer, size, pointer, size, pointer]),
         }

@@ -3,7 +3,7 @@
 Everything is float64 additions, multiplications, divisions and comparisons in a stated order; no exp of a C library, no
 fused multiply-add, no sum whose order is NumPy's to choose. `tools/sampling.h` does the same in C++, bit for bit.
 
-One choice:
+One choice, among the ids that have a token (a vocabulary may have more rows than its tokenizer has tokens):
 1. a token that was generated before loses `presence` + `frequency` times its count from its logit; counts are
    multiplied by `decay` at every token (as RWKV's own pipeline does it);
 2. temperature 0: the largest logit, of equal ones the lowest id. That is all then;
@@ -16,7 +16,7 @@ One choice:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -120,9 +120,12 @@ def exp(x: Doubles) -> Doubles:
 class Sampler:
     """Chooses token after token, and remembers what it chose."""
 
-    def __init__(self, settings: Sampling, seed: int) -> None:
+    def __init__(self, settings: Sampling, seed: int, exist: NDArray[np.bool_] | None = None) -> None:
+        """`exist`: [n_vocab], which ids have a token; the others are never chosen. None: all have one."""
         self.settings = settings
         self.random = Random(seed)
+        self.exist = exist
+        self._ids = None if exist is None else _numbers(exist)
         self.counts: dict[int, float] = {}
 
     def choose(
@@ -133,7 +136,8 @@ class Sampler:
     ) -> int:
         """The next token. logits: [n_vocab], not changed. Raises ValueError where one is not finite.
 
-        `allowed`: [n_vocab], at least one True: the others do not exist. `bias`: what is added to logits first.
+        `allowed`: [n_vocab], at least one True: the others do not exist, in place of those that never do. `bias`: what
+        is added to logits first.
         """
         values = np.asarray(logits, np.float64).reshape(-1).copy()
         if not np.isfinite(values).all():
@@ -144,17 +148,17 @@ class Sampler:
         if s.presence or s.frequency:
             for token, count in self.counts.items():
                 values[token] -= s.presence + s.frequency * count
-        ids = None if allowed is None else np.flatnonzero(allowed)
+        ids = self._ids if allowed is None else _numbers(allowed)
         values = values if ids is None else values[ids]
         token = int(values.argmax()) if s.temperature == 0 else self._draw(values)
-        token = token if ids is None else int(ids[token])
+        token = int(ids[token]) if isinstance(ids, np.ndarray) else token
         self.counts = {old: left for old, count in self.counts.items() if (left := count * s.decay) > 0}
         self.counts[token] = self.counts.get(token, 0.0) + 1.0
         return token
 
     def copy(self) -> Sampler:
         """One that would choose the same from here on."""
-        other = Sampler(self.settings, 0)
+        other = Sampler(self.settings, 0, self.exist)
         other.random.state = list(self.random.state)
         other.counts = dict(self.counts)
         return other
@@ -183,6 +187,27 @@ class Sampler:
                 if at < order.size:
                     return int(order[at])
             count *= 8
+
+
+def existing(tokenizer: object, n_vocab: int) -> NDArray[np.bool_] | None:
+    """[n_vocab]: which ids of a model's vocabulary have a token; None where all have, or the tokenizer cannot tell.
+
+    A tokenizer tells by `ids`, all that it has. The id 0, which ends a text, is one of every vocabulary.
+    """
+    ids: Iterable[int] | None = getattr(tokenizer, "ids", None)
+    if ids is None:
+        return None
+    known = np.fromiter(ids, np.int64)
+    mask = np.zeros(n_vocab, np.bool_)
+    mask[known[(known >= 0) & (known < n_vocab)]] = True
+    mask[0] = True
+    return None if mask.all() else mask
+
+
+def _numbers(mask: NDArray[np.bool_]) -> NDArray[np.int64] | slice:
+    """Where a mask is True: as a slice, which costs nothing, where that is its beginning."""
+    count = int(np.count_nonzero(mask))
+    return slice(count) if mask[:count].all() else np.flatnonzero(mask)
 
 
 def _first(values: Doubles, count: int) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from rwkvflow.engine.binding import Model
 from rwkvflow.engine.drafts import Guesser
 from rwkvflow.engine.errors import EngineError
 from rwkvflow.engine.prompts import ASSISTANT, BLANK, STOPS, SYSTEM, USER, clean, opening
-from rwkvflow.engine.sampling import Sampler, Sampling
+from rwkvflow.engine.sampling import Sampler, Sampling, existing
 from rwkvflow.engine.states import SavedState, fingerprint, read_state, write_state
 
 Floats = NDArray[np.float32]
@@ -116,7 +116,7 @@ class Session:
         Raises ValueError for a seed that is none.
         """
         self.model, self.tokenizer = model, tokenizer
-        self.sampler = Sampler(sampling or Sampling(), seed)
+        self.sampler = Sampler(sampling or Sampling(), seed, existing(tokenizer, model.n_vocab))
         self.finish: str | None = None
         self.evaluated = self.generated = 0
         self._reached: tuple[Floats, Floats] | None = None  # logits and state; the state is written over

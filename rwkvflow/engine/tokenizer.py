@@ -10,6 +10,7 @@ import ctypes
 import os
 from array import array
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,14 @@ class Tokenizer:
     def piece(self, token: int) -> bytes:
         """The bytes of one token."""
         return self.decode_bytes([token])
+
+    @cached_property
+    def ids(self) -> list[int]:
+        """Every id that has a token."""
+        data, size = ctypes.c_void_p(), ctypes.c_size_t()
+        places = (ctypes.byref(data), ctypes.byref(size))
+        known = self._library.call
+        return [i for i in range(self.size) if known("rwkvflow_tokenizer_piece", self._tokenizer, i, *places)]
 
     def _call(self, name: str, *arguments: Any) -> int:
         count = ctypes.c_size_t()

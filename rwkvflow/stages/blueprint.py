@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from rwkvflow.base.hashing import text_digest, tree_digest
+from rwkvflow.base.hashing import file_digest, text_digest, tree_digest
 from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.documents.formats import outside
 from rwkvflow.documents.lock import Lock
@@ -19,6 +19,8 @@ from rwkvflow.plan.step import Limits, Ref, Source, canonical
 from rwkvflow.worker.formats.outside import FormatPackage
 
 WORKER_COMMAND = ("python3", "-m", "rwkvflow.worker", "in/request.json")
+#: Modules of the engine that the worker imports, itself or through others.
+ENGINE_CODE = ("__init__.py", "binding.py", "errors.py", "prompts.py", "tokenizer.py")
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,17 @@ class Blueprint:
 
     @cached_property
     def worker(self) -> Source:
-        """The code that runs inside the sandbox; that of formats from outside is part of its digest."""
-        digest = self.own_worker.digest
-        if self.format_packages:
-            digest = text_digest(canonical({"worker": digest, "formats": self.format_digests}))
-        return Source(digest, PACKAGE / "worker")
+        """The code that runs inside the sandbox.
+
+        Its digest is also that of what it imports of the engine (the chat template, say, which stands in artifacts),
+        and of formats from outside.
+        """
+        code = {
+            "worker": self.own_worker.digest,
+            "engine": {name: file_digest(PACKAGE / "engine" / name) for name in ENGINE_CODE},
+            **({"formats": self.format_digests} if self.format_packages else {}),
+        }
+        return Source(text_digest(canonical(code)), PACKAGE / "worker")
 
     def limits(self, stage: str, *, cores: float | None = None) -> Limits:
         """Limits of a stage from the workflow; `cores` where the workflow names none."""

@@ -163,6 +163,22 @@ def test_quantized_files_lose_little(name: str, demo: Callable[[str, str], Path]
     assert math.exp(means["q5_1"] - means["f16"]) < 1.01
 
 
+def test_bits_a_byte_are_of_the_bytes_that_the_text_has(
+    demo: Callable[[str, str], Path], library: Path, tmp_path: Path
+) -> None:
+    """Also where the first or the last token cuts a character, and of a text that is not UTF-8."""
+    model, path = demo("rwkv7-demo", "f16"), tmp_path / "text"
+    for content, count in (("éa漢字 é".encode(), 6), ("éa漢字".encode(), 8), ("Füße à la mode".encode("latin-1"), 14)):
+        path.write_bytes(content)
+        done = run("perplexity", model, path, "-n", str(count), "--json", library=library)
+        assert done.returncode == 0, done.stderr
+        figures = json.loads(done.stdout)
+        assert figures["tokens"] == figures["bytes"] == count - 1
+        with Model(model, library) as opened:
+            loss = math.fsum(losses(opened, list(content[:count])))
+        assert figures["bits_a_byte"] == pytest.approx(loss / math.log(2) / (count - 1), rel=1e-4)
+
+
 def test_perplexity(demo: Callable[[str, str], Path], library: Path) -> None:
     model = demo("rwkv7-demo", "f16")
     done = run("perplexity", model, TEXT, "-n", "120", "--json", library=library)

@@ -15,7 +15,7 @@ from helpers import checkpoints
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rwkvflow.engine import EngineError, Model
+from rwkvflow.engine import EngineError, Model, Tokenizer
 from rwkvflow.engine.sampling import Sampling
 from rwkvflow.engine.session import Session, generate
 from rwkvflow.engine.states import read_state, write_state
@@ -40,6 +40,7 @@ def models(built: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
         "demo": ROOT / "recipes" / "demo" / "rwkv7-demo.pth",
         "noise": checkpoints.make(root / "noise.pth", "6", vocab=256, **sizes),
         "world": checkpoints.make(root / "world.pth", "7", vocab=65536, **sizes),
+        "padded": checkpoints.make(root / "padded.pth", "7", vocab=400, **sizes),
     }
     made = {name: root / f"{name}.bin" for name in sources}
     for name, source in sources.items():
@@ -119,17 +120,53 @@ def test_the_world_vocabulary(prompt: str, built: Path, models: dict[str, Path],
     assert native(built, tmp_path / "model.bin", prompt, *arguments[:-3]).stdout == line(text)
 
 
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sampling=SAMPLING, seed=st.integers(0, 2**64 - 1), kind=st.sampled_from(["world", "json"]))
+def test_no_id_without_a_token(
+    sampling: Sampling, seed: int, kind: str, built: Path, models: dict[str, Path], tmp_path: Path
+) -> None:
+    """Rows beyond the tokenizer's ids, and ids in between that have none: a random model likes them as much."""
+    path = tmp_path / "vocabulary"
+    text = tokenizer_files.bpe(60) if kind == "json" else tokenizer_files.world()
+    if kind == "world":  # one a line: ids without a token in between
+        text = "".join(row + "\n" for row in text.splitlines() if not 100 < int(row.split()[0]) < 140)
+    path.write_text(text, encoding="utf-8")
+    tokenizer = Json(path) if kind == "json" else World(path)
+    ours = Tokenizer(path, built / "librwkv.so")
+    assert set(ours.ids) - {0} == set(tokenizer.ids) - {0}
+    chosen: list[int] = []
+    with Model(models["padded"], built / "librwkv.so") as model:
+        assert len(tokenizer.ids) < model.n_vocab - 20
+        for each in (tokenizer, ours):
+            session = Session(model, each, sampling, seed)
+            choose = session.sampler.choose
+            session.sampler.choose = lambda logits, choose=choose: chosen.append(choose(logits)) or chosen[-1]  # type: ignore[method-assign,assignment,func-returns-value]
+            session.feed("The owl")
+            written = "".join(session.generate(60))
+            assert set(chosen) <= {0, *tokenizer.ids}
+    done = native(built, models["padded"], "The owl", *options(sampling, seed, 60, []), "--vocab", path)
+    assert (done.returncode, done.stdout) == (0, line(written)), done.stderr
+
+
+def test_another_models_vocabulary_is_refused(built: Path, models: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "vocabulary"
+    path.write_text(tokenizer_files.world(), encoding="utf-8")
+    done = native(built, models["world"], PROMPT, "--vocab", path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "a vocabulary of 65536: it is another model's" in done.stderr
+
+
 def test_a_tokenizer_json(built: Path, models: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(tokenizer_files.bpe(60), encoding="utf-8")
     prompt = "The quiet owl didn't    find e\u0301 it"
     tokenizer = Json(path)
-    with Model(models["world"], built / "librwkv.so") as model:
+    with Model(models["padded"], built / "librwkv.so") as model:
         logits, _ = model.eval_sequence(tokenizer.encode(prompt))
-    first = tokenizer.decode([int(logits.argmax())])
-    done = native(built, models["world"], prompt, "-n", 1, "--temperature", 0, "--vocab", path, "-v")
+    first = tokenizer.decode([int(logits[: tokenizer.size].argmax())])
+    done = native(built, models["padded"], prompt, "-n", 1, "--temperature", 0, "--vocab", path, "-v")
     assert f"read {len(tokenizer.encode(prompt))} tokens" in done.stderr
-    assert (done.returncode, done.stdout) == (0, line(first or "\ufffd"))
+    assert (done.returncode, done.stdout) == (0, line(first))
     done = native(built, models["demo"], prompt, "--vocab", path)
     assert (done.returncode, done.stdout) == (1, "")
     assert f"token ids up to {tokenizer.size - 1}, the model a vocabulary of 256" in done.stderr
@@ -243,7 +280,7 @@ def test_what_is_no_vocabulary(bad: str, built: Path, models: dict[str, Path], t
 
 def test_a_vocabulary_that_lacks_a_byte(built: Path, models: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("1 'a' 1\n2 b'\\xc3' 1\r\n3 \"it's\" 4\n", encoding="utf-8")
-    assert native(built, models["world"], "ait's", "-n", "1", "--vocab", tmp_path / "vocab.txt").returncode == 0
-    done = native(built, models["world"], "ab", "--vocab", tmp_path / "vocab.txt")
+    assert native(built, models["padded"], "ait's", "-n", "1", "--vocab", tmp_path / "vocab.txt").returncode == 0
+    done = native(built, models["padded"], "ab", "--vocab", tmp_path / "vocab.txt")
     assert done.returncode == 1
     assert "cannot be told in tokens" in done.stderr

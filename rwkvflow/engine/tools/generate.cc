@@ -20,7 +20,8 @@ constexpr size_t kEnd = 0;  // the token that ends a text
 constexpr size_t kBytes = 256;
 constexpr int kStops = 32;
 const char *const kListed[] = {"rwkv_vocab_v20230424.txt", "20B_tokenizer.json"};  // looked for beside a model
-constexpr size_t kPile = 50277;                                                    // tokens of models with the latter
+constexpr size_t kPile = 50277, kPilePadded = 50304;                               // rows of models with the latter
+constexpr size_t kPadding = 1024;  // rows beyond its tokenizer's ids that a model may have
 
 struct Options {
     const char *model = nullptr, *prompt = nullptr, *vocabulary = nullptr, *state = nullptr, *save = nullptr;
@@ -193,7 +194,11 @@ private:
         mark_.state = static_cast<float *>(malloc(n_state));
         mark_.logits = static_cast<float *>(malloc(n_logits));
         if (now_.state != nullptr && now_.logits != nullptr && mark_.state != nullptr && mark_.logits != nullptr &&
-            sampler_.reserve(rwkv_get_n_vocab(ctx_)))
+            sampler_.reserve(rwkv_get_n_vocab(ctx_), [this](size_t id) {
+                const char *piece;
+                size_t size;
+                return id == kEnd || rwkvflow_tokenizer_piece(tokenizer_, static_cast<uint32_t>(id), &piece, &size);
+            }))
             return true;
         return no_memory();
     }
@@ -212,7 +217,7 @@ private:
                 tokenizer_ = rwkvflow_tokenizer_bytes();
                 return tokenizer_ != nullptr;
             }
-            const char *slash = strrchr(o_.model, '/'), *listed = kListed[n_vocab == kPile];
+            const char *slash = strrchr(o_.model, '/'), *listed = kListed[n_vocab == kPile || n_vocab == kPilePadded];
             beside.add(o_.model, slash == nullptr ? 0 : static_cast<size_t>(slash + 1 - o_.model));
             beside.add(listed, strlen(listed) + 1);
             FILE *file = beside.failed() ? nullptr : fopen(beside.data(), "rb");
@@ -227,9 +232,11 @@ private:
             path = beside.data();
         }
         tokenizer_ = rwkvflow_tokenizer_open(path);
-        if (tokenizer_ == nullptr || rwkvflow_tokenizer_size(tokenizer_) <= n_vocab) return tokenizer_ != nullptr;
-        fprintf(stderr, "rwkv: %s has token ids up to %u, the model a vocabulary of %zu\n", path,
-                rwkvflow_tokenizer_size(tokenizer_) - 1, n_vocab);
+        if (tokenizer_ == nullptr) return false;
+        const uint32_t ids = rwkvflow_tokenizer_size(tokenizer_);
+        if (ids <= n_vocab && n_vocab - ids < kPadding) return true;
+        fprintf(stderr, "rwkv: %s has token ids up to %u, the model a vocabulary of %zu: it is another model's\n", path,
+                ids - 1, n_vocab);
         return false;
     }
 

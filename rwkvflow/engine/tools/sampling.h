@@ -75,30 +75,38 @@ public:
         free(weights_);
         free(counts_);
         free(heap_);
+        free(ids_);
         free(running_);
     }
 
-    // False without the memory.
-    bool reserve(size_t vocabulary) {
+    // False without the memory. exist(i): whether an id has a token; those that have none are never chosen.
+    template <class Exist>
+    bool reserve(size_t vocabulary, Exist exist) {
         size_ = vocabulary;
         values_ = static_cast<double *>(malloc(size_ * sizeof(double)));
         weights_ = static_cast<double *>(malloc(size_ * sizeof(double)));
         counts_ = static_cast<double *>(calloc(size_, sizeof(double)));
         running_ = static_cast<double *>(malloc(size_ * sizeof(double)));
         heap_ = static_cast<uint32_t *>(malloc(size_ * sizeof(uint32_t)));
-        return values_ != nullptr && weights_ != nullptr && counts_ != nullptr && running_ != nullptr &&
-               heap_ != nullptr;
+        ids_ = static_cast<uint32_t *>(malloc(size_ * sizeof(uint32_t)));
+        if (values_ == nullptr || weights_ == nullptr || counts_ == nullptr || running_ == nullptr ||
+            heap_ == nullptr || ids_ == nullptr)
+            return false;
+        for (size_t i = 0; i < size_; ++i)
+            if (exist(i)) ids_[n_ids_++] = static_cast<uint32_t>(i);
+        return n_ids_ > 0;
     }
 
     // The next token; the size of the vocabulary where a logit is not finite.
     size_t choose(const float *logits) {
-        size_t best = 0;
+        size_t best = ids_[0];
         for (size_t i = 0; i < size_; ++i) {
             values_[i] = static_cast<double>(logits[i]);
             if (!(values_[i] - values_[i] == 0)) return size_;
             if (counts_[i] > 0) values_[i] -= settings_.presence + settings_.frequency * counts_[i];
-            if (values_[i] > values_[best]) best = i;
         }
+        for (size_t k = 1; k < n_ids_; ++k)
+            if (values_[ids_[k]] > values_[best]) best = ids_[k];
         const size_t token = settings_.temperature == 0 ? best : draw(values_[best]);
         for (size_t i = 0; i < size_; ++i) counts_[i] *= settings_.decay;
         counts_[token] += 1;
@@ -108,11 +116,12 @@ public:
 private:
     size_t draw(double largest) {
         double total = 0;
-        for (size_t i = 0; i < size_; ++i) {
+        for (size_t k = 0; k < n_ids_; ++k) {
+            const uint32_t i = ids_[k];
             weights_[i] = exp_of((values_[i] - largest) / settings_.temperature);
             total += weights_[i];
         }
-        const size_t most = settings_.top_k == 0 || settings_.top_k > size_ ? size_ : settings_.top_k;
+        const size_t most = settings_.top_k == 0 || settings_.top_k > n_ids_ ? n_ids_ : settings_.top_k;
         build_heap();
         size_t taken = 0;  // the first tokens, taken off the heap, stand at its end, the first one last
         if (settings_.top_k != 0) {
@@ -132,9 +141,9 @@ private:
         }
         for (size_t at = 0; at < end; ++at) {
             if (at == taken) take(taken++);
-            if (running_[at] > share * kept || at + 1 == end) return heap_[size_ - 1 - at];
+            if (running_[at] > share * kept || at + 1 == end) return heap_[n_ids_ - 1 - at];
         }
-        return heap_[size_ - 1];
+        return heap_[n_ids_ - 1];
     }
 
     bool before(uint32_t a, uint32_t b) const { return values_[a] > values_[b] || (values_[a] == values_[b] && a < b); }
@@ -150,13 +159,13 @@ private:
     }
 
     void build_heap() {
-        for (size_t i = 0; i < size_; ++i) heap_[i] = static_cast<uint32_t>(i);
-        for (size_t i = size_ / 2; i-- > 0;) sink(i, size_);
+        memcpy(heap_, ids_, n_ids_ * sizeof(uint32_t));
+        for (size_t i = n_ids_ / 2; i-- > 0;) sink(i, n_ids_);
     }
 
     // Moves the first token that is left to the end, and adds its weight to the running sum.
     void take(size_t number) {
-        const size_t left = size_ - 1 - number;
+        const size_t left = n_ids_ - 1 - number;
         const uint32_t first = heap_[0];
         heap_[0] = heap_[left];
         heap_[left] = first;
@@ -166,7 +175,7 @@ private:
 
     Sampling settings_;
     Random random_;
-    size_t size_ = 0;
+    size_t size_ = 0, n_ids_ = 0;
     double *values_ = nullptr, *weights_ = nullptr, *counts_ = nullptr, *running_ = nullptr;
-    uint32_t *heap_ = nullptr;
+    uint32_t *heap_ = nullptr, *ids_ = nullptr;  // ids_: those that have a token, in order
 };

@@ -121,9 +121,10 @@ class Job:
 class Writer:
     """The answer to a job as its tokens are chosen: text in whole characters, without the stop texts."""
 
-    def __init__(self, job: Job, tokenizer: Tokenizer) -> None:
+    def __init__(self, job: Job, tokenizer: Tokenizer, exist: NDArray[np.bool_] | None = None) -> None:
+        """`exist`: [n_vocab], which ids have a token; None: all."""
         self.job = job
-        self.sampler = Sampler(job.sampling, job.seed)
+        self.sampler = Sampler(job.sampling, job.seed, exist)
         self.generated = 0
         self.finish: str | None = "length" if job.most <= 0 else None
         self._decoder = Decoder(tokenizer)
@@ -141,7 +142,9 @@ class Writer:
             self.finish = "stop"
             return None
         self.generated += 1
-        chosen = Chosen(token, 0.0, ()) if job.logprobs is None else rated(logits, token, job.logprobs)
+        chosen = (
+            Chosen(token, 0.0, ()) if job.logprobs is None else rated(logits, token, job.logprobs, self.sampler.exist)
+        )
         self._tokens.append((self._decoded, chosen))
         text = self._decoder.put(token)
         self._decoded += len(text)
@@ -174,10 +177,14 @@ class Writer:
         return Piece(text, tokens) if text else None
 
 
-def rated(logits: Floats, token: int, top: int) -> Chosen:
-    """A token with its log-probability and those of the `top` likeliest ones; of equal ones the lowest id is first."""
+def rated(logits: Floats, token: int, top: int, exist: NDArray[np.bool_] | None = None) -> Chosen:
+    """A token with its log-probability and those of the `top` likeliest ones; of equal ones the lowest id is first.
+
+    An id without a token, where `exist` says so, is none of the likeliest, whatever the model thinks.
+    """
     values = logits.astype(np.float64)
     highest = float(values.max())
     total = highest + math.log(float(np.exp(values - highest).sum()))
-    likeliest = np.argsort(-values, kind="stable")[:top] if top else np.empty(0, np.int64)
+    order = -values if exist is None else np.where(exist, -values, np.inf)
+    likeliest = np.argsort(order, kind="stable")[:top] if top else np.empty(0, np.int64)
     return Chosen(token, float(values[token]) - total, tuple((int(i), float(values[i]) - total) for i in likeliest))

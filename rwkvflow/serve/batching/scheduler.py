@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from rwkvflow.engine.binding import Model
 from rwkvflow.engine.drafts import SmallModel
 from rwkvflow.engine.errors import EngineError
+from rwkvflow.engine.sampling import existing
 from rwkvflow.engine.session import Tokenizer
 from rwkvflow.serve.batching.cache import StateCache
 from rwkvflow.serve.batching.job import Event, Failed, Floats, Job, Read
@@ -88,6 +89,7 @@ class Scheduler:
         except EngineError:
             self.model.close()
             raise
+        self._exist = existing(tokenizer, self.model.n_vocab)
         self.cache = StateCache(settings.cache)
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
@@ -188,7 +190,15 @@ class Scheduler:
                 return
             self._waiting.remove(job)
             s = self.settings
-            slot = Slot(job, self.model, self.tokenizer, self.cache, lookup=s.lookup, guesses=s.guesses)
+            slot = Slot(
+                job,
+                self.model,
+                self.tokenizer,
+                self.cache,
+                lookup=s.lookup,
+                guesses=s.guesses,
+                exist=self._exist,
+            )
             self._slots.append(slot)
 
     def _fail(self, message: str, *, closing: bool = False) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rwkvflow.engine.binding import Model
 from rwkvflow.engine.drafts import Follower, Lookup, Pace
@@ -32,11 +33,22 @@ class Slot:
     """For the scheduler's thread only."""
 
     def __init__(
-        self, job: Job, model: Model, tokenizer: Tokenizer, cache: StateCache, *, lookup: bool, guesses: int
+        self,
+        job: Job,
+        model: Model,
+        tokenizer: Tokenizer,
+        cache: StateCache,
+        *,
+        lookup: bool,
+        guesses: int,
+        exist: NDArray[np.bool_] | None = None,
     ) -> None:
-        """`guesses`: at most so many tokens are guessed ahead; `lookup`: from the text so far."""
+        """`guesses`: at most so many tokens are guessed ahead; `lookup`: from the text so far.
+
+        `exist`: [n_vocab], which ids have a token; None: all.
+        """
         self.job, self.started = job, time.monotonic()
-        self.writer = Writer(job, tokenizer)
+        self.writer = Writer(job, tokenizer, exist)
         self.follower = Follower()
         self.guesses: list[int] = []
         self.kept = 0  # guesses of the last pass that were right

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,10 @@ class Tokenizer(Protocol):
 
     name: str
     note: str | None  # what a person should know about the choice
+
+    @property
+    def ids(self) -> Collection[int]:
+        """Every id that has a token."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text."""
@@ -53,11 +58,8 @@ def open_tokenizer(kind: str, n_vocab: int, file: Path | None = None) -> Tokeniz
                 "or set the model's `tokenizer: auto`"
             )
         world = World(path)
-        if file is None and n_vocab != WORLD:
-            raise WorkerError(
-                f"the World tokenizer is for a vocabulary of {WORLD} rows, and this model has {n_vocab}: "
-                "name the file of the tokenizer that it was trained with"
-            )
+        if file is None and (why := misfit_of_kind(kind, n_vocab)):
+            raise WorkerError(why)
         return _fitting(world, world.size, n_vocab)
     if kind == "tokenizer.json":
         if file is None:
@@ -102,17 +104,34 @@ def _from_file(file: Path, n_vocab: int) -> Tokenizer:
     return _fitting(world, world.size, n_vocab)
 
 
-def _fitting(tokenizer: Tokenizer, size: int, n_vocab: int) -> Tokenizer:
+def misfit(name: str, size: int, n_vocab: int) -> str | None:
+    """Why a tokenizer with ids below `size` is not that of a model with `n_vocab` rows; None where it may be."""
     if size > n_vocab:
-        raise WorkerError(
-            f"the {tokenizer.name} tokenizer has token ids up to {size - 1}, the model a vocabulary of {n_vocab}: "
+        return (
+            f"the {name} tokenizer has token ids up to {size - 1}, the model a vocabulary of {n_vocab}: "
             "name the tokenizer that the model was trained with"
         )
-    if n_vocab - size >= PADDING and size != BYTES:
-        raise WorkerError(
-            f"the {tokenizer.name} tokenizer has {size} ids, the model a vocabulary of {n_vocab}: "
+    if n_vocab - size >= PADDING:
+        return (
+            f"the {name} tokenizer has {size} ids, the model a vocabulary of {n_vocab}: "
             "it is another model's. Name the tokenizer that the model was trained with"
         )
+    return None
+
+
+def misfit_of_kind(kind: str, n_vocab: int) -> str | None:
+    """The same for what a recipe or an option names without a file: "bytes" or "world"; None for the others."""
+    if kind == "world" and n_vocab != WORLD:
+        return (
+            f"the World tokenizer is for a vocabulary of {WORLD} rows, and this model has {n_vocab}: "
+            "name the file of the tokenizer that it was trained with"
+        )
+    return misfit("bytes", BYTES, n_vocab) if kind == "bytes" else None
+
+
+def _fitting(tokenizer: Tokenizer, size: int, n_vocab: int) -> Tokenizer:
+    if why := misfit(tokenizer.name, size, n_vocab):
+        raise WorkerError(why)
     return tokenizer
 
 
@@ -121,10 +140,11 @@ class Bytes:
 
     name = "bytes"
     note: str | None = None
+    ids: Collection[int] = range(256)
 
-    def encode(self, text: str) -> list[int]:
-        """UTF-8."""
-        return list(text.encode())
+    def encode(self, text: str | bytes) -> list[int]:
+        """UTF-8, or the bytes themselves."""
+        return list(text.encode() if isinstance(text, str) else text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Ids above 255, which larger vocabularies have, become U+FFFD."""
@@ -169,9 +189,14 @@ class World:
         """Every token's bytes by its id."""
         return self._tokens
 
-    def encode(self, text: str) -> list[int]:
-        """Raises WorkerError for a byte that no token starts with."""
-        data, at, out = text.encode(), 0, []
+    @property
+    def ids(self) -> Collection[int]:
+        """Every id that has a token."""
+        return self._tokens.keys()
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """Of UTF-8, or of the bytes themselves. Raises WorkerError for a byte that no token starts with."""
+        data, at, out = text.encode() if isinstance(text, str) else text, 0, []
         while at < len(data):
             for length in self._lengths.get(data[at], ()):
                 found = self._ids.get(data[at : at + length])
@@ -225,7 +250,9 @@ class Json:
             self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the package raises bare Exception
             raise WorkerError(f"{path.name} is not a tokenizer.json: {error}") from None
-        self.size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.ids: Collection[int] = frozenset(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        self.size = 1 + max(self.ids, default=-1)
+        self.piece = _pieces(path, self._tokenizer.id_to_token)
 
     def encode(self, text: str) -> list[int]:
         """No special tokens are added."""
@@ -237,6 +264,26 @@ class Json:
         return str(self._tokenizer.decode(known))
 
 
+def _pieces(path: Path, token_of: Callable[[int], str | None]) -> Callable[[int], bytes] | None:
+    """The bytes of one token, of a tokenizer that is byte-level as GPT-2's; None for another, which cannot tell."""
+    content = json.loads(path.read_bytes())
+    if (content.get("decoder") or {}).get("type") != "ByteLevel":
+        return None
+    added = {token["id"]: b"" if token["special"] else token["content"].encode() for token in content["added_tokens"]}
+    # Bytes that can be shown stand for themselves, the others for characters from 256 on, in their order.
+    shown = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    hidden = [byte for byte in range(256) if byte not in shown]
+    byte_of = {chr(byte): byte for byte in shown} | {chr(256 + index): byte for index, byte in enumerate(hidden)}
+
+    def piece(token: int) -> bytes:
+        if token in added:
+            return added[token]
+        text = token_of(token)
+        return b"\xff" if text is None else bytes(byte_of.get(character, 0xFF) for character in text)
+
+    return piece
+
+
 class PseudoRandom:
     """Ids that a text seeds: they exercise a model whose tokenizer is unknown, and mean nothing."""
 
@@ -245,6 +292,7 @@ class PseudoRandom:
 
     def __init__(self, n_vocab: int, why: str) -> None:
         self.n_vocab = n_vocab
+        self.ids: Collection[int] = range(n_vocab)
         self.note = f"pseudo-random token ids, so the text and the perplexity mean nothing: {why}"
 
     def encode(self, text: str) -> list[int]:

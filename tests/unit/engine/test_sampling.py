@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rwkvflow.engine.sampling import Random, Sampler, Sampling, exp
+from rwkvflow.engine.sampling import Random, Sampler, Sampling, existing, exp
 
 FINITE = st.floats(-80, 80, width=32)
 
@@ -63,6 +63,47 @@ def test_it_does_what_the_description_says(
     random = Random(seed)
     share = random.below_one()
     assert Sampler(chosen, seed).choose(np.array(values, np.float32)) == plain(values, chosen, share)
+
+
+@settings(deadline=None)
+@given(
+    data=st.data(),
+    values=st.lists(FINITE | st.sampled_from([0.0, 1.0, 80.0]), min_size=1, max_size=200),
+    temperature=st.sampled_from([0.0, 0.5, 1e9]),
+    top_p=st.sampled_from([0.3, 1.0]),
+    top_k=st.sampled_from([0, 2, 10**6]),
+    seed=st.integers(0, 2**64 - 1),
+)
+def test_an_id_without_a_token_is_never_chosen(
+    data: Any, values: list[float], temperature: float, top_p: float, top_k: int, seed: int
+) -> None:
+    """The others are chosen as if there were no such id, whatever its logit, a bias on it, or what was said before."""
+    few = st.lists(st.booleans(), min_size=len(values), max_size=len(values))
+    rows = data.draw(few | st.integers(1, len(values)).map(lambda n: [i < n for i in range(len(values))]))
+    exist = np.array([True, *rows[1:]])
+    kept = np.flatnonzero(exist)
+    chosen = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, presence=0.5)
+    logits = np.array(values, np.float32)
+    whole, alone = Sampler(chosen, seed, exist), Sampler(chosen, seed)
+    bias = {int(i): 50.0 for i in np.flatnonzero(~exist)[:3]}
+    for sampler in (whole, whole.copy()):
+        token = sampler.choose(logits, bias=bias)
+        assert exist[token]
+    assert [int(kept[alone.choose(logits[kept])]) for _ in range(3)][1:] == [whole.choose(logits) for _ in range(2)]
+
+
+class _Tokens:
+    def __init__(self, *ids: int) -> None:
+        self.ids = ids
+
+
+def test_which_ids_have_a_token() -> None:
+    assert existing(object(), 4) is None
+    assert existing(_Tokens(0, 1, 2, 3), 4) is None
+    for tokens, expected in (((1, 2, 9), [1, 1, 1, 0]), ((3,), [1, 0, 0, 1]), ((), [1, 0, 0, 0])):
+        mask = existing(_Tokens(*tokens), 4)
+        assert mask is not None
+        assert mask.tolist() == list(map(bool, expected)), "0 ends a text of every vocabulary"
 
 
 def test_more_tokens_than_are_put_in_order_at_first() -> None:
