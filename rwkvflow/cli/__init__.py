@@ -22,39 +22,42 @@ _CODES = "\n".join(f"  {code:<4} {meaning}" for code, meaning in exit_codes().it
 EXIT_CODES = f"\b\nExit codes:\n{_CODES}\n"
 
 
-@click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+#: What there is to do, in the order in which a newcomer meets it.
+SECTIONS: tuple[tuple[str, tuple[click.Command, ...]], ...] = (
+    ("One model file", (convert, chat, generate, serve, inspect, compare, perplexity, bench, formats)),
+    ("Recipes", (init, validate, lock, plan, run, report, explain)),
+    ("Releases and CI", (verify, publish, matrix, ci)),
+    ("This machine", (doctor, image, engine, cache)),
+    ("For editors and shells", (render, schema, completion)),
+)
+
+
+class _Sections(click.Group):
+    """A group whose help lists the commands by section, each summary whole."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections, and under the last one whatever stands in none."""
+        width = max(len(name) for name in self.commands)
+        for title, commands in SECTIONS:
+            with formatter.section(title):
+                formatter.write_dl([((each.name or "").ljust(width), _summary(each)) for each in commands])
+
+
+def _summary(command: click.Command) -> str:
+    """The first paragraph of a command's help, as one line."""
+    return " ".join((command.help or "").split("\n\n")[0].replace("\b", "").split()).rstrip(".")
+
+
+@click.group(
+    cls=_Sections,
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
 @click.version_option(__version__, prog_name="rwkvflow")
 def cli() -> None:
     """Turn RWKV checkpoints into verified, runnable artifacts, reproducibly."""
 
 
-for _command in (
-    bench,
-    cache,
-    chat,
-    ci,
-    compare,
-    completion,
-    convert,
-    doctor,
-    engine,
-    explain,
-    formats,
-    generate,
-    image,
-    init,
-    inspect,
-    lock,
-    matrix,
-    perplexity,
-    plan,
-    publish,
-    render,
-    report,
-    run,
-    schema,
-    serve,
-    validate,
-    verify,
-):
-    cli.add_command(_command)
+for _title, _commands in SECTIONS:
+    for _command in _commands:
+        cli.add_command(_command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ import click
 
 from rwkvflow.base.errors import UsageError
 from rwkvflow.base.outputs import write_text
+from rwkvflow.base.text import shown
 from rwkvflow.cli.options import DocumentPath, prepared_run, recipe_argument, run_options
 
 
@@ -50,15 +52,30 @@ def render(recipe: Path, image_name: str | None, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("source")
+@click.argument("source", required=False)
 @click.option("-o", "--output", type=DocumentPath(exists=False), help="File to write; default: standard output")
-def init(source: str, output: Path | None) -> None:
+@click.option("--from", "name", metavar="NAME", help="Copy a recipe that ships with rwkvflow, with its checkpoints")
+@click.option("--list", "as_list", is_flag=True, help="List the recipes that ship with rwkvflow")
+def init(source: str | None, output: Path | None, name: str | None, as_list: bool) -> None:
     """Write a commented recipe for a checkpoint.
 
-    SOURCE is a path, https://… or hf://owner/name/file.
+    SOURCE is a path, https://…, hf://owner/name/file, or owner/name: a repository of the hub, whose checkpoints are
+    then listed to choose from. `--from demo` copies a recipe that runs as it is, with its two tiny checkpoints.
     """
+    from rwkvflow.app import starts
     from rwkvflow.documents.template import recipe_template
 
+    if as_list:
+        for each, purpose in starts.recipes().items():
+            click.echo(f"{each:<14} {purpose}")
+        return
+    if (source is None) == (name is None):
+        raise UsageError("init takes a SOURCE, or --from NAME", remedy="rwkvflow init --list lists the names")
+    if name is not None:
+        written = starts.copy_recipe(name, output or Path(f"{name}.yaml"))
+        click.echo(f"{', '.join(map(str, written))} written; next: rwkvflow run {written[0]}", err=True)
+        return
+    source = _chosen(starts.source_meant(source or ""))
     text = recipe_template(source)
     _refuse_unknown(source)
     if output is None:
@@ -66,6 +83,22 @@ def init(source: str, output: Path | None) -> None:
         return
     write_text(output, text, [Path(source)], force=False)
     click.echo(f"{output} written; next: rwkvflow run {output}", err=True)
+
+
+def _chosen(source: str) -> str:
+    """The source, or of a repository's checkpoints the one that the person picks. Raises UsageError to list them."""
+    from rwkvflow.app.starts import choices
+
+    found = choices(source)
+    if found is None or len(found) == 1:
+        return found[0].source if found else source
+    if not sys.stdin.isatty():
+        lines = "".join(f"\n    {each}" for each in found)
+        raise UsageError(f"{source} has {len(found)} checkpoints", remedy=f"name one of them: {lines}")
+    for number, each in enumerate(found, 1):
+        click.echo(f"{number:>3}  {shown(str(each))}", err=True)
+    picked = click.prompt("Which one", type=click.IntRange(1, len(found)), err=True)
+    return found[picked - 1].source
 
 
 def _refuse_unknown(source: str) -> None:

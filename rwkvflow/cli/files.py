@@ -16,17 +16,23 @@ SHOWN = 20  # tensors that `compare` lists without --all
 
 
 @click.command()
-@click.argument("file", type=ModelPath())
+@click.argument("file", type=ModelName())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON")
 @click.option("--tensors", is_flag=True, help="List all tensors")
-def inspect(file: Path, as_json: bool, tensors: bool) -> None:
-    """Describe a model file. No code in it is run."""
+def inspect(file: str, as_json: bool, tensors: bool) -> None:
+    """Describe a model file, or a checkpoint on the hub or the web without downloading it.
+
+    No code in it is run. Of a checkpoint that is elsewhere (hf://owner/name/file or an address) the header is read, in
+    ranges.
+    """
+    from rwkvflow.app.models import is_remote
     from rwkvflow.display.inspect import describe_lines
+    from rwkvflow.lock.header import describe_source
     from rwkvflow.worker.errors import WorkerError
     from rwkvflow.worker.read.inspect import describe
 
     try:
-        description = describe(file)
+        description = describe_source(file) if is_remote(file) else describe(Path(file))
     except WorkerError as error:
         raise RwkvflowError(str(error)) from error
     if as_json:

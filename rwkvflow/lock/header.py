@@ -12,13 +12,13 @@ import json
 import re
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from rwkvflow.base.errors import FetchError, LockError, UsageError
-from rwkvflow.documents.sources import HubSource, LocalSource, SourceError, WebSource, parse_source
+from rwkvflow.documents.sources import HubSource, LocalSource, SourceError, WebSource, parse_source, public_url
 from rwkvflow.net.http import Authorize, Connection, Policy, TemporaryProblemError, netrc_login
 from rwkvflow.worker.errors import UnknownModelError, WorkerError
 
@@ -29,7 +29,23 @@ _RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 
 class _UnreadableError(Exception):
-    """The header cannot be had in ranges."""
+    """The header cannot be had in ranges; `status` and `headers` are those of the server's answer, if that is why."""
+
+    def __init__(self, status: int = 0, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__()
+        self.status, self.headers = status, headers or {}
+
+
+#: What reading a header ends in that is not one.
+_UNREADABLE: Final = (
+    _UnreadableError,
+    zipfile.BadZipFile,
+    struct.error,
+    ValueError,
+    KeyError,
+    EOFError,
+    NotImplementedError,
+)
 
 
 class _Ranges(io.RawIOBase):
@@ -49,7 +65,7 @@ class _Ranges(io.RawIOBase):
         with self._connection.request("GET", self._url, headers, self._authorize) as (response, _):
             match = _RANGE.fullmatch(response.headers.get("content-range", ""))
             if response.status_code != 206 or match is None or int(match[1]) != start:
-                raise _UnreadableError
+                raise _UnreadableError(response.status_code, response.headers)
             self.size = int(match[3])
             wanted = min(count, self.size - start)
             got = bytearray()
@@ -132,19 +148,57 @@ def _refuse_local(path: Path, ignore: Sequence[str]) -> None:
         return  # the stage that reads it says what is wrong with it
 
 
-def _refuse_remote(source: HubSource | WebSource, ignore: Sequence[str], connection: Connection) -> None:
-    authorize, url = netrc_login, ""
-    if isinstance(source, HubSource):
-        from rwkvflow.net.hub import Hub
+def describe_source(text: str, connection: Connection | None = None) -> dict[str, Any]:
+    """What rwkvflow.worker.read.inspect.describe says of a file, of one on the hub or the web, from its header alone.
 
-        hub = Hub.of_environment()
-        authorize, url = hub.authorize, hub.url(source)
-    else:
-        url = source.url
+    Raises UsageError where that does not say it: a file of another kind, or a server that gives no ranges. Raises
+    FetchError where there is no such file, or it may not be read.
+    """
+    from rwkvflow.worker.model.tensorinfo import TensorInfo
+    from rwkvflow.worker.read.inspect import described
+
+    remedy = "download it, and inspect the file"
     try:
-        refuse_shapes(_shapes(_Ranges(url, authorize, connection)), ignore)
-    except (_UnreadableError, zipfile.BadZipFile, struct.error, ValueError, KeyError, EOFError, NotImplementedError):
-        return
+        source = parse_source(text)
+    except SourceError as error:
+        raise UsageError(f"{text}: {error}", remedy="give hf://owner/name/file, or an address") from error
+    if isinstance(source, LocalSource):
+        raise UsageError(f"{text} is a file of this machine")
+    try:
+        with connection or Connection(Policy(attempts=2, connect_s=10.0, stall_s=30.0), None) as opened:
+            file = _ranges_of(source, opened)
+            kind, shapes = _shapes(file)
+    except _UNREADABLE as error:
+        if isinstance(error, _UnreadableError) and error.status >= 400:
+            raise _refusal(source, error) from None
+        why = "neither a .pth nor a .safetensors, or its server gives no ranges of it"
+        raise UsageError(f"{text}: {why}", remedy=remedy) from error
+    except TemporaryProblemError as error:
+        raise FetchError(f"{text}: {error}", remedy="try again later") from error
+    tensors = {name: TensorInfo(name, dtype, shape) for name, (dtype, shape) in shapes.items()}
+    return {"file": text, "bytes": file.size, **described(kind, tensors, {})}
+
+
+def _refusal(source: HubSource | WebSource, error: _UnreadableError) -> FetchError:
+    if isinstance(source, WebSource):
+        return FetchError(f"{public_url(source.url)}: the server answers {error.status}")
+    from rwkvflow.net.hub import Hub
+
+    return Hub.of_environment().explain(source, error.status, error.headers)
+
+
+def _ranges_of(source: HubSource | WebSource, connection: Connection) -> _Ranges:
+    if isinstance(source, WebSource):
+        return _Ranges(source.url, netrc_login, connection)
+    from rwkvflow.net.hub import Hub
+
+    hub = Hub.of_environment()
+    return _Ranges(hub.url(source), hub.authorize, connection)
+
+
+def _refuse_remote(source: HubSource | WebSource, ignore: Sequence[str], connection: Connection) -> None:
+    with suppress(*_UNREADABLE):
+        refuse_shapes(_shapes(_ranges_of(source, connection))[1], ignore)
 
 
 def refuse_shapes(shapes: dict[str, tuple[str, tuple[int, ...]]], ignore: Sequence[str] = ()) -> None:
@@ -167,10 +221,11 @@ def refuse_shapes(shapes: dict[str, tuple[str, tuple[int, ...]]], ignore: Sequen
     refuse_unknown(tensors, architecture)
 
 
-def _shapes(file: _Ranges) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _shapes(file: _Ranges) -> tuple[str, dict[str, tuple[str, tuple[int, ...]]]]:
+    """The kind of a checkpoint, and dtype and shape of each of its tensors."""
     head = file.read(9)
     if head[:4] == b"PK\3\4":
-        return _of_zip(file)
+        return "pth", _of_zip(file)
     (length,) = struct.unpack("<Q", head[:8])
     if head[8:] != b"{" or length > MOST // 2:
         raise _UnreadableError
@@ -178,7 +233,7 @@ def _shapes(file: _Ranges) -> dict[str, tuple[str, tuple[int, ...]]]:
 
     file.seek(8)
     header: dict[str, Any] = json.loads(file.read(length))
-    return {
+    return "safetensors", {
         name: (DTYPES[value["dtype"]], tuple(value["shape"]))
         for name, value in header.items()
         if name != "__metadata__"

@@ -128,6 +128,15 @@ class Hub:
             raise FetchError(f"{repo}: the hub names no commit for {revision or 'its branch'}")
         return [HubSource(repo, entry.rfilename, info.sha) for entry in info.siblings or ()]
 
+    def sizes(self, repo: str, revision: str | None, connection: Connection) -> dict[str, int | None]:
+        """The bytes of each file of a repository; None where the hub does not say. Raises FetchError."""
+        info = self._call(
+            lambda: self.api().model_info(repo, revision=revision, files_metadata=True, timeout=API_TIMEOUT_S),
+            HubSource(repo, "README.md", revision),
+            connection,
+        )
+        return {entry.rfilename: entry.size for entry in info.siblings or ()}
+
     def resolve(self, source: HubSource, connection: Connection) -> HubFile:
         """Pin the revision to a commit and ask for size and sha256, without downloading the file.
 

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from helpers import checkpoints
 
-from rwkvflow.base.errors import UsageError
+from rwkvflow.app.starts import choices
+from rwkvflow.base.errors import FetchError, UsageError
+from rwkvflow.cli import cli
 from rwkvflow.lock import header
 from rwkvflow.lock.header import refuse_source
+from rwkvflow.worker.read.inspect import describe
 from tests.standin import StandIn
 
 LARGE = 8 << 20  # bytes of a tensor that nobody has to read
@@ -72,3 +76,43 @@ def test_a_version_passes_and_so_does_what_is_ignored(net: StandIn, tmp_path: Pa
     refuse_source(f"hf://owner/model/absent{suffix}", tmp_path)
     with pytest.raises(UsageError, match="no tensor is called like"):
         refuse_source(f"hf://owner/model/plain{suffix}", tmp_path, ["*.riddle"])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_checkpoint_elsewhere_is_described_by_its_header(net: StandIn, tmp_path: Path, suffix: str) -> None:
+    data = model(tmp_path / f"m{suffix}", {"blocks.0.att.riddle": (3, 5)})
+    net.hub.create("owner/model").commit({f"m{suffix}": data, "notes.pth": b"no checkpoint" * 99})
+    here, there = describe(tmp_path / f"m{suffix}"), header.describe_source(f"hf://owner/model/m{suffix}")
+    assert there["file"] == f"hf://owner/model/m{suffix}"
+    same = ("bytes", "format", "architecture", "problem", "parameters", "types", "tensors")
+    assert {key: there[key] for key in same} == {key: here[key] for key in same}
+    assert all(request.headers.get("range") for request in net.requests() if request.method == "GET")
+    with pytest.raises(UsageError, match=r"neither a \.pth nor a \.safetensors"):
+        header.describe_source("hf://owner/model/notes.pth")
+    with pytest.raises(FetchError, match="absent"):
+        header.describe_source("hf://owner/model/absent.pth")
+
+
+def test_of_a_repository_the_checkpoints_are_listed_to_choose_from(net: StandIn, tmp_path: Path) -> None:
+    data = model(tmp_path / "m.pth", {})
+    net.hub.create("owner/many").commit({"a.pth": data, "b.pth": data, "README.md": b"x"})
+    net.hub.create("owner/one").commit({"only.pth": data})
+    net.hub.create("owner/folder").commit({"config.json": b"{}", "model.safetensors": data})
+    net.hub.create("owner/none").commit({"README.md": b"x"})
+    found = choices("hf://owner/many")
+    assert [(each.source, each.size, each.version) for each in found or ()] == [
+        ("hf://owner/many/a.pth", len(data), "7"),
+        ("hf://owner/many/b.pth", len(data), "7"),
+    ]
+    assert choices("hf://owner/folder") is None
+    assert choices("hf://owner/many/a.pth") is None
+    assert choices(str(tmp_path)) is None
+    with pytest.raises(UsageError, match="has no checkpoint"):
+        choices("hf://owner/none")
+    run = CliRunner()
+    many = run.invoke(cli, ["init", "hf://owner/many"])
+    assert isinstance(many.exception, UsageError)
+    assert "hf://owner/many/b.pth  RWKV-7" in str(many.exception.remedy)
+    one = run.invoke(cli, ["init", "owner/one"])
+    assert one.exit_code == 0, one.exception
+    assert 'source: "hf://owner/one/only.pth"' in one.output

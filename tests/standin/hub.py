@@ -106,7 +106,10 @@ class HubRoutes(Writing):
                 "sha": commit.sha,
                 "private": repository.private,
                 "gated": "auto" if repository.gated else False,
-                "siblings": [{"rfilename": path} for path in sorted(commit.files)],
+                "siblings": [
+                    {"rfilename": path, **({"size": commit.files[path].size} if "blobs" in query else {})}
+                    for path in sorted(commit.files)
+                ],
                 "tags": [],
             }
         )

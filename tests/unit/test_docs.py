@@ -447,3 +447,16 @@ def test_a_command_is_recorded_in_a_terminal() -> None:
     script = "import os, sys; print(sys.stdout.isatty(), os.get_terminal_size().columns); sys.exit(3)"
     written, code = terminal_svg.record([sys.executable, "-c", script], 77)
     assert (written.replace("\r", ""), code) == ("True 77\n", 3)
+
+
+def test_no_item_of_a_list_stands_inside_a_line() -> None:
+    """A text that was wrapped anew may have swallowed the items of a list."""
+    found = []
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", lambda block: re.sub(r"[^\n]", "", block[0]), page.read_text(), flags=re.M | re.S)
+        found += [
+            f"{page.name}:{number}"
+            for number, line in enumerate(text.splitlines(), 1)
+            if re.search(r"[.;:)] (\*|-|[0-9]+\.) (\*\*|[A-Z`])", line) and not line.startswith("|")
+        ]
+    assert found == []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.strangers import refuse_unknown
+from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.read import ggml_source
 from rwkvflow.worker.read.ggml_file import read_ggml_index
 from rwkvflow.worker.read.gguf_file import read_gguf_index
@@ -49,25 +50,30 @@ def describe(path: Path | str) -> dict[str, Any]:
 def _checkpoint(path: Path | str) -> dict[str, Any]:
     from rwkvflow.worker.read.open import open_checkpoint
 
-    architecture: dict[str, Any] | None = None
-    problem: str | None = None
     with open_checkpoint(path) as checkpoint:
-        try:
-            found = architecture_of(checkpoint.tensors)
-            architecture = found.to_dict()
-            refuse_unknown(checkpoint.tensors, found)
-        except WorkerError as error:
-            problem = str(error)
         metadata = dict(checkpoint.metadata)
         if checkpoint.ignored:
             metadata["(ignored)"] = ", ".join(checkpoint.ignored[:20])
-        return {
-            "format": checkpoint.kind,
-            "architecture": architecture,
-            "problem": problem,
-            "metadata": metadata,
-            **_tensors((info, info.dtype) for info in checkpoint.tensors.values()),
-        }
+        return described(checkpoint.kind, checkpoint.tensors, metadata)
+
+
+def described(kind: str, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of `describe` but file, files and bytes, for a checkpoint with these tensors."""
+    architecture: dict[str, Any] | None = None
+    problem: str | None = None
+    try:
+        found = architecture_of(tensors)
+        architecture = found.to_dict()
+        refuse_unknown(tensors, found)
+    except WorkerError as error:
+        problem = str(error)
+    return {
+        "format": kind,
+        "architecture": architecture,
+        "problem": problem,
+        "metadata": dict(metadata),
+        **_tensors((info, info.dtype) for info in tensors.values()),
+    }
 
 
 def _ggml(path: Path | str) -> dict[str, Any]:

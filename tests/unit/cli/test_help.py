@@ -7,9 +7,10 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from rwkvflow.base import errors
-from rwkvflow.cli import EXIT_CODES
+from rwkvflow.cli import EXIT_CODES, SECTIONS, cli
 from scripts import docs_tables
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -63,3 +64,12 @@ def test_no_script_of_ours_takes_our_output_apart() -> None:
     ]
     assert found == []
     assert pattern.search("$(rwkvflow engine build my.yaml | sed 's/.*: //')")
+
+
+def test_the_help_lists_every_command_once_with_its_whole_summary() -> None:
+    names = [command.name for _, commands in SECTIONS for command in commands]
+    assert sorted(names) == sorted(cli.commands)
+    text = CliRunner().invoke(cli, ["--help"]).output
+    for name, command in cli.commands.items():
+        summary = " ".join((command.help or "").split("\n\n")[0].replace("\b", "").split()).rstrip(".")
+        assert f"{name} {summary}" in " ".join(text.split()), name
