@@ -207,7 +207,10 @@ def refuse_shapes(shapes: dict[str, tuple[str, tuple[int, ...]]], ignore: Sequen
     from rwkvflow.worker.model.strangers import ignored, refuse_unknown
     from rwkvflow.worker.model.tensorinfo import TensorInfo
     from rwkvflow.worker.model.variants import refuse_variant
+    from rwkvflow.worker.read.prefixes import plain
 
+    with suppress(WorkerError):  # of several models, say: whoever reads it says so
+        shapes = plain(shapes, "checkpoint")
     tensors = {name: TensorInfo(name, dtype, shape) for name, (dtype, shape) in shapes.items()}
     refuse_variant(tensors)
     for name in ignored(tensors, ignore):
@@ -244,11 +247,19 @@ def _of_zip(file: _Ranges) -> dict[str, tuple[str, tuple[int, ...]]]:
     from rwkvflow.worker.read.torch_file.pickle_reader import MAX_BYTES
     from rwkvflow.worker.read.torch_file.pth import named_tensors
 
-    with zipfile.ZipFile(file) as archive:
+    with zipfile.ZipFile(file) as archive:  # which refuses to read a record without a checksum, as torch may save it
         records = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
         if len(records) != 1 or records[0].file_size > min(MAX_BYTES, MOST // 2) or records[0].compress_type:
             raise _UnreadableError
         try:
-            return named_tensors(archive.read(records[0]), "checkpoint")
+            return named_tensors(_record(file, records[0]), "checkpoint")
         except WorkerError:
             raise _UnreadableError from None
+
+
+def _record(file: _Ranges, info: zipfile.ZipInfo) -> bytes:
+    """A stored record's bytes."""
+    file.seek(info.header_offset + 26)
+    name, extra = struct.unpack("<HH", file.read(4))
+    file.seek(info.header_offset + 30 + name + extra)
+    return file.read(info.file_size)

@@ -22,6 +22,9 @@ FLA_NORMS = {"ln0": "pre_norm", "ln1": "attn_norm", "ln2": "ffn_norm"}
 ROOMS = {"att": "attention", "ffn": "feed_forward"}
 MIXES = {"k": "key", "v": "value", "r": "receptance", "g": "gate"}
 PROJECTIONS = {"receptance": "r_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj", "ln_x": "g_norm"}
+#: What older versions of flash-linear-attention have: six mixes of the attention's inputs in one, [6, n], [6, 1, 1, n].
+FUSED = re.compile(r"(model\.layers\.[0-9]{1,9}\.attn\.)x_x")
+FUSED_PARTS = ("x_r", "x_w", "x_k", "x_v", "x_a", "x_g")
 LORA = {"0": "lora.2.bias", "1": "lora.0.weight", "2": "lora.2.weight"}
 #: Of the versions that have been written in each style: where their layers are, and what else they have.
 STYLES: Mapping[str, tuple[str, Mapping[str, str]]] = {

@@ -33,7 +33,9 @@ _OURS = ("blocks.", "emb.", "head.", "ln_out.")
 _OTHERS = {
     r".*\.(bone|disha)": "Bone and DiSHA are other adapters; merge them with RWKV-PEFT's own script",
     r".*\.init_lora_[AB]": "these are the matrices that PiSSA began with; merge it with RWKV-PEFT's own script",
-    r"base_model\..*": "PEFT's own adapters have other names; merge them with its merge_and_unload()",
+    r"base_model\..*|.*\.lora_(?:[AB]\.(?:\w+\.)?weight|(?:magnitude_vector|embedding_[AB])(?:\..*)?)": (
+        "these are the names of PEFT's own adapters; merge them with its merge_and_unload()"
+    ),
 }
 
 
@@ -83,7 +85,8 @@ def _merge(checkpoint: Checkpoint, lora: Checkpoint, alpha: float | None) -> Non
         else:
             whole[ours] = theirs
     if not pairs:
-        raise WorkerError(f"{lora.name}: no LoRA: there are no tensors *.lora_A and *.lora_B in it.{_hint(whole)}")
+        hint = _hint(lora.tensors)  # under the names of the file
+        raise WorkerError(f"{lora.name}: no LoRA: there are no tensors *.lora_A and *.lora_B in it.{hint}")
     problems = []
     read = _Reader(lora)
     for stem, pair in pairs.items():

@@ -25,6 +25,8 @@ from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.rounding import bf16_to_float32
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.read import ggml_source, gguf_source, hf_source, safetensors_file, shards
+from rwkvflow.worker.read.kinds import kind_of
+from rwkvflow.worker.read.prefixes import without_prefixes
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.torch_file import pth
 
@@ -54,14 +56,13 @@ _READERS: Final[dict[str, Callable[[RawFile], pth.Index]]] = {
     "ggml": ggml_source.read_index,
     "gguf": gguf_source.read_index,
 }
-_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # magic number of torch.save before 1.6
 
 
 class Checkpoint:
     """An open checkpoint. Use it as a context manager, or close it.
 
     kind      "pth", "safetensors", "ggml" or "gguf"
-    tensors   name to TensorInfo in the file's order; a prefix common to all names ("module.") is taken off
+    tensors   name to TensorInfo in the file's order; what wrapped the model ("module.") is taken off the names
     metadata  small values that stand beside the tensors (`_strategy` and `_version` of ChatRWKV's own files, say)
     ignored   names of other values beside them
     """
@@ -73,7 +74,7 @@ class Checkpoint:
         self._file = shards.open_model(path)
         self._others: list[Checkpoint] = []
         try:
-            self.kind = _kind(self._file)
+            self.kind = kind_of(self._file)
             index = index or _read(self._file, self.kind)
         except BaseException:
             self._file.close()
@@ -202,30 +203,9 @@ def _row_major(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
 def _read(file: RawFile, kind: str) -> pth.Index:
     """The index of an open model, with the author's names."""
     if isinstance(file, shards.Joined) and kind != "gguf":  # whose reader knows shards
-        return hf_source.with_own_names(file, shards.merged(file, _READERS[kind]))
-    return hf_source.with_own_names(file, _READERS[kind](file))
-
-
-def _kind(file: RawFile) -> str:
-    head = file.bytes_at(0, min(file.size, 64))
-    if head[:4] in (b"PK\3\4", b"PK\5\6"):
-        return "pth"
-    if head[4:8] == bytes(4) and safetensors_file.looks_like(file):  # first: a length may look like anything
-        return "safetensors"
-    if head.startswith(_LEGACY) or (head[:1] == b"\x80" and head[1:2] in b"\2\3\4\5" and len(head) > 2):
-        raise WorkerError(
-            f"{file.name}: a torch file of the old kind (before torch 1.6), which is a bare pickle and not read here. "
-            "Save it again with a recent torch: "
-            'torch.save(torch.load(path, map_location="cpu", weights_only=True), "new.pth")'
-        )
-    if not head:
-        raise WorkerError(f"{file.name}: the file is empty. Download or copy it again.")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        raise WorkerError(f"{file.name}: a web page, not a checkpoint. Check the address that it came from.")
-    if head.startswith(b"version https://git-lfs"):
-        raise WorkerError(f"{file.name}: a git-lfs pointer, not the checkpoint itself. Run: git lfs pull")
-    if head[:4] in (b"fmgg", b"GGUF"):
-        return "ggml" if head[:4] == b"fmgg" else "gguf"
-    if safetensors_file.looks_like(file):
-        return "safetensors"
-    raise WorkerError(f"{file.name}: neither a torch file nor a safetensors file; it starts with {head[:8]!r}")
+        index = shards.merged(file, _READERS[kind])
+    else:
+        index = _READERS[kind](file)
+    if kind in ("pth", "safetensors"):
+        index = without_prefixes(index, file.name)
+    return hf_source.with_own_names(file, index)

@@ -13,14 +13,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
 from rwkvflow.worker.errors import WorkerError
-from rwkvflow.worker.maps.huggingface import is_theirs, own_name
+from rwkvflow.worker.maps.huggingface import FUSED, FUSED_PARTS, is_theirs, own_name
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
-from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.model.tensorinfo import ITEM_BYTES, TensorInfo
 from rwkvflow.worker.model.variants import refuse_called, refuse_variant
 from rwkvflow.worker.model.versions import LAYER_NORM_EPS
 from rwkvflow.worker.read import shards
@@ -45,15 +45,18 @@ def with_own_names(file: RawFile, index: Index) -> Index:
     refuse_called(config)
     refuse_variant(index.views)
     views: dict[str, View] = {}
-    changes = dict(index.changes)
-    for theirs, view in index.views.items():
+    changes: dict[str, Callable[[Any], Any]] = {}
+    for source, theirs, view in _unfused(index.views):
         ours, change = own_name(theirs)
         if ours in views:
             raise WorkerError(f"{file.name}: two tensors are {ours!a}, one of them {theirs!a}")
         views[ours] = _changed(view, ours, change)
+        if source in index.changes:  # of a torch file, value by value
+            changes[ours] = index.changes[source]
     if config.get("tie_word_embeddings") is True and "head.weight" not in views and "emb.weight" in views:
         emb = views["emb.weight"]
         views["head.weight"] = replace(emb, info=TensorInfo("head.weight", emb.info.dtype, emb.info.shape))
+        changes |= {"head.weight": changes["emb.weight"]} if "emb.weight" in changes else {}
     views = dict(sorted(views.items(), key=lambda item: _place_of(item[0])))
     _agree(config, views)
     metadata = {key: value for key, value in index.metadata.items() if key != "format"}
@@ -145,6 +148,20 @@ def _expected(architecture: Architecture, config: Mapping[str, Any]) -> dict[str
 
 
 # ---- names and shapes ---------------------------------------------------------------------------------------------
+
+
+def _unfused(views: Mapping[str, View]) -> Iterator[tuple[str, str, View]]:
+    """(tensor of the file, name, view) of all of them; those that are six in one are six views of it, each one row."""
+    for theirs, view in views.items():
+        match = FUSED.fullmatch(theirs)
+        shape = view.info.shape
+        if match is None or len(shape) < 2 or shape[0] != len(FUSED_PARTS) or set(shape[1:-1]) - {1}:
+            yield theirs, theirs, view  # and whoever wants the architecture is told what is odd about it
+            continue
+        for row, part in enumerate(FUSED_PARTS):
+            info = TensorInfo(f"{match[1]}{part}", view.info.dtype, shape[-1:])
+            base = view.base + row * view.stride[0] * ITEM_BYTES[view.info.dtype]
+            yield theirs, info.name, View(info, base, view.span, view.stride[-1:])
 
 
 def _changed(view: View, ours: str, change: str) -> View:

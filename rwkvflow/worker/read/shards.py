@@ -24,6 +24,7 @@ from typing import Any, Final
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.torch_file.pth import Index
+from rwkvflow.worker.read.torch_file.remedies import GATHERING
 
 MAX_INDEX: Final = 8 << 20  # bytes of an index; one of a hundred thousand tensors
 MAX_SHARDS: Final = 512  # file descriptors that are open at once
@@ -121,9 +122,19 @@ def _in_folder(folder: Path) -> Path:
             )
         if found:
             return found[0]
+    if _is_deepspeed(folder):
+        raise WorkerError(f"{folder}: the folder of a DeepSpeed checkpoint: {GATHERING}")
     raise WorkerError(
         f"{folder}: a folder without a model: it holds no .safetensors, no index of them, no .gguf and no "
         "pytorch_model.bin"
+    )
+
+
+def _is_deepspeed(folder: Path) -> bool:
+    """Whether DeepSpeed saved it: its script lies there, or parts of the model lie in it or a folder of it."""
+    parts = ("*_model_states.pt", "*_optim_states.pt")
+    return (folder / "zero_to_fp32.py").is_file() or any(
+        next(folder.glob(f"{where}{part}"), None) for part in parts for where in ("", "*/")
     )
 
 

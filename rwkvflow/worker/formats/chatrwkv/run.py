@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import pickle
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,9 @@ def _plain(checkpoint: Checkpoint, target: Path) -> None:
     import torch
 
     if checkpoint.kind == "pth" and checkpoint.is_plain:
-        keys = torch.load(checkpoint.path, map_location="cpu", mmap=True, weights_only=True)
+        keys: Any = ()
+        with suppress(pickle.UnpicklingError):  # of other protocols than torch's own: this reader takes those, too
+            keys = torch.load(checkpoint.path, map_location="cpu", mmap=True, weights_only=True)
         if list(keys) == list(checkpoint.tensors):
             target.symlink_to(checkpoint.path.resolve())
             return

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.tensorinfo import ITEM_BYTES
+from rwkvflow.worker.read.torch_file.remedies import NOT_RUN, PROTOCOL_0, REMEDY, for_name
 from rwkvflow.worker.read.torch_file.torch_names import Name, allowed
 
 MAX_BYTES: Final = 16 << 20
@@ -27,13 +28,6 @@ MAX_CONTAINERS: Final = 400_000
 MAX_MEMO: Final = 500_000
 MAX_DIMENSIONS: Final = 16
 MAX_INTEGER: Final = 2**63 - 1
-
-REMEDY = (
-    "A checkpoint holds only tensors; nothing of this file was run. If you trust where it comes from, load it with "
-    "torch on a machine that you can throw away, and save the tensors alone: "
-    'torch.save({k: v for k, v in torch.load(path, map_location="cpu", weights_only=False).items() '
-    'if isinstance(v, torch.Tensor)}, "clean.pth")'
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +41,18 @@ class StorageRef:
 
 @dataclass(frozen=True, slots=True)
 class TensorRef:
-    """A view of a storage; offset and stride count values of `dtype`, as torch counts them."""
+    """A view of a storage; offset and stride count values of `dtype`, as torch counts them.
 
-    storage: StorageRef
+    `storage` is None for a tensor on the device "meta", which has no values. The values of a `negated` one are those
+    of the storage with the other sign (torch's lazy negative bit).
+    """
+
+    storage: StorageRef | None
     dtype: str
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+    negated: bool = False
 
 
 class _Mark:
@@ -111,6 +110,8 @@ class PickleReader:
         known = {ord(op.code): op.name for op in pickletools.opcodes}
         if code not in known:
             return self._damaged(f"0x{code:02x} is no pickle opcode")
+        if self.data[:1] != b"\x80" and b"P('storage'" in self.data:
+            return WorkerError(f"{self.where}: its pickle is of protocol 0; {NOT_RUN}. {PROTOCOL_0}")
         return WorkerError(
             f"{self.where}: its pickle uses the opcode {known[code]}, which tensors never need. " + REMEDY
         )
@@ -182,7 +183,7 @@ class PickleReader:
             text = ascii(f"{module}.{name}"[:200])[1:-1]
             raise WorkerError(
                 f"{self.where}: refused: its pickle asks for {text}, which is none of the few names that tensors "
-                "need. " + REMEDY
+                f"need. {for_name(module)}"
             )
         self._push(found)
 
@@ -214,20 +215,34 @@ class PickleReader:
                     raise self._damaged("an OrderedDict is made of something odd")
                 self._set(made, list(pair))
             self._container(made)
-        elif call.kind == "tensor":
-            self._push(self._tensor(args, None))
-        elif call.kind == "tensor-v3":
-            if len(args) < 7 or not isinstance(args[6], Name) or args[6].kind != "dtype":
-                raise self._damaged("a tensor has no dtype")
-            self._push(self._tensor(args, args[6].dtype))
-        elif call.kind == "parameter":
-            if not args or not isinstance(args[0], TensorRef):
-                raise self._damaged("a parameter holds no tensor")
-            self._push(args[0])
         elif call.kind == "size" and len(args) == 1:
             self._push(self._sizes(args[0], "a size"))
         else:
-            raise self._damaged(f"{call.text} is called, which is no function of tensors")
+            self._push(self._rebuilt(call, args))
+
+    def _rebuilt(self, call: Name, args: tuple[Any, ...]) -> TensorRef:
+        """What a function of torch makes a tensor of."""
+        if call.kind == "typed":  # function, class, arguments, attributes: the last are nothing that a conversion needs
+            if len(args) < 3 or not isinstance(args[0], Name) or not isinstance(args[2], tuple):
+                raise self._damaged("a tensor is rebuilt of something odd")
+            if not isinstance(args[1], Name) or args[1].kind != "class" or args[0].kind == "typed":
+                raise self._damaged("a tensor is rebuilt as something odd")
+            call, args = args[0], args[2]
+        if call.kind == "tensor":
+            return self._tensor(args, None, args[6:7])
+        if call.kind == "tensor-v3":
+            if len(args) < 7 or not isinstance(args[6], Name) or args[6].kind != "dtype":
+                raise self._damaged("a tensor has no dtype")
+            return self._tensor(args, args[6].dtype, args[7:8])
+        if call.kind == "parameter":
+            if not args or not isinstance(args[0], TensorRef):
+                raise self._damaged("a parameter holds no tensor")
+            return args[0]
+        if call.kind == "meta":
+            if len(args) < 3 or not isinstance(args[0], Name) or args[0].kind != "dtype":
+                raise self._damaged("a meta tensor has no dtype")
+            return TensorRef(None, args[0].dtype, 0, self._sizes(args[1], "a shape"), self._sizes(args[2], "a stride"))
+        raise self._damaged(f"{call.text} is called, which is no function of tensors")
 
     def _sizes(self, value: Any, what: str) -> tuple[int, ...]:
         if not isinstance(value, tuple | list) or len(value) > MAX_DIMENSIONS:
@@ -236,7 +251,7 @@ class PickleReader:
             raise self._damaged(f"{what} holds something that is no size")
         return tuple(value)
 
-    def _tensor(self, args: tuple[Any, ...], dtype: str | None) -> TensorRef:
+    def _tensor(self, args: tuple[Any, ...], dtype: str | None, more: tuple[Any, ...]) -> TensorRef:
         if len(args) < 4 or not isinstance(args[0], StorageRef):
             raise self._damaged("a tensor has no storage")
         storage, offset = args[0], args[1]
@@ -248,7 +263,15 @@ class PickleReader:
         kind = dtype or storage.dtype
         if kind == "bytes":
             raise self._damaged("a tensor without a dtype lies in an untyped storage")
-        return TensorRef(storage, kind, offset, shape, stride)
+        bits = more[0] if more and more[0] is not None else {}
+        if not isinstance(bits, dict) or any(type(value) is not bool for value in bits.values()):
+            raise self._damaged("a tensor's metadata is odd")
+        if unknown := [key for key, value in bits.items() if value and key != "neg"]:
+            raise WorkerError(
+                f"{self.where}: refused: a tensor is marked {str(unknown[0])[:40]!a}, which no tensor of a "
+                f"checkpoint is. {REMEDY}"
+            )
+        return TensorRef(storage, kind, offset, shape, stride, bool(bits.get("neg")))
 
     def _build(self) -> None:
         # The state of an OrderedDict is its _metadata (versions of modules): nothing that a conversion needs.
@@ -274,6 +297,17 @@ class PickleReader:
         if length > 9:
             raise self._damaged(f"it holds an integer of {length} bytes")
         self._push(int.from_bytes(self._take(length), "little", signed=True))
+
+    def _decimal(self) -> None:
+        """INT and LONG of protocol 1: a number, and where it is 00 or 01, a truth."""
+        text = self._line()
+        if text in ("00", "01"):
+            self._push(text == "01")
+            return
+        digits = text.removesuffix("L").removeprefix("-")
+        if len(digits) > 20 or not digits.isascii() or not digits.isdigit():
+            raise self._damaged("a number is none")
+        self._push(int(text.removesuffix("L")))
 
     def _tuple(self, count: int) -> None:
         if count == 0:
@@ -330,6 +364,8 @@ _ACTIONS: dict[int, Callable[[PickleReader], Any]] = {
         "B": lambda r: r._push(r._take(r._number("<I"))),
         "C": lambda r: r._push(r._take(r._number("<B"))),
         "J": lambda r: r._push(r._number("<i")),
+        "I": PickleReader._decimal,
+        "L": PickleReader._decimal,
         "K": lambda r: r._push(r._number("<B")),
         "M": lambda r: r._push(r._number("<H")),
         "\x8a": PickleReader._long,

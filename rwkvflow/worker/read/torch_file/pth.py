@@ -6,7 +6,8 @@ Records: `<folder>/data.pkl`, `<folder>/data/<key>`, and `<folder>/byteorder` si
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,10 +16,12 @@ from rwkvflow.worker.model.tensorinfo import ITEM_BYTES, TensorInfo
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.torch_file import zip_directory
 from rwkvflow.worker.read.torch_file.pickle_reader import MAX_BYTES, PickleReader, TensorRef
+from rwkvflow.worker.read.torch_file.remedies import GATHERING, IF_TRUSTED, NOT_RUN, UNPACK_NUMPY, UNPACK_SCRIPT
 
 #: Keys under which training programs nest the tensors.
 WRAPPERS: Final = ("state_dict", "model_state_dict", "model", "module", "weights", "params")
 MAX_NAME: Final = 1000
+_OF_MODEL: Final = re.compile(r"(?:^|\.)(?:emb|embeddings)\.weight$|(?:^|\.)(?:blocks|layers)\.[0-9]+\.")
 Metadata = Mapping[str, str | int | float | bool | None]
 
 
@@ -56,6 +59,8 @@ def read_index(file: RawFile) -> Index:
     records = zip_directory.read_directory(file)
     pickles = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(pickles) != 1:
+        if records and all(name.endswith(".npy") for name in records):
+            raise WorkerError(f"{file.name}: numpy's .npz, not a torch file. Save it as one: {UNPACK_NUMPY}")
         raise WorkerError(
             f"{file.name}: a zip file, but not one that torch.save wrote: it has {len(pickles)} records */data.pkl, "
             "not one"
@@ -67,10 +72,18 @@ def read_index(file: RawFile) -> Index:
         raise _compressed(file, record.name)
     if record.size > MAX_BYTES:
         raise WorkerError(f"{file.name}: its pickle has {record.size} bytes; no checkpoint's has more than {MAX_BYTES}")
-    zip_directory.check(file, record)
+    if folder + "constants.pkl" in records:
+        raise WorkerError(
+            f"{file.name}: a TorchScript archive (torch.jit.save): a program with its weights; {NOT_RUN}. "
+            f"{IF_TRUSTED}{UNPACK_SCRIPT}"
+        )
+    summed = zip_directory.has_checksums(records)
+    if summed:
+        zip_directory.check(file, record)
     root = PickleReader(file.bytes_at(record.offset, record.size), file.name).load()
     tensors, metadata, ignored = _tensors(root, file.name)
-    views = {name: _view(file, name, ref, records, folder) for name, ref in _unprefixed(tensors).items()}
+    views = {name: _view(file, name, ref, records, folder) for name, ref in tensors.items()}
+    changes = {name: _negated(ref.dtype) for name, ref in tensors.items() if ref.negated}
     total = sum(view.info.nbytes for view in views.values())
     if total > max(8 * file.size, 64 << 20):
         raise WorkerError(
@@ -79,18 +92,20 @@ def read_index(file: RawFile) -> Index:
         )
 
     def check(on_bytes: Callable[[int], None] | None) -> int:
+        if not summed:
+            return 0
         for item in records.values():
             if item.stored:
                 zip_directory.check(file, item, on_bytes)
         return sum(item.size for item in records.values() if item.stored)
 
-    return Index(views, metadata, ignored, check)
+    return Index(views, metadata, ignored, check, changes)
 
 
 def named_tensors(pickle: bytes, where: str) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type and shape of each tensor of a pickle, by its name, without their data. Raises WorkerError."""
     tensors, _, _ = _tensors(PickleReader(pickle, where).load(), where)
-    return {name: (ref.dtype, ref.shape) for name, ref in _unprefixed(tensors).items()}
+    return {name: (ref.dtype, ref.shape) for name, ref in tensors.items()}
 
 
 def _little_endian(file: RawFile, record: zip_directory.Record | None) -> None:
@@ -114,7 +129,11 @@ def _compressed(file: RawFile, name: str) -> WorkerError:
 
 
 def _tensors(root: Any, where: str) -> tuple[dict[str, TensorRef], Metadata, tuple[str, ...]]:
-    """The dict of tensors, through wrappers such as {"state_dict": ...}; small values and ignored names of it."""
+    """The dict of tensors, through wrappers such as {"state_dict": ...}; small values and ignored names of it.
+
+    What stands beside a wrapper, such as a loss or an optimizer's state, is ignored.
+    """
+    left: dict[str, Any] = {}
     for _ in range(4):
         if not isinstance(root, dict):
             raise WorkerError(
@@ -122,20 +141,32 @@ def _tensors(root: Any, where: str) -> tuple[dict[str, TensorRef], Metadata, tup
                 "torch.save(model.state_dict(), path)"
             )
         found = {k: v for k, v in root.items() if isinstance(v, TensorRef) and isinstance(k, str)}
-        if found:
+        key = None if _is_model(found) else _wrapper(root, where)
+        if key is None and found:
             break
-        inner = next((root[key] for key in WRAPPERS if isinstance(root.get(key), dict)), None)
-        if inner is None:
+        if key is None:
             keys = ", ".join(ascii(str(key)[:40]) for key in list(root)[:8])
             raise WorkerError(f"{where}: no tensors in it; its keys are {keys or 'none'}")
-        root = inner
+        left |= {str(k)[:MAX_NAME]: v for k, v in root.items() if k != key}
+        root = root[key]
     else:
         raise WorkerError(f"{where}: its tensors are nested too deep")
     for name in found:
         if not name or len(name) > MAX_NAME or not name.isprintable():
             raise WorkerError(f"{where}: refused: a tensor is called {name[:100]!a}")
     plain = (str, int, float, bool, type(None))
-    rest = {str(k)[:MAX_NAME]: v for k, v in root.items() if k not in found}
+    if any(name.endswith("emb.weight") for name in found) and all(0 in ref.shape for ref in found.values()):
+        raise WorkerError(
+            f"{where}: all of its {len(found)} tensors are empty, as in a part of a DeepSpeed ZeRO-3 checkpoint: "
+            f"{GATHERING}"
+        )
+    if hollow := [name for name, ref in found.items() if ref.storage is None]:
+        more = f" and {len(hollow) - 1} more" if len(hollow) > 1 else ""
+        raise WorkerError(
+            f"{where}: {hollow[0]!a}{more} of its {len(found)} tensors are meta tensors, which have a shape and no "
+            'values: it was saved from a model on the device "meta". Load the weights into the model, and save it then.'
+        )
+    rest = left | {str(k)[:MAX_NAME]: v for k, v in root.items() if k not in found}
     metadata = {k: v for k, v in rest.items() if isinstance(v, plain)}
     return found, metadata, tuple(k for k in rest if k not in metadata)
 
@@ -144,29 +175,45 @@ def _kind(value: Any) -> str:
     return "a single tensor" if isinstance(value, TensorRef) else f"a {type(value).__name__}"
 
 
-def _unprefixed(tensors: dict[str, TensorRef]) -> dict[str, TensorRef]:
-    """Without the prefix that wrappers of modules put before every name ("module.", "_forward_module.model.")."""
-    anchor = "emb.weight"
-    if anchor in tensors:
-        return tensors
-    for name in tensors:
-        prefix = name.removesuffix(anchor)
-        if prefix != name and prefix.endswith(".") and all(other.startswith(prefix) for other in tensors):
-            return {other.removeprefix(prefix): ref for other, ref in tensors.items()}
-    return tensors
+def _is_model(names: Iterable[str]) -> bool:
+    """Whether among the tensors of a dict are those of a model, and not only a loss or the like."""
+    return any(_OF_MODEL.search(name) for name in names)
+
+
+def _wrapper(root: dict[Any, Any], where: str) -> str | None:
+    """The key of a dict under which the model is; None for none. Raises WorkerError where several may be it."""
+    for key in WRAPPERS:
+        if isinstance(root.get(key), dict):
+            return key
+    models = [key for key, value in root.items() if isinstance(value, dict) and _is_model(_texts(value))]
+    if len(models) > 1:
+        shown = ", ".join(ascii(str(key)[:40]) for key in models[:4])
+        raise WorkerError(f"{where}: it holds several models, under the keys {shown}. Save one of them as a file")
+    return models[0] if models else None
+
+
+def _texts(keys: Iterable[Any]) -> Iterator[str]:
+    return (key for key in keys if isinstance(key, str))
+
+
+def _negated(dtype: str) -> Callable[[Any], Any]:
+    """The other sign; that of types which numpy lacks is their highest bit."""
+    sign = {"bf16": 0x8000, "f8_e4m3": 0x80, "f8_e5m2": 0x80}.get(dtype)
+    return (lambda values: -values) if sign is None else (lambda values: values ^ values.dtype.type(sign))
 
 
 def _view(file: RawFile, name: str, ref: TensorRef, records: Mapping[str, zip_directory.Record], folder: str) -> View:
     def bad(what: str) -> WorkerError:
         return WorkerError(f"{file.name}: tensor {name!a}: {what}")
 
-    record = records.get(f"{folder}data/{ref.storage.key}")
-    if record is None:
-        raise bad(f"its data (record data/{ref.storage.key}) is missing. Download or copy the file again.")
+    storage = ref.storage
+    record = records.get(f"{folder}data/{storage.key}") if storage else None
+    if record is None or storage is None:
+        raise bad(f"its data (record data/{storage and storage.key}) is missing. Download or copy the file again.")
     if not record.stored:
         raise _compressed(file, record.name)
-    if record.size != ref.storage.nbytes:
-        raise bad(f"its data has {record.size} bytes, not {ref.storage.nbytes}. Download or copy the file again.")
+    if record.size != storage.nbytes:
+        raise bad(f"its data has {record.size} bytes, not {storage.nbytes}. Download or copy the file again.")
     item = ITEM_BYTES[ref.dtype]
     if record.size % item:
         raise bad(f"its data is no whole number of {ref.dtype} values")

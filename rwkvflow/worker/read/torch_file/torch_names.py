@@ -47,13 +47,23 @@ _CALLS = {
     "torch._utils._rebuild_tensor_v3": "tensor-v3",
     "torch._utils._rebuild_parameter": "parameter",
     "torch._utils._rebuild_parameter_with_state": "parameter",
+    "torch._utils._rebuild_meta_tensor_no_storage": "meta",
+    "torch._tensor._rebuild_from_type": "typed",
+    "torch._tensor._rebuild_from_type_v2": "typed",
+    "torch.Tensor": "class",
+    "torch._tensor.Tensor": "class",
+    "torch.nn.parameter.Parameter": "class",
     "torch.Size": "size",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A global that is allowed. kind: ordered, tensor, tensor-v3, parameter, size, storage or dtype."""
+    """A global that is allowed.
+
+    kind  ordered, size, storage, dtype, class (of a tensor), or what rebuilds one: tensor, tensor-v3, parameter, meta
+          (no values), typed (one that has Python attributes)
+    """
 
     kind: str
     text: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -57,6 +57,11 @@ def read_directory(file: RawFile) -> dict[str, Record]:
             raise _bad(file, f"record {record.name[:100]!a} overlaps the one before it")
         end = record.offset + record.size
     return out
+
+
+def has_checksums(records: Mapping[str, Record]) -> bool:
+    """Whether they were computed: torch.save may be told not to (set_crc32_options), and then all are 0."""
+    return any(record.crc for record in records.values() if record.size)
 
 
 def check(file: RawFile, record: Record, on_bytes: Callable[[int], None] | None = None) -> None:

@@ -151,6 +151,10 @@ def test_the_reference_runs_what_was_merged(base: Path, tmp_path: Path) -> None:
     [
         ({}, r"no tensors|no LoRA"),
         ({"blocks.0.ln1.weight": np.ones(64)}, r"no LoRA: there are no tensors \*\.lora_A and \*\.lora_B"),
+        ({f"base_model.model.{KEY}.lora_A.weight": np.ones((4, 64))}, r"no LoRA.*names of PEFT's own adapters"),
+        ({f"base_model.model.{KEY}.lora_A.default.weight": np.ones((4, 64))}, r"no LoRA.*names of PEFT's own adapters"),
+        ({f"{KEY}.lora_B.weight": np.ones((64, 4))}, r"no LoRA.*names of PEFT's own adapters"),
+        ({f"{KEY}.lora_magnitude_vector": np.ones(64)}, r"no LoRA.*names of PEFT's own adapters"),
         ({f"{KEY}.bone": np.ones((64, 8))}, r"no LoRA.*Bone and DiSHA are other adapters"),
         ({f"{KEY}.lora_A": np.ones((4, 64))}, rf"{KEY} has lora_A and no lora_B"),
         ({f"{KEY}.lora_B": np.ones((64, 4))}, rf"{KEY} has lora_B and no lora_A"),

@@ -109,7 +109,7 @@ def test_pickles_that_call_something(tmp_path: Path, protocol: int, call: Callab
         (b"\x80\x02}2.", "DUP"),
         (b"\x80\x04\x8f.", "EMPTY_SET"),
         (b"\x80\x02\x8b\xff\xff\xff\x7f.", "LONG4"),
-        (b"I1\n.", "INT"),
+        (b"(I1\nI2\nl.", "LIST"),
     ],
 )
 def test_opcodes_and_names_that_tensors_do_not_need(tmp_path: Path, body: bytes, words: str) -> None:
@@ -428,8 +428,11 @@ def test_zip64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"GGUF" + bytes(100), "broken GGUF file"),
         (b"fmgg" + bytes(100), "broken ggml file: its version is 0"),
-        (pickle.dumps({"a": 1}, 2), "old kind"),
+        *((pickle.dumps({"a": 1}, protocol), "a bare pickle, which is no file") for protocol in range(6)),
+        (pickle.dumps({"a": np.ones(2)}, 4), "a bare pickle of numpy arrays"),
+        (b"\x93NUMPY\1\0", "a single array of numpy"),
         (b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.", "torch.save(torch.load("),
+        (b"model.pth".ljust(257, b"\0") + b"ustar", "a tar archive, not a checkpoint"),
     ],
 )
 def test_other_files(tmp_path: Path, body: bytes, words: str) -> None:

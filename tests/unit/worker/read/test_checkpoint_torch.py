@@ -79,11 +79,14 @@ def test_views_parameters_and_shared_storages(tmp_path: Path) -> None:
     same(tmp_path / "x.pth", tensors)
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
 def test_pickle_protocols(tmp_path: Path, protocol: int) -> None:
     tensors = {f"t{i}": torch.full((i + 1, 2), float(i), dtype=torch.bfloat16) for i in range(300)}
-    torch.save(tensors, tmp_path / "x.pth", pickle_protocol=protocol)
+    beside = {"step": 70_000, "seed": 2**40, "done": True, "loss": 0.5}
+    torch.save({**beside, **tensors}, tmp_path / "x.pth", pickle_protocol=protocol)
     same(tmp_path / "x.pth", tensors)
+    with open_checkpoint(tmp_path / "x.pth") as checkpoint:
+        assert checkpoint.metadata == beside
 
 
 def test_state_dicts_of_modules_and_training_checkpoints(tmp_path: Path) -> None:

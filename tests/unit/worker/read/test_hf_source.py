@@ -110,6 +110,35 @@ def test_tensors_in_the_order_of_their_names(tmp_path: Path, version: str, kind:
             assert a.read(name).tobytes() == b.read(name).tobytes(), name
 
 
+@pytest.mark.parametrize("shape", [(6, -1), (6, 1, -1), (6, 1, 1, -1)])
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+def test_six_mixes_in_one_as_older_fla_has_them(tmp_path: Path, shape: tuple[int, ...], dtype: str) -> None:
+    made = {entry.name: entry for entry in theirs("7", dtype)}
+    for layer in range(SIZES["layers"]):
+        parts = [made.pop(f"model.layers.{layer}.attn.x_{x}") for x in "rwkvag"]
+        values = [np.frombuffer(b"".join(part.data()), checkpoints.NUMPY[dtype]) for part in parts]
+        name = f"model.layers.{layer}.attn.x_x"
+        made[name] = checkpoints.array_entry(name, np.stack(values).reshape(shape), dtype)
+    checkpoints.write_safetensors(tmp_path / "model.safetensors", made.values())
+    checkpoints.make(tmp_path / "plain.pth", "7", dtype, **SIZES)
+    with open_checkpoint(tmp_path / "model.safetensors") as found, open_checkpoint(tmp_path / "plain.pth") as expected:
+        assert architecture_of(found.tensors).extra == ()
+        assert dict(found.tensors) == dict(expected.tensors)
+        for name in expected.tensors:
+            assert found.read(name).tobytes() == expected.read(name).tobytes(), name
+
+
+def test_mixes_in_one_that_are_not_six_are_named(tmp_path: Path) -> None:
+    made = [entry for entry in theirs("7") if ".attn.x_" not in entry.name]
+    odd = [checkpoints.array_entry(f"model.layers.{i}.attn.x_x", np.ones((5, 64), "<f4"), "bf16") for i in (0, 1)]
+    checkpoints.write_safetensors(tmp_path / "model.safetensors", [*made, *odd])
+    with (
+        open_checkpoint(tmp_path / "model.safetensors") as found,
+        pytest.raises(WorkerError, match=r"blocks\.0\.att\.x_r is missing"),
+    ):
+        architecture_of(found.tensors)
+
+
 def test_the_authors_own_names_stay(tmp_path: Path) -> None:
     (tmp_path / "hf").mkdir()
     checkpoints.make(tmp_path / "hf" / "model.safetensors", "7", **SIZES)
