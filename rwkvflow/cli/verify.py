@@ -59,7 +59,8 @@ def verify(
     """Check the checksums, statement, lock and signature of a release.
 
     RELEASE is a folder, or hf://owner/name[@revision], which is downloaded first. No file may be missing or extra.
-    Prints what was checked and every problem; the exit code is 9 if there is one.
+    Prints what was checked and every problem; the exit code is 9 if there is one. So it is for files that are as they
+    were published, and that an older version of rwkvflow made wrongly.
     """
     if recipe is not None and not again:
         raise UsageError("--recipe says where --rebuild finds local files", remedy="add --rebuild, or leave it out")
@@ -69,7 +70,7 @@ def verify(
             _rebuild(folder, recipe, sandbox, allow_outside, found)
     told = {"name": found.name, "files": found.files, "bytes": found.bytes}
     if as_json:
-        lists = {"checked": found.checked, "notes": found.notes, "problems": found.problems}
+        lists = {"checked": found.checked, "notes": found.notes, "problems": found.problems, "faults": found.faults}
         click.echo(json.dumps({"release": target, **told, **lists}, indent=2, ensure_ascii=False))
     else:
         for line in found.checked:
@@ -78,11 +79,19 @@ def verify(
             click.echo(f"note    {line}")
         for line in found.problems:
             click.echo(f"WRONG   {line}")
+        for line in found.faults:
+            click.echo(f"FAULT   {line}")
     if found.problems:
         count = len(found.problems)
         raise PublishError(
             f"{target} is not what it says it is: {count} problem{'s' if count > 1 else ''}",
             remedy="download it again, or publish it again from its recipe",
+        )
+    if found.faults:
+        count = len(found.faults)
+        raise PublishError(
+            f"{target} is as it was published, and {count} of its files {'are' if count > 1 else 'is'} wrong",
+            remedy="publish it again from its recipe with this version of rwkvflow, and do not use those files",
         )
     if not as_json:
         click.echo(f"{found.name}: {found.files} files, {found.bytes / 1e6:.1f} MB, all as published")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvflow.base.errors import PublishError, RwkvflowError
 from rwkvflow.base.hashing import file_digest
+from rwkvflow.release.known_faults import known_faults
 from rwkvflow.release.names import (
     LOCK,
     PROVENANCE,
@@ -43,10 +44,14 @@ HASHERS = 4  # files hashed at once
 
 @dataclass
 class Findings:
-    """What was looked at, what is wrong, and what could not be looked at. `bytes` were hashed."""
+    """What was looked at, what is wrong, and what could not be looked at. `bytes` were hashed.
+
+    `problems` say that it is not what was published, `faults` what is wrong with files as they were published.
+    """
 
     checked: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     name: str = ""
     files: int = 0
@@ -84,6 +89,7 @@ def check_release(folder: Path, *, key: Path | None = None, on_bytes: Callable[[
     _quality(folder, unchanged, found)
     _signature(folder, key, statement, digests, found)
     found.files = len(digests)
+    found.faults = [_printable(fault) for fault in known_faults(folder, unchanged)]
     found.problems = [_printable(problem) for problem in found.problems]
     return found
 

@@ -74,10 +74,14 @@ def test_the_store_is_listed_found_intact_and_not_collected(run: Run, tmp_path: 
     assert digest in damaged.stdout
 
 
-def test_the_release_passes_verify_and_a_changed_one_does_not(run: Run, tmp_path: Path) -> None:
+def test_of_the_release_verify_tells_what_was_made_wrongly_and_what_was_changed(run: Run, tmp_path: Path) -> None:
     done = run("verify", "release", "--json")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 9, "for its Q4_K, which is told below"
     assert json.loads(done.stdout)["problems"] == []
+    (fault,) = json.loads(done.stdout)["faults"]
+    assert fault.startswith("tiny7/tiny7-Q4_K.bin: its Q4_K tensors have the numbers of rwkvflow 0.1")
+    assert "Publish the release again" in fault
+    assert "as it was published, and 1 of its files is wrong" in done.stderr
     flip(tmp_path / "release" / "tiny7" / "tiny7-Q4_K.bin")
     done = run("verify", "release")
     assert done.returncode == 9
