@@ -203,11 +203,11 @@ def _refuse_remote(source: HubSource | WebSource, ignore: Sequence[str], connect
 
 def refuse_shapes(shapes: dict[str, tuple[str, tuple[int, ...]]], ignore: Sequence[str] = ()) -> None:
     """Raises UnknownModelError for a checkpoint with tensors of these names, types and shapes."""
+    from rwkvflow.worker.maps.prefixes import plain
     from rwkvflow.worker.model.architecture import architecture_of
     from rwkvflow.worker.model.strangers import ignored, refuse_unknown
     from rwkvflow.worker.model.tensorinfo import TensorInfo
     from rwkvflow.worker.model.variants import refuse_variant
-    from rwkvflow.worker.read.prefixes import plain
 
     with suppress(WorkerError):  # of several models, say: whoever reads it says so
         shapes = plain(shapes, "checkpoint")

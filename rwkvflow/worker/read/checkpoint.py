@@ -15,6 +15,7 @@ memory than the array that is asked for: rows are read into it, and nothing is m
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.maps.prefixes import plain_names
 from rwkvflow.worker.model.rounding import bf16_to_float32
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.read import ggml_source, gguf_source, hf_source, safetensors_file, shards
 from rwkvflow.worker.read.kinds import kind_of
-from rwkvflow.worker.read.prefixes import without_prefixes
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.torch_file import pth
 
@@ -207,5 +208,16 @@ def _read(file: RawFile, kind: str) -> pth.Index:
     else:
         index = _READERS[kind](file)
     if kind in ("pth", "safetensors"):
-        index = without_prefixes(index, file.name)
+        index = _unwrapped(index, file.name)
     return hf_source.with_own_names(file, index)
+
+
+def _unwrapped(index: pth.Index, where: str) -> pth.Index:
+    """The same without what programs for training put around names. Raises WorkerError as plain_names does."""
+    names = plain_names(index.views, where)
+    if all(theirs == ours for theirs, ours in names.items()):
+        return index
+    views = {ours: index.views[theirs] for theirs, ours in names.items()}
+    views = {name: replace(view, info=replace(view.info, name=name)) for name, view in views.items()}
+    changes = {names[theirs]: change for theirs, change in index.changes.items()}
+    return replace(index, views=views, changes=changes, renamed="what wrapped the model")

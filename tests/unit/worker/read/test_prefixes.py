@@ -13,10 +13,10 @@ from helpers import checkpoints
 
 from rwkvflow.lock.header import refuse_shapes
 from rwkvflow.worker.errors import UnknownModelError, WorkerError
+from rwkvflow.worker.maps.prefixes import plain_names
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.strangers import refuse_unknown
 from rwkvflow.worker.read.open import open_checkpoint
-from rwkvflow.worker.read.prefixes import plain_names
 
 SIZES = {"layers": 2, "width": 64, "vocab": 40}
 WRITERS = {".pth": checkpoints.write_pth, ".safetensors": checkpoints.write_safetensors}

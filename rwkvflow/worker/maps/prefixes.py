@@ -9,12 +9,10 @@ What stands beside the model under other names (a loss, a copy of weights) keeps
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Final, TypeVar
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.versions import HARMLESS
-from rwkvflow.worker.read.torch_file.pth import Index
 
 #: Parts of names that no model has: what wraps a module calls it so.
 WRAPPING: Final = frozenset({"_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -23,24 +21,16 @@ ANCHORS: Final = ("emb.weight", "model.embeddings.weight", "rwkv.embeddings.weig
 _Value = TypeVar("_Value")
 
 
-def without_prefixes(index: Index, where: str) -> Index:
-    """The same with plain names. Raises WorkerError that names `where` and two models in one file, or two tensors."""
-    names = plain_names(index.views, where)
-    if all(theirs == ours for theirs, ours in names.items()):
-        return index
-    views = {ours: index.views[theirs] for theirs, ours in names.items()}
-    views = {name: replace(view, info=replace(view.info, name=name)) for name, view in views.items()}
-    changes = {names[theirs]: change for theirs, change in index.changes.items()}
-    return replace(index, views=views, changes=changes, renamed="what wrapped the model")
-
-
 def plain(tensors: Mapping[str, _Value], where: str) -> dict[str, _Value]:
-    """The same values under plain names. Raises WorkerError as without_prefixes does."""
+    """The same values under plain names. Raises WorkerError as plain_names does."""
     return {ours: tensors[theirs] for theirs, ours in plain_names(tensors, where).items()}
 
 
 def plain_names(names: Collection[str], where: str) -> dict[str, str]:
-    """The name of each tensor without what was put around it. Raises WorkerError as without_prefixes does."""
+    """The name of each tensor without what was put around it.
+
+    Raises WorkerError that names `where` and two models in one file, or two tensors of one name.
+    """
     inner = {name: _unwrapped(name) for name in names}
     prefix = _prefix(inner.values(), where)
     found: dict[str, str] = {}
