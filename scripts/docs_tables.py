@@ -249,6 +249,8 @@ def pins() -> str:
     document = yaml.safe_load((ROOT / "images/pins.yaml").read_text(encoding="utf-8"))
     rows = []
     for role, packages in document.items():
+        if isinstance(packages, list):  # names without versions
+            continue
         for name, found in packages.items():
             entries = found if isinstance(found, list) else [found]
             shown = [f"{e['version']} (Python {e['python']})" if "python" in e else e["version"] for e in entries]

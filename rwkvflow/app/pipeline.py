@@ -20,7 +20,7 @@ from rwkvflow.documents.recipe import Recipe
 from rwkvflow.lock.fit import check_versions
 from rwkvflow.lock.local_files import changed_engine, changed_files
 from rwkvflow.lock.outside import check_inside
-from rwkvflow.lock.pins import strangers
+from rwkvflow.lock.pins import brings, strangers
 from rwkvflow.plan.matrix import expand, select
 from rwkvflow.plan.plan import Plan
 from rwkvflow.plan.step import Step
@@ -124,7 +124,7 @@ def open_store(request: Request, emit: Listener = silent) -> Store:
 
 def prepare(request: Request, emit: Listener) -> Prepared:
     """Read and check the documents, choose the sandbox, make or check the lock, and plan."""
-    from rwkvflow.sandbox.choose import brings_code, choose
+    from rwkvflow.sandbox.choose import brings_code, check_kept_in, choose
 
     recipe = load_recipe(request.recipe)
     workflow = load_workflow(request.workflow)
@@ -134,6 +134,7 @@ def prepare(request: Request, emit: Listener) -> Prepared:
     bases = [image.base for image in recipe.images]
     sandbox, why = choose(request.sandbox, store.root, bases, brings_code(recipe, workflow))
     lock = ensure_lock(request, recipe, store, sandbox, emit)
+    check_kept_in(sandbox, request.sandbox, why, brings(lock))
     artifacts = tuple(expand(recipe))
     if request.only:
         artifacts = tuple(select(artifacts, request.only))

@@ -25,6 +25,7 @@ class Job:
     keep: Callable[[str], object]  # a line into the step's log file
     log: Callable[[str], None]  # the same, and told to listeners
     progress: Callable[[float, float | None, str, str], None]  # done, total, unit, label
+    consumers: str | None = None  # tag of the environment that artifacts are run in, where it is another
 
 
 @dataclass(frozen=True)

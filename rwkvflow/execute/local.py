@@ -129,7 +129,7 @@ class LocalExecutor:
             self._pool.submit(self._bring, name, record)
             return
         wanted = [value.step for value in step.inputs.values() if isinstance(value, Ref)]
-        wanted += [step.environment] if step.environment else []
+        wanted += step.environments
         met = [self._want(need, PRESENT, name) for need in wanted]
         if all(met) and not self._blocked(step):
             self._ready[name] = (key, digests)
@@ -172,8 +172,7 @@ class LocalExecutor:
         """Skip a step when something that it cannot do without has failed."""
         if step.tolerant:
             return False
-        names = [*needs(step), *([step.environment] if step.environment else [])]
-        for name in names:
+        for name in (*needs(step), *step.environments):
             outcome = self._outcomes.get(name)
             if outcome is not None and not outcome.ok:
                 self._settle(step.id, Outcome("skipped", error=StepFailed(f"{name} {outcome.status}")))
@@ -326,7 +325,9 @@ class LocalExecutor:
             if path is None:
                 raise StepFailed(f"{step.id}: its input {name} vanished from the store", remedy="run again")
             inputs[name] = path
-        environment = self._outcomes[step.environment].key if step.environment else None
+        environment, consumers = (
+            self._outcomes[name].key if name else None for name in (step.environment, step.consumers)
+        )
         file = stack.enter_context(self.store.log_path(key).open("w", encoding="utf-8", errors="backslashreplace"))
         kept = LogFile(file)
 
@@ -337,4 +338,4 @@ class LocalExecutor:
         def progress(done: float, total: float | None, unit: str, label: str) -> None:
             self.emit(StepProgress(step.id, done, total, unit, label))
 
-        return Job(step, key, environment, inputs, digests, kept.keep, log, progress)
+        return Job(step, key, environment, inputs, digests, kept.keep, log, progress, consumers)

@@ -1,7 +1,8 @@
 """Smoke in two commands: one runs the artifacts and has no reference, the other judges and runs nothing of a recipe's.
 
 The first gets the questions, the artifacts, and what their consumers compare them with. What it answers is taken over
-like any output. The second gets the reference and the answers, and its report is the step's output. With an engine of
+like any output. The second gets the reference and the answers, and its report is the step's output. Where wheels come
+that are not rwkvflow's, the first runs in an environment of its own, and they are in no other. With an engine of
 the recipe's own, each artifact that it runs has a command to itself, without the checkpoint and the other artifacts:
 from either it could tell what a better file would have answered.
 """
@@ -16,7 +17,7 @@ from rwkvflow.execute.base import Action, Job, Made, Work
 
 JUDGED = ("reference", "tokenizer", "environment")
 KNOWN_TO_JUDGE = (*JUDGED, "librwkv")
-HIDDEN = (*JUDGED, "librwkv")
+HIDDEN = (*JUDGED, "librwkv", "consumers")
 ORIGIN = ("checkpoint", "lora", "state")
 
 
@@ -64,7 +65,8 @@ def _asking(job: Job) -> Job:
         hidden.add("engine")
     params = {**job.step.params, "task": "ask"}
     step = replace(job.step, params=params, outputs=("answers",))
-    return replace(job, step=step, inputs={name: path for name, path in job.inputs.items() if name not in hidden})
+    inputs = {name: path for name, path in job.inputs.items() if name not in hidden}
+    return replace(job, step=step, environment=job.consumers or job.environment, inputs=inputs)
 
 
 def _judging(pairs: Sequence[tuple[Job, Made]]) -> list[Job]:

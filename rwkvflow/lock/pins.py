@@ -13,10 +13,13 @@ from packaging.version import Version
 
 from rwkvflow.base.errors import LockError
 from rwkvflow.base.shipped import shipped
-from rwkvflow.documents.lock import Lock, LockedPackage
+from rwkvflow.documents.lock import Lock, LockedPackage, LockedWheel
 
 ROLES = ("installer", "toolchain", "worker")
 CONSUMERS = "consumers"  # a role of pins.yaml that is no role of a lock: what formats ask for joins the worker's wheels
+
+# What the worker itself imports, or reads the World vocabulary from: all that converts and judges.
+WORKED_WITH = frozenset({"numpy", "safetensors", "tokenizers", "pyrwkv-tokenizer", "rwkv"})
 
 
 @cache
@@ -59,6 +62,38 @@ def package(name: str) -> LockedPackage:
 def _packages() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(shipped("images/pins.yaml").read_text(encoding="utf-8"))["packages"]
     return found
+
+
+def judging(wheels: Iterable[LockedWheel]) -> tuple[LockedWheel, ...]:
+    """Which of a lock's wheels are installed where artifacts are made and judged.
+
+    All, where each is a package that rwkvflow pins or that such a one brings. As soon as there is another, whether a
+    recipe or only a lock names it, those alone that the worker itself works with: what a package installs can run
+    in any Python of its environment, and could forge a verdict. Names are enough to tell, for wheels come by name,
+    version and hash from the package index that this machine is set up with.
+    """
+    wheels = tuple(wheels)
+    known = _known()
+    if all(canonicalize_name(wheel.name) in known for wheel in wheels):
+        return wheels
+    return tuple(wheel for wheel in wheels if canonicalize_name(wheel.name) in WORKED_WITH)
+
+
+def brings(lock: Lock) -> str | None:
+    """What code a lock brings into the sandbox that rwkvflow does not pin, in words."""
+    for image in lock.images.values():
+        for wheels in image.platforms.values():
+            for wheel in wheels.worker:
+                if canonicalize_name(wheel.name) not in _known():
+                    return f"the lock names the package {wheel.name}"
+    return None
+
+
+@cache
+def _known() -> frozenset[str]:
+    document = yaml.safe_load(shipped("images/pins.yaml").read_text(encoding="utf-8"))
+    names = [*document["worker"], *document[CONSUMERS], *document["dependencies"]]
+    return WORKED_WITH | {canonicalize_name(name) for name in names}
 
 
 def strangers(lock: Lock) -> list[str]:

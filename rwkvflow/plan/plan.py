@@ -64,7 +64,7 @@ def _sorted(given: Mapping[str, Step]) -> Iterator[Step]:
 
 
 def _all_needs(step: Step) -> list[str]:
-    return [*needs(step), *([step.environment] if step.environment else [])]
+    return [*needs(step), *step.environments]
 
 
 def input_digests(step: Step, output_of: Callable[[Ref], str | None]) -> dict[str, str] | None:

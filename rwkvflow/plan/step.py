@@ -68,12 +68,18 @@ class Step:
     outputs: tuple[str, ...]
     code: str = ""  # digest of the code that runs, where that is not already an input
     environment: str | None = None
+    consumers: str | None = None  # the same for the commands of a smoke that run artifacts, where they have their own
     command: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     batch: str | None = None
     tolerant: bool = False
     after: tuple[str, ...] = ()  # must have ended well before this starts, although none of its outputs is read
     local: Mapping[str, Json] = field(default_factory=dict)  # for the action only, never part of the key
+
+    @property
+    def environments(self) -> tuple[str, ...]:
+        """The steps that made what its commands run in."""
+        return tuple(name for name in (self.environment, self.consumers) if name)
 
     def parts(self, digests: Mapping[str, str]) -> dict[str, Json]:
         """Everything the key is made of. `digests` maps each input name to "sha256:<hex>"."""

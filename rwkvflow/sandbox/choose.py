@@ -48,14 +48,20 @@ def choose(wanted: str, root: Path, bases: Iterable[str] = (), own_code: str | N
 
 
 def _fallen_back(host: HostSandbox, reason: str, own_code: str | None) -> tuple[Sandbox, str]:
+    why = f"{reason}; {host.description}"
+    check_kept_in(host, "auto", why, own_code)
+    return host, why
+
+
+def check_kept_in(sandbox: Sandbox, wanted: str, why: str, own_code: str | None) -> None:
+    """Raises EnvironmentMissing where `auto` took a host without walls, and there is code of others to run."""
     from rwkvflow.sandbox.isolation.walls import walls
 
-    if own_code and not walls().whole:
+    if own_code and wanted == "auto" and sandbox.name == "host" and not walls().whole:
         raise EnvironmentMissing(
-            f"{own_code}: that is code of its own, and nothing here would keep it in: {reason}; {host.description}",
+            f"{own_code}: that is code of its own, and nothing here would keep it in: {why}",
             remedy="make Docker work (`rwkvflow doctor`), or say --sandbox host if you trust it with your files",
         )
-    return host, f"{reason}; {host.description}"
 
 
 def brings_code(recipe: Recipe, workflow: Workflow) -> str | None:

@@ -104,6 +104,11 @@ def environment(image: str) -> Ref:
     return Ref(image_step(image), "environment")
 
 
+def consumers_step(image: str) -> str:
+    """Id of the step that makes the environment of consumers, where they have one of their own."""
+    return f"image/{image}+consumers"
+
+
 def limits_of(stage: StageLimits, *, cores: float | None = None) -> Limits:
     """Limits as a Step carries them."""
     return Limits(

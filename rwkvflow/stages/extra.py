@@ -8,8 +8,8 @@ from rwkvflow.base.hashing import file_digest, tree_digest
 from rwkvflow.documents.workflow import ExtraStage
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, Ref, Source, Step
-from rwkvflow.stages import convert, engine, fetch, smoke
-from rwkvflow.stages.blueprint import Blueprint, environment, image_step, limits_of
+from rwkvflow.stages import convert, engine, fetch, image, smoke
+from rwkvflow.stages.blueprint import Blueprint, limits_of
 
 
 def step_id(stage: ExtraStage, which: Artifact) -> str:
@@ -43,10 +43,10 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
                         for key, what in stage.inputs.items()
                         for name, found in _input(blueprint, key, what, which).items()
                     },
-                    "environment": environment(which.image),
+                    "environment": Ref(image.of_consumers(blueprint, which.image), "environment"),
                 },
                 outputs=stage.outputs,
-                environment=image_step(which.image),
+                environment=image.of_consumers(blueprint, which.image),
                 limits=limits_of(stage),
                 after=tuple(f"{stage_of}/{fellow.id}" for fellow in fellows),
             )

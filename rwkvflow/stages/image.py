@@ -1,37 +1,56 @@
-"""Image: the wheelhouse, and the environment that is made of it: a container image or a virtual environment."""
+"""Image: the wheelhouse, and the environment that is made of it: a container image or a virtual environment.
+
+Where a recipe, or a lock, brings packages that rwkvflow does not know, there are two: they are in the one in which
+consumers and extra stages run, and not in the one that converts, computes references and judges.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rwkvflow.base.errors import LockError
 from rwkvflow.base.hashing import text_digest
 from rwkvflow.documents.lock import LLAMA, LockedImage, LockedWheel, LockedWheels
 from rwkvflow.documents.lock_text import requirements_text
-from rwkvflow.plan.step import Ref, Step, canonical
+from rwkvflow.lock.pins import judging
+from rwkvflow.plan.step import Input, Ref, Step, canonical
 from rwkvflow.sandbox.image.dockerfile import render_dockerfile
 from rwkvflow.stages import engine, fetch, llama
-from rwkvflow.stages.blueprint import Blueprint, image_step
+from rwkvflow.stages.blueprint import Blueprint, consumers_step, image_step
 
 
 def identity(blueprint: Blueprint, image: str) -> dict[str, Any]:
-    """What of an environment can change a result of a command that runs in it, the worker's code left out."""
+    """What of an image can change a result of a command that runs in it, the worker's code left out."""
+    return _identity(blueprint, image, locked_wheels(blueprint, image).worker)
+
+
+def _identity(blueprint: Blueprint, image: str, wheels: tuple[LockedWheel, ...]) -> dict[str, Any]:
     locked = locked_image(blueprint, image)
     return {
         "sandbox": blueprint.sandbox,
         "platform": blueprint.platform,
         "python": locked.python,
         "base": locked.base.digest if blueprint.sandbox == "docker" and locked.base else None,
-        "wheels": wheel_rows(locked_wheels(blueprint, image).worker),
+        "wheels": wheel_rows(wheels),
     }
 
 
+def is_split(blueprint: Blueprint, image: str) -> bool:
+    """Whether consumers have an environment of their own in this image."""
+    wheels = locked_wheels(blueprint, image).worker
+    return judging(wheels) != wheels
+
+
+def of_consumers(blueprint: Blueprint, image: str) -> str:
+    """Id of the step that makes the environment in which consumers and extra stages run."""
+    return consumers_step(image) if is_split(blueprint, image) else image_step(image)
+
+
 def steps(blueprint: Blueprint) -> Iterator[Step]:
-    """Two steps an image: wheels and environment."""
+    """The wheels of an image, and its environment or both of them."""
     for image in blueprint.images:
         locked, wheels = locked_image(blueprint, image), locked_wheels(blueprint, image)
-        text = dockerfile(blueprint, image) if blueprint.sandbox == "docker" else ""
         every = {wheel.filename: wheel for wheel in (*wheels.installer, *wheels.toolchain, *wheels.worker)}
         yield Step(
             id=f"wheels/{image}",
@@ -43,40 +62,64 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
             limits=blueprint.limits("wheels", cores=0),
             local={"wheels": [wheel.model_dump() for wheel in every.values()]},
         )
-        yield Step(
-            id=image_step(image),
-            stage="image",
-            action="environment",
-            params={
-                "identity": identity(blueprint, image),
-                "toolchain": wheel_rows(wheels.toolchain),
-                "installer": wheel_rows(wheels.installer),
-                "engines": {name: build.request for name, build in engine.builds(blueprint, image).items()},
-                "image": image,
-                "dockerfile": text_digest(text),
-            },
-            inputs={
-                "wheels": Ref(f"wheels/{image}", "wheels"),
-                "worker": blueprint.worker,
+        yield _environment(
+            blueprint,
+            image,
+            wheels.model_copy(update={"worker": judging(wheels.worker)}),
+            {name: build.request for name, build in engine.builds(blueprint, image).items()},
+            {
                 "builtin-engine": blueprint.builtin_engine,
                 "engine": fetch.engine_source(blueprint),
                 **({LLAMA: llama.SOURCE} if llama.wanted(blueprint, image) else {}),
             },
-            outputs=("environment",),
-            limits=blueprint.limits("image"),
-            local={
-                "python": locked.python,
-                "base": locked.base.model_dump() if locked.base else None,
-                "requirements": requirements(wheels),
-                "labels": labels(blueprint, image),
-                "dockerfile": text,
-                "formats": blueprint.format_packages,
-            },
         )
+        if is_split(blueprint, image):  # engines are inputs of its commands
+            yield _environment(blueprint, image, wheels.model_copy(update={"toolchain": ()}), {}, {}, consumers=True)
+
+
+def _environment(
+    blueprint: Blueprint,
+    image: str,
+    wheels: LockedWheels,
+    engines: dict[str, Any],
+    sources: dict[str, Input],
+    *,
+    consumers: bool = False,
+) -> Step:
+    locked = locked_image(blueprint, image)
+    text = _dockerfile(blueprint, image, wheels, engines) if blueprint.sandbox == "docker" else ""
+    return Step(
+        id=consumers_step(image) if consumers else image_step(image),
+        stage="image",
+        action="environment",
+        params={
+            "identity": _identity(blueprint, image, wheels.worker),
+            "toolchain": wheel_rows(wheels.toolchain),
+            "installer": wheel_rows(wheels.installer),
+            "engines": engines,
+            "image": image,
+            "dockerfile": text_digest(text),
+        },
+        inputs={"wheels": Ref(f"wheels/{image}", "wheels"), "worker": blueprint.worker, **sources},
+        outputs=("environment",),
+        limits=blueprint.limits("image"),
+        local={
+            "python": locked.python,
+            "base": locked.base.model_dump() if locked.base else None,
+            "requirements": requirements(wheels),
+            "labels": labels(blueprint, image),
+            "dockerfile": text,
+            "formats": blueprint.format_packages,
+        },
+    )
 
 
 def dockerfile(blueprint: Blueprint, image: str) -> str:
-    """The rendered Dockerfile. Raises LockError where the lock pins no base image."""
+    """The rendered Dockerfile of what converts and judges. Raises LockError where the lock pins no base image."""
+    return _dockerfile(blueprint, image, locked_wheels(blueprint, image), engine.builds(blueprint, image))
+
+
+def _dockerfile(blueprint: Blueprint, image: str, wheels: LockedWheels, engines: Iterable[str]) -> str:
     locked = locked_image(blueprint, image)
     if locked.base is None:
         raise LockError(
@@ -86,8 +129,8 @@ def dockerfile(blueprint: Blueprint, image: str) -> str:
     return render_dockerfile(
         base=locked.base,
         python=locked.python,
-        engines=sorted(engine.builds(blueprint, image)),
-        toolchain=bool(locked_wheels(blueprint, image).toolchain),
+        engines=sorted(engines),
+        toolchain=bool(wheels.toolchain),
         labels=labels(blueprint, image),
     )
 

@@ -11,7 +11,7 @@ from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.documents.lock import LLAMA
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, Ref, Source, Step
-from rwkvflow.stages import convert, engine, fetch, llama
+from rwkvflow.stages import convert, engine, fetch, image, llama
 from rwkvflow.stages.blueprint import WORKER_COMMAND, Blueprint, environment, image_step
 from rwkvflow.worker.formats import FORMATS
 
@@ -45,6 +45,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
                 limits=blueprint.limits("reference"),
             )
         name = f"artifact-{which.format}"
+        apart = image.of_consumers(blueprint, which.image) if image.is_split(blueprint, which.image) else None
         yield Step(
             id=f"smoke/{which.id}",
             stage="smoke",
@@ -63,10 +64,12 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
                 "librwkv": engine.builtin(which.image),
                 **_llama(which),
                 name: convert.artifact(which),
+                **({"consumers": Ref(apart, "environment")} if apart else {}),
             },
             outputs=("smoke",),
             code=blueprint.worker.digest,
             environment=image_step(which.image),
+            consumers=apart,
             limits=blueprint.limits("smoke"),
             batch=f"smoke/{which.model}@{which.image}",
             local={"apart": _own_engine(blueprint), "compares": FORMATS[which.format].consumer != "librwkv"},
