@@ -54,8 +54,9 @@ def _check(artifacts: Iterable[Artifact], path_of: Callable[[str], Path | None],
     for model, formats in wanted.items():
         eps = models[model].group_norm_eps if model in models else None
         ignore = models[model].ignore_tensors if model in models else ()
+        tokenizer = models[model].tokenizer if model in models else "auto"
         try:
-            problems += _problems(model, path_of(model), eps, ignore, formats.values())
+            problems += _problems(model, path_of(model), eps, ignore, tokenizer, formats.values())
         except UsageError as error:
             strange.append(error.message)
     if strange:
@@ -73,11 +74,17 @@ def _local(source: str, folder: Path) -> Path | None:
 
 
 def _problems(
-    model: str, path: Path | None, eps: float | None, ignore: tuple[str, ...], formats: Iterable[Format]
+    model: str,
+    path: Path | None,
+    eps: float | None,
+    ignore: tuple[str, ...],
+    tokenizer: str,
+    formats: Iterable[Format],
 ) -> list[str]:
     """Why which formats cannot hold the model at `path`; nothing where it cannot be known yet.
 
-    Only names and shapes are read. Raises UsageError for a model that is none of the versions.
+    Only names and shapes are read. Raises UsageError for a model that is none of the versions, or whose
+    tokenizer is another's.
     """
     picky = [
         item
@@ -90,6 +97,7 @@ def _problems(
     from rwkvflow.worker.model.architecture import architecture_of
     from rwkvflow.worker.model.origin import Origin
     from rwkvflow.worker.model.strangers import refuse_unknown
+    from rwkvflow.worker.model.tokenizers import misfit_of_kind
     from rwkvflow.worker.read.open import open_checkpoint
 
     try:
@@ -101,6 +109,8 @@ def _problems(
         raise UsageError(f"{model}: {error}") from error
     except (WorkerError, OSError):
         return []  # the stage that reads it says what is wrong with it
+    if misfit := misfit_of_kind(tokenizer, architecture.n_vocab):
+        raise UsageError(f"{model}: {misfit}")
     version, problems = architecture.version, []
     if bad := [item.name for item in picky if version not in item.versions]:
         problems.append(

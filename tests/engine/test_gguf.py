@@ -12,6 +12,7 @@ import encoder
 import llama_cpp
 import numpy as np
 import pytest
+import tokenizer_files
 from helpers import checkpoints
 
 from rwkvflow.worker.conversion.convert import Job, convert
@@ -20,7 +21,7 @@ from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.gguf.layout import KINDS
 from rwkvflow.worker.formats.gguf.llama import TIMED, Llama
 from rwkvflow.worker.formats.runner import Task, answer, run_artifact
-from rwkvflow.worker.model.tokenizers import World, world_vocabulary
+from rwkvflow.worker.model.tokenizers import Json, World, world_vocabulary
 from rwkvflow.worker.read.gguf_file import read_gguf_index
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference
@@ -147,6 +148,38 @@ def test_llama_cpp_reads_the_world_vocabulary(engines: Path, tmp_path: Path) -> 
             assert model.tokenize(text) == world.encode(text)
         for token in (1, 10, 261, 1000, 30000, 65529):
             assert model.piece(token) == world.tokens[token]
+
+
+TEXTS = (
+    "Hello world, don't   stop\n\n\tat 12 bells — 漢字 🦆!",
+    "x" + " " * 30 + "y  z\r\n  ",
+    "def f(a):\n        return 'q\"'\n",
+    "",
+)
+
+
+def test_llama_cpp_reads_a_tokenizer_json_as_it_is_meant(engines: Path, tmp_path: Path, fixtures: Path) -> None:
+    """That of the Pile models, and one with few merges; a model has more rows than either has ids."""
+    tokenizers = pytest.importorskip("tokenizers")
+    small = tmp_path / "small.json"
+    small.write_text(tokenizer_files.bpe(60), encoding="utf-8")
+    for path, rows in ((small, 400), (fixtures / "20B_tokenizer.json", 50304)):
+        source = checkpoints.make(tmp_path / "m.pth", "7", layers=1, width=64, vocab=rows)
+        place = tmp_path / f"in-{rows}"
+        place.mkdir()
+        for name in ("engine", "llama"):
+            (place / name).symlink_to(engines / name)
+        shutil.copyfile(path, place / "tokenizer")
+        file = convert_all(source, place, ["gguf-q8_0"])["gguf-q8_0"]
+        read = tokenizers.Tokenizer.from_file(str(path))
+        with Llama(engines / "llama", file, 1) as model:
+            assert model.vocab == rows
+            for text in TEXTS:
+                assert model.tokenize(text) == read.encode(text, add_special_tokens=False).ids, text
+            words = Json(path)
+            assert words.piece is not None
+            for token in sorted(words.ids)[:: max(1, len(words.ids) // 500)]:
+                assert model.piece(token) == words.piece(token) or words.piece(token) == b""
 
 
 def test_bytes_are_tokens_of_their_own(engines: Path, tmp_path: Path) -> None:

@@ -63,6 +63,9 @@ class Format(ABC):
     requires: tuple[str, ...] = field(default=(), kw_only=True)
     needs_torch: bool = field(default=False, kw_only=True)
     engine: str | None = field(default=None, kw_only=True)  # what else has to be built for the consumer: "llama.cpp"
+    # Whether a runtime that the card names computes in fp16, and the smoke stage in fp32: smoke then also asks whether
+    # anything passes what fp16 holds.
+    computes_in_f16: bool = field(default=False, kw_only=True)
     fixed_epsilon: bool = field(default=False, kw_only=True)  # whether what runs it knows one head_norm_eps only
     tokenizer: bool = field(default=False, kw_only=True)  # whether a tokenizer that the recipe names goes into it
     # Versions of which it has a place for initial states (blocks.N.att.time_state); of others they are left out.

@@ -93,11 +93,7 @@ def world_vocabulary() -> Path | None:
 
 
 def _from_file(file: Path, n_vocab: int) -> Tokenizer:
-    if file.stat().st_size > VOCABULARY_BYTES:
-        raise WorkerError(f"{file.name} has {file.stat().st_size} bytes; that is no tokenizer")
-    with file.open("rb") as opened:
-        start = opened.read(64).lstrip()
-    if start.startswith(b"{"):
+    if is_json(file):
         twenty = Json(file)
         return _fitting(twenty, twenty.size, n_vocab)
     world = World(file)
@@ -117,6 +113,34 @@ def misfit(name: str, size: int, n_vocab: int) -> str | None:
             "it is another model's. Name the tokenizer that the model was trained with"
         )
     return None
+
+
+def is_json(path: Path) -> bool:
+    """Whether a tokenizer's file is a tokenizer.json and no vocabulary of World's kind. Raises WorkerError."""
+    if path.stat().st_size > VOCABULARY_BYTES:
+        raise WorkerError(f"{path.name} has {path.stat().st_size} bytes; that is no tokenizer")
+    with path.open("rb") as opened:
+        return opened.read(64).lstrip().startswith(b"{")
+
+
+def refuse_misfit(path: Path, n_vocab: int) -> None:
+    """Raises WorkerError where the file is no tokenizer, or that of a model with other than `n_vocab` rows.
+
+    A tokenizer.json is read as JSON alone, without PyPI's tokenizers.
+    """
+    if not is_json(path):
+        size, name = World(path).size, World.name
+    else:
+        try:
+            content = json.loads(path.read_bytes())
+            listed = content["model"]["vocab"]  # Unigram has a list
+            ids = list(range(len(listed))) if isinstance(listed, list) else [int(i) for i in listed.values()]
+            ids += [int(token["id"]) for token in content.get("added_tokens") or ()]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise WorkerError(f"the model's tokenizer is not a tokenizer.json: {error}") from None
+        size, name = 1 + max(ids, default=-1), Json.name
+    if why := misfit(name, size, n_vocab):
+        raise WorkerError(why)
 
 
 def misfit_of_kind(kind: str, n_vocab: int) -> str | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
-from rwkvflow.worker.model.versions import HEAD_NORM_EPS
+from rwkvflow.worker.model.versions import HEAD_NORM_EPS, RESCALE_EVERY
 from rwkvflow.worker.reference import v4, v5, v6, v7
 from rwkvflow.worker.reference.primitives import Array, Get, State, layer_norm, linear
 
@@ -29,6 +29,18 @@ class Tensors(Protocol):
 
     def float32(self, name: str, start_row: int = 0, rows: int | None = None) -> Array:
         """Rows of a tensor as float32."""
+
+
+@dataclass
+class Peaks:
+    """The largest magnitudes that a forward pass came to, over all that it read.
+
+    square: of the feed-forward's squared ReLU. residual: of what stands between layers, as runtimes in fp16 have it:
+    before version 7 they halve it after each six layers.
+    """
+
+    square: float = 0.0
+    residual: float = 0.0
 
 
 @dataclass
@@ -53,6 +65,7 @@ class Reference:
         self.eps = HEAD_NORM_EPS if group_norm_eps is None else group_norm_eps
         total = sum(4 * int(np.prod(info.shape, dtype=np.int64)) for info in checkpoint.tensors.values())
         self._keep = total <= cache_bytes
+        self.peaks = Peaks()
         self._cache: dict[str, Array] = {}
 
     def _tensor(self, name: str) -> Array:
@@ -91,8 +104,14 @@ class Reference:
                 y, firsts[index] = self._time_mix(layer, get, y, state, firsts[index])
                 x = x + y
                 xs[index] = x + self._channel_mix(get, layer_norm(x, get("ln2.weight"), get("ln2.bias")), state)
+                self._look(layer, xs[index], state)
             self._forget()
         return [layer_norm(x, self._tensor("ln_out.weight"), self._tensor("ln_out.bias")) for x in xs]
+
+    def _look(self, layer: int, x: Array, state: State) -> None:
+        halvings = 0 if self.architecture.version == "7" else layer // RESCALE_EVERY
+        self.peaks.square = max(self.peaks.square, float(state["square"]))
+        self.peaks.residual = max(self.peaks.residual, float(np.abs(x).max()) / 2**halvings)
 
     def _embed(self, tokens: Sequence[int]) -> Array:
         vocabulary = self.architecture.n_vocab

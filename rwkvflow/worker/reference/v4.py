@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rwkvflow.worker.reference.primitives import Array, Get, State, f32, linear, mix, row, shift, sigmoid
+from rwkvflow.worker.reference.primitives import Array, Get, State, f32, linear, mix, row, shift, sigmoid, squared_relu
 
 
 def time_mix(get: Get, x: Array, state: State) -> Array:
@@ -41,4 +41,4 @@ def channel_mix(get: Get, x: Array, state: State) -> Array:
     previous = shift(x, state, "ffn")
     r = sigmoid(linear(mix(x, previous, get("ffn.time_mix_r")), get("ffn.receptance.weight")))
     k = linear(mix(x, previous, get("ffn.time_mix_k")), get("ffn.key.weight"))
-    return r * linear(np.square(np.maximum(k, 0)), get("ffn.value.weight"))
+    return r * linear(squared_relu(k, state), get("ffn.value.weight"))

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from rwkvflow.worker.reference.primitives import Array, Get, State, head_norm, linear, row, shift, sigmoid, silu
+from rwkvflow.worker.reference.primitives import (
+    Array,
+    Get,
+    State,
+    head_norm,
+    linear,
+    row,
+    shift,
+    sigmoid,
+    silu,
+    squared_relu,
+)
 from rwkvflow.worker.reference.v5 import recurrence
 
 
@@ -35,4 +46,4 @@ def channel_mix(get: Get, x: Array, state: State) -> Array:
     delta = shift(x, state, "ffn") - x
     r = sigmoid(linear(x + delta * row(get("ffn.time_maa_r")), get("ffn.receptance.weight")))
     k = linear(x + delta * row(get("ffn.time_maa_k")), get("ffn.key.weight"))
-    return r * linear(np.square(np.maximum(k, 0)), get("ffn.value.weight"))
+    return r * linear(squared_relu(k, state), get("ffn.value.weight"))

@@ -6,7 +6,18 @@ import math
 
 import numpy as np
 
-from rwkvflow.worker.reference.primitives import Array, Get, State, f32, head_norm, linear, row, shift, sigmoid
+from rwkvflow.worker.reference.primitives import (
+    Array,
+    Get,
+    State,
+    f32,
+    head_norm,
+    linear,
+    row,
+    shift,
+    sigmoid,
+    squared_relu,
+)
 
 
 def time_mix(get: Get, x: Array, state: State, heads: int, eps: float, v_first: Array | None) -> tuple[Array, Array]:
@@ -61,4 +72,4 @@ def channel_mix(get: Get, x: Array, state: State) -> Array:
     """x [T, C] after ln2; no gate in this version."""
     delta = shift(x, state, "ffn") - x
     k = linear(x + delta * row(get("ffn.x_k")), get("ffn.key.weight"))
-    return linear(np.square(np.maximum(k, 0)), get("ffn.value.weight"))
+    return linear(squared_relu(k, state), get("ffn.value.weight"))

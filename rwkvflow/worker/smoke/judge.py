@@ -13,6 +13,10 @@ import numpy as np
 
 from rwkvflow.worker.smoke.questions import Answers, Reference
 
+LARGEST_F16 = 65504
+#: What the proof of an artifact says whose runtime computes in fp16: which the smoke stage does not.
+TYPES_ONLY = "its arithmetic in fp16 was not run: the figures show its types, and nothing passed what fp16 holds"
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -97,6 +101,17 @@ def problems(name: str, figures: Figures, limits: Mapping[str, float]) -> list[s
             f"which `smoke: {{limits: {{{name}: {{perplexity: …}}}}}}` in the recipe changes"
         )
     return found
+
+
+def overflow(name: str, reference: Reference) -> list[str]:
+    """What a runtime that computes in fp16 would take for infinite, over what the reference read."""
+    peaks = {"k² of the feed-forward": reference.square, "what stands between layers": reference.residual}
+    return [
+        f"what runs {name} computes in fp16, which ends at {LARGEST_F16}, and {what} reaches {_number(peak)}: it would "
+        "be infinite there; take a format whose runtime computes in fp32 or bf16"
+        for what, peak in peaks.items()
+        if not peak < LARGEST_F16
+    ]
 
 
 def shape_problem(reference: Answers, artifact: Answers) -> str | None:

@@ -84,6 +84,7 @@ class Answers:
 class Reference:
     """The questions, the reference's answers, and how tokens become text ("kind" and note of the tokenizer).
 
+    square and residual are the largest magnitudes that it came to, as rwkvflow.worker.reference.model.Peaks has them.
     The answers' logits are those of more tokens than the questions ask for: as many as TRUTH_BYTES hold.
     """
 
@@ -92,6 +93,8 @@ class Reference:
     group_norm_eps: float | None
     tokenizer: str
     note: str | None
+    square: float = 0.0
+    residual: float = 0.0
 
     @property
     def judged(self) -> Questions:
@@ -198,6 +201,7 @@ def write_reference(path: Path, reference: Reference) -> None:
         "group_norm_eps": reference.group_norm_eps,
         "tokenizer": reference.tokenizer,
         "note": reference.note,
+        "peaks": [reference.square, reference.residual],
     }
     write_arrays(path, _arrays(answers), meta)
 
@@ -209,7 +213,8 @@ def read_reference(path: Path) -> Reference:
         asked = Questions(
             tuple(meta["text"]), meta["logits"], tuple(tuple(row) for row in meta["prompts"]), meta["tokens"]
         )
-        return Reference(asked, _answers(path, arrays, meta), meta["group_norm_eps"], meta["tokenizer"], meta["note"])
+        told = (meta["group_norm_eps"], meta["tokenizer"], meta["note"], *meta["peaks"])
+        return Reference(asked, _answers(path, arrays, meta), *told)
     except KeyError as error:
         raise WorkerError(f"{path.name} lacks {error}; it was not written by the reference task") from None
 

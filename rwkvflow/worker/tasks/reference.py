@@ -53,7 +53,8 @@ def run(request: dict[str, Any]) -> None:
         raise WorkerError(f"the checkpoint itself is broken: in fp32, {trouble}")
     output = Path(job["outputs"]["reference"])
     output.parent.mkdir(parents=True, exist_ok=True)
-    reference = Reference(questions, answers, params.get("group_norm_eps"), params["tokenizer"], tokenizer.note)
+    told = (params.get("group_norm_eps"), params["tokenizer"], tokenizer.note)
+    reference = Reference(questions, answers, *told, forward.peaks.square, forward.peaks.residual)
     write_reference(output, reference)
     if tokenizer.note:
         emit(note={"job": job["id"], "key": "tokenizer", "value": tokenizer.note})

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,9 @@ def _judge(
     limits = {key: own.get(key) or getattr(FORMATS[name].limits, key) for key in ("logits", "perplexity")}
     figures = judge.compare(reference.answers, answers)
     failed = judge.problems(name, figures, limits)
+    if FORMATS[name].computes_in_f16:
+        failed += judge.overflow(name, reference)
+        answers = replace(answers, note="; ".join(filter(None, (answers.note, judge.TYPES_ONLY))))
     texts = [tokenizer.decode(tokens) for tokens in answers.continuations]
     continuations = list(zip(params["prompts"], texts, strict=True))
     content = judge.report(

@@ -93,3 +93,24 @@ def test_what_a_format_refuses_for_other_reasons_is_told_as_early(tmp_path: Path
     quoted = "'x.pth', group_norm_eps: 1.0e-5"
     with pytest.raises(UsageError, match="head group norm has an epsilon of 1e-05"):
         check_recipe_versions(recipe(tmp_path, quoted, "gguf-f16"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "rows", "why"),
+    [
+        ("bytes", 65536, "it is another model's"),
+        ("world", 65530, "rows, and this model has 65530"),
+        ("auto", 65530, ""),
+    ],
+)
+def test_a_tokenizer_of_another_model_is_told_before_anything_runs(
+    tokenizer: str, rows: int, why: str, tmp_path: Path
+) -> None:
+    checkpoints.make(tmp_path / "m.pth", "7", layers=1, width=64, head_size=64, vocab=rows)
+    text = f"name: r\nmodels: [{{name: m, source: m.pth, tokenizer: {tokenizer}}}]\nformats: [ggml-f16]\n"
+    read = recipe_from_text(text, str(tmp_path / "recipe.yaml"), tmp_path)
+    if not why:
+        check_recipe_versions(read, tmp_path)
+        return
+    with pytest.raises(UsageError, match=f"m: .*{why}"):
+        check_recipe_versions(read, tmp_path)

@@ -216,6 +216,7 @@ def of_strategy(strategy: str) -> ChatRwkv:
         needs_torch=True,
         states=STATEFUL - {"7"},  # the package looks for none in 7
         strategy=strategies.normal(strategy),
+        computes_in_f16=any(stage.dtype == "f16" for stage in stages),
     )
 
 

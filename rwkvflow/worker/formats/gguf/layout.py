@@ -19,8 +19,9 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rwkvflow.worker.errors import WorkerError
@@ -52,6 +53,7 @@ from rwkvflow.worker.write.transforms import TRANSPOSE
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
     from rwkvflow.worker.model.tensorinfo import TensorInfo
+    from rwkvflow.worker.write.layout import Writer
 
 ALIGNMENT = 32
 LONGEST_NAME = 63  # bytes of a tensor's name that ggml keeps
@@ -83,6 +85,14 @@ class Gguf(FileFormat):
     from_f16: bool = True
     file_type: int | None = None
     rough: bool = False
+    named: Path | None = None  # the file of a tokenizer that the recipe names; not of the registry's instances
+
+    def open(self, path: Path, architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path) -> Writer:
+        """Begin an artifact at `path`. A tokenizer that the recipe names is beside the engine."""
+        named = engine.with_name("tokenizer")
+        return FileFormat.open(
+            replace(self, named=named if named.is_file() else None), path, architecture, tensors, engine
+        )
 
     def refuse(self, architecture: Architecture) -> str | None:
         """Why this format cannot hold the model; None if it can."""
@@ -141,7 +151,7 @@ class Gguf(FileFormat):
                 f"{self.name}: RWKV loses much below four bits a weight; see the file's quality before using it"
             )
         kinds = [self._kind(tensor, build) for tensor in plan]
-        words = vocabulary(architecture.n_vocab)
+        words = vocabulary(architecture.n_vocab, self.named)
         if words.remark:
             build.remark(f"{self.name}: {words.remark}")
         if left := [name for name in architecture.extra if name not in _sources(plan)]:
@@ -320,6 +330,7 @@ def _format(short: str, from_f16: bool = True) -> Gguf:
         requires=("gguf", "pyrwkv-tokenizer"),
         engine="llama.cpp",
         fixed_epsilon=True,
+        tokenizer=True,
         splits=True,
         quantization=short + ("" if from_f16 else FROM_F32) if BY_NAME[type_name].is_quantized else "",
         kind=BY_NAME[type_name].number,

@@ -61,17 +61,23 @@ def model_pairs(architecture: Architecture, file_type: int | None) -> list[bytes
 def token_pairs(words: Vocabulary) -> tuple[bytes, ...]:
     """Metadata of the tokenizer."""
     count = len(words.tokens)
-    listed = struct.pack("<IQ", TEXT, count) + b"".join(map(gguf_text, words.tokens))
+    listed = _texts(words.tokens)
     kinds = struct.pack(f"<IQ{count}i", INT32, count, *words.kinds)
     pairs = [
-        _pair("tokenizer.ggml.model", TEXT, gguf_text(b"rwkv")),
+        _pair("tokenizer.ggml.model", TEXT, gguf_text(words.model.encode())),
+        *([] if words.pre is None else [_pair("tokenizer.ggml.pre", TEXT, gguf_text(words.pre.encode()))]),
         _pair("tokenizer.ggml.tokens", ARRAY, listed),
         _pair("tokenizer.ggml.token_type", ARRAY, kinds),
+        *([] if not words.merges else [_pair("tokenizer.ggml.merges", ARRAY, _texts(words.merges))]),
         *(_pair(f"tokenizer.ggml.{x}_token_id", UINT32, struct.pack("<I", token)) for x, token in words.special),
     ]
     if words.template:
         pairs.append(_pair("tokenizer.chat_template", TEXT, gguf_text(words.template.encode())))
     return tuple(pairs)
+
+
+def _texts(texts: Sequence[bytes]) -> bytes:
+    return struct.pack("<IQ", TEXT, len(texts)) + b"".join(map(gguf_text, texts))
 
 
 def _pair(key: str, kind: int, value: bytes) -> bytes:

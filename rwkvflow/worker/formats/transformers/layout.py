@@ -24,7 +24,7 @@ from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import Format, Limits, Split
 from rwkvflow.worker.formats.safetensors.layout import Entry, safetensors_parts
 from rwkvflow.worker.maps.huggingface import name_of
-from rwkvflow.worker.model.tokenizers import BYTES, VOCABULARY_BYTES, WORLD, WORLD_FILE, world_vocabulary
+from rwkvflow.worker.model.tokenizers import BYTES, WORLD, WORLD_FILE, refuse_misfit, world_vocabulary
 from rwkvflow.worker.model.versions import LAYER_NORM_EPS, RESCALE_EVERY
 from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Writer
 from rwkvflow.worker.write.transforms import TRANSPOSE
@@ -194,8 +194,7 @@ def _config(architecture: Architecture) -> dict[str, Any]:
 def _tokenizer(architecture: Architecture, named: Path | None, remarks: list[str]) -> dict[str, bytes]:
     """Files of the tokenizer: what the recipe names, else what the size of the vocabulary tells."""
     if named is not None and named.is_file():
-        if named.stat().st_size > VOCABULARY_BYTES:
-            raise WorkerError(f"the tokenizer has {named.stat().st_size} bytes; that is none")
+        refuse_misfit(named, architecture.n_vocab)
         return _named(named.read_bytes())
     size = architecture.n_vocab
     if size == WORLD:

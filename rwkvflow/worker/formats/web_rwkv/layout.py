@@ -89,5 +89,6 @@ FORMATS = (
         limits=Limits(logits=0.05, perplexity=0.005),
         requires=("web-rwkv-py",),
         states=STATEFUL,
+        computes_in_f16=True,
     ),
 )

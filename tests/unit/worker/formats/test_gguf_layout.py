@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.gguf.layout import FUSED, KINDS, Gguf
-from rwkvflow.worker.formats.gguf.tokens import vocabulary
+from rwkvflow.worker.formats.gguf.tokens import _by_size, vocabulary
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.model.tokenizers import World, world_vocabulary
@@ -250,7 +250,7 @@ def test_bytes_are_a_vocabulary_of_their_own() -> None:
 
 def test_without_the_world_vocabulary_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rwkvflow.worker.formats.gguf.tokens.world_vocabulary", lambda: None)
-    vocabulary.cache_clear()
+    _by_size.cache_clear()
     with pytest.raises(WorkerError, match="add pyrwkv-tokenizer"):
         vocabulary(65536)
 

@@ -204,7 +204,9 @@ def test_transformers_loads_the_tokenizer_and_agrees_with_others(tmp_path: Path)
 
 def test_a_tokenizer_that_the_recipe_names_goes_in(tmp_path: Path) -> None:
     named = tmp_path / "tokenizer"
-    named.write_text('{"added_tokens": [{"id": 0, "content": "<|endoftext|>"}], "model": {}}', encoding="utf-8")
+    named.write_text(
+        '{"added_tokens": [{"id": 0, "content": "<|endoftext|>"}], "model": {"vocab": {"a": 50276}}}', encoding="utf-8"
+    )
     files = made("4", vocab=50277, tokenizer=named)
     assert content(files["tokenizer.json"]) == named.read_bytes()
     assert json.loads(content(files["tokenizer_config.json"]))["eos_token"].endswith("text|>")
