@@ -136,6 +136,8 @@ def _is_checkpoint(path: Path) -> bool:
     """By its first bytes: a ZIP or a pickle (torch), or the length and brace of safetensors."""
     with path.open("rb") as file:
         head = file.read(10)
+    if head[:4] == b"GGUF":  # librwkv runs it as it is, whatever number stands behind
+        return False
     return head[:4] == b"PK\3\4" or head[:1] == b"\x80" or head[8:9] == b"{"
 
 

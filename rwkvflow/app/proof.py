@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,7 @@ def provable(name: str) -> bool:
     """Whether librwkv runs files of a format, so that nothing else has to be built or installed to prove them."""
     from rwkvflow.worker.formats import FORMATS
 
-    return FORMATS[name].consumer == CONSUMER
+    return FORMATS[name].consumer == CONSUMER or bool(FORMATS[name].quick_runner)
 
 
 def need_memory(path: Path) -> None:
@@ -90,8 +90,10 @@ def prove(origin: Origin, library: Path, files: Sequence[tuple[str, Path]]) -> I
             raise RwkvflowError(f"the checkpoint itself is broken: in fp32, {trouble}")
         with _engine(library) as engine:
             for name, path in files:
+                item = FORMATS[name]
+                item = replace(item, runner=item.quick_runner or item.runner)
                 with _quiet():
-                    answers = run_artifact(Task(path, origin, engine, None, FORMATS[name]), questions)
+                    answers = run_artifact(Task(path, origin, engine, None, item), questions)
                 if trouble := judge.finite(answers):
                     yield Proof(name, float("nan"), float("nan"), float("nan"), (trouble,))
                     continue

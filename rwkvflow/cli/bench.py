@@ -156,7 +156,7 @@ def perplexity(model: Path, text: Path, tokens: int | None, as_json: bool, token
     from rwkvflow.engine.measure import losses
 
     with engine_errors(), open_model(model, options) as opened:
-        read = tokenizer_of(tokenizer, opened.n_vocab)
+        read = tokenizer_of(tokenizer, opened)
         ids = _ids_of(read, text)[:tokens]
         if len(ids) < 2:
             raise UsageError(f"{text}: a text needs two tokens or more")

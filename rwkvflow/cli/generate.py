@@ -208,7 +208,7 @@ def _session(model: Model, options: dict[str, Any]) -> Session:
     seed = random_seed() if options["seed"] is None else options["seed"]
     if options["verbose"]:
         click.echo(f"seed {seed}", err=True)
-    tokenizer = tokenizer_of(options["tokenizer"], model.n_vocab)
+    tokenizer = tokenizer_of(options["tokenizer"], model)
     session = Session(model, tokenizer, sampling, seed, _guesser(model, options))
     if options["state"] is not None:
         session.load(options["state"])

@@ -49,7 +49,8 @@ tokenizer_option = click.option(
     default="auto",
     show_default=True,
     metavar="KIND|FILE",
-    help="auto (chosen by the size of the vocabulary), bytes, world, or a file: a tokenizer.json or World's vocabulary",
+    help="auto (a GGUF's own, else by the size of the vocabulary), bytes, world, or a file: a tokenizer.json or "
+    "World's vocabulary",
 )
 
 
@@ -105,10 +106,15 @@ def open_model(name: str | Path, options: dict[str, Any]) -> Model:
     return Model(path, library, options["threads"] or default_threads(), options["group_norm_eps"])
 
 
-def tokenizer_of(kind: str, n_vocab: int) -> Tokenizer:
-    """The tokenizer that the option asks for. Raises UsageError where it must be named."""
+def tokenizer_of(kind: str, model: Model) -> Tokenizer:
+    """The tokenizer that the option asks for: of a GGUF its own. Raises UsageError where it must be named."""
+    from rwkvflow.engine.tokenizer import Tokenizer as Native
+    from rwkvflow.engine.tokenizer import is_gguf
     from rwkvflow.worker.model.tokenizers import TWENTY_B, WORLD, PseudoRandom, open_tokenizer
 
+    n_vocab = model.n_vocab
+    if kind == "auto" and model.library.ours and is_gguf(model.path):
+        return Native(model.path, model.library)
     if kind in KINDS:
         found = open_tokenizer(kind, n_vocab)
     else:

@@ -14,7 +14,7 @@ from rwkvflow.cli.models import KINDS, default_threads, engine_errors, engine_op
 from rwkvflow.cli.options import DocumentPath, ModelPath
 
 if TYPE_CHECKING:
-    from rwkvflow.engine.binding import Library
+    from rwkvflow.engine.binding import Model
     from rwkvflow.engine.tokenizer import Tokenizer
 
     _Param = click.ParamType[int]
@@ -87,8 +87,8 @@ class Bytes(_Param):
 def serve(models: tuple[Path, ...], host: str, port: int, **options: Any) -> None:
     """Serve MODELS in the browser and behind an OpenAI-like API.
 
-    A model is a ggml-* file, or a release folder, of which every ggml-* file is served. The same request gives the same
-    answer, whoever else is being served.
+    A model is a ggml-* or gguf-* file, or a release folder, of which every ggml-* file is served. The same request
+    gives the same answer, whoever else is being served.
     """
     _check_packages()
     from rwkvflow.engine.binding import Library
@@ -119,7 +119,7 @@ def serve(models: tuple[Path, ...], host: str, port: int, **options: Any) -> Non
             settings,
             threads=options["threads"] or default_threads(),
             limit=options["memory"],
-            open_tokenizer=lambda n_vocab: native_tokenizer(options["tokenizer"], n_vocab, library),
+            open_tokenizer=lambda model: native_tokenizer(options["tokenizer"], model),
             draft=None if draft is None or lookup else Path(draft),
             eps=options["group_norm_eps"],
         )
@@ -149,12 +149,14 @@ def _open_first(shelf: Any) -> None:
         raise EngineError(error.message) from error
 
 
-def native_tokenizer(kind: str, n_vocab: int, library: Library) -> Tokenizer:
-    """librwkv's own tokenizer, as the option asks for it. Raises UsageError where it must be named."""
-    from rwkvflow.engine.tokenizer import Tokenizer
+def native_tokenizer(kind: str, model: Model) -> Tokenizer:
+    """librwkv's tokenizer, as the option asks for it; of a GGUF its own. Raises UsageError where it must be named."""
+    from rwkvflow.engine.tokenizer import Tokenizer, is_gguf
     from rwkvflow.worker.model.tokenizers import BYTES, WORLD, misfit, misfit_of_kind, world_vocabulary
 
-    vocabulary = world_vocabulary()
+    vocabulary, n_vocab, library = world_vocabulary(), model.n_vocab, model.library
+    if kind == "auto" and library.ours and is_gguf(model.path):
+        return Tokenizer(model.path, library)
     if kind == "bytes" or (kind == "auto" and n_vocab == BYTES):
         found = Tokenizer(None, library)
     elif kind == "world" or (kind == "auto" and n_vocab == WORLD):

@@ -18,11 +18,19 @@ from rwkvflow.engine.binding import Library
 from rwkvflow.engine.errors import EngineError
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file begins as llama.cpp's do. Raises OSError."""
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
+
+
 class Tokenizer:
     """Text to ids and back; see rwkvflow.h. One serves any number of threads. Calls release the GIL."""
 
+    note: str | None = None  # as the worker's tokenizers have it: nothing was guessed
+
     def __init__(self, file: Path | str | None, library: Library | Path | str | None = None) -> None:
-        """`file`: a World vocabulary or a tokenizer.json; None for one token a byte. Raises EngineError."""
+        """`file`: a World vocabulary, a tokenizer.json or a GGUF; None for one token a byte. Raises EngineError."""
         self._tokenizer: int | None = None
         self._library = library if isinstance(library, Library) else Library(library)
         if not self._library.ours:

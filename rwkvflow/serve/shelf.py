@@ -23,7 +23,7 @@ from rwkvflow.serve.batching.scheduler import Scheduler, Settings
 from rwkvflow.serve.errors import ApiError
 from rwkvflow.serve.states import KeptStates
 
-MAGIC = b"fmgg"  # 0x67676d66: how ggml-* files begin
+MAGICS = (b"fmgg", b"GGUF")  # how ggml-* and gguf-* files begin
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def find_models(paths: Iterable[Path]) -> list[Entry]:
             entries += found
         elif path.is_file():
             if not _is_model(path):
-                raise UsageError(f"{path} is no ggml-* file", remedy="convert it first: rwkvflow convert")
+                raise UsageError(f"{path} is no ggml-* or gguf-* file", remedy="convert it first: rwkvflow convert")
             entries.append(Entry(path.stem, path, path.stat().st_size))
         else:
             raise UsageError(f"there is no file {path}")
@@ -82,7 +82,7 @@ def _of_folder(folder: Path) -> list[Entry]:
 
 def _is_model(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(4) == MAGIC
+        return file.read(4) in MAGICS
 
 
 @dataclass(eq=False)
@@ -124,7 +124,7 @@ class Shelf:
         *,
         threads: int = 1,
         limit: int | None = None,
-        open_tokenizer: Callable[[int], Tokenizer],
+        open_tokenizer: Callable[[Model], Tokenizer],
         draft: Path | None = None,
         eps: float | None = None,
     ) -> None:
@@ -207,7 +207,7 @@ class Shelf:
             None if draft is None else lambda: open_file(draft),
         )
         try:
-            tokenizer = self._open_tokenizer(scheduler.model.n_vocab)
+            tokenizer = self._open_tokenizer(scheduler.model)
         except Exception:
             scheduler.close()
             raise

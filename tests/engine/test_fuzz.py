@@ -25,7 +25,8 @@ from rwkvflow.engine.states import SavedState, fingerprint, write_state
 from rwkvflow.worker.conversion.convert import Job, convert
 
 SOURCES = {
-    name: Path(__file__).resolve().parent / "fuzz" / f"fuzz_{name}.cc" for name in ("file", "state", "tokenizer")
+    name: Path(__file__).resolve().parent / "fuzz" / f"fuzz_{name}.cc"
+    for name in ("file", "gguf", "state", "tokenizer")
 }
 SANITIZERS = "address,undefined"
 SIZE = {"layers": 1, "width": 32, "vocab": 33, "head_size": 16}
@@ -108,6 +109,20 @@ def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def llama_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """GGUF files of both versions, with a vocabulary of bytes, and one that is padded."""
+    root = tmp_path_factory.mktemp("gguf")
+    engine = encoder.build(tmp_path_factory.mktemp("encoder"), encoder.any_compiler())
+    lora = {"maa": 8, "decay": 8, "w": 8, "a": 8, "v": 8, "g": 8}
+    for version, kind, vocab in (("6", "f16", 33), ("7", "q8_0", 33), ("7", "f32", 260)):
+        source = checkpoints.make(root / "source.pth", version, **{**SIZE, "vocab": vocab}, ffn=32, lora=lora)
+        (outcome,) = convert(source, engine, [Job("x", f"gguf-{kind}", root / f"{version}-{kind}.gguf")])
+        assert outcome.failure is None, outcome.failure
+    (root / "source.pth").unlink()
+    return root
+
+
 def fuzz(
     program: Path, seeds: Path, corpus: Path, scratch: Path, seconds: int, env: dict[str, str] | None = None
 ) -> str:
@@ -143,15 +158,15 @@ def test_seeds_open_and_evaluate(fuzzers: dict[str, Path], seeds: Path, tmp_path
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-SECONDS = {"file": 20, "state": 5, "tokenizer": 10}
+SECONDS = {"file": 20, "gguf": 20, "state": 5, "tokenizer": 10}
 
 
 @pytest.fixture
 def run(
-    fuzzers: dict[str, Path], seeds: Path, saved: Path, vocabularies: Path, tmp_path: Path
+    fuzzers: dict[str, Path], seeds: Path, llama_files: Path, saved: Path, vocabularies: Path, tmp_path: Path
 ) -> Callable[[str, Path, int], str]:
     """run(name, corpus, seconds) -> the report."""
-    chosen = {"file": seeds, "state": saved, "tokenizer": vocabularies}
+    chosen = {"file": seeds, "gguf": llama_files, "state": saved, "tokenizer": vocabularies}
 
     def call(name: str, corpus: Path, seconds: int) -> str:
         env = {"RWKV_FUZZ_MODEL": str(seeds / "7-f16.bin")}

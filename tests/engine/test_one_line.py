@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import librwkv
 import pytest
@@ -14,6 +15,8 @@ from click.testing import CliRunner, Result
 from rwkvflow.app import models, proof
 from rwkvflow.base.errors import FetchError, SmokeFailed, UsageError
 from rwkvflow.cli import cli
+from rwkvflow.worker.conversion.convert import convert
+from rwkvflow.worker.read.gguf_file import read_gguf_index
 from tests.standin import StandIn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,3 +134,35 @@ def test_a_damaged_file_is_no_proof(library: Path, tmp_path: Path, call) -> None
     right, wrong = proof.prove(Origin(DEMO), library, files)
     assert right.problems == ()
     assert any("logits differ" in problem for problem in wrong.problems)
+
+
+def test_a_gguf_is_proved_within_seconds_and_runs(call, tmp_path: Path) -> None:
+    done = call("convert", DEMO, tmp_path / "out", "--format", "gguf-f16", "--format", "gguf-q8_0")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert done.output.count("proved by librwkv: perplexity") == 2
+    made = {path.suffix: path for path in (tmp_path / "out").iterdir() if "F16" in path.name}
+    text = tmp_path / "text.txt"
+    text.write_text("Once there was a little fox.\n", encoding="utf-8")
+    for words in (("perplexity", made[".gguf"], text), ("generate", made[".gguf"], "Once", "-n", 8, "--seed", 1)):
+        done = call(*words)
+        assert done.exit_code == 0, (done.output, done.exception)
+    assert call("convert", DEMO, tmp_path / "m.bin", "--format", "ggml-f32", "--no-check").exit_code == 0
+    same = call("generate", tmp_path / "m.bin", "Once", "-n", 8, "--seed", 1)
+    assert same.stdout == done.stdout
+
+
+def test_a_gguf_with_other_values_is_not_put_in_place(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(source: Path, engine: Path, jobs: list[Any], **options: Any) -> list[Any]:
+        outcomes = convert(source, engine, jobs, **options)
+        for outcome in outcomes:
+            tensor = read_gguf_index(outcome.job.path).tensors["blk.0.time_mix_output.weight"]
+            data = bytearray(outcome.job.path.read_bytes())
+            data[tensor.offset : tensor.offset + tensor.nbytes] = bytes(tensor.nbytes)
+            outcome.job.path.write_bytes(data)
+        return outcomes
+
+    monkeypatch.setattr("rwkvflow.worker.conversion.convert.convert", damaged)
+    done = call("convert", DEMO, tmp_path / "m.gguf", "--format", "gguf-f16")
+    assert done.exit_code != 0
+    assert not (tmp_path / "m.gguf").exists()
+    assert "too far from the checkpoint" in str(done.exception)

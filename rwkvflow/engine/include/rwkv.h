@@ -1,7 +1,8 @@
 /* The C API of rwkv.cpp's rwkv.h: the same names, signatures, flags and meaning, so that existing bindings load this
  * library unchanged. What we add is in rwkvflow.h.
  *
- * Model files are rwkv.cpp's ggml ".bin" files (magic "ggmf", versions 100 and 101) of RWKV 4, 5.0, 5.1, 5.2, 6 and 7.
+ * Model files are rwkv.cpp's ggml ".bin" files (magic "ggmf", versions 100 and 101) of RWKV 4, 5.0, 5.1, 5.2, 6 and 7,
+ * and llama.cpp's GGUF files of rwkv6 and rwkv7.
  * A context may be used by one thread at a time; clones share the weights and may run side by side. Nothing here
  * aborts, and nothing is printed unless error printing is on (it is by default, as in rwkv.cpp).
  */

@@ -107,13 +107,14 @@ RWKV_API bool rwkvflow_state_load(struct rwkv_context *ctx, const char *path, fl
 struct rwkvflow_tokenizer;
 /* One token a byte. */
 RWKV_API struct rwkvflow_tokenizer *rwkvflow_tokenizer_bytes(void);
-/* A file of either of these kinds, or its bytes (which need not last). Null on an error: FILE with FILE_OPEN,
+/* A file of one of these kinds, or its bytes (which need not last). Null on an error: FILE with FILE_OPEN,
  * FILE_READ, DATA (another kind, damaged, or more than 64 MiB), UNSUPPORTED or ALLOC. "world"           RWKV's
  * vocabularies, rwkv_vocab_v20230424.txt: a line is an id, a Python literal of a text or of bytes, and its length in
  * bytes. The longest token that fits is taken. "tokenizer.json"  byte-level BPE in the form of PyPI's `tokenizers`,
  * such as 20B_tokenizer.json of the Pile models: model BPE, pre_tokenizer and decoder ByteLevel, normalizer NFC (of
  * Unicode 16) or none, added tokens. What else it may ask for is UNSUPPORTED. No special tokens are added to a text; in
- * a text they are found. */
+ * a text they are found. A GGUF whose tokenizer is "rwkv" holds a vocabulary like World's, and is "world", however
+ * large the file is. */
 RWKV_API struct rwkvflow_tokenizer *rwkvflow_tokenizer_open(const char *path);
 RWKV_API struct rwkvflow_tokenizer *rwkvflow_tokenizer_from_memory(const void *data, uint64_t bytes);
 RWKV_API void rwkvflow_tokenizer_free(struct rwkvflow_tokenizer *tokenizer);
@@ -147,7 +148,8 @@ RWKV_API const char *rwkvflow_get_version(const struct rwkv_context *ctx);
  * sets but the generic one give the same bits, on any machine. */
 RWKV_API const char *rwkvflow_get_kernels(void);
 
-/* Tensors of a file, for inspection: rwkvflow_file_open returns null on an error (message with a null ctx). */
+/* Tensors of a file, for inspection: rwkvflow_file_open returns null on an error (message with a null ctx). Those of a
+ * GGUF have the names that a .bin would give them, and the header its magic and version. */
 struct rwkvflow_file;
 struct rwkvflow_tensor {
     const char *name;

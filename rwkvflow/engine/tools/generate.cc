@@ -121,6 +121,15 @@ int parse(int argc, char **argv, Options *o) {
     return o->model == nullptr ? complain("generate needs a model", "") : 0;
 }
 
+bool is_gguf(const char *path) {
+    FILE *file = fopen(path, "rb");
+    if (file == nullptr) return false;
+    char magic[4];
+    const bool is = fread(magic, 1, sizeof magic, file) == sizeof magic && memcmp(magic, "GGUF", 4) == 0;
+    fclose(file);
+    return is;
+}
+
 double now() {
     struct timespec t;
     clock_gettime(CLOCK_REALTIME, &t);
@@ -210,8 +219,9 @@ private:
 
     bool open_vocabulary() {
         const size_t n_vocab = rwkv_get_n_vocab(ctx_);
-        const char *path = o_.vocabulary != nullptr ? o_.vocabulary : getenv("RWKV_VOCAB");
+        const char *path = o_.vocabulary;
         Text beside;
+        if (path == nullptr) path = is_gguf(o_.model) ? o_.model : getenv("RWKV_VOCAB");  // a GGUF has its own
         if (path == nullptr || path[0] == 0) {
             if (n_vocab == kBytes) {
                 tokenizer_ = rwkvflow_tokenizer_bytes();

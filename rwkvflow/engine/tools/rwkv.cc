@@ -6,12 +6,13 @@
 #include "bench.h"
 #include "generate.h"
 #include "kernels/common/kernels.h"
+#include "model/file.h"
 #include "rwkvflow.h"
 
 namespace {
 
 const char *const kUsage =
-    "usage:\n"
+    "usage: a MODEL is a .bin of rwkv.cpp or a .gguf of llama.cpp (rwkv6, rwkv7)\n"
     "  rwkv eval MODEL TOKEN... [--state-in FILE] [--state-out FILE] [--logits FILE] [--threads N] [--group-norm-eps "
     "E]\n"
     "      evaluates tokens; states and logits are files of little-endian float32; without --logits the five best are "
@@ -20,7 +21,7 @@ const char *const kUsage =
     "      [--frequency-penalty X] [--penalty-decay D] [--seed N] [--stop TEXT]... [--vocab FILE] [--state FILE]\n"
     "      [--save-state FILE] [--threads N] [--group-norm-eps E] [-v]\n"
     "      how the prompt goes on; models of World and 20B need their vocabulary: --vocab, RWKV_VOCAB, or beside the "
-    "model\n"
+    "model; a GGUF has its own\n"
     "  rwkv inspect MODEL        sizes, types and shapes\n"
     "  rwkv quantize IN OUT TYPE Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K or Q5_K\n"
     "  rwkv bench MODEL... [--threads N] [--prefill TOKENS] [--json]\n"
@@ -146,9 +147,8 @@ int eval(int argc, char **argv) {
 }
 
 const char *name_of(int32_t type) {
-    const char *const names[] = {"F32",  "F16",  "Q4_0", "Q4_1", "?", "?",    "?",
-                                 "Q5_0", "Q5_1", "Q8_0", "?",    "?", "Q4_K", "Q5_K"};
-    return type >= 0 && type < 14 ? names[type] : "?";
+    const char *name = rwkvflow::type_name(type);
+    return name == nullptr ? "?" : name;
 }
 
 int inspect(const char *path) {

@@ -54,6 +54,8 @@ class Format(ABC):
     consumer: str  # what proves the artifact in the smoke stage
     limits: Limits
     runner: str = field(default="", kw_only=True)  # module that runs an artifact, see rwkvflow.worker.formats.runner
+    # Module that runs an artifact with librwkv alone, where the consumer is another: for a proof within seconds.
+    quick_runner: str = field(default="", kw_only=True)
     is_read_here: bool = field(default=False, kw_only=True)  # whether `read` opens such a file
     card: str = field(default="", kw_only=True)  # module that says how its files are run, see formats/cards.py
     family: str = field(default="", kw_only=True)  # what formats of a kind have in common, a tag of a release

@@ -92,7 +92,7 @@ def start(library: Library, models: dict[str, Path]) -> Iterator[Start]:
             replace(SETTINGS, **more),
             threads=1,
             limit=memory,
-            open_tokenizer=lambda n_vocab: native_tokenizer("auto", n_vocab, library),
+            open_tokenizer=lambda model: native_tokenizer("auto", model),
             draft=None if draft is None else models[draft],
         )
         running.append(Running(shelf, rules or Rules(), limits or Limits()))

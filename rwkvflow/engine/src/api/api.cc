@@ -21,7 +21,7 @@ rwkv_context *context_create(Model *model, uint32_t threads, Error *error) {
     ctx->model = model;
     ctx->error.print = global_print();
     ctx->group_norm_eps = 64e-5f;
-    ctx->layer_norm_eps = 1e-5f;
+    ctx->layer_norm_eps = model->layer_norm_eps;
     ctx->pool = pool_create(threads);
     if (ctx->pool == nullptr) {
         fail(error, RWKV_ERROR_CTX | RWKV_ERROR_ALLOC, "no memory for %u threads", threads);

@@ -114,7 +114,10 @@ bool rwkv_quantize_model_file(const char *model_file_path_in, const char *model_
     File file;
     if (!file_open(model_file_path_in, &file, error)) return false;
     bool fine = false;
-    if (file.header[kType] > RWKVFLOW_F16)
+    if (file.is_gguf)
+        fail(error, RWKV_ERROR_FILE | RWKV_ERROR_UNSUPPORTED, "%s is a GGUF; a .bin is quantized from a .bin",
+             model_file_path_in);
+    else if (file.header[kType] > RWKVFLOW_F16)
         fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DATA_TYPE, "%s is quantized already (%s)", model_file_path_in,
              type_name(file.header[kType]));
     else fine = quantize_to(file, type, model_file_path_out, error);

@@ -215,6 +215,12 @@ void Part::matmul(const Matrix &w, const Activations &x, float *y, uint32_t ldy,
     if (rows.size() != 0) k->matmul(&w, &x, count, rows.begin, rows.end, y, ldy, scratch());
 }
 
+void Part::regain(Range c) const {
+    if (layer->gain == 1.0f) return;
+    for (uint32_t t = 0; t < count; ++t)
+        for (uint32_t i = c.begin; i < c.end; ++i) row(work->more, t)[i] *= layer->gain;
+}
+
 void Part::tanh(const Activations &x, Range c) const {
     for (uint32_t t = 0; t < count; ++t) k->tanh(x.f + static_cast<size_t>(t) * x.stride + c.begin, c.size());
 }
@@ -223,6 +229,7 @@ void Part::output() const {
     barrier();
     each_piece(model->n_embd, kSlice, [&](Range c) {
         matmul(layer->o, work->att, work->more, work->ld, c);
+        regain(c);
         for (uint32_t t = 0; t < count; ++t) k->add(row(work->x, t) + c.begin, row(work->more, t) + c.begin, c.size());
     });
     barrier();
@@ -258,6 +265,7 @@ void channel_mix(const Part &part) {
 
     part.each_piece(model->n_embd, kSlice, [&](Part::Range d) {
         part.matmul(l.ffn_v, work->ffn, work->more, work->ld, d);
+        part.regain(d);
         for (uint32_t t = 0; t < part.count; ++t) {
             float *x = part.row(work->x, t) + d.begin;
             const float *y = part.row(work->more, t) + d.begin;

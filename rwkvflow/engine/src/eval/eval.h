@@ -135,6 +135,8 @@ struct Part {
     // Makes columns of c ready for a matrix of this type.
     void ready(const Activations &x, const Matrix &for_matrix, Range c) const;
     void matmul(const Matrix &w, const Activations &x, float *y, uint32_t ldy, Range rows) const;
+    // The columns of `c` of work->more times the layer's gain.
+    void regain(Range c) const;
     void tanh(const Activations &x, Range c) const;
     // Versions 5 and 6: the heads of the columns of a, from r, k, v and a decay (w->w a token where null) to att, with
     // the norm of each head; then times the gate where there is one.

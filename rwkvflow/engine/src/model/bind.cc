@@ -12,6 +12,8 @@ void low_rank(Model *model, uint32_t rows) {
     if (rows > model->n_low) model->n_low = rows;
 }
 
+bool is_float(int32_t type) { return type == kF32 || type == kF16 || type == kBF16; }
+
 }  // namespace
 
 const Tensor *Binder::find(const char *name, bool optional) {
@@ -71,8 +73,7 @@ float *Binder::copy(const Tensor *tensor, uint64_t first, uint32_t count) {
     float *out = vectors == nullptr ? nullptr : vectors + used;
     used += (static_cast<uint64_t>(count) + kSlice - 1) / kSlice * kSlice;
     if (out != nullptr) {
-        if (tensor->type == kF32) memcpy(out, tensor->data + first * 4, static_cast<size_t>(count) * 4);
-        else dequantize_row_f16(tensor->data + first * 2, out, count);
+        dequantize_row(tensor->type, tensor->data + row_bytes(tensor->type, first), out, count);
     }
     return out;
 }
@@ -80,7 +81,7 @@ float *Binder::copy(const Tensor *tensor, uint64_t first, uint32_t count) {
 const float *Binder::vector(const char *name, uint32_t count, bool complement, uint32_t repeat) {
     const Tensor *tensor = find(name);
     if (tensor == nullptr) return nullptr;
-    if (tensor->type != kF32 && tensor->type != kF16) {
+    if (!is_float(tensor->type)) {
         failed = true;
         fail(error, RWKV_ERROR_MODEL_PARAMS | RWKV_ERROR_DATA_TYPE, "%.80s has type %s", tensor->name,
              type_name(tensor->type));
@@ -107,9 +108,9 @@ const float *Binder::vector(const char *name, uint32_t count, bool complement, u
 const float *Binder::vector_part(const char *name, uint32_t count, uint32_t parts, uint32_t index) {
     const Tensor *tensor = find(name);
     if (tensor == nullptr) return nullptr;
-    if (tensor->elements != static_cast<uint64_t>(count) * parts || (tensor->type != kF32 && tensor->type != kF16)) {
+    if (tensor->elements != static_cast<uint64_t>(count) * parts || !is_float(tensor->type)) {
         char wanted[64];
-        snprintf(wanted, sizeof wanted, "%u times %u elements of F32 or F16", parts, count);
+        snprintf(wanted, sizeof wanted, "%u times %u elements of floats", parts, count);
         bad_shape(tensor, wanted);
         return nullptr;
     }

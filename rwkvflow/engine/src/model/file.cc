@@ -1,6 +1,8 @@
 #include "model/file.h"
 
+#include "base/gguf.h"
 #include "base/memory.h"
+#include "model/gguf.h"
 #include "rwkvflow.h"
 
 namespace rwkvflow {
@@ -27,6 +29,9 @@ int32_t type_of(const File &file, int32_t number) {
     return number == kOldQ4_K ? RWKVFLOW_Q4_K : RWKVFLOW_Q5_K;
 }
 
+// Whether rwkv.cpp's files may hold it.
+bool in_bin(int32_t type) { return type <= RWKVFLOW_Q6_K && type_name(type) != nullptr; }
+
 bool check_header(const char *path, File *file, Error *error) {
     if (file->map.bytes < 24)
         return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_READ, "%s is too short for a model: %llu bytes", path,
@@ -39,7 +44,7 @@ bool check_header(const char *path, File *file, Error *error) {
     if (h[kVersion] < RWKV_FILE_VERSION_MIN || h[kVersion] > RWKV_FILE_VERSION_MAX)
         return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_VERSION, "%s has unknown file version %d", path,
                     h[kVersion]);
-    if (type_name(h[kType]) == nullptr)
+    if (!in_bin(h[kType]))
         return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DATA_TYPE, "%s has unsupported type %d", path, h[kType]);
     if (h[kVersion] == RWKV_FILE_VERSION_0 && h[kType] > RWKVFLOW_F16)
         return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DATA_TYPE,
@@ -65,7 +70,7 @@ bool read_tensor(const File &file, uint64_t *at, Tensor *out, char *name, uint64
         return fail(error, where | RWKV_ERROR_SHAPE, "tensor %llu: %d dimensions", number, n_dims);
     if (key_length < 1 || key_length > static_cast<int32_t>(kMaxKey))
         return fail(error, where | RWKV_ERROR_KEY, "tensor %llu: a name of %d bytes", number, key_length);
-    if (type_name(type) == nullptr)
+    if (!in_bin(type))
         return fail(error, where | RWKV_ERROR_DATA_TYPE, "tensor %llu: unsupported type %d", number, type);
     const uint64_t header = static_cast<uint64_t>(n_dims) * 4 + static_cast<uint64_t>(key_length);
     if (end - *at < header)
@@ -106,21 +111,6 @@ bool read_tensor(const File &file, uint64_t *at, Tensor *out, char *name, uint64
     return true;
 }
 
-bool index_names(File *file, Error *error) {
-    while (file->n_slots < 2 * file->count + 2) file->n_slots = file->n_slots == 0 ? 16 : 2 * file->n_slots;
-    file->slots = static_cast<uint32_t *>(calloc(file->n_slots, sizeof(uint32_t)));
-    if (file->slots == nullptr) return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_ALLOC, "no memory for the names");
-    for (uint64_t i = 0; i < file->count; ++i) {
-        uint64_t slot = hash(file->tensors[i].name) & (file->n_slots - 1);
-        for (; file->slots[slot] != 0; slot = (slot + 1) & (file->n_slots - 1))
-            if (strcmp(file->tensors[file->slots[slot] - 1].name, file->tensors[i].name) == 0)
-                return fail(error, RWKV_ERROR_MODEL_PARAMS | RWKV_ERROR_KEY, "the file has two tensors %s",
-                            file->tensors[i].name);
-        file->slots[slot] = static_cast<uint32_t>(i + 1);
-    }
-    return true;
-}
-
 // Steps over all tensors: how many there are, and bytes enough for their names. False with an error.
 bool count_tensors(const File &file, uint64_t *names, uint64_t *count, Error *error) {
     *names = *count = 0;
@@ -134,7 +124,12 @@ bool count_tensors(const File &file, uint64_t *names, uint64_t *count, Error *er
 }
 
 bool read_all(const char *path, File *file, Error *error) {
-    if (!map_file(path, &file->map, error) || !check_header(path, file, error)) return false;
+    if (!map_file(path, &file->map, error)) return false;
+    if (file->map.bytes >= 4 && static_cast<uint32_t>(read_i32(file->map.data)) == kGgufMagic) {
+        file->is_gguf = true;
+        return read_gguf(path, file, error);
+    }
+    if (!check_header(path, file, error)) return false;
     uint64_t names = 0, count = 0;
     if (!count_tensors(*file, &names, &count, error)) {
         if (file->header[kType] != kOldQ4_K && file->header[kType] != kOldQ5_K) return false;
@@ -159,7 +154,7 @@ bool read_all(const char *path, File *file, Error *error) {
         name += strlen(name) + 1;
         file->count = i + 1;
     }
-    return index_names(file, error);
+    return file_index(file, error);
 }
 
 }  // namespace
@@ -168,6 +163,21 @@ bool file_open(const char *path, File *file, Error *error) {
     if (read_all(path, file, error)) return true;
     file_close(file);
     return false;
+}
+
+bool file_index(File *file, Error *error) {
+    while (file->n_slots < 2 * file->count + 2) file->n_slots = file->n_slots == 0 ? 16 : 2 * file->n_slots;
+    file->slots = static_cast<uint32_t *>(calloc(file->n_slots, sizeof(uint32_t)));
+    if (file->slots == nullptr) return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_ALLOC, "no memory for the names");
+    for (uint64_t i = 0; i < file->count; ++i) {
+        uint64_t slot = hash(file->tensors[i].name) & (file->n_slots - 1);
+        for (; file->slots[slot] != 0; slot = (slot + 1) & (file->n_slots - 1))
+            if (strcmp(file->tensors[file->slots[slot] - 1].name, file->tensors[i].name) == 0)
+                return fail(error, RWKV_ERROR_MODEL_PARAMS | RWKV_ERROR_KEY, "the file has two tensors %s",
+                            file->tensors[i].name);
+        file->slots[slot] = static_cast<uint32_t>(i + 1);
+    }
+    return true;
 }
 
 void file_close(File *file) {
@@ -202,6 +212,11 @@ const char *type_name(int32_t type) {
         case RWKVFLOW_Q4_K: return "Q4_K";
         case RWKVFLOW_Q5_K: return "Q5_K";
         case RWKVFLOW_Q6_K: return "Q6_K";
+        case RWKVFLOW_IQ3_XXS: return "IQ3_XXS";
+        case RWKVFLOW_IQ4_NL: return "IQ4_NL";
+        case RWKVFLOW_IQ3_S: return "IQ3_S";
+        case RWKVFLOW_IQ4_XS: return "IQ4_XS";
+        case RWKVFLOW_BF16: return "BF16";
         default: return nullptr;
     }
 }

@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "model/bind.h"
+#include "quantize/blocks.h"
 
 namespace rwkvflow {
 
@@ -108,6 +109,11 @@ bool load(Model *model, const char *path, Error *error) {
     model->layers = static_cast<Layer *>(calloc(model->n_layer, sizeof(Layer)));
     if (model->layers == nullptr)
         return fail(error, RWKV_ERROR_MODEL | RWKV_ERROR_ALLOC, "no memory for %u layers", model->n_layer);
+    // Multiplied at once by a power of two: exact, and so the sum of all layers is the one that a .bin's matrices give.
+    const uint32_t every = model->file.rescale;
+    for (uint32_t i = 0; i < model->n_layer; ++i)
+        model->layers[i].gain = bits_float((127 + (every == 0 ? 0 : i / every)) << 23);
+    model->layer_norm_eps = model->file.layer_norm_eps > 0 ? model->file.layer_norm_eps : 1e-5f;
     if (!bind_all(model, &binder)) return false;
     model->vectors = static_cast<float *>(aligned_zeroed(mul_sat(binder.used, sizeof(float))));
     if (model->vectors == nullptr) return fail(error, RWKV_ERROR_MODEL | RWKV_ERROR_ALLOC, "no memory for the vectors");

@@ -14,6 +14,7 @@ enum class Version { k4, k5_0, k5_1, k5_2, k6, k7 };
 // Vectors are copied out of the file as aligned floats, with zeros up to a multiple of kSlice. What a version has not
 // is null (a matrix with null data).
 struct Layer {
+    float gain;  // what comes out of o and ffn_v is multiplied by it: a power of two, 1 but in a GGUF of version 6
     const float *ln1_w, *ln1_b, *ln2_w, *ln2_b;  // [C]
     const float *ln_x_w, *ln_x_b;                // [A], 5.0 on
     // Token shift: input j is x + (before - x) * mix[j], each [C]. Versions 4 to 5.2 store 1 - mix in files.
@@ -39,6 +40,7 @@ struct Model {
     uint64_t layer_state;  // of them, a layer
     bool quantized;        // whether any matrix is: activations need 8 bits then
     Matrix emb, head;      // [V, C]
+    float layer_norm_eps;
     const float *ln0_w, *ln0_b, *ln_out_w, *ln_out_b;
     Layer *layers;
     float *vectors;  // what the vectors above point into

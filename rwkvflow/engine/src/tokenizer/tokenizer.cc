@@ -1,6 +1,8 @@
 // The C API of tokenizers.
 #include "tokenizer/tokenizer.h"
 
+#include "base/gguf.h"
+#include "base/mapping.h"
 #include "base/memory.h"
 #include "base/whole_file.h"
 #include "rwkvflow.h"
@@ -40,7 +42,21 @@ rwkvflow_tokenizer *create(Error *error) {
     return out;
 }
 
+bool is_gguf(const uint8_t *data, uint64_t bytes) {
+    uint32_t magic = 0;
+    if (bytes >= 4) memcpy(&magic, data, 4);
+    return magic == kGgufMagic;
+}
+
 rwkvflow_tokenizer *open_from(const char *name, const uint8_t *data, uint64_t bytes, Error *error) {
+    if (is_gguf(data, bytes)) {
+        rwkvflow_tokenizer *out = create(error);
+        if (out == nullptr) return nullptr;
+        out->kind = rwkvflow_tokenizer::kWorld;
+        if (out->world.open_gguf(name, data, bytes, error)) return out;
+        rwkvflow_tokenizer_free(out);
+        return nullptr;
+    }
     if (bytes > kLargestVocabulary) {
         fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DATA, "%s: %llu bytes are no vocabulary", name,
              static_cast<unsigned long long>(bytes));
@@ -86,6 +102,14 @@ struct rwkvflow_tokenizer *rwkvflow_tokenizer_open(const char *path) {
         return nullptr;
     }
     if (!read_file(path, kLargestVocabulary, &data, &bytes, error)) return nullptr;
+    if (bytes > kLargestVocabulary && is_gguf(data, bytes)) {  // a model: its beginning is looked at where it lies
+        free(data);
+        Mapping map;
+        if (!map_file(path, &map, error)) return nullptr;
+        rwkvflow_tokenizer *out = open_from(path, map.data, map.bytes, error);
+        unmap_file(&map);
+        return out;
+    }
     rwkvflow_tokenizer *out = open_from(path, data, bytes, error);
     free(data);
     return out;
@@ -141,12 +165,12 @@ bool rwkvflow_tokenizer_piece(const struct rwkvflow_tokenizer *tokenizer, uint32
         *size = 1;
         return true;
     }
+    if (tokenizer->kind != rwkvflow_tokenizer::kBytes && pieces_of(tokenizer).get(token, data, size)) return true;
     if (tokenizer->kind == rwkvflow_tokenizer::kWorld && token == 0) {  // the end of a text
         *data = "";
         *size = 0;
         return true;
     }
-    if (tokenizer->kind != rwkvflow_tokenizer::kBytes && pieces_of(tokenizer).get(token, data, size)) return true;
     *data = &kUnknown;
     *size = 1;
     return false;

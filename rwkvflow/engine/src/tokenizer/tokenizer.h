@@ -53,10 +53,34 @@ class World {
 public:
     // Lines of an id, a Python literal (text or bytes) and its length in bytes. `name` is what messages call it.
     bool open(const char *name, const char *text, size_t size, Error *error);
+    // The same from a GGUF with llama.cpp's `rwkv` tokenizer: gguf_words.cc.
+    bool open_gguf(const char *name, const uint8_t *data, uint64_t bytes, Error *error);
     bool encode(const char *text, size_t size, Ids *out, Error *error) const;
     const Pieces &pieces() const { return pieces_; }
 
 private:
+    // Tokens whose bytes are in pieces_, on their way into the lexicon.
+    class Words {
+    public:
+        Words() = default;
+        Words(const Words &) = delete;
+        Words &operator=(const Words &) = delete;
+        ~Words() {
+            free(entries_);
+            free(starts_);
+        }
+        bool reserve(size_t most);
+        void add(size_t start, size_t size, uint64_t id);
+        size_t count() const { return count_; }
+
+    private:
+        friend class World;
+        Lexicon::Entry *entries_ = nullptr;
+        size_t *starts_ = nullptr;
+        size_t count_ = 0;
+    };
+    bool build(Words *words, const char *name, Error *error);  // at last: what pieces_ holds must not move any more
+
     Pieces pieces_;
     Lexicon lexicon_;
 };

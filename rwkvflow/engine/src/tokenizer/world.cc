@@ -125,10 +125,9 @@ bool World::open(const char *name, const char *text, size_t size, Error *error) 
     size_t lines = 1;
     for (size_t i = 0; i < size; ++i) lines += text[i] == '\n';
     if (lines > kMostTokenIds) lines = kMostTokenIds + size_t{1};  // one more is found out, as ids come once
-    Lexicon::Entry *entries = static_cast<Lexicon::Entry *>(malloc(lines * sizeof(Lexicon::Entry)));
-    size_t *starts = static_cast<size_t *>(malloc(lines * sizeof(size_t)));
-    size_t count = 0, line = 0;
-    const char *problem = entries == nullptr || starts == nullptr ? "no memory" : nullptr;
+    Words words;
+    size_t line = 0;
+    const char *problem = words.reserve(lines) ? nullptr : "no memory";
     Text *data = pieces_.data();
     while (problem == nullptr && text != end) {
         const char *stop = static_cast<const char *>(memchr(text, '\n', static_cast<size_t>(end - text)));
@@ -148,19 +147,29 @@ bool World::open(const char *name, const char *text, size_t size, Error *error) 
             problem = id >= kMostTokenIds ? "the id is too large"
                       : data->failed()    ? "no memory"
                                           : "the id is there already";
-        starts[count] = start;
-        entries[count++] = {nullptr, static_cast<uint32_t>(data->size() - start), static_cast<uint32_t>(id), 0};
+        words.add(start, data->size() - start, id);
     }
-    if (problem == nullptr && count == 0) problem = "no tokens";
-    if (problem != nullptr) {
-        free(entries);
-        free(starts);
-        return refuse(line, problem);
-    }
-    for (size_t i = 0; i < count; ++i) entries[i].data = data->data() + starts[i];  // which does not move any more
-    free(starts);
+    if (problem == nullptr && words.count() == 0) problem = "no tokens";
+    return problem == nullptr ? build(&words, name, error) : refuse(line, problem);
+}
+
+bool World::Words::reserve(size_t most) {
+    entries_ = static_cast<Lexicon::Entry *>(malloc(most * sizeof(Lexicon::Entry)));
+    starts_ = static_cast<size_t *>(malloc(most * sizeof(size_t)));
+    return most == 0 || (entries_ != nullptr && starts_ != nullptr);
+}
+
+void World::Words::add(size_t start, size_t size, uint64_t id) {
+    starts_[count_] = start;
+    entries_[count_++] = {nullptr, static_cast<uint32_t>(size), static_cast<uint32_t>(id), 0};
+}
+
+bool World::build(Words *words, const char *name, Error *error) {
+    Lexicon::Entry *entries = words->entries_;
+    for (size_t i = 0; i < words->count_; ++i) entries[i].data = pieces_.data()->data() + words->starts_[i];
+    words->entries_ = nullptr;  // the lexicon frees them
     uint32_t twice;
-    if (lexicon_.build(entries, count, &twice)) return true;
+    if (lexicon_.build(entries, words->count_, &twice)) return true;
     if (twice == ~0u) return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_ALLOC, "no memory for %s", name);
     return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DATA,
                 "%s: not a vocabulary of World models: the bytes of token %u are there twice", name, twice);

@@ -325,6 +325,7 @@ def _format(short: str, from_f16: bool = True) -> Gguf:
         family="gguf",
         is_read_here=True,
         runner=f"{__package__}.run",
+        quick_runner="rwkvflow.worker.formats.ggml.run",
         card=f"{__package__}.card",
         limits=LIMITS[short],
         requires=("gguf", "pyrwkv-tokenizer"),
