@@ -69,6 +69,39 @@ def limits() -> str:
     return table(("format", "`logits`", "rise of the perplexity"), rows, right=(1, 2))
 
 
+VERSIONS = ("4", "5.0", "5.1", "5.2", "6", "7")
+
+
+def runtimes() -> str:
+    """Which program runs which version."""
+    from rwkvflow.worker.formats.runtimes import RUNTIMES
+
+    rows = [
+        (runtime.name, *(runtime.runs.get(version) or runtime.instead.get(version, "–") for version in VERSIONS))
+        for runtime in RUNTIMES
+    ]
+    return table(("runtime", *VERSIONS), rows)
+
+
+def proofs() -> str:
+    """Who computes the figures of each format and version; formats with the same row stand together."""
+    from rwkvflow.worker.formats import FORMATS
+    from rwkvflow.worker.formats.runtimes import proof_of
+
+    found: dict[tuple[str, ...], list[str]] = {}
+    for item in FORMATS.values():
+        row = (item.family, *(proof_of(item, version) or "refused" for version in VERSIONS))
+        found.setdefault(row, []).append(code(item.name))
+    return table(("formats", *VERSIONS), [(", ".join(names), *row[1:]) for row, names in found.items()])
+
+
+def variants() -> str:
+    """What is refused by name."""
+    from rwkvflow.worker.model.variants import VARIANTS
+
+    return table(("variant", "what it adds"), [(variant.name, variant.adds) for variant in VARIANTS])
+
+
 def exit_codes() -> str:
     """The exit codes, one row per code."""
     from rwkvflow.base.errors import exit_codes as codes
@@ -420,6 +453,7 @@ FILES: Mapping[str, Parts] = {
     "docs/reference/workflow.md": {"workflow-keys": lambda: keys("workflow")},
     "docs/reference/lock.md": {"lock-keys": lambda: keys("lock")},
     "docs/concepts/smoke.md": {"limits": limits},
+    "docs/reference/proofs.md": {"runtimes": runtimes, "proofs": proofs, "variants": variants},
     "docs/concepts/engine.md": {"patch-rules": patch_rules, "baselines": baselines},
     "docs/concepts/sandboxes.md": {"pins": pins},
     "docs/reference/python-api.md": {"public-names": public_names, "format-names": format_names},

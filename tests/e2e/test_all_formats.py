@@ -27,6 +27,7 @@ from helpers import checkpoints
 from e2e.cli import ROOT, Project
 from e2e.conftest import CACHE
 from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.runtimes import TENSORS, proof_of
 from rwkvflow.worker.formats.web_rwkv.run import RUNS
 
 pytestmark = pytest.mark.docker
@@ -165,6 +166,7 @@ def test_its_consumer_gives_the_references_logits(name: str, ran: Ran) -> None:
         assert report["logits"] <= limits.logits
         assert report["compared_tokens"] >= 24
         assert report["tokenizer"] == "world"
+        assert (report["evaluated"] == "tensors") == (proof_of(FORMATS[name], version) == TENSORS)
         proof = report.get("proof", "")
         if name == "web-rwkv":
             assert ("web-rwkv-py ran it after" in proof) == (version in RUNS), proof

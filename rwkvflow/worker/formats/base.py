@@ -68,6 +68,10 @@ class Format(ABC):
     # Whether a runtime that the card names computes in fp16, and the smoke stage in fp32: smoke then also asks whether
     # anything passes what fp16 holds.
     computes_in_f16: bool = field(default=False, kw_only=True)
+    # Versions that a runtime runs in the smoke stage, None for all; of the others the tensors are compared.
+    runs_here: frozenset[str] | None = field(default=None, kw_only=True)
+    # By version, who runs it where that is not the consumer.
+    computed_by: Mapping[str, str] = field(default_factory=dict, kw_only=True, hash=False)
     fixed_epsilon: bool = field(default=False, kw_only=True)  # whether what runs it knows one head_norm_eps only
     tokenizer: bool = field(default=False, kw_only=True)  # whether a tokenizer that the recipe names goes into it
     # Versions of which it has a place for initial states (blocks.N.att.time_state); of others they are left out.

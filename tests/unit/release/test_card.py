@@ -24,6 +24,7 @@ from rwkvflow.release.artifacts import Row
 from rwkvflow.release.model_card.card import cell, human_count, human_size, quoted, share, small
 from rwkvflow.release.model_card.front_matter import yaml_text
 from rwkvflow.release.model_card.runtimes import runtimes
+from rwkvflow.worker.formats.runtimes import RUNTIMES
 from tests.helpers.releases import Made, made
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "card"
@@ -160,6 +161,13 @@ def test_every_format_of_the_registry_says_how_it_is_run() -> None:
             assert ("rwkv.cpp/" in " ".join(lines)) == (
                 entry.name.startswith("ggml-") and "_k" not in entry.name and version != "5.1"
             )
+            # A card names no runtime that does not run this version: not to install, not to call, not as its title.
+            named = " ".join([told.title, *lines])
+            for runtime in RUNTIMES:
+                if version not in runtime.runs:
+                    assert not re.search(rf"(?<![\w-]){re.escape(runtime.name)}(?![\w-])", named), (entry.name, version)
+            ours = [runtime for runtime in RUNTIMES if entry.family in runtime.families and version in runtime.runs]
+            assert ours, f"nothing runs {entry.name} of version {version}"
 
 
 @pytest.mark.parametrize("name", ["onnx-f32", "ncnn-f16"])

@@ -216,7 +216,8 @@ def of_strategy(strategy: str) -> ChatRwkv:
         needs_torch=True,
         states=STATEFUL - {"7"},  # the package looks for none in 7
         strategy=strategies.normal(strategy),
-        computes_in_f16=any(stage.dtype == "f16" for stage in stages),
+        runs_here=None if all(stage.device == "cpu" for stage in stages) else frozenset(),
+        computes_in_f16=any(stage.dtype == "f16" and stage.device != "cpu" for stage in stages),
     )
 
 

@@ -188,6 +188,7 @@ def _format(short: str, strategy: str, limits: Limits) -> FasterRwkv:
         limits=limits,
         requires=("msgpack",),
         strategy=strategy,
+        runs_here=frozenset(),
         computes_in_f16=short == "f16",
     )
 

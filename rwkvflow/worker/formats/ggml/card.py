@@ -7,6 +7,7 @@ import shlex
 from rwkvflow.worker.formats.base import Format
 from rwkvflow.worker.formats.cards import RECIPE, Card, CardFile
 from rwkvflow.worker.formats.ggml.layout import Ggml
+from rwkvflow.worker.formats.runtimes import BY_NAME, runs
 
 ENGINE = f'ENGINE="$(rwkvflow engine build {RECIPE} --print-path)"'
 
@@ -22,11 +23,11 @@ def card(item: Format, version: str) -> Card:
             _librwkv,
             order=10,
         )
-    if version == "5.1":
+    if not runs("rwkv.cpp", version):
         return Card(
-            "librwkv (`.bin`, version 5.1)",
+            f"librwkv (`.bin`, version {version})",
             "`rwkvflow engine build` builds librwkv and its tool `rwkv`, which takes and gives tokens. "
-            "rwkv.cpp takes this version for 5.2 and reads past its decay: it computes another model.",
+            f"Do not run it with rwkv.cpp, which {BY_NAME['rwkv.cpp'].instead[version]}.",
             (ENGINE,),
             _librwkv,
             order=15,

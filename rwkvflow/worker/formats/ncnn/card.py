@@ -17,9 +17,8 @@ def card(item: Format, version: str) -> Card:
     """See rwkvflow.worker.formats.cards."""
     return Card(
         "ncnn (folder)",
-        "For faster-rwkv (versions 4 and 5) and rwkv-mobile (6 and 7), or [ncnn](https://github.com/Tencent/ncnn) "
-        "itself: one token (int32) and the states in, the logits and the next states out. States begin with zeros, of "
-        "version 4 those that end in 3 with -1e30.",
+        "For [ncnn](https://github.com/Tencent/ncnn) and what is built on it: one token (int32) and the states in, the "
+        "logits and the next states out. States begin with zeros, of version 4 those that end in 3 with -1e30.",
         ("pip install ncnn",),
         _commands,
         order=100,

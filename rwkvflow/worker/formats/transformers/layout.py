@@ -266,5 +266,6 @@ FORMATS = (
         fixed_epsilon=True,
         tokenizer=True,
         splits=True,
+        computed_by={"6": "llama.cpp", "7": "llama.cpp"},
     ),
 )

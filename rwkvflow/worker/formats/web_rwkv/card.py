@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
+
 from rwkvflow.worker.formats.base import Format
 from rwkvflow.worker.formats.cards import Card, CardFile
+from rwkvflow.worker.formats.runtimes import runs
 
 
 def card(item: Format, version: str) -> Card:
     """See rwkvflow.worker.formats.cards."""
+    if not runs("web-rwkv-py", version):
+        return Card(
+            f"web-rwkv and Ai00 (`.st`, version {version})",
+            "[web-rwkv](https://github.com/cryscan/web-rwkv) runs on any GPU with Vulkan, or on Mesa's drivers. Its "
+            "example of a chat is built with Rust.",
+            ("git clone https://github.com/cryscan/web-rwkv",),
+            _example,
+            order=50,
+        )
     return Card(
         "web-rwkv and Ai00 (`.st`)",
         "[web-rwkv](https://github.com/cryscan/web-rwkv) runs on any GPU with Vulkan, or on Mesa's drivers.",
@@ -15,6 +27,11 @@ def card(item: Format, version: str) -> Card:
         _commands,
         order=50,
     )
+
+
+def _example(file: CardFile) -> tuple[str, ...]:
+    call = f'--example chat -- --model "$PWD"/{shlex.quote(file.path)}'
+    return (f"cargo run --release --manifest-path web-rwkv/Cargo.toml {call}",)
 
 
 def _commands(file: CardFile) -> tuple[str, ...]:

@@ -89,6 +89,7 @@ FORMATS = (
         limits=Limits(logits=0.05, perplexity=0.005),
         requires=("web-rwkv-py",),
         states=STATEFUL,
+        runs_here=frozenset(),  # its logits are looked at where it runs; the figures are of the tensors
         computes_in_f16=True,
     ),
 )
