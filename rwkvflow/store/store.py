@@ -58,7 +58,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the record of a step has to look like. `kinds` gives None where an output may be a file or a tree."""
+    """What the record of a step has to look like. `kinds` gives None where an output may be a file or a tree.
+
+    The same work has the same key under whatever name: an engine that two images share, a checkpoint that two recipes
+    call differently. Of the step's name, the stage alone is therefore compared.
+    """
 
     step: str
     kinds: Mapping[str, str | None]
@@ -66,7 +70,7 @@ class Wanted:
 
     def problem(self, record: Record) -> str | None:
         """Why a record is not this step's, in words."""
-        if record.step != self.step:
+        if record.step.partition("/")[0] != self.step.partition("/")[0]:
             return f"it is of {record.step!a:.80}, not of {self.step}"
         if set(record.outputs) != set(self.kinds):
             return f"it has the outputs {sorted(record.outputs)!a:.80}, not {sorted(self.kinds)}"

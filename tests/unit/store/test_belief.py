@@ -126,6 +126,15 @@ def test_a_good_record_is_taken_and_marked(place: Place, tmp_path: Path) -> None
     assert place.store.lookup(KEY, Wanted("convert/a/b@c", {"artifact": "tree"})) is None
 
 
+def test_the_same_work_under_another_name_is_taken(place: Place) -> None:
+    """An engine that two images share is recorded by the one that was first."""
+    place.says({**GOOD, "step": "convert/other/b@elsewhere"})
+    found = place.store.lookup(KEY, WANTED)
+    assert found is not None
+    assert place.told == []
+    assert place.store.lookup(KEY, WANTED) == found, "nor is it dropped where it is known here"
+
+
 def test_marked_records_can_be_dropped(place: Place, tmp_path: Path) -> None:
     place.says(GOOD)
     place.store.record("12" * 32, Record("mine", {"x": Output(DIGEST, "file", 1)}))
