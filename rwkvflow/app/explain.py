@@ -14,7 +14,8 @@ from rwkvflow.plan.explain import differences
 from rwkvflow.plan.plan import Standing, input_digests, survey
 from rwkvflow.plan.step import Input, Json, Ref, Source, Step, expected, key_of
 from rwkvflow.stages.image import dockerfile
-from rwkvflow.store.store import Output, Store, run_id
+from rwkvflow.store.record import Output
+from rwkvflow.store.store import Store, run_id
 
 
 class StoreShelf:

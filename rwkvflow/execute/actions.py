@@ -21,7 +21,8 @@ from rwkvflow.net.packages.wheels import download_wheels
 from rwkvflow.plan.step import Step, canonical
 from rwkvflow.sandbox.base import EnvironmentSpec, Sandbox
 from rwkvflow.sandbox.image.dockerfile import pinned_reference
-from rwkvflow.store.store import Output, Store
+from rwkvflow.store.record import Output
+from rwkvflow.store.store import Store
 from rwkvflow.worker.formats.outside import FormatPackage
 
 Results = Mapping[str, "Made | RwkvflowError"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from rwkvflow.base.errors import RwkvflowError
 from rwkvflow.base.events import Status
 from rwkvflow.plan.step import Limits, Step
-from rwkvflow.store.store import Output
+from rwkvflow.store.record import Output
 
 
 @dataclass(frozen=True)

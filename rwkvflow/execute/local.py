@@ -23,7 +23,8 @@ from rwkvflow.execute.base import Action, Job, Made, Outcome, Probe, Work
 from rwkvflow.execute.log_file import LogFile
 from rwkvflow.plan.plan import Plan, input_digests, needs, reason
 from rwkvflow.plan.step import Ref, Source, Step, expected, key_of
-from rwkvflow.store.store import Output, Record, Store
+from rwkvflow.store.record import Output, Record
+from rwkvflow.store.store import Store
 
 RECORD, PRESENT = 1, 2
 POLL_SECONDS = 0.2

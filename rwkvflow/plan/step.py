@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rwkvflow.store.store import Wanted
+from rwkvflow.store.record import Wanted
 
 Json = Any  # what json.dumps takes; never a float that is not exactly representable in the recipe
 

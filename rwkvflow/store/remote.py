@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 
 from rwkvflow.base.errors import RwkvflowError, UsageError
 from rwkvflow.base.hashing import file_digest, text_digest, tree_digest
-from rwkvflow.store.store import Output, Record, Store, Wanted, digest_hex, parse_record, record_json
+from rwkvflow.store.record import Output, Record, Wanted, digest_hex, parse_record, record_json
+from rwkvflow.store.store import Store
 from rwkvflow.store.tree_archive import ArchiveError, pack, unpack
 
 T = TypeVar("T")

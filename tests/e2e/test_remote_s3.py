@@ -12,8 +12,9 @@ import pytest
 
 from e2e.cli import Project, project
 from e2e.conftest import CACHE
+from rwkvflow.store.record import Record
 from rwkvflow.store.remote import Remote
-from rwkvflow.store.store import Record, Store
+from rwkvflow.store.store import Store
 
 boto3 = pytest.importorskip("boto3")
 moto_server = pytest.importorskip("moto.server")

@@ -11,7 +11,8 @@ from typing import Any
 from rwkvflow.base.events import Notice, RunFinished, RunStarted, StepFinished, StepStarted
 from rwkvflow.base.hashing import text_digest
 from rwkvflow.store.history import History
-from rwkvflow.store.store import Output, Record, Store
+from rwkvflow.store.record import Output, Record
+from rwkvflow.store.store import Store
 
 FORMATS = {"ggml-f16": 0.0, "ggml-q8_0": 0.0004, "ggml-q5_1": 0.004, "ggml-q4_0": 0.031}
 

@@ -16,7 +16,8 @@ from rwkvflow.execute.base import Job, Made, Outcome, Product, Work
 from rwkvflow.execute.local import LocalExecutor
 from rwkvflow.plan.plan import Plan, survey
 from rwkvflow.plan.step import Limits, Ref, Source, Step
-from rwkvflow.store.store import Output, Store
+from rwkvflow.store.record import Output
+from rwkvflow.store.store import Store
 
 
 def step(name: str, *needs: str, **changes: object) -> Step:

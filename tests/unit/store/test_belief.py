@@ -19,8 +19,9 @@ from rwkvflow.execute.actions import actions
 from rwkvflow.execute.base import Job, Made, Work
 from rwkvflow.plan.step import Limits, Step, expected
 from rwkvflow.store.collect import collect, entries, forget_remote
+from rwkvflow.store.record import Output, Record, Wanted, parse_record
 from rwkvflow.store.remote import Remote
-from rwkvflow.store.store import Output, Record, Store, Wanted, parse_record
+from rwkvflow.store.store import Store
 
 KEY = "ab" * 32
 DIGEST = "sha256:" + "cd" * 32

@@ -16,7 +16,8 @@ from rwkvflow.base.errors import RwkvflowError, StoreError
 from rwkvflow.base.files import clear_errors
 from rwkvflow.base.hashing import manifest_digest, text_digest, tree_digest
 from rwkvflow.store.collect import collect, entries, verify
-from rwkvflow.store.store import Output, Record, Store, run_id
+from rwkvflow.store.record import Output, Record
+from rwkvflow.store.store import Store, run_id
 
 
 @pytest.fixture
