@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from rwkvflow.worker.advice import given_by_recipe
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.protocol import open_channel
 
@@ -25,7 +26,9 @@ def main(argv: list[str]) -> int:
         task = request["task"]
         if task not in TASKS:
             raise WorkerError(f"unknown task {task!r}; there are {', '.join(TASKS)}")
-        importlib.import_module("rwkvflow.worker.tasks." + task.replace("-", "_")).run(request)
+        module = importlib.import_module("rwkvflow.worker.tasks." + task.replace("-", "_"))
+        with given_by_recipe():
+            module.run(request)
     except WorkerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -42,6 +42,7 @@ WORKER_ROOMS: tuple[tuple[str, str], ...] = (
     ("model", "what an RWKV model is: versions, weight types, dimensions, tokenizers, exact arithmetic"),
     ("protocol", "how host and worker talk"),
     ("digest", "digests, as the host computes them"),
+    ("advice", "what messages advise, which differs without a recipe"),
     ("errors", "the one kind of error"),
 )
 

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Final
 
+from rwkvflow.worker import advice
 from rwkvflow.worker.errors import UnknownModelError
 from rwkvflow.worker.model.architecture import Architecture, unknown
 from rwkvflow.worker.model.tensorinfo import TensorInfo
@@ -24,8 +25,7 @@ def refuse_unknown(tensors: Mapping[str, TensorInfo], architecture: Architecture
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     raise UnknownModelError(
         f"no tensors of version {architecture.version}, and nobody here knows what they do: {listed}{more}. "
-        "Where they do not change what the model computes, leave them out by name: ignore_tensors of a recipe's model, "
-        "or --ignore-tensors"
+        f"Where they do not change what the model computes, leave them out by name: {advice.ignore_tensors()}"
     )
 
 

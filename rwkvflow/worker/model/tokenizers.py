@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from rwkvflow.worker import advice
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.versions import TOKENIZERS
 
@@ -53,17 +54,14 @@ def open_tokenizer(kind: str, n_vocab: int, file: Path | None = None) -> Tokeniz
     if kind == "world":
         path = file or world_vocabulary()
         if path is None:
-            raise WorkerError(
-                "the World tokenizer is not in this image: add pyrwkv-tokenizer to the image's `wheels`, "
-                "or set the model's `tokenizer: auto`"
-            )
+            raise WorkerError(f"the World tokenizer is not installed: {advice.install('pyrwkv-tokenizer', 'world')}")
         world = World(path)
         if file is None and (why := misfit_of_kind(kind, n_vocab)):
             raise WorkerError(why)
         return _fitting(world, world.size, n_vocab)
     if kind == "tokenizer.json":
         if file is None:
-            raise WorkerError("the tokenizer file is missing: the recipe's `tokenizer` must name a tokenizer.json")
+            raise WorkerError(f"the tokenizer file is missing: {advice.name_tokenizer()}")
         return _from_file(file, n_vocab)
     if kind != "auto":
         raise WorkerError(f"unknown tokenizer {kind!r}; there are auto, bytes, world, tokenizer.json")
@@ -75,9 +73,12 @@ def open_tokenizer(kind: str, n_vocab: int, file: Path | None = None) -> Tokeniz
         path = world_vocabulary()
         if path is not None:
             return World(path)
-        return PseudoRandom(n_vocab, "the World tokenizer is not in this image (`wheels: [pyrwkv-tokenizer]`)")
+        remedy = advice.install("pyrwkv-tokenizer", "world")
+        return PseudoRandom(n_vocab, f"the World tokenizer is not installed; {remedy}")
     if TOKENIZERS.get(n_vocab) == "20b":
-        return PseudoRandom(n_vocab, "this is the 20B vocabulary: set the model's `tokenizer` to its tokenizer.json")
+        return PseudoRandom(
+            n_vocab, f"this is the 20B vocabulary, whose tokenizer.json is needed; {advice.name_tokenizer()}"
+        )
     return PseudoRandom(n_vocab, f"no known tokenizer has {n_vocab} tokens")
 
 
@@ -267,8 +268,7 @@ class Json:
             import tokenizers
         except ImportError:
             raise WorkerError(
-                "a tokenizer.json needs PyPI's tokenizers: add it to the image's `wheels`, "
-                "or set the model's `tokenizer: auto`"
+                f"a tokenizer.json needs PyPI's tokenizers: {advice.install('tokenizers', 'tokenizers')}"
             ) from None
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))

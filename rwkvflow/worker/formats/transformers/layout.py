@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rwkvflow.engine.prompts import template
+from rwkvflow.worker import advice
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import Format, Limits, Split
 from rwkvflow.worker.formats.safetensors.layout import Entry, safetensors_parts
@@ -200,20 +201,19 @@ def _tokenizer(architecture: Architecture, named: Path | None, remarks: list[str
     if size == WORLD:
         path = world_vocabulary()
         if path is None:
-            raise WorkerError("the World vocabulary is not in this image: add pyrwkv-tokenizer to its `wheels`")
+            raise WorkerError(f"the World vocabulary is not installed: {advice.install('pyrwkv-tokenizer', 'world')}")
         return _world(path.read_bytes(), template())
     if size == BYTES or (size > BYTES and architecture.version != "4"):
         if size != BYTES:
             remarks.append(
                 f"no known tokenizer has {size} tokens, so the folder gets one token a byte, and the text that it "
-                "reads and writes means nothing; name the model's `tokenizer` in the recipe"
+                f"reads and writes means nothing; {advice.name_tokenizer()}"
             )
         # A World vocabulary of single bytes; 0 is the end of a text there.
         lines = [f"{value} {bytes([value])!r} 1\n" for value in range(1, BYTES)]
         return _world("".join(lines).encode())
     remarks.append(
-        f"no known tokenizer has {size} tokens: the folder has no tokenizer files; "
-        "name a tokenizer.json as the model's `tokenizer` in the recipe"
+        f"no known tokenizer has {size} tokens: the folder has no tokenizer files; " + advice.name_tokenizer()
     )
     return {}
 

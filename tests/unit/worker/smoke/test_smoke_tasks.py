@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from helpers import checkpoints
 
+from rwkvflow.worker.advice import given_by_recipe
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.runner import Task, run_artifact
@@ -209,7 +210,8 @@ def test_limits_are_enforced_and_the_report_is_still_written(place: Path, capfd:
     # A reference of another model: the artifact equals its checkpoint, and answers differently.
     checkpoints.make(Path("in/m.pth"), version="7", vocab=256, seed=4).rename("in/checkpoint")
     artifact("a", seed=4)
-    found = run_smoke(capfd, {"input": "a"}, {"input": "a", "limits": {"logits": 99.0, "perplexity": 99.0}})
+    with given_by_recipe():
+        found = run_smoke(capfd, {"input": "a"}, {"input": "a", "limits": {"logits": 99.0, "perplexity": 99.0}})
     (failure,) = of("failed", found)
     assert failure["job"] == "smoke/0"
     assert "which `smoke: {limits: {safetensors: {logits: …}}}` in the recipe changes" in failure["message"]
