@@ -4,14 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: demo test help lint types docs unit engine e2e soak bench hooks check lock locked clean
+.PHONY: demo test tests help lint types docs unit engine e2e soak bench hooks check lock locked clean
 
 demo: $(VENV)/.installed ## Convert tiny models into eight formats each, test them, publish to out/demo
 	$(BIN)/rwkvflow run recipes/demo.yaml
 
-test: lint types docs ## Everything that is tested: lint, types, docs, and all tests but the long ones
-	$(BIN)/pytest -n 2 --durations=25 tests/unit
-	$(BIN)/pytest -n 2 --durations=25 --dist loadfile tests/engine tests/e2e tests/redteam
+test: $(VENV)/.dev ## Everything that is tested; what fails does not keep the rest from being told
+	@$(MAKE) --keep-going --no-print-directory lint types docs tests
+
+# A file of tests goes to one process whole, as much of what it needs is made once a file; see tests/spent.py. Each of them
+# has a core to itself, where threads of numpy and PyTorch would only wait for one another.
+tests: $(VENV)/.dev ## All tests but the long ones
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=25
 
 help: ## List these targets
 	@grep -hE '^[a-z0-9 ]+:.*## ' $(MAKEFILE_LIST) | while IFS= read -r line; do \
@@ -19,10 +23,9 @@ help: ## List these targets
 	done
 
 lint: $(VENV)/.dev ## Check style, formatting, spelling and shell scripts
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/codespell
-	$(BIN)/shellcheck .ci/run
+	@failed=0; for tool in 'ruff check .' 'ruff format --check .' codespell 'shellcheck .ci/run'; do \
+		echo "$$tool"; $(BIN)/$$tool || failed=1; \
+	done; exit $$failed
 
 types: $(VENV)/.dev ## Check types with mypy
 	$(BIN)/mypy

@@ -11,7 +11,8 @@ from typing import IO
 import hypothesis
 import kept
 import pytest
-from shared_errors import pytest_runtest_makereport  # noqa: F401 - a hook
+import shared_errors
+import spent
 
 # huggingface_hub reads it once, when it is first imported, which another test in this process may do before ours.
 os.environ["HF_HUB_DISABLE_XET"] = "1"
@@ -46,6 +47,12 @@ def fixtures() -> Path:
     if not FIXTURES.is_dir():
         pytest.skip(f"no fixtures at {FIXTURES.name}/ beside the checkout; set RWKVFLOW_FIXTURES")
     return FIXTURES
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Our own plugins."""
+    for plugin in (shared_errors, spent):
+        config.pluginmanager.register(plugin)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

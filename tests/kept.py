@@ -60,6 +60,7 @@ def _worth_least(root: Path) -> Iterator[Path]:
             if (store / name).exists():
                 yield store / name
     yield from sorted(root.glob("*/environments/*/"), key=_age)
+    yield from sorted(root.glob("encoders/*"), key=_age)
     yield from sorted((path for path in root.glob("llama-*") if path.is_dir()), key=_age)
     yield from sorted((path for path in root.glob("*/downloads/*") if path.name != "wheels"), key=_age)
     yield from sorted((*root.glob("*/downloads/wheels/*"), *root.glob("wheels/*"), *root.glob("bases/*")), key=_age)

@@ -47,7 +47,7 @@ class Farm:
         return f"file://{self.folder}/remote"
 
     def machine(self, name: str) -> Project:
-        """A fresh checkout on a fresh store; only wheels and environments are not made 24 times over."""
+        """A fresh checkout on a fresh store; only wheels and environments are not made anew for each job."""
         folder, store = self.folder / name / "p", self.folder / name / "store"
         shutil.copytree(self.one.folder, folder, ignore=shutil.ignore_patterns("out"))
         store.mkdir()
@@ -93,12 +93,12 @@ def farm(folder: Path, models: list[str], formats: list[str], images: list[str])
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Farm:
-    """3 models × 4 formats × 2 images, made by 24 jobs, two at a time."""
-    models, formats = ["rwkv4", "rwkv6", "rwkv7"], ["ggml-f16", "ggml-q4_0", "ggml-q5_1", "safetensors"]
+    """3 models × 2 formats × 2 images, made by 12 jobs, two at a time."""
+    models, formats = ["rwkv4", "rwkv6", "rwkv7"], ["ggml-q5_1", "safetensors"]
     made = farm(tmp_path_factory.mktemp("farm"), models, formats, ["py3.11", "other"])
     jobs = list(enumerate(made.ids()))
-    assert len(jobs) == 24
-    first, rest = jobs[:22], jobs[22:]  # the rest: one artifact in both images, whose results are the same
+    assert len(jobs) == 12
+    first, rest = jobs[:10], jobs[10:]  # the rest: one artifact in both images, whose results are the same
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda job: made.job(*job), first))
     _, code, told = made.publish("early")
@@ -114,7 +114,7 @@ def test_jobs_and_one_publish_give_the_bytes_of_one_run(many: Farm) -> None:
     machine, code, told = many.publish("publisher")
     assert code == 0, told
     assert machine.files() == many.one.files()
-    assert len(machine.files()) > 30
+    assert len(machine.files()) > 15
     again = machine("publish", "recipe.yaml", "--locked", "--remote", many.remote, *HOST, "--json")
     assert again.code == 0
     assert again.steps("done") == []

@@ -9,7 +9,7 @@ import platform
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import emulators
@@ -139,14 +139,23 @@ def test_the_static_tool_of_a_phone_gives_the_same_logits(
     same_logits(emulated, models, librwkv.with_zig(request.config), tmp_path, best)
 
 
-def test_windows_gives_the_same_logits(
-    cross: Cross, models: Models, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def wine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Wine, whose server stays while the test runs: else each program would start Windows' services anew."""
     if platform.machine() != "x86_64":
         pytest.skip("wine runs programs for the machine's own processor")
-    wine = emulators.find("wine wine64", "wine")
+    program, server = emulators.find("wine wine64", "wine"), emulators.find("wine wine64", "wineserver")
     monkeypatch.setenv("WINEPREFIX", str(tmp_path / "prefix"))
     monkeypatch.setenv("WINEDEBUG", "-all")
+    (tmp_path / "prefix").mkdir()
+    subprocess.run([server, "--persistent=60"], check=True)  # seconds after the last program
+    yield program
+    subprocess.run([server, "--kill"], check=False)
+
+
+def test_windows_gives_the_same_logits(
+    wine: str, cross: Cross, models: Models, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     tool = cross("x86_64-windows-gnu") / "bin" / "rwkv.exe"
     same_logits([wine, tool], models, librwkv.with_zig(request.config), tmp_path, "avx2")
 
