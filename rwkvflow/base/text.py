@@ -27,6 +27,11 @@ def json_shown(text: str) -> str:
     return _HOSTILE.sub(_escape, text)
 
 
+def yaml_shown(text: str) -> str:
+    r"""A double-quoted text of YAML that says the same with escapes; beyond the first plane it has \U, and no pairs."""
+    return _HOSTILE.sub(lambda match: _spell(match) if ord(match[0]) > 0xFF else f"\\u{ord(match[0]):04x}", text)
+
+
 def _spell(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

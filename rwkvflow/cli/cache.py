@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from rwkvflow.base.errors import UsageError
+from rwkvflow.base.text import shown
 from rwkvflow.cli.options import store_option
 
 
@@ -34,7 +35,8 @@ def cache_ls(store: Any, as_json: bool) -> None:
         click.echo(json.dumps([{"digest": e.digest, "size": e.size, "steps": e.steps} for e in rows], indent=2))
         return
     for entry in rows:
-        click.echo(f"{entry.digest[7:19]}  {entry.size / 1e6:>10.1f} MB  {', '.join(entry.steps[:3]) or '(unused)'}")
+        steps = shown(", ".join(entry.steps[:3])) or "(unused)"
+        click.echo(f"{entry.digest[7:19]}  {entry.size / 1e6:>10.1f} MB  {steps}")
     click.echo(f"{sum(entry.size for entry in rows) / 1e6:.1f} MB in {store.root}")
 
 
@@ -48,7 +50,7 @@ def cache_verify(store: Any) -> None:
     with store.using():
         damaged = verify(store)
     for damage in damaged:
-        click.echo(f"{damage.digest}: {damage.message}")
+        click.echo(shown(f"{damage.digest}: {damage.message}"))
     if damaged:
         raise StoreError(f"{len(damaged)} damaged, removed", remedy="run the recipe again to make them anew")
     click.echo("all intact")
@@ -112,5 +114,5 @@ def cache_models(store: Any, empty: bool) -> None:
         return
     found = kept(store.root)
     for model in found:
-        click.echo(f"{model.size / 1e6:>10.1f} MB  {model.source}  {model.folder}")
+        click.echo(shown(f"{model.size / 1e6:>10.1f} MB  {model.source}  {model.folder}"))
     click.echo(f"{sum(model.size for model in found) / 1e6:.1f} MB in {len(found)} models")

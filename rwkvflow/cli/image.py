@@ -51,7 +51,7 @@ def image_ls(sandbox: str, store: Path | None) -> None:
     from rwkvflow.app.pipeline import environments
 
     for tag, used in environments(sandbox, store):
-        click.echo(f"{tag[:24]}  {used or '(unused)'}")
+        click.echo(shown(f"{tag[:24]}  {used or '(unused)'}"))
 
 
 @image.command("prune")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rwkvflow.base.errors import RwkvflowError, UsageError
+from rwkvflow.base.text import shown
 from rwkvflow.cli.options import DocumentPath
 
 if TYPE_CHECKING:
@@ -135,7 +136,12 @@ def tokenizer_of(kind: str, model: Model) -> Tokenizer:
 
 
 def write(text: str) -> None:
-    """To standard output at once, whatever its encoding can hold."""
+    """To standard output at once, whatever its encoding can hold.
+
+    On a terminal, control sequences that a model writes are spelt out; a file or another program gets them as they are.
+    """
+    if sys.stdout.isatty():
+        text = shown(text)
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
     sys.stdout.flush()

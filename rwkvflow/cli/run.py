@@ -69,7 +69,7 @@ def plan(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
         bounds = [duration(limits.time_s)] if limits.time_s else []
         bounds += [f"{limits.memory / 2**30:g} GiB"] if limits.memory else []
         at_most = f"  (at most {', '.join(bounds)})" if verbose and bounds else ""
-        click.echo(f"{mark} {row.step:<48} {row.state:<7} {row.why}{at_most}".rstrip())
+        click.echo(shown(f"{mark} {row.step:<48} {row.state:<7} {row.why}{at_most}".rstrip()))
 
 
 @click.command()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rwkvflow.base.errors import EnvironmentMissing, UsageError
+from rwkvflow.base.text import shown
 from rwkvflow.cli.models import KINDS, default_threads, engine_errors, engine_options, library_of, tokenizer_option
 from rwkvflow.cli.options import DocumentPath, ModelPath
 
@@ -127,7 +128,7 @@ def serve(models: tuple[Path, ...], host: str, port: int, **options: Any) -> Non
     rules = Rules(hosts_for(host, options["allow_host"]), frozenset(options["cors"]), keys, options["max_body"])
     app = make_app(shelf, rules, Limits(options["max_prompt"], options["max_tokens"]))
     names = ", ".join(entry.name for entry in entries)
-    server = Server(app, shelf, host, port, lambda address: click.echo(f"{address} serves {names}", err=True))
+    server = Server(app, shelf, host, port, lambda address: click.echo(shown(f"{address} serves {names}"), err=True))
     try:
         shelf.add_up()
         with contextlib.suppress(SystemExit):  # uvicorn's own, where it cannot listen

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rwkvflow.base.text import shown
 from rwkvflow.release.artifacts import Row
 from rwkvflow.release.model_card.front_matter import front_matter, yaml_text
 from rwkvflow.release.model_card.runtimes import runtimes
@@ -41,12 +42,14 @@ def render_card(
 ) -> str:
     """README.md. Deterministic: nothing of times, machines or paths. `template` is the text of the user's own.
 
+    Whoever wrote them, no control sequences are left in it: people read cards on terminals, too.
+
     Raises PublishError, with the line, where a template of the user's has a mistake.
     """
     told = context(name, rows, left_out, params, signed_by, plot)
     if template is not None:
-        return render_apart(template, told)
-    return environment_of().get_template(DEFAULT).render(told)
+        return shown(render_apart(template, told))
+    return shown(environment_of().get_template(DEFAULT).render(told))
 
 
 def environment_of() -> Environment:

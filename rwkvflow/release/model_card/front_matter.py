@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from rwkvflow.base.text import yaml_shown
 from rwkvflow.documents.formats import family_of
 from rwkvflow.release.artifacts import Row
 from rwkvflow.release.provenance.materials import hub_repositories
@@ -110,7 +111,7 @@ def _scalar(value: Any) -> str:
     if isinstance(value, str):
         if _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
             return value
-        return _ESCAPED.sub(_escape, json.dumps(value, ensure_ascii=False))
+        return yaml_shown(_ESCAPED.sub(_escape, json.dumps(value, ensure_ascii=False)))
     if isinstance(value, float):
         return repr(value) if "e" not in repr(value) else f"{value:.12f}".rstrip("0")
     return json.dumps(value)

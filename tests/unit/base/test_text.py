@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import re
+import sys
 import time
+import tty
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -17,11 +21,14 @@ from rich.console import Console
 from rwkvflow.base.events import Notice, RunFinished, RunStarted, StepFinished, StepLog, StepProgress, StepStarted
 from rwkvflow.base.files import remove
 from rwkvflow.base.lines import LONGEST, LineSplitter
-from rwkvflow.base.text import json_shown, shown, shown_line
+from rwkvflow.base.shipped import PACKAGE
+from rwkvflow.base.text import json_shown, shown, shown_line, yaml_shown
+from rwkvflow.cli.models import write
 from rwkvflow.display.inspect import describe_lines
 from rwkvflow.display.live import LiveDisplay
 from rwkvflow.display.plain import PlainDisplay
 from rwkvflow.execute.log_file import LogFile
+from rwkvflow.release.model_card.front_matter import yaml_text
 from rwkvflow.worker.protocol import Signer
 
 BAD = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -162,3 +169,42 @@ def test_a_signed_line_is_a_message_once_and_in_its_place(messages: list[dict[st
 )
 def test_what_is_no_signed_line_is_log(line: str) -> None:
     assert Signer(b"k" * 32).verify(line) is None
+
+
+@given(st.text())
+def test_yaml_says_the_same_without_control_sequences(text: str) -> None:
+    found = yaml_text({"key": text})
+    assert shown(found) == found
+    assert yaml.safe_load(found) == {"key": text}
+    assert yaml_shown(found) == found
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_what_a_model_writes_reaches_no_terminal_raw(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    """`generate` and `chat` write token by token; a program that reads them gets the text as it is."""
+    pieces = ["a\tb\n", "\x1b", "[2J", "\x9b31m", "\u202eevil", "\r\x07"]
+    outer, inner = pty.openpty() if terminal else os.pipe()
+    if terminal:
+        tty.setraw(inner)
+    with os.fdopen(inner, "w", encoding="utf-8", newline="") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        for piece in pieces:
+            write(piece)
+        write("END")
+        monkeypatch.undo()
+        data = b""
+        while not data.endswith(b"END"):
+            data += os.read(outer, 4096)
+    os.close(outer)
+    found = data.decode().removesuffix("END")
+    assert found == (shown("".join(pieces)) if terminal else "".join(pieces))
+    if terminal:
+        assert found.startswith("a\tb\n\\x1b[2J")
+        assert "\x1b" not in found
+
+
+def test_everything_that_a_model_writes_goes_one_way() -> None:
+    """No other place of the command line may write pieces of an answer."""
+    for path in sorted((PACKAGE / "cli").glob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        assert "sys.stdout.write" not in text or path.name == "models.py", path.name

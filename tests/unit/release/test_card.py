@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvflow.base.errors import PublishError
+from rwkvflow.base.text import shown
 from rwkvflow.release.artifacts import Row
 from rwkvflow.release.model_card.card import cell, human_count, human_size, quoted, share, small
 from rwkvflow.release.model_card.front_matter import yaml_text
@@ -343,3 +344,21 @@ def test_sizes_and_counts_in_words() -> None:
         "1.5 B",
         "–",
     ]
+
+
+@pytest.mark.parametrize("template", [None, "{{ title }}\n{{ about }}\n{{ rows[0].smoke.continuations }} \x1b[31m"])
+def test_no_control_sequence_is_left_in_a_card(run: Made, tmp_path: Path, template: str | None) -> None:
+    """Of a recipe, a model's tokens, or a template: in text, tables and front matter alike."""
+    hostile = "\x1b[2J\x9b31m\u202eevil\u2066\x07\U000e0041"
+    card = {"title": f"t{hostile}", "about": f"one{hostile}\ntwo", "tags": [f"x{hostile}"], "quantized_by": hostile}
+    run.params["card"] = card
+    for path in [path for name, path in run.inputs.items() if name.startswith("smoke/")]:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        report["continuations"] = [{"prompt": f"p{hostile}", "text": f"c{hostile}"}]
+        report["note"] = f"n{hostile}"
+        path.write_text(json.dumps(report), encoding="utf-8")
+    text = text_of(run) if template is None else own(run, template, tmp_path)
+    assert shown(text) == text
+    assert "\\x1b[2J" in text
+    if template is None:
+        assert ModelCard(text).data.tags[-1] == f"x{hostile}"
