@@ -1,4 +1,8 @@
-"""Publish to a folder: complete or not at all. The new release is made beside the old one, then takes its place."""
+"""Publish to a folder: complete or not at all. The new release is made beside the old one, then takes its place.
+
+What else stands in the folder, a user's notes or a repository, goes along. Only what an earlier release put there, as
+its marker or its list of checksums says, is replaced or removed.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,20 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from rwkvflow.base.errors import PublishError, StoreError
 from rwkvflow.base.files import read_json, remove, sync, write_json
 from rwkvflow.base.outputs import swap
 from rwkvflow.publish.base import refuse_others
-from rwkvflow.release.names import PROVENANCE, STATE
+from rwkvflow.release.names import PROVENANCE, SIGNATURE, STATE, SUMS
 from rwkvflow.release.provenance.statement import stated_name
+from rwkvflow.release.sums import parse_sums
 
 if TYPE_CHECKING:
     from rwkvflow.release.release import Release, ReleaseFile
@@ -37,19 +44,21 @@ def is_intact(target: Path, key: str) -> bool:
 
 
 def publish_folder(release: Release, target: Path, *, key: str, on_bytes: Callable[[int, int], None]) -> None:
-    """Make `target` hold exactly this release. `on_bytes` is told bytes done and in total.
+    """Make `target` hold exactly this release, and what else there was. `on_bytes` is told bytes done and in total.
 
-    Raises PublishError where the folder holds something that this recipe did not publish, StoreError where a file of
+    Raises PublishError where the folder is no release of this recipe's, or holds a file of somebody else's where the
+    release has one, StoreError where a file of
     the store turns out to be damaged (then the old release stays).
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise PublishError(f"{target} is not a folder", remedy="name another folder in publish.to")
     if target.is_dir() and any(target.iterdir()) and not _ours(target):
         raise PublishError(
-            f"{target} holds files that rwkvflow did not publish, and publishing replaces the whole folder",
+            f"{target} holds files that rwkvflow did not publish, and is no release",
             remedy="name an empty or new folder in publish.to",
         )
     refuse_others(str(target), _name(target), release)
+    kept = _others(target, release)
     with _own_disk(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         prefix = f".{target.name}.rwkvflow-"
@@ -59,6 +68,8 @@ def publish_folder(release: Release, target: Path, *, key: str, on_bytes: Callab
             fresh = target.parent / f"{prefix}{uuid.uuid4().hex}"
             try:
                 _write(release, fresh, target, key, on_bytes)
+                for path in kept:
+                    _keep(target / path, fresh / path)
                 swap(fresh, target)
             finally:
                 remove(fresh)
@@ -74,6 +85,63 @@ def _ours(target: Path) -> bool:
     predicate = (read_json(target / PROVENANCE) or {}).get("predicate")
     definition = predicate.get("buildDefinition") if isinstance(predicate, dict) else None
     return isinstance(definition, dict) and definition.get("buildType") == BUILD_TYPE
+
+
+def _others(target: Path, release: Release) -> list[str]:
+    """Relative paths of what no release put into a folder, each folder before what is in it.
+
+    Raises PublishError where the release needs such a path, and for what cannot go along: pipes, sockets, devices.
+    """
+    if not target.is_dir():
+        return []
+    ours, new = {STATE, *_published(target)}, {file.path for file in release.files}
+    folders = {parent.as_posix() for path in (*ours, *new) for parent in PurePosixPath(path).parents}
+    found = []
+    for root, names, files in os.walk(target):
+        for name in sorted((*names, *files)):
+            path = (Path(root) / name).relative_to(target).as_posix()
+            mode = (target / path).lstat().st_mode
+            if path in ours and not stat.S_ISDIR(mode):
+                continue
+            if stat.S_ISDIR(mode) and path in folders:
+                continue
+            if path in new or path in folders or not (stat.S_ISDIR(mode) or stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
+                what = "the release has one of this name" if path in new | folders else "it is neither file nor folder"
+                raise PublishError(
+                    f"{target} holds {ascii(path)[1:-1]}, which rwkvflow did not publish, and {what}",
+                    remedy="move it away, or name another folder in publish.to",
+                )
+            found.append(path)
+    return found
+
+
+def _published(target: Path) -> set[str]:
+    """The files that the release in a folder consists of, as the folder says."""
+    files = (read_json(target / STATE) or {}).get("files")
+    if isinstance(files, dict):
+        return set(files)
+    try:
+        listed, _ = parse_sums((target / SUMS).read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return set()
+    return {*listed, SUMS, SIGNATURE}
+
+
+def _keep(old: Path, new: Path) -> None:
+    """What is not ours, in the folder that takes the old one's place: the same file by a second name."""
+    mode = old.lstat().st_mode
+    if stat.S_ISDIR(mode):
+        new.mkdir(parents=True, exist_ok=True)
+        shutil.copystat(old, new)
+        return
+    new.parent.mkdir(parents=True, exist_ok=True)
+    if stat.S_ISLNK(mode):
+        new.symlink_to(old.readlink())
+        return
+    try:
+        new.hardlink_to(old)
+    except OSError:  # a file system without them
+        shutil.copy2(old, new)
 
 
 @contextlib.contextmanager

@@ -185,6 +185,12 @@ class HubPublisher:
             refuse_others(self._to(), stated_name(calls.read(PROVENANCE, head.commit)), release)
             old, problems = parse_sums(calls.read(SUMS, head.commit).decode("utf-8", "replace"))
             before = {*old, SUMS, SIGNATURE} if not problems else set()
+            added = [path for path in foreign if path not in before and before]
+            if added:
+                raise PublishError(
+                    f"{self._to()} has a {added[0]} that is no file of the release there, and the new one has it, too",
+                    remedy="remove or rename that file there first, or publish to another repository",
+                )
             deletes = sorted(path for path in before if path in there and path not in wanted)
         return _Plan(head, there, wanted, writes, tuple(deletes))
 

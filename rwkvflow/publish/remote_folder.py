@@ -84,6 +84,12 @@ class RemoteFolderPublisher:
                 remedy="name an empty or new folder in publish.to",
             )
         refuse_others(self.url, self._name, release)
+        foreign = sorted(file.path for file in release.files if file.path in found and file.path not in remembered)
+        if foreign:
+            raise PublishError(
+                f"{self.url} holds {foreign[0]}, which rwkvflow did not publish, and the release has one of this name",
+                remedy="move it away, or name another folder in publish.to",
+            )
         there = {
             path: entry
             for path, entry in remembered.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from rwkvflow.base.errors import PublishError, StoreError
 from rwkvflow.net.progress import Told
 from rwkvflow.publish.hub import LARGEST, HubOptions, HubPublisher, weight_suffixes
 from rwkvflow.release.artifacts import from_file
-from rwkvflow.release.names import SUMS
+from rwkvflow.release.names import PROVENANCE, SUMS
+from rwkvflow.release.provenance.statement import BUILD_TYPE, PREDICATE_TYPE
 from rwkvflow.release.release import Release
 from tests.standin import StandIn
 
@@ -187,6 +189,36 @@ def test_files_that_rwkvflow_did_not_publish_are_not_replaced(net: StandIn) -> N
     theirs.commit({"tiny7/tiny7-Q5_1.bin": None})
     publish(OLD)  # a card made on the hub's own page is replaced; its history keeps it
     assert holds(theirs, OLD)
+
+
+def test_a_users_file_where_the_release_has_one_is_refused_by_name(net: StandIn) -> None:
+    publish(OLD)
+    theirs = net.hub.repositories[REPO]
+    theirs.commit({"added/added.gguf": b"mine", "notes.md": b"mine"})
+    before = theirs.contents()
+    with pytest.raises(PublishError, match=r"has a added/added\.gguf that is no file of the release there"):
+        publish(NEW)
+    assert theirs.contents() == before
+    theirs.commit({"added/added.gguf": None})
+    publish(NEW)
+    assert theirs.contents()["notes.md"] == b"mine"
+
+
+def test_another_recipes_release_is_not_replaced(net: StandIn) -> None:
+    statement = {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": "a.bin", "digest": {"sha256": "0" * 64}}],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "buildDefinition": {"buildType": BUILD_TYPE, "externalParameters": {"name": "other"}},
+            "runDetails": {"builder": {"id": "https://example.org/builder"}},
+        },
+    }
+    publish({**OLD, PROVENANCE: json.dumps(statement).encode()})
+    before = net.hub.repositories[REPO].contents()
+    with pytest.raises(PublishError, match="holds the release other, and this recipe's is tiny"):
+        publish(NEW)
+    assert net.hub.repositories[REPO].contents() == before
 
 
 def test_damage_in_the_store_is_not_published(net: StandIn, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -244,3 +245,56 @@ def test_another_recipes_release_is_not_replaced(made: Made, tmp_path: Path) -> 
         (tmp_path / "demo/.rwkvflow.json").unlink(missing_ok=True)
     del before[".rwkvflow.json"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "demo").glob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("downloaded", [False, True])
+def test_what_a_user_added_to_a_release_stays(made: Made, tmp_path: Path, downloaded: bool) -> None:
+    """Files, folders, links and modes; whether the folder's marker or the list of checksums tells what is ours."""
+    made.artifact("m/q@i", b"weights")
+    made.artifact("m/r@i", b"others")
+    target = tmp_path / "demo"
+    publish(made.release(("m", "q", "i"), ("m", "r", "i")), target)
+    (target / "notes.txt").write_text("mine")
+    (target / "notes.txt").chmod(0o600)
+    (target / ".git" / "refs").mkdir(parents=True)
+    (target / ".git" / "HEAD").write_text("ref: main")
+    (target / "m" / "my.bin").write_bytes(b"my own")
+    (target / "m" / "m-q.bin.txt").symlink_to("m-q.bin")
+    (target / "nowhere").symlink_to("/nowhere")
+    if downloaded:
+        (target / ".rwkvflow.json").unlink()
+    del made.inputs["artifact/m/r@i"]
+    publish(made.release(("m", "q", "i")), target, "k2")
+    assert not (target / "m" / "m-r.bin").exists(), "what an earlier release put there goes"
+    assert (target / "notes.txt").read_text() == "mine"
+    assert (target / "notes.txt").stat().st_mode & 0o777 == 0o600
+    assert (target / "notes.txt").stat().st_nlink == 1
+    assert (target / ".git" / "HEAD").read_text() == "ref: main"
+    assert (target / ".git" / "refs").is_dir()
+    assert (target / "m" / "my.bin").read_bytes() == b"my own"
+    assert str((target / "m" / "m-q.bin.txt").readlink()) == "m-q.bin"
+    assert str((target / "nowhere").readlink()) == "/nowhere"
+    assert is_intact(target, "k2")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo", "store"]
+
+
+@pytest.mark.parametrize("what", ["a file of the release's", "a file where it has a folder", "a folder", "a pipe"])
+def test_a_users_file_where_the_release_has_one_is_refused_by_name(made: Made, tmp_path: Path, what: str) -> None:
+    made.artifact("m/q@i", b"weights")
+    target = tmp_path / "demo"
+    publish(made.release(("m", "q", "i")), target)
+    name = {"a file where it has a folder": "n", "a pipe": "pipe"}.get(what, "n/n-q.bin")
+    place = target / name
+    place.parent.mkdir(exist_ok=True)
+    if what == "a folder":
+        place.mkdir()
+        (place / "mine").write_text("mine")
+    elif what == "a pipe":
+        os.mkfifo(place)
+    else:
+        place.write_text("mine")
+    made.artifact("n/q@i", b"new")
+    with pytest.raises(PublishError, match=rf"holds {name}, which rwkvflow did not publish"):
+        publish(made.release(("m", "q", "i"), ("n", "q", "i")), target, "k2")
+    assert os.path.lexists(place)
+    assert is_intact(target, "k")

@@ -11,6 +11,8 @@ from helpers.publishing import release
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rwkvflow.base.errors import PublishError
+from rwkvflow.base.hashing import text_digest
 from rwkvflow.documents.destinations import (
     REMOTE,
     Destination,
@@ -23,9 +25,11 @@ from rwkvflow.documents.destinations import (
 from rwkvflow.documents.sources import SourceError
 from rwkvflow.net.oci_registry import credentials
 from rwkvflow.net.progress import Told
+from rwkvflow.publish import oci
 from rwkvflow.publish.hub import git_blob_id, lfs_attributes, weight_suffixes
-from rwkvflow.publish.oci import manifest_bytes
+from rwkvflow.publish.oci import OciPublisher, manifest_bytes
 from rwkvflow.publish.places import publisher as opened
+from rwkvflow.release.release import Release
 
 
 @pytest.mark.parametrize(
@@ -114,6 +118,39 @@ def test_equal_releases_have_equal_manifests() -> None:
     files = {"b/b.bin": b"b", "a.json": b"{}"}
     assert manifest_bytes(release(files)) == manifest_bytes(release(dict(reversed(files.items()))))
     assert manifest_bytes(release(files)) != manifest_bytes(release({**files, "a.json": b"[]"}))
+
+
+@pytest.mark.parametrize(
+    ("there", "words"),
+    [
+        (release({"a.bin": b"a"}, name="other"), "holds the release other, and this recipe's is tiny"),
+        (None, "is no model but application/vnd.oci.image.manifest.v1"),
+    ],
+)
+def test_a_tag_that_names_something_else_stays(
+    monkeypatch: pytest.MonkeyPatch, there: Release | None, words: str
+) -> None:
+    """Another recipe's release, or an image; nothing is uploaded before that is known."""
+    image = b'{"mediaType": "application/vnd.oci.image.manifest.v1+json"}'
+    data = image if there is None else manifest_bytes(there)
+
+    class Registry:
+        def __init__(self, *told: object) -> None: ...
+        def __enter__(self) -> Registry:
+            return self
+
+        def __exit__(self, *told: object) -> None: ...
+        def manifest(self, tag: str) -> tuple[str, object]:
+            return text_digest(data), json.loads(data)
+
+    monkeypatch.setattr(oci, "OciRegistry", Registry)
+    place = OciPublisher(OciDestination("registry.example", "a/b", "v1"))
+    for attempt in (
+        lambda: place.plan(release({"a.bin": b"b"})),
+        lambda: place.apply(release({"a.bin": b"b"}), Told()),
+    ):
+        with pytest.raises(PublishError, match=words):
+            attempt()
 
 
 def test_logins_of_docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec
@@ -117,6 +118,32 @@ def test_folders_of_others_are_left_alone(url: str) -> None:
     with pytest.raises(PublishError, match=r"holds files that rwkvflow did not publish, e\.g\. thesis\.tex"):
         RemoteFolderPublisher(url).apply(release(OLD), Told())
     assert there(url) == {"thesis.tex": b"years of work"}
+
+
+def test_another_recipes_release_is_not_replaced(url: str) -> None:
+    RemoteFolderPublisher(url).apply(release(OLD), Told())
+    before = there(url)
+    other = replace(release(NEW), name="other")
+    for attempt in (RemoteFolderPublisher(url).plan, lambda made: RemoteFolderPublisher(url).apply(made, Told())):
+        with pytest.raises(PublishError, match="and this recipe's is other"):
+            attempt(other)
+    assert there(url) == before
+
+
+def test_a_users_file_where_the_release_has_one_is_refused_by_name(url: str) -> None:
+    RemoteFolderPublisher(url).apply(release(OLD), Told())
+    system, root = fsspec.core.url_to_fs(url)
+    (added, *_) = sorted({file.path for file in release(NEW).files} - {file.path for file in release(OLD).files})
+    system.makedirs(f"{root}/{added}".rpartition("/")[0], exist_ok=True)
+    system.pipe_file(f"{root}/{added}", b"mine")
+    system.pipe_file(f"{root}/notes.txt", b"mine")
+    before = there(url)
+    with pytest.raises(PublishError, match=f"holds {added}, which rwkvflow did not publish"):
+        RemoteFolderPublisher(url).apply(release(NEW), Told())
+    assert there(url) == before
+    system.rm_file(f"{root}/{added}")
+    RemoteFolderPublisher(url).apply(release(NEW), Told())
+    assert there(url)["notes.txt"] == b"mine", "what is in nobody's way stays"
 
 
 def test_damage_in_the_store_is_not_published(url: str, tmp_path: Path) -> None:
