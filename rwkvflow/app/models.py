@@ -12,7 +12,7 @@ from rwkvflow.base.errors import FetchError, UsageError
 from rwkvflow.base.events import Listener, Notice, StepProgress
 from rwkvflow.base.files import clear_errors, read_json, remove, write_json
 from rwkvflow.base.hashing import text_digest
-from rwkvflow.documents.sources import HubSource, LocalSource, SourceError, parse_source
+from rwkvflow.documents.sources import Source, SourceError, parse_source, part_of
 
 FOLDER = "models"  # below the store: one folder a source, with source.json and the files
 CHAT_FORMAT = "ggml-q8_0"  # what checkpoints are run as: nearly as good as F16, and half of it to read a token
@@ -31,11 +31,6 @@ class Kept:
     size: int
 
 
-def is_remote(text: str) -> bool:
-    """Whether a model named on the command line has to be fetched."""
-    return text.startswith(("hf://", "http://", "https://"))
-
-
 def fetched(text: str, root: Path, emit: Listener, cancel: threading.Event | None = None) -> Path:
     """The file of a source that is on the hub or the web: from the store, else downloaded into it.
 
@@ -48,13 +43,12 @@ def fetched(text: str, root: Path, emit: Listener, cancel: threading.Event | Non
         source = parse_source(text, folder=True)
     except SourceError as error:
         raise UsageError(f"{text}: {error}") from error
-    if isinstance(source, LocalSource):
-        return Path(source.path)
-    if isinstance(source, HubSource) and PurePosixPath(source.path).suffix not in CHECKPOINTS:
+    if (path := source.below(Path())) is not None:
+        return path
+    if source.folders and PurePosixPath(source.name).suffix not in CHECKPOINTS:
         raise _which(source)
     folder = folder_of(text, root)
-    name = PurePosixPath(source.path if isinstance(source, HubSource) else source.url.partition("?")[0]).name
-    return _fetch(text, folder, folder / (name or "model"), root, emit, cancel)
+    return _fetch(text, folder, folder / (source.name or "model"), root, emit, cancel)
 
 
 def folder_of(text: str, root: Path) -> Path:
@@ -141,26 +135,18 @@ def _is_checkpoint(path: Path) -> bool:
     return head[:4] == b"PK\3\4" or head[:1] == b"\x80" or head[8:9] == b"{"
 
 
-def checkpoints_of(source: HubSource) -> list[str]:
-    """The files of a repository that may be checkpoints, sorted. Raises FetchError."""
+def _which(source: Source) -> UsageError:
+    """What to say of a repository or a folder where a file has to be named. Raises FetchError."""
     from rwkvflow.net.http import Connection, Policy
-    from rwkvflow.net.hub import Hub
+    from rwkvflow.net.remote import remote_of
 
     with Connection(Policy(attempts=3), None) as connection:
-        found = Hub.of_environment().files(source.repo, source.revision, connection)
-    start = f"{source.path.rstrip('/')}/" if source.path else ""
-    names = (item.path for item in found)
-    return sorted(name for name in names if name.startswith(start) and name.endswith(CHECKPOINTS))
-
-
-def _which(source: HubSource) -> UsageError:
-    names = checkpoints_of(source)
-    where = f"hf://{source.repo}" + (f"@{source.revision}" if source.revision else "")
+        there = remote_of(source).listing(connection)
+    names = sorted(name for name in (there.names if there else ()) if name.endswith(CHECKPOINTS))
     if not names:
-        return UsageError(f"{where} has no checkpoint", remedy="name a repository with .pth or .safetensors files")
-    return UsageError(
-        f"{where} is a repository, not a file", remedy="name one of its files: " + listed(f"{where}/{n}" for n in names)
-    )
+        return UsageError(f"{source} has no checkpoint", remedy="name a repository with .pth or .safetensors files")
+    files = (part_of(str(source), name) for name in names)
+    return UsageError(f"{source} is a repository, not a file", remedy="name one of its files: " + listed(files))
 
 
 def listed(names: Iterator[str] | Sequence[str], most: int = 12) -> str:

@@ -25,8 +25,8 @@ def inspect(file: str, as_json: bool, tensors: bool) -> None:
     No code in it is run. Of a checkpoint that is elsewhere (hf://owner/name/file or an address) the header is read, in
     ranges.
     """
-    from rwkvflow.app.models import is_remote
     from rwkvflow.display.inspect import describe_lines
+    from rwkvflow.documents.sources import is_remote
     from rwkvflow.lock.header import describe_source
     from rwkvflow.worker.errors import WorkerError
     from rwkvflow.worker.read.inspect import describe

@@ -37,7 +37,7 @@ class ModelName(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name as text. Raises UsageError, with what was probably meant."""
-        from rwkvflow.app.models import is_remote
+        from rwkvflow.documents.sources import is_remote
 
         text = str(value)
         if is_remote(text) or Path(text).exists():
@@ -64,7 +64,8 @@ def _instead_of(text: str) -> str | None:
 
 def model_path(text: str, root: Path, emit: Listener) -> Path:
     """The file of a model's name, fetched into the store where it is elsewhere."""
-    from rwkvflow.app.models import fetched, is_remote
+    from rwkvflow.app.models import fetched
+    from rwkvflow.documents.sources import is_remote
 
     return fetched(text, root, emit) if is_remote(text) else Path(text)
 

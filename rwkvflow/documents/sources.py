@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import ClassVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from rwkvflow.base.errors import UsageError
 from rwkvflow.documents.yaml.nearest import did_you_mean, shown
 
-SCHEMES = ("hf", "https", "http", "file")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPO_PART = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,254}")
@@ -36,17 +37,83 @@ class SourceError(UsageError, ValueError):
         return f"{self.message}; {self.remedy}" if self.remedy else self.message
 
 
+class Source(ABC):
+    """Where a file comes from. Each kind is a class, and stands in SOURCES.
+
+    schemes   what its texts begin with, before "://"; none: whatever is of no other kind
+    example   how it begins, for messages
+    remote    module:function that gives the net room's Remote of a source; None: it is a file of this machine
+    folders   whether it may name a folder, whose files its Remote lists
+    """
+
+    schemes: ClassVar[tuple[str, ...]]
+    example: ClassVar[str]
+    remote: ClassVar[str | None] = None
+    folders: ClassVar[bool] = False
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, text: str, folder: bool) -> Source:
+        """What a text of this kind names; `folder`: it may be one. Raises SourceError."""
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The text that names it."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What the file is called; "" where that cannot be told."""
+
+    @property
+    def repository(self) -> str | None:
+        """owner/name, where it is of a model repository."""
+        return None
+
+    def below(self, recipe_folder: Path) -> Path | None:
+        """Where the file of this machine is; None for any other."""
+        return None
+
+    def pinned_by(self, found: Source) -> bool:
+        """Whether `found` may stand in a lock for this."""
+        return self == found
+
+    def package_url(self) -> dict[str, str | None] | None:
+        """The parts of its package URL (purl), where there is a type for it."""
+        return None
+
+
 @dataclass(frozen=True)
-class HubSource:
+class HubSource(Source):
     """A file of a hub model repository, or a folder. `revision` None means the default branch."""
+
+    schemes = ("hf",)
+    example = "hf://"
+    remote = "rwkvflow.net.hub:HubRemote"
+    folders = True
 
     repo: str  # owner/name
     path: str  # POSIX, inside the repository; "" for all of it
     revision: str | None = None
 
+    @classmethod
+    def parse(cls, text: str, folder: bool) -> HubSource:
+        """A repository, a revision of it, and a path in it."""
+        return _hub(text, folder)
+
     def __str__(self) -> str:
         at = f"@{quote(self.revision, safe='')}" if self.revision else ""
         return f"hf://{self.repo}{at}" + (f"/{self.path}" if self.path else "")
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return PurePosixPath(self.path).name
+
+    @property
+    def repository(self) -> str:
+        """The repository itself."""
+        return self.repo
 
     @property
     def pinned(self) -> bool:
@@ -57,32 +124,82 @@ class HubSource:
         """This source at another revision."""
         return HubSource(self.repo, self.path, commit)
 
+    def pinned_by(self, found: Source) -> bool:
+        """The same file at a commit; at this very one, where this names one."""
+        same = isinstance(found, HubSource) and found.pinned and (self.repo, self.path) == (found.repo, found.path)
+        return same and (not self.pinned or self == found)
+
+    def package_url(self) -> dict[str, str | None]:
+        """The type is huggingface: https://github.com/package-url/purl-spec."""
+        owner, _, name = self.repo.partition("/")
+        return {
+            "type": "huggingface",
+            "namespace": owner,
+            "name": name,
+            "version": self.revision,
+            "subpath": self.path,
+        }
+
 
 @dataclass(frozen=True)
-class WebSource:
+class WebSource(Source):
     """One file of a web server."""
 
+    schemes = ("https", "http")
+    example = "https://"
+    remote = "rwkvflow.net.remote:WebRemote"
+
     url: str
+
+    @classmethod
+    def parse(cls, text: str, folder: bool) -> WebSource:
+        """A URL without a login; http:// on loopback only."""
+        return cls(_web(text))
 
     def __str__(self) -> str:
         return self.url
 
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return PurePosixPath(self.url.partition("?")[0]).name
+
 
 @dataclass(frozen=True)
-class LocalSource:
+class LocalSource(Source):
     """A file or folder of this machine; `path` is as in the recipe, percent-decoded where it came from a file: URL."""
+
+    schemes = ("file",)
+    example = "file: and paths"
 
     path: str
 
+    @classmethod
+    def parse(cls, text: str, folder: bool) -> LocalSource:
+        """A path, or a URL with file:."""
+        if text.startswith("file:"):
+            return cls(_file(text.rstrip("/") if folder else text))
+        if folder and text.strip("/"):
+            return cls(text.rstrip("/"))
+        if text.endswith(("/", "\\")):
+            raise SourceError(f"{shown(text)} names a folder; name the file in it")
+        return cls(text)
+
     def __str__(self) -> str:
         return self.path
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return Path(self.path).name
 
     def below(self, recipe_folder: Path) -> Path:
         """Where the file is: relative paths start at the recipe's folder, ~ at the user's home."""
         return recipe_folder / Path(self.path).expanduser()
 
 
-Source = HubSource | WebSource | LocalSource
+#: Every kind of source, in the order in which messages name them.
+SOURCES: list[type[Source]] = [HubSource, WebSource, LocalSource]
 
 
 def parse_source(text: str, *, folder: bool = False) -> Source:
@@ -93,26 +210,26 @@ def parse_source(text: str, *, folder: bool = False) -> Source:
         raise SourceError("the source has spaces around it")
     if control := control_character(text):
         raise SourceError(f"the control character {control} cannot stand in a source")
+    known = {scheme: kind for kind in SOURCES for scheme in kind.schemes}
     found = _SCHEME.match(text)
     scheme = found[1] if found else ""
-    if text.startswith("file:"):
-        return LocalSource(_file(text.rstrip("/") if folder else text))
+    kind = known.get(scheme)
     if text[len(scheme) :].startswith("://"):
-        if scheme in ("http", "https"):
-            return WebSource(_web(text))
-        if scheme == "hf":
-            return _hub(text, folder)
-        if scheme.lower() in SCHEMES:
+        if kind is not None:
+            return kind.parse(text, folder)
+        if scheme.lower() in known:
             raise SourceError(f"the scheme must be lower case: {scheme.lower()}://")
-        known = "known are hf://, https://, file: and paths"
-        raise SourceError(f"unknown scheme {shown(scheme + '://')}; {known}{did_you_mean(scheme.lower(), SCHEMES)}")
-    if scheme.lower() in ("hf", "http", "https"):
+        examples = ", ".join(kind.example for kind in SOURCES)
+        near = did_you_mean(scheme.lower(), known)
+        raise SourceError(f"unknown scheme {shown(scheme + '://')}; known are {examples}{near}")
+    if (meant := known.get(scheme.lower())) is not None and meant.remote is not None:
         raise SourceError(f"{shown(text)} lacks the // after the scheme")
-    if folder and text.strip("/"):
-        return LocalSource(text.rstrip("/"))
-    if text.endswith(("/", "\\")):
-        raise SourceError(f"{shown(text)} names a folder; name the file in it")
-    return LocalSource(text)
+    return LocalSource.parse(text, folder)
+
+
+def is_remote(text: str) -> bool:
+    """Whether a text names something that has to be fetched, by its scheme."""
+    return any(text.startswith(f"{scheme}://") for kind in SOURCES if kind.remote for scheme in kind.schemes)
 
 
 def part_of(folder: str, name: str) -> str:

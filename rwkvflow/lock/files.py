@@ -13,10 +13,11 @@ from rwkvflow.base.errors import FetchError
 from rwkvflow.base.events import Listener, StepProgress
 from rwkvflow.base.hashing import text_digest
 from rwkvflow.documents.lock import LockedFile, LockedPart
-from rwkvflow.documents.sources import HubSource, LocalSource, WebSource, parse_source, part_of, public_url
+from rwkvflow.documents.sources import Source, parse_source, part_of
 from rwkvflow.lock.header import refuse_source
 from rwkvflow.net.download import check_local, fetch_file, mismatch
-from rwkvflow.net.http import Connection, Policy, netrc_login, retrying, temporary
+from rwkvflow.net.http import Connection, Policy
+from rwkvflow.net.remote import remote_of
 from rwkvflow.store.store import Store
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.origin import TOKENIZERS
@@ -46,8 +47,8 @@ class Files:
         that are not to count.
         """
         source = parse_source(text, folder=True)
-        if isinstance(source, LocalSource):
-            path = source.below(self.folder)
+        path = source.below(self.folder)
+        if path is not None:
             return (
                 self._local_folder(name, text, path, sha256, before)
                 if path.is_dir()
@@ -55,8 +56,8 @@ class Files:
             )
         if before is not None and before.source == text and sha256 in (None, before.sha256):
             return before
-        if isinstance(source, HubSource) and PurePosixPath(source.path).suffix not in FILES:
-            return self._hub_folder(name, text, source, sha256)
+        if source.folders and PurePosixPath(source.name).suffix not in FILES:
+            return self._remote_folder(name, text, source, sha256)
         with Connection(self.policy, self.cancel) as connection:
             refuse_source(text, self.folder, ignore, connection)
         return self.file(name, text, sha256, before)
@@ -75,39 +76,31 @@ class Files:
             own = part_of(text, part)
             pin = known.get(part)
             locked = LockedFile(source=own, resolved=own, sha256=pin.sha256, size=pin.size) if pin else None
-            found = self._local(f"{name}/{part}", own, LocalSource(str(path / part)), None, locked)
+            found = self._local(f"{name}/{part}", own, path / part, None, locked)
             parts[part] = LockedPart(sha256=found.sha256, size=found.size)
         return _folder(text, text, parts, sha256)
 
-    def _hub_folder(self, name: str, text: str, source: HubSource, sha256: str | None) -> LockedFile:
-        from rwkvflow.net.hub import Hub
-
-        hub = Hub.of_environment()
+    def _remote_folder(self, name: str, text: str, source: Source, sha256: str | None) -> LockedFile:
         with Connection(self.policy, self.cancel) as connection:
-            there = hub.files(source.repo, source.revision, connection)
-        commit = str(there[0].revision) if there else None
-        start = f"{source.path}/" if source.path else ""
-        names = [item.path.removeprefix(start) for item in there if item.path.startswith(start)]
-        if commit is None or source.path in {item.path for item in there}:
+            there = remote_of(source).listing(connection)
+        if there is None:
             return self.file(name, text, sha256, None)
-        if source.path and not names:
-            raise FetchError(f"{source.repo} has no file and no folder {source.path!r}")
-        at = source.at(commit)
+        at = there.at
 
         def pin(part: str) -> LockedFile:
-            return self.file(f"{name}/{part}", part_of(str(at), part), None, None)
+            return self.file(f"{name}/{part}", part_of(at, part), None, None)
 
         def read(index: str) -> bytes:
             found = self.store.path(f"sha256:{self._bytes_of(pin(index)).sha256}")
             if found is None:
-                raise FetchError(f"{part_of(str(at), index)} is gone from the store", remedy="try again")
+                raise FetchError(f"{part_of(at, index)} is gone from the store", remedy="try again")
             return _small(found)
 
         parts = {}
-        for part in _wanted(text, [item for item in names if "/" not in item], read):
+        for part in _wanted(text, [item for item in there.names if "/" not in item], read):
             locked = pin(part)
             parts[part] = LockedPart(sha256=locked.sha256, size=locked.size)
-        return _folder(text, str(at), parts, sha256)
+        return _folder(text, at, parts, sha256)
 
     def _bytes_of(self, locked: LockedFile) -> LockedFile:
         """Make sure that a file's bytes are in the store; a file in LFS is pinned without them."""
@@ -118,18 +111,23 @@ class Files:
     def file(self, name: str, text: str, sha256: str | None, before: LockedFile | None) -> LockedFile:
         """A checkpoint or tokenizer: where exactly, its sha256 and size."""
         source = parse_source(text)
-        if isinstance(source, LocalSource):
-            return self._local(name, text, source, sha256, before)
+        path = source.below(self.folder)
+        if path is not None:
+            return self._local(name, text, path, sha256, before)
         if before is not None and before.source == text and sha256 in (None, before.sha256):
             return before
-        if isinstance(source, HubSource):
-            return self._hub(name, text, source, sha256)
-        return self._web(name, text, source, sha256)
+        with Connection(self.policy, self.cancel) as connection:
+            found = remote_of(source).look(connection, sha256)
+        resolved = str(found.source)
+        if found.sha256 is None or found.size is None:
+            got, size = self._download(name, resolved, sha256, found.size)
+        else:
+            got, size = found.sha256, found.size
+            if problem := mismatch(resolved, got, None, sha256, None):
+                raise problem
+        return LockedFile(source=text, resolved=resolved, sha256=got, size=size)
 
-    def _local(
-        self, name: str, text: str, source: LocalSource, sha256: str | None, before: LockedFile | None
-    ) -> LockedFile:
-        path = source.below(self.folder)
+    def _local(self, name: str, text: str, path: Path, sha256: str | None, before: LockedFile | None) -> LockedFile:
         check_local(path, None)
         if before is not None and before.source == text and sha256 in (None, before.sha256):
             known = self.store.path(f"sha256:{before.sha256}")  # only while size and times are what they were
@@ -140,41 +138,6 @@ class Files:
         )
         self.store.adopt(path.absolute(), f"sha256:{got}")
         return LockedFile(source=text, resolved=text, sha256=got, size=size)
-
-    def _hub(self, name: str, text: str, source: HubSource, sha256: str | None) -> LockedFile:
-        from rwkvflow.net.hub import Hub
-
-        hub = Hub.of_environment()
-        with Connection(self.policy, self.cancel) as connection:
-            found = hub.resolve(source, connection)
-        resolved = str(found.source)
-        if found.sha256 is None or found.size is None:
-            got, size = self._download(name, resolved, sha256, found.size)
-        else:
-            got, size = found.sha256, found.size
-            if problem := mismatch(resolved, got, None, sha256, None):
-                raise problem
-        return LockedFile(source=text, resolved=resolved, sha256=got, size=size)
-
-    def _web(self, name: str, text: str, source: WebSource, sha256: str | None) -> LockedFile:
-        size = self._size(source) if sha256 is not None else None
-        if sha256 is None or size is None:
-            sha256, size = self._download(name, str(source), sha256, None)
-        return LockedFile(source=text, resolved=str(source), sha256=sha256, size=size)
-
-    def _size(self, source: WebSource) -> int | None:
-        """What HEAD tells; None where the server does not say, and the download must."""
-        with Connection(self.policy, self.cancel) as connection:
-
-            def ask() -> int | None:
-                with connection.request("HEAD", source.url, {}, netrc_login) as (response, _):
-                    if problem := temporary(response, public_url(source.url)):
-                        raise problem
-                    length = response.headers.get("content-length", "")
-                    page = response.headers.get("content-type", "").startswith("text/html")
-                    return int(length) if response.status_code == 200 and length.isdecimal() and not page else None
-
-            return retrying(ask, connection)
 
     def _download(self, name: str, resolved: str, sha256: str | None, size: int | None) -> tuple[str, int]:
         """Only the bytes tell the sha256: they go into the store, and the run need not fetch them again."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from rwkvflow.base.errors import UsageError
 from rwkvflow.documents.lock import Lock
 from rwkvflow.documents.recipe import Recipe
-from rwkvflow.documents.sources import LocalSource, parse_source
+from rwkvflow.documents.sources import parse_source
 from rwkvflow.plan.matrix import Artifact, expand
 from rwkvflow.store.store import Store
 from rwkvflow.worker.formats import FORMATS, too_large
@@ -69,8 +69,7 @@ def _check(artifacts: Iterable[Artifact], path_of: Callable[[str], Path | None],
 
 
 def _local(source: str, folder: Path) -> Path | None:
-    parsed = parse_source(source, folder=True)
-    return parsed.below(folder) if isinstance(parsed, LocalSource) else None
+    return parse_source(source, folder=True).below(folder)
 
 
 def _problems(

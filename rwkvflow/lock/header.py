@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from rwkvflow.base.errors import FetchError, LockError, UsageError
-from rwkvflow.documents.sources import HubSource, LocalSource, SourceError, WebSource, parse_source, public_url
-from rwkvflow.net.http import Authorize, Connection, Policy, TemporaryProblemError, netrc_login
+from rwkvflow.documents.sources import Source, SourceError, parse_source
+from rwkvflow.net.http import Authorize, Connection, Policy, TemporaryProblemError
+from rwkvflow.net.remote import Remote, remote_of
 from rwkvflow.worker.errors import UnknownModelError, WorkerError
 
 BLOCK: Final = 1 << 18  # bytes of the least range that is asked for
@@ -118,9 +119,10 @@ def refuse_source(
     except SourceError:
         return
     try:
-        if isinstance(source, LocalSource):
-            _refuse_local(source.below(folder), ignore)
-        elif str(source.path if isinstance(source, HubSource) else source.url).endswith(SUFFIXES):
+        path = source.below(folder)
+        if path is not None:
+            _refuse_local(path, ignore)
+        elif source.name.endswith(SUFFIXES):
             with suppress(FetchError, LockError, OSError, TemporaryProblemError):
                 if connection is not None:
                     _refuse_remote(source, ignore, connection)
@@ -162,15 +164,16 @@ def describe_source(text: str, connection: Connection | None = None) -> dict[str
         source = parse_source(text)
     except SourceError as error:
         raise UsageError(f"{text}: {error}", remedy="give hf://owner/name/file, or an address") from error
-    if isinstance(source, LocalSource):
+    if source.remote is None:
         raise UsageError(f"{text} is a file of this machine")
+    remote = remote_of(source)
     try:
         with connection or Connection(Policy(attempts=2, connect_s=10.0, stall_s=30.0), None) as opened:
-            file = _ranges_of(source, opened)
+            file = _Ranges(remote.url, remote.authorize, opened)
             kind, shapes = _shapes(file)
     except _UNREADABLE as error:
         if isinstance(error, _UnreadableError) and error.status >= 400:
-            raise _refusal(source, error) from None
+            raise _refusal(remote, error) from None
         why = "neither a .pth nor a .safetensors, or its server gives no ranges of it"
         raise UsageError(f"{text}: {why}", remedy=remedy) from error
     except TemporaryProblemError as error:
@@ -179,26 +182,15 @@ def describe_source(text: str, connection: Connection | None = None) -> dict[str
     return {"file": text, "bytes": file.size, **described(kind, tensors, {})}
 
 
-def _refusal(source: HubSource | WebSource, error: _UnreadableError) -> FetchError:
-    if isinstance(source, WebSource):
-        return FetchError(f"{public_url(source.url)}: the server answers {error.status}")
-    from rwkvflow.net.hub import Hub
-
-    return Hub.of_environment().explain(source, error.status, error.headers)
+def _refusal(remote: Remote, error: _UnreadableError) -> FetchError:
+    meant = remote.explain(error.status, error.headers)
+    return meant or FetchError(f"{remote.name}: the server answers {error.status}")
 
 
-def _ranges_of(source: HubSource | WebSource, connection: Connection) -> _Ranges:
-    if isinstance(source, WebSource):
-        return _Ranges(source.url, netrc_login, connection)
-    from rwkvflow.net.hub import Hub
-
-    hub = Hub.of_environment()
-    return _Ranges(hub.url(source), hub.authorize, connection)
-
-
-def _refuse_remote(source: HubSource | WebSource, ignore: Sequence[str], connection: Connection) -> None:
+def _refuse_remote(source: Source, ignore: Sequence[str], connection: Connection) -> None:
+    remote = remote_of(source)
     with suppress(*_UNREADABLE):
-        refuse_shapes(_shapes(_ranges_of(source, connection))[1], ignore)
+        refuse_shapes(_shapes(_Ranges(remote.url, remote.authorize, connection))[1], ignore)
 
 
 def refuse_shapes(shapes: dict[str, tuple[str, tuple[int, ...]]], ignore: Sequence[str] = ()) -> None:

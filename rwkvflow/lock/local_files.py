@@ -13,14 +13,13 @@ from rwkvflow.base.hashing import file_digest, tree_digest
 from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.documents.lock import Lock, LockedFile, LockedPart, pinned_files
 from rwkvflow.documents.recipe import Git, Recipe
-from rwkvflow.documents.sources import LocalSource, parse_source
+from rwkvflow.documents.sources import parse_source
 from rwkvflow.store.store import Store
 
 
 def local_path(resolved: str, folder: Path) -> Path | None:
     """The file itself where a source is one of this machine's; such files are used in place."""
-    source = parse_source(resolved, folder=True)
-    return source.below(folder) if isinstance(source, LocalSource) else None
+    return parse_source(resolved, folder=True).below(folder)
 
 
 def changed_files(lock: Lock, folder: Path, store: Store, emit: Listener) -> list[str]:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from rwkvflow.base.errors import FetchError, Interrupted, StoreError
 from rwkvflow.base.files import clear_errors
 from rwkvflow.base.hashing import CHUNK, file_digest
-from rwkvflow.documents.sources import HubSource, LocalSource, WebSource, parse_source, public_url
+from rwkvflow.documents.sources import parse_source
 from rwkvflow.documents.yaml.nearest import nearest
 from rwkvflow.net.git import fetch_git as fetch_git
 from rwkvflow.net.git import resolve_git as resolve_git
@@ -28,11 +28,11 @@ from rwkvflow.net.http import (
     Connection,
     Policy,
     TemporaryProblemError,
-    netrc_login,
     retrying,
     temporary,
 )
 from rwkvflow.net.partial import HEAD, Part, alone
+from rwkvflow.net.remote import Remote, remote_of
 
 if TYPE_CHECKING:
     import httpx
@@ -69,8 +69,8 @@ def fetch_file(
     source = parse_source(resolved)
     tell = on_bytes or (lambda count: None)
     with clear_errors(f"fetching {destination.name}"):
-        if isinstance(source, LocalSource):
-            path = source.below(recipe_folder)
+        path = source.below(recipe_folder)
+        if path is not None:
             check_local(path, size)
             if destination.exists() and destination.samefile(path):
                 return _verify(path, sha256, size, tell, cancel)
@@ -82,13 +82,13 @@ def fetch_file(
                 return sha256, destination.stat().st_size
             connected = Connection(policy or Policy(), cancel, access)
             with connected as connection, Part(destination, str(source)) as part:
-                return _Download(source, part, connection, sha256, size, tell, access).run()
+                return _Download(remote_of(source), part, connection, sha256, size, tell, access).run()
 
 
 class _Download:
     def __init__(
         self,
-        source: HubSource | WebSource,
+        remote: Remote,
         part: Part,
         connection: Connection,
         sha256: str | None,
@@ -96,19 +96,11 @@ class _Download:
         tell: OnBytes,
         access: Access | None = None,
     ) -> None:
-        self.source, self.part, self.connection, self.tell = source, part, connection, tell
+        self.remote, self.part, self.connection, self.tell = remote, part, connection, tell
         self.sha256, self.size = sha256, size
         self.told = 0  # bytes that `tell` knows of
-        self.authorize: Authorize = access.authorize if access else netrc_login
-        self.hub = None
-        if isinstance(source, HubSource):
-            from rwkvflow.net.hub import Hub
-
-            self.hub = Hub.of_environment()
-            self.url, self.authorize = self.hub.url(source), self.hub.authorize
-        else:
-            self.url = source.url
-        self.name = str(source) if self.hub else public_url(self.url)
+        self.authorize: Authorize = access.authorize if access else remote.authorize
+        self.url, self.name = remote.url, remote.name
 
     def run(self) -> tuple[str, int]:
         part = self.part
@@ -165,8 +157,8 @@ class _Download:
                 raise FetchError(f"{self.name}: the server sends it as {encoding}, although asked not to")
             refuse_pages(self.name, response.headers.get("content-type"), b"")
             return
-        if self.hub is not None and isinstance(self.source, HubSource) and not hops:
-            raise self.hub.explain(self.source, status, response.headers)
+        if not hops and (meant := self.remote.explain(status, response.headers)):
+            raise meant
         remedies = {
             401: "the server wants a login: put one for this host into ~/.netrc",
             403: "the server refuses access; a signed link may have expired",
@@ -197,10 +189,10 @@ class _Download:
     def _expect(self, total: int | None, answers: list[httpx.Response]) -> None:
         """Compare with the lock what the headers tell already, and with the disk what there is room for."""
         for answer in answers:
-            linked = answer.headers.get("x-linked-etag", "").strip('"').lower()
-            if self.hub and self.sha256 and re.fullmatch(r"[0-9a-f]{64}", linked) and linked != self.sha256:
+            told = self.remote.told_sha256(answer.headers)
+            if told is not None and self.sha256 not in (None, told):
                 self.part.discard()
-                raise mismatch(self.name, linked, total, self.sha256, self.size) or FetchError(self.name)
+                raise mismatch(self.name, told, total, self.sha256, self.size) or FetchError(self.name)
         if total is None:
             return
         if self.size is not None and total != self.size:

@@ -20,19 +20,11 @@ from rwkvflow.documents.sources import HubSource
 from rwkvflow.documents.yaml.nearest import did_you_mean
 from rwkvflow.net.http import TEMPORARY, Connection, TemporaryProblemError, origin, retry_after, retrying, scrub
 from rwkvflow.net.hub_session import install
+from rwkvflow.net.remote import Listing, Remote, RemoteFile
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 API_TIMEOUT_S = 20.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """A file at a commit. `sha256` is None for small files that the hub keeps outside LFS."""
-
-    source: HubSource
-    size: int | None
-    sha256: str | None
 
 
 @dataclass(frozen=True, repr=False)
@@ -137,7 +129,7 @@ class Hub:
         )
         return {entry.rfilename: entry.size for entry in info.siblings or ()}
 
-    def resolve(self, source: HubSource, connection: Connection) -> HubFile:
+    def resolve(self, source: HubSource, connection: Connection) -> RemoteFile:
         """Pin the revision to a commit and ask for size and sha256, without downloading the file.
 
         Raises FetchError where the repository, the revision or the file is absent or may not be read.
@@ -159,7 +151,7 @@ class Hub:
             connection,
         )
         etag = (metadata.etag or "").lower()
-        return HubFile(source, metadata.size, etag if _SHA256.fullmatch(etag) else None)
+        return RemoteFile(source, metadata.size, etag if _SHA256.fullmatch(etag) else None)
 
     def _call(self, function: Any, source: HubSource, connection: Connection) -> Any:
         from huggingface_hub import errors
@@ -191,6 +183,44 @@ class Hub:
                 raise FetchError(f"{source}: {scrub(str(error), self.token)}") from error
 
         return retrying(attempt, connection)
+
+
+class HubRemote(Remote):
+    """A file or folder of a hub repository, asked for as the environment says."""
+
+    def __init__(self, source: HubSource) -> None:
+        self.source, self.name = source, str(source)
+        self.hub = Hub.of_environment()
+        self.url = self.hub.url(source)
+
+    def authorize(self, url: str) -> Mapping[str, str]:
+        """The hub's token, for the hub alone."""
+        return self.hub.authorize(url)
+
+    def explain(self, status: int, headers: Mapping[str, str]) -> FetchError:
+        """As the hub means it."""
+        return self.hub.explain(self.source, status, headers)
+
+    def told_sha256(self, headers: Mapping[str, str]) -> str | None:
+        """The etag that the hub passes on for files in LFS."""
+        linked = headers.get("x-linked-etag", "").strip('"').lower()
+        return linked if _SHA256.fullmatch(linked) else None
+
+    def look(self, connection: Connection, sha256: str | None) -> RemoteFile:
+        """The commit, and what the hub says of the file; of small ones outside LFS it tells no sha256."""
+        return self.hub.resolve(self.source, connection)
+
+    def listing(self, connection: Connection) -> Listing | None:
+        """All files below the path, at the commit that the revision names now."""
+        source = self.source
+        there = self.hub.files(source.repo, source.revision, connection)
+        if not there or source.path in {item.path for item in there}:
+            return None
+        start = f"{source.path}/" if source.path else ""
+        names = tuple(item.path.removeprefix(start) for item in there if item.path.startswith(start))
+        if not names:
+            raise FetchError(f"{source.repo} has no file and no folder {source.path!r}")
+        return Listing(str(source.at(str(there[0].revision))), names)
 
 
 def library() -> Any:

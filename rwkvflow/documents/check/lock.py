@@ -9,7 +9,7 @@ import re
 from typing import Any
 
 from rwkvflow.documents.recipe import COMMIT, IMAGE_REFERENCE, PYTHON
-from rwkvflow.documents.sources import HubSource, SourceError, WebSource, control_character, git_url, parse_source
+from rwkvflow.documents.sources import SourceError, control_character, git_url, parse_source
 from rwkvflow.documents.yaml.nearest import shown
 from rwkvflow.documents.yaml.source import Source
 
@@ -51,11 +51,7 @@ def _resolved_problem(entry: dict[str, Any]) -> str | None:
         wanted, found = parse_source(named, folder=True), parse_source(resolved, folder=True)
     except SourceError as error:
         return str(error)
-    same = str(wanted) == str(found) if isinstance(wanted, WebSource) else named == resolved
-    if isinstance(wanted, HubSource):
-        same = isinstance(found, HubSource) and found.pinned and (wanted.repo, wanted.path) == (found.repo, found.path)
-        same = same and (not wanted.pinned or wanted == found)
-    return None if same else f"{shown(resolved)} is not what the source {shown(named)} stands for"
+    return None if wanted.pinned_by(found) else f"{shown(resolved)} is not what the source {shown(named)} stands for"
 
 
 def _engine_problem(entry: dict[str, Any]) -> str | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkvflow.base.hashing import file_digest, walk
-from rwkvflow.documents.sources import COMMIT, HubSource, LocalSource, SourceError, parse_source, part_of
+from rwkvflow.documents.sources import COMMIT, SourceError, parse_source, part_of
 
 # A folder's digest is no sha256 of a file, so that nobody takes it for one: see rwkvflow.base.hashing.manifest_digest.
 TREE = "rwkvflowTree1"
@@ -44,7 +44,7 @@ def public_uri(source: str) -> str | None:
         parsed = parse_source(source, folder=True)
     except SourceError:
         return None
-    return None if isinstance(parsed, LocalSource) else str(parsed)
+    return None if parsed.remote is None else str(parsed)
 
 
 def shown_source(source: str) -> str:
@@ -61,8 +61,8 @@ def hub_repositories(params: Mapping[str, Any]) -> list[str]:
             source = parse_source(file["source"], folder=True)
         except SourceError:
             continue
-        if isinstance(source, HubSource):
-            found.add(source.repo)
+        if source.repository is not None:
+            found.add(source.repository)
     return sorted(found)
 
 

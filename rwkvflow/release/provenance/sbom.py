@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
 from rwkvflow import __version__
-from rwkvflow.documents.sources import HubSource, SourceError, parse_source
+from rwkvflow.documents.sources import SourceError, parse_source
 from rwkvflow.release.artifacts import Row
 from rwkvflow.release.provenance.materials import Material, UsedEngine, materials, package_version, wheel_version
 from rwkvflow.release.provenance.statement import HOME
@@ -112,16 +112,16 @@ def _purl(material: Material) -> PackageURL | None:
 
     if known := _index_name(material):
         return PackageURL(type="pypi", name=known[0], version=known[1])
-    if material.uri is None or not material.uri.startswith("hf://"):
+    if material.uri is None:
         return None
     try:
-        source = parse_source(material.uri, folder=True)
+        parts = parse_source(material.uri, folder=True).package_url()
     except SourceError:
         return None
-    if not isinstance(source, HubSource):
+    if parts is None:
         return None
-    owner, _, name = source.repo.partition("/")
-    return PackageURL(type="huggingface", namespace=owner, name=name, version=source.revision, subpath=source.path)
+    namespace, name, version = parts["namespace"], parts["name"], parts["version"]
+    return PackageURL(parts["type"], namespace, name, version, subpath=parts["subpath"])
 
 
 def _libraries(engine: UsedEngine) -> Iterable[tuple[str, str]]:
