@@ -23,17 +23,22 @@ def clear_errors(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(
-                f"{what}: no space left on the disk of the store",
-                remedy="free some space, `rwkvflow cache gc`, or name another place with RWKVFLOW_STORE; "
-                "what is finished stays, and the next run goes on from there",
-            ) from error
+            raise no_space(what) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StoreError(
                 f"{what}: {error.strerror} ({error.filename})",
                 remedy="make the store's folder writable, or name another place with RWKVFLOW_STORE",
             ) from error
         raise
+
+
+def no_space(what: str) -> StoreError:
+    """A full disk of the store, in words."""
+    return StoreError(
+        f"{what}: no space left on the disk of the store",
+        remedy="free some space, `rwkvflow cache gc`, or name another place with RWKVFLOW_STORE; "
+        "what is finished stays, and the next run goes on from there",
+    )
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkvflow.base.errors import RwkvflowError, SmokeFailed, StepFailed
-from rwkvflow.base.files import remove
+from rwkvflow.base.files import no_space, remove
 from rwkvflow.base.hashing import file_digest, tree_digest
 from rwkvflow.execute.base import Job, Made, Product, Work
 from rwkvflow.plan.step import Limits
@@ -90,6 +90,8 @@ class Commands:
             return told
         if told is not None and (well or len(listener.jobs) > 1):  # of a batch, what was taken over before stays
             return told
+        if not well and listener.full and not (result.timed_out or result.cancelled or result.over_disk is not None):
+            return no_space(name)
         if not well:
             return failure(job.step.stage, work.limits, result)
         if is_worker:
@@ -151,6 +153,7 @@ class Listener:
     def __init__(self, jobs: Sequence[Job], work: Work, inputs: set[Identity]) -> None:
         self.jobs = {job.step.id: job for job in jobs}
         self.ended: dict[str, Made | RwkvflowError] = {}
+        self.full = False  # the worker says that the disk is full
         self.key = secrets.token_bytes(KEY_BYTES)
         is_worker = "task" in jobs[0].step.params
         self.places = {
@@ -228,7 +231,10 @@ class Listener:
             told = message["failed"]
             job = self.jobs[told["job"]]
             kind = SmokeFailed if job.step.stage == "smoke" else StepFailed
-            self.ended.setdefault(job.step.id, kind(str(told["message"])))
+            text = str(told["message"])
+            self.ended.setdefault(job.step.id, no_space(text) if told.get("full") is True else kind(text))
+        elif message.get("full") is True:
+            self.full = True
         else:
             self._progress(message)
 

@@ -10,6 +10,7 @@ run in it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import queue
 import threading
 import time
@@ -19,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rwkvflow.base.errors import Interrupted, RwkvflowError, StepFailed
 from rwkvflow.base.events import Listener, StepFinished, StepLog, StepProgress, StepStarted
+from rwkvflow.base.files import no_space
 from rwkvflow.execute.base import Action, Job, Made, Outcome, Probe, Work
 from rwkvflow.execute.log_file import LogFile
 from rwkvflow.plan.plan import Plan, input_digests, needs, reason
@@ -251,6 +253,13 @@ class LocalExecutor:
             outcomes = self._locked_run(steps, start)
         except RwkvflowError as error:
             outcomes = {step.id: Outcome("failed", key, error=error) for step, key, _ in steps}
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            text = f"{type(error).__name__}: {error}"
+            outcomes = {
+                step.id: Outcome("failed", key, error=no_space(step.id) if full else RwkvflowError(text))
+                for step, key, _ in steps
+            }
         except Exception as error:  # a flaw of ours must not hang the run
             text = f"{type(error).__name__}: {error}"
             outcomes = {step.id: Outcome("failed", key, error=RwkvflowError(text)) for step, key, _ in steps}

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from rwkvflow.worker.advice import given_by_recipe
-from rwkvflow.worker.errors import WorkerError
-from rwkvflow.worker.protocol import open_channel
+from rwkvflow.worker.errors import WorkerError, is_disk_full
+from rwkvflow.worker.protocol import emit, open_channel
 
 TASKS = ("ask", "build-engine", "convert", "reference", "smoke")
 
@@ -29,11 +29,10 @@ def main(argv: list[str]) -> int:
         module = importlib.import_module("rwkvflow.worker.tasks." + task.replace("-", "_"))
         with given_by_recipe():
             module.run(request)
-    except WorkerError as error:
+    except (WorkerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if is_disk_full(error):
+            emit(full=True)
         return 1
     return 0
 

@@ -6,7 +6,9 @@ Paths in it are relative to the working directory. Messages are lines that start
     {"progress": {"done": 12, "total": 100, "unit": "B", "label": "blocks.0.att.key.weight"}}
     {"output": {"job": id, "name": "artifact", "sha256": hex, "size": bytes}}   an output that is complete
     {"note": {"job": id, "key": "perplexity", "value": "12.3"}}                 figures a person would like to see
-    {"failed": {"job": id, "message": "..."}}                                   this job, and only this one, failed
+    {"failed": {"job": id, "message": "...", "full": false}}                    this job, and only this one, failed;
+                                                                                "full": the disk has no space left
+    {"full": true}                                                              and for that the whole task ends
 
 Where the request has "channel": PATH, that file holds a key, which the worker reads and removes before anything else
 runs. From then on its messages go to what was its standard output, each with its number and signed with the key, while

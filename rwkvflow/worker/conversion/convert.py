@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvflow.worker.conversion.jobs import Job, Outcome, check_room, format_of, shown_bytes
 from rwkvflow.worker.conversion.written import check_written
-from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.errors import WorkerError, is_disk_full
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
 from rwkvflow.worker.model.origin import Origin
 from rwkvflow.worker.model.strangers import refuse_unknown
@@ -191,7 +191,8 @@ class _Sink(threading.Thread):
         self.writer.put(item.slot, item.start, data)
 
     def _fail(self, error: Exception) -> None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
+            self.outcome.full = True
             self._full.set()  # the others write to the same disk: let them end with the same message
             self.outcome.failure = (
                 f"the disk is full: {self.outcome.job.path.name} needs {shown_bytes(self.writer.size)}"

@@ -35,6 +35,7 @@ class Outcome:
     job: Job
     written: Written | None = None
     failure: str | None = None
+    full: bool = False  # it failed for want of space on the disk
     warnings: list[str] = field(default_factory=list)
 
 

@@ -43,7 +43,8 @@ def run(request: dict[str, Any]) -> None:
                     answers.rename(output)
                     finish(job["id"], "answers", output)
                 elif error.exists():
-                    emit(failed={"job": job["id"], "message": error.read_text(encoding="utf-8", errors="replace")})
+                    text = error.read_text(encoding="utf-8", errors="replace")
+                    emit(failed={"job": job["id"], "message": text, "full": error.with_suffix(".full").exists()})
                 else:  # it ended the process, so start another with the next
                     emit(failed={"job": job["id"], "message": _ending(name, code)})
                     break

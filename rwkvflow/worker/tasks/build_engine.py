@@ -7,6 +7,7 @@ build.json, none of which knows this machine.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -33,6 +34,7 @@ DEFAULT_LIBRARY = "**/librwkv.*"
 STEPS = ("configure", "patch", "build", "strip", "collect")
 STATE_FILES = re.compile(r"CMakeCache\.txt|CMakeFiles/[^/]+/CMake\w+\.cmake")
 LARGEST_PATCHED = 64 << 20
+FULL = 1 << 20  # bytes; a disk with less is what a build failed for
 RESERVED = ("CMAKE_TOOLCHAIN_FILE", "CMAKE_SUPPRESS_REGENERATION", "CMAKE_MAKE_PROGRAM")
 
 
@@ -254,8 +256,10 @@ class Build:
                 print(line, flush=True)
                 if step == "build" and (found := re.match(r"\[\s*(\d+)(?:/(\d+)|%)\]", line)):
                     progress(int(found[1]), int(found[2] or 100), "files" if found[2] else "%", "build")
-        if process.returncode:
-            raise WorkerError(failure(step, lines, process.returncode, self.tools.name))
+        if process.returncode:  # a compiler does not say by kind why it failed
+            full = shutil.disk_usage(self.build.parent).free < FULL
+            cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else None
+            raise WorkerError(failure(step, lines, process.returncode, self.tools.name)) from cause
 
     def _strip(self, path: Path) -> None:
         data = path.read_bytes()

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from rwkvflow.worker.advice import given_by_recipe
-from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.errors import WorkerError, is_disk_full
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.runner import Task, run_artifact
 from rwkvflow.worker.model.origin import origin_of
@@ -37,6 +37,8 @@ def main(argv: list[str]) -> int:
             partial.rename(answers)
         except (WorkerError, OSError, MemoryError) as error:
             text = str(error) or type(error).__name__
+            if is_disk_full(error):
+                answers.with_suffix(".full").touch()
             answers.with_suffix(".error").write_text(text, encoding="utf-8")
     return 0
 

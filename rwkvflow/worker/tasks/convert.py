@@ -30,7 +30,7 @@ def run(request: dict[str, Any]) -> None:
         for warning in outcome.warnings:
             emit(note={"job": outcome.job.id, "key": "warning", "value": warning})
         if outcome.failure is not None:
-            emit(failed={"job": outcome.job.id, "message": outcome.failure})
+            emit(failed={"job": outcome.job.id, "message": outcome.failure, "full": outcome.full})
         elif outcome.written is not None:
             written = outcome.written
             emit(
