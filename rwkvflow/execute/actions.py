@@ -14,6 +14,7 @@ from rwkvflow.execute.base import Action, Job, Made, Probe, Product, Work
 from rwkvflow.execute.commands import Commands
 from rwkvflow.execute.publishing import publish_actions, publish_probes
 from rwkvflow.execute.smoke import in_two, is_smoke
+from rwkvflow.execute.sources import check_unchanged
 from rwkvflow.lock.local_files import local_path
 from rwkvflow.net.download import fetch_file, fetch_git
 from rwkvflow.net.packages.source_package import fetch_package
@@ -180,6 +181,11 @@ class _Environments:
         spec = environment_spec(step, job.key, job.inputs, work.folder, job.digests)
         if not self.sandbox.has(job.key):
             self.sandbox.build(spec, work.limits, job.log, work.cancel)
+            try:
+                check_unchanged(step)
+            except StepFailed:  # nobody can tell what of it went in
+                self.sandbox.remove(job.key)
+                raise
         target = work.folder / "environment.json"
         target.write_bytes(canonical(step.params["identity"]) + b"\n")
         return Made({"environment": Product(target)})

@@ -23,6 +23,7 @@ from rwkvflow.base.events import Listener, StepFinished, StepLog, StepProgress, 
 from rwkvflow.base.files import no_space
 from rwkvflow.execute.base import Action, Job, Made, Outcome, Probe, Work
 from rwkvflow.execute.log_file import LogFile
+from rwkvflow.execute.sources import check_unchanged
 from rwkvflow.plan.plan import Plan, input_digests, needs, reason
 from rwkvflow.plan.step import Ref, Source, Step, expected, key_of
 from rwkvflow.store.record import Output, Record
@@ -299,9 +300,14 @@ class LocalExecutor:
 
     def _attempt(self, steps: Sequence[tuple[Step, str, dict[str, str]]], start: float) -> dict[str, Outcome]:
         with self.store.scratch() as folder, contextlib.ExitStack() as stack:
+            for step, _, _ in steps:
+                check_unchanged(step)
             jobs = [self._job(stack, *item) for item in steps]
             work = Work(folder, steps[0][0].limits, self.cancel)
             results = self.actions[steps[0][0].action](jobs, work)
+            for step, _, _ in steps:
+                if step.action != "sandbox":  # there, inputs are compared anyway
+                    check_unchanged(step)
             outcomes = {}
             for job, (step, key, digests) in zip(jobs, steps, strict=True):
                 made = results.get(step.id, StepFailed("it ended without a result"))

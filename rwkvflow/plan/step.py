@@ -33,6 +33,7 @@ class Source:
 
     digest: str  # "sha256:<hex>"; of a folder: see hashing.tree_digest
     path: Path
+    made_of: tuple[Source, ...] = ()  # where the digest is not that of the path, but made of theirs
 
 
 Input = Ref | Source

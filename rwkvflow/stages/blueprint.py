@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from rwkvflow.base.hashing import file_digest, text_digest, tree_digest
 from rwkvflow.base.shipped import PACKAGE
@@ -82,12 +83,14 @@ class Blueprint:
         Its digest is also that of what it imports of the engine (the chat template, say, which stands in artifacts),
         and of formats from outside.
         """
-        code = {
+        code: dict[str, Any] = {
             "worker": self.own_worker.digest,
             "engine": {name: file_digest(PACKAGE / "engine" / name) for name in ENGINE_CODE},
             **({"formats": self.format_digests} if self.format_packages else {}),
         }
-        return Source(text_digest(canonical(code)), PACKAGE / "worker")
+        engine = (Source(digest, PACKAGE / "engine" / name) for name, digest in code["engine"].items())
+        formats = (Source(self.format_digests[item.name]["digest"], item.folder) for item in self.format_packages)
+        return Source(text_digest(canonical(code)), PACKAGE / "worker", (self.own_worker, *engine, *formats))
 
     def limits(self, stage: str, *, cores: float | None = None) -> Limits:
         """Limits of a stage from the workflow; `cores` where the workflow names none."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rwkvflow.base.errors import Interrupted, RwkvflowError, SmokeFailed, StepFailed
 from rwkvflow.base.events import Event, StepFinished, StepStarted
+from rwkvflow.base.hashing import file_digest
 from rwkvflow.execute.base import Job, Made, Outcome, Product, Work
 from rwkvflow.execute.local import LocalExecutor
 from rwkvflow.plan.plan import Plan, survey
@@ -213,8 +214,10 @@ def test_interrupting_keeps_what_is_finished(world: World) -> None:
 def test_a_damaged_input_names_its_step(world: World, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_text("s")
-    outcomes = world.run([step("a", inputs={"s": Source("sha256:" + "0" * 64, source)})], "a")
+    outcomes = world.run([step("a", inputs={"s": Source(file_digest(source), source)})], "a")
     assert world.text(outcomes["a"]) == "a(s)"
+    outcomes = world.run([step("b", inputs={"s": Source("sha256:" + "0" * 64, source)})], "b")
+    assert f"{source} has changed" in str(outcomes["b"].error)
 
 
 class Shelf:
