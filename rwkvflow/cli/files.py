@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from rwkvflow.base.errors import RwkvflowError, UsageError
 from rwkvflow.base.text import json_shown, shown, shown_line
-from rwkvflow.cli.options import DocumentPath, ModelName, ModelPath, model_path, store_option
+from rwkvflow.cli.options import DocumentPath, ModelName, ModelPath, model_path, sandbox_option, store_option
+
+if TYPE_CHECKING:
+    from rwkvflow.app.push import Push
 
 SHOWN = 20  # tensors that `compare` lists without --all
 
@@ -79,8 +83,15 @@ def formats() -> None:
 )
 @click.option("--no-check", is_flag=True, help="Do not run the files and compare them with the checkpoint")
 @click.option("--force", is_flag=True, help="Replace OUT: a file, or a folder that rwkvflow wrote")
+@click.option(
+    "--push",
+    "repository",
+    metavar="OWNER/NAME",
+    help="Also publish to this hub repository, with card and provenance: OUT.yaml becomes the recipe of it, and is run",
+)
 @click.option("--threads", type=click.IntRange(1, 256), help="Number of threads; default: one for each core")
 @click.option("--library", type=DocumentPath(), help="librwkv, which encodes the tensors; default: that of the store")
+@sandbox_option
 @store_option
 def convert(
     sources: tuple[str, ...],
@@ -96,6 +107,8 @@ def convert(
     force: bool,
     threads: int | None,
     library: Path | None,
+    repository: str | None,
+    sandbox: str,
     store: Path | None,
 ) -> None:
     """Convert the checkpoints IN to the file or folder OUT, without a recipe.
@@ -103,8 +116,12 @@ def convert(
     IN is a file, a folder, https://... or hf://owner/name/file, which is downloaded into the store and kept there. With
     several formats or checkpoints, OUT is a folder. Files that librwkv runs are compared with the checkpoint before
     they are put in place; other formats are tested by `run` alone.
+
+    With --push, the recipe OUT.yaml is written and run: every format is then tested by what its users run it with, and
+    OUT is a release, as is the repository. --sandbox is for that alone.
     """
     from rwkvflow.app.convert import Order, carry_out
+    from rwkvflow.app.push import Push
     from rwkvflow.display import display_for
     from rwkvflow.store.store import default_root
     from rwkvflow.worker.model.origin import Origin
@@ -113,6 +130,14 @@ def convert(
         raise UsageError("--lora and --alpha go together", remedy="give the alpha that the LoRA was trained with")
     formats = tuple(dict.fromkeys(_format(name, strategy) for name in names))
     size = _size(limit)
+    if repository is not None:
+        given = {"--strategy": strategy, "--no-check": no_check, "--force": force, "--threads": threads}
+        if refused := [name for name, value in {**given, "--library": library}.items() if value]:
+            raise UsageError(f"--push takes no {refused[0]}", remedy="write a recipe: rwkvflow init")
+        if not target.name:
+            raise UsageError(f"--push: {target} is no name of a folder", remedy="name the folder OUT")
+        _push(Push(sources, formats, target, repository, lora, alpha, state, ignore, limit), sandbox, store)
+        return
     display = display_for(as_json=False, verbose=False)
     root = store or default_root()
     several = len(sources) > 1 or len(formats) > 1
@@ -137,6 +162,20 @@ def convert(
                 click.echo(line)
     finally:
         display.close()
+
+
+def _push(push: Push, sandbox: str, store: Path | None) -> None:
+    from rwkvflow.app import push as pushing
+    from rwkvflow.app.pipeline import Request
+    from rwkvflow.display import display_for
+
+    display = display_for(as_json=False, verbose=False)
+    try:
+        finished = pushing.carry_out(push, Request(push.recipe, sandbox=sandbox, store=store), display)
+    finally:
+        display.close()
+    if (error := finished.error()) is not None:
+        raise error
 
 
 def _format(name: str, strategy: str | None) -> str:

@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.hub_releases import REPO
 
 from e2e.cli import DEMO, SIGKILL, Project, kill, project
+from tests.standin import StandIn
 
 HOST = ("--sandbox", "host")
 
@@ -327,3 +329,23 @@ def test_cache_commands_look_after_the_store(apart: Project) -> None:
     assert apart.files()["tiny4/tiny4-FP16.bin"] == digest
     assert apart("cache", "gc", "--max-size", "1MiB").code == 0
     assert apart("run", "recipe.yaml", *HOST).code == 0
+
+
+def test_convert_push_publishes_with_card_and_provenance_and_shows_the_recipe(
+    net: StandIn, warm: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,127.0.0.2")
+    made = Project(tmp_path / "p", warm.store)
+    made.folder.mkdir()
+    shutil.copy(DEMO / "rwkv7-demo.pth", made.folder / "mine.pth")
+    words = ("convert", "mine.pth", "out", "--format", "ggml-q8_0", "--format", "safetensors", "--push", REPO, *HOST)
+    done = made(*words)
+    assert done.code == 0, done.err
+    assert "out.yaml: the recipe of this" in done.err
+    there = net.hub.repositories[REPO].contents()
+    here = {path.relative_to(made.folder / "out").as_posix() for path in (made.folder / "out").rglob("*")}
+    assert {"mine/mine-Q8_0.bin", "README.md", "SHA256SUMS", "provenance.json"} <= there.keys() & here
+    assert made("verify", "out").code == 0
+    again = made("run", "out.yaml", *HOST, "--json")
+    assert again.code == 0
+    assert again.steps("done") == [], "the recipe stands for what was asked"
