@@ -41,7 +41,7 @@ ONE_READ = 1.01  # bytes read by the bytes of the checkpoint
 CONVERT = """
 import sys
 from pathlib import Path
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 
 def read():
     with open("/proc/self/io") as file:
@@ -49,7 +49,7 @@ def read():
 
 source, engine, out, *formats = sys.argv[1:]
 before = read()
-for outcome in convert(Path(source), Path(engine), [Job(f, f, Path(out) / f) for f in formats]):
+for outcome in convert(Path(source), Path(engine), [ConversionJob(f, f, Path(out) / f) for f in formats]):
     if outcome.failure:
         sys.exit(f"{outcome.job.format}: {outcome.failure}")
 print(read() - before)

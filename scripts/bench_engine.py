@@ -91,7 +91,7 @@ def make(folder: Path, name: str, formats: list[str], engine: Path) -> list[Path
     """A random model in these formats; what is there already stays, and so does the checkpoint they come from."""
     from helpers import checkpoints
 
-    from rwkvflow.worker.conversion.convert import Job, convert
+    from rwkvflow.worker.conversion.convert import ConversionJob, convert
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = {kind: folder / f"{name}-{kind}{'.gguf' if kind.startswith('gguf') else '.bin'}" for kind in formats}
@@ -101,7 +101,7 @@ def make(folder: Path, name: str, formats: list[str], engine: Path) -> list[Path
         source = folder / f"{name}.pth"
         if not source.exists():
             checkpoints.make(source.with_suffix(".part.pth"), **MODELS[name]).rename(source)
-        jobs = [Job(kind, kind, path.with_suffix(".part")) for kind, path in missing.items()]
+        jobs = [ConversionJob(kind, kind, path.with_suffix(".part")) for kind, path in missing.items()]
         for outcome in convert(source, engine, jobs):
             if outcome.failure:
                 raise SystemExit(f"{name} {outcome.job.format}: {outcome.failure}")

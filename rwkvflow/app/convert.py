@@ -17,7 +17,7 @@ from rwkvflow.base.outputs import beside, check_output, is_own, mark, put
 from rwkvflow.documents.formats import file_name, folder_name, suffixes
 
 if TYPE_CHECKING:
-    from rwkvflow.worker.conversion.convert import Outcome
+    from rwkvflow.worker.conversion.convert import ConversionOutcome
     from rwkvflow.worker.model.origin import Origin
 
 
@@ -55,7 +55,7 @@ def carry_out(order: Order, emit: Listener) -> Iterator[str]:
     Raises UsageError for a place that is taken, SmokeFailed where a file is over its format's limits: it is then not
     put in place, and the others are.
     """
-    from rwkvflow.worker.conversion.convert import Job
+    from rwkvflow.worker.conversion.convert import ConversionJob
     from rwkvflow.worker.conversion.convert import convert as run
     from rwkvflow.worker.errors import WorkerError
     from rwkvflow.worker.formats.base import Split
@@ -72,7 +72,10 @@ def carry_out(order: Order, emit: Listener) -> Iterator[str]:
         library = find_library(order.library, order.store, emit)
         if order.folder:
             order.target.mkdir(parents=True, exist_ok=True)
-        jobs = [Job(p.format, p.format, p.partial, Split(order.split, p.stem) if order.split else None) for p in places]
+        jobs = [
+            ConversionJob(p.format, p.format, p.partial, Split(order.split, p.stem) if order.split else None)
+            for p in places
+        ]
         outcomes = run(
             order.origin,
             library,
@@ -112,7 +115,9 @@ def _look(source: Origin) -> None:
         raise RwkvflowError(str(error)) from error
 
 
-def _judged(order: Order, library: Path, made: Sequence[tuple[_Place, Outcome]], emit: Listener) -> Iterator[str]:
+def _judged(
+    order: Order, library: Path, made: Sequence[tuple[_Place, ConversionOutcome]], emit: Listener
+) -> Iterator[str]:
     failures = [f"{place.format}: {outcome.failure}" for place, outcome in made if outcome.failure is not None]
     whole = [(place, outcome) for place, outcome in made if outcome.failure is None]
     wanted = [place for place, _ in whole if order.check and proof.provable(place.format) and place.partial.is_file()]
@@ -141,7 +146,7 @@ def _judged(order: Order, library: Path, made: Sequence[tuple[_Place, Outcome]],
         )
 
 
-def _placed(place: _Place, outcome: Outcome, found: proof.Proof | None) -> str:
+def _placed(place: _Place, outcome: ConversionOutcome, found: proof.Proof | None) -> str:
     target = place.split_to if place.split_to is not None and place.partial.is_dir() else place.target
     if place.partial.is_dir():
         mark(place.partial)

@@ -12,7 +12,7 @@ from rwkvflow.documents.yaml.nearest import did_you_mean
 from rwkvflow.execute.actions import probes
 from rwkvflow.plan.explain import differences
 from rwkvflow.plan.plan import Standing, input_digests, survey
-from rwkvflow.plan.step import Input, Json, Ref, Source, Step, expected, key_of
+from rwkvflow.plan.step import Input, Json, LocalInput, Ref, Step, expected, key_of
 from rwkvflow.stages.image import dockerfile
 from rwkvflow.store.record import Output
 from rwkvflow.store.store import Store, run_id
@@ -90,7 +90,7 @@ def publishing(prepared: Prepared) -> list[str]:
 
 
 def _place(store: Store, value: Input, digest: str) -> Path | None:
-    return value.path if isinstance(value, Source) else store.path(digest)
+    return value.path if isinstance(value, LocalInput) else store.path(digest)
 
 
 def explanation(prepared: Prepared, name: str) -> list[str]:

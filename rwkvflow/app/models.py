@@ -23,7 +23,7 @@ _PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/(?:blob|re
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptModel:
     """A model that is kept: what it was asked for by, its folder, bytes."""
 
     source: str
@@ -156,12 +156,12 @@ def listed(names: Iterator[str] | Sequence[str], most: int = 12) -> str:
     return "".join(f"\n    {name}" for name in [*found[:most], *more])
 
 
-def kept(root: Path) -> list[Kept]:
+def kept(root: Path) -> list[KeptModel]:
     """The models that are kept, the largest first."""
     found = []
     for note in sorted((root / FOLDER).glob("*/source.json")):
         size = sum(path.stat().st_size for path in note.parent.rglob("*") if path.is_file())
-        found.append(Kept(str((read_json(note) or {}).get("source", "?")), note.parent, size))
+        found.append(KeptModel(str((read_json(note) or {}).get("source", "?")), note.parent, size))
     return sorted(found, key=lambda item: -item.size)
 
 

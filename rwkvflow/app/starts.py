@@ -20,7 +20,7 @@ _BARE = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
-class Choice:
+class CheckpointChoice:
     """A checkpoint of a repository: its source, its bytes (None where the hub does not say), and its version."""
 
     source: str
@@ -74,7 +74,7 @@ def copy_recipe(name: str, output: Path) -> list[Path]:
     return [output, *(output.parent / part for part in beside)]
 
 
-def choices(text: str) -> list[Choice] | None:
+def choices(text: str) -> list[CheckpointChoice] | None:
     """The checkpoints among which `text`, a repository of the hub, leaves the choice; None where it leaves none.
 
     A repository with a config.json is one model in itself. Raises FetchError where the repository cannot be listed,
@@ -98,7 +98,7 @@ def choices(text: str) -> list[Choice] | None:
         raise UsageError(f"{source} has no checkpoint", remedy="name a repository with .pth or .safetensors files")
     found = [f"{source}/{name}" for name in names]
     versions = {each: _version(each) for each in found[:ASKED]}
-    return [Choice(each, listed[name], versions.get(each)) for name, each in zip(names, found, strict=True)]
+    return [CheckpointChoice(each, listed[name], versions.get(each)) for name, each in zip(names, found, strict=True)]
 
 
 def _version(text: str) -> str | None:

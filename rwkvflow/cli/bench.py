@@ -25,7 +25,7 @@ from rwkvflow.cli.options import DocumentPath
 
 if TYPE_CHECKING:
     from rwkvflow.app.bench import Measured
-    from rwkvflow.worker.model.tokenizers import Tokenizer
+    from rwkvflow.worker.model.tokenizers import ModelTokenizer
 
 
 @click.command()
@@ -124,7 +124,7 @@ def _table(rows: Sequence[Measured], speed: float, against: Path | None) -> list
     ]
 
 
-def _ids_of(tokenizer: Tokenizer, path: Path) -> list[int]:
+def _ids_of(tokenizer: ModelTokenizer, path: Path) -> list[int]:
     """The tokens of a text. One that is not UTF-8 is read as the bytes that it is, by tokenizers of bytes."""
     from rwkvflow.worker.model.tokenizers import Bytes, World
 

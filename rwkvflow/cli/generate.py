@@ -147,14 +147,14 @@ def chat(
     Each line is a question; Ctrl-C ends an answer, Ctrl-D or /quit the conversation. /help lists what else there is.
     """
     from rwkvflow.cli.talk import questions
-    from rwkvflow.engine.session import Chat
+    from rwkvflow.engine.session import ChatSession
 
     _check_kept(model, options)
     with engine_errors(), open_model(model, options) as opened:
         session = _session(opened, options)
 
-        def begin() -> Chat:
-            talk = Chat(session, user, assistant, think)
+        def begin() -> ChatSession:
+            talk = ChatSession(session, user, assistant, think)
             if system:
                 talk.system(system)
             return talk

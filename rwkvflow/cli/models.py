@@ -17,7 +17,7 @@ from rwkvflow.cli.options import DocumentPath
 
 if TYPE_CHECKING:
     from rwkvflow.engine.binding import Model
-    from rwkvflow.worker.model.tokenizers import Tokenizer
+    from rwkvflow.worker.model.tokenizers import ModelTokenizer
 
 KINDS = ("auto", "bytes", "world")
 
@@ -107,7 +107,7 @@ def open_model(name: str | Path, options: dict[str, Any]) -> Model:
     return Model(path, library, options["threads"] or default_threads(), options["group_norm_eps"])
 
 
-def tokenizer_of(kind: str, model: Model) -> Tokenizer:
+def tokenizer_of(kind: str, model: Model) -> ModelTokenizer:
     """The tokenizer that the option asks for: of a GGUF its own. Raises UsageError where it must be named."""
     from rwkvflow.engine.tokenizer import Tokenizer as Native
     from rwkvflow.engine.tokenizer import is_gguf

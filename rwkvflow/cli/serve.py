@@ -26,7 +26,7 @@ KEY_VARIABLE = "RWKVFLOW_API_KEY"
 NEEDED = ("starlette", "uvicorn", "llguidance", "prometheus_client")
 
 
-class Bytes(_Param):
+class ByteCount(_Param):
     """A number of bytes, as MiB or GiB."""
 
     name = "size"
@@ -66,19 +66,19 @@ class Bytes(_Param):
 @click.option("--queue", type=click.IntRange(0, 100_000), default=64, show_default=True, help="Let so many texts wait")
 @click.option(
     "--state-cache",
-    type=Bytes(),
+    type=ByteCount(),
     default="1GiB",
     show_default=True,
     help="Keep states of each model in this much memory",
 )
-@click.option("--memory", type=Bytes(), help="Close models that are idle before open ones take more than this")
+@click.option("--memory", type=ByteCount(), help="Close models that are idle before open ones take more than this")
 @click.option(
     "--max-prompt", type=click.IntRange(1), default=65536, show_default=True, help="Refuse prompts of more tokens"
 )
 @click.option(
     "--max-tokens", type=click.IntRange(1), default=16384, show_default=True, help="Refuse to write more tokens"
 )
-@click.option("--max-body", type=Bytes(), default="16MiB", show_default=True, help="Refuse larger requests")
+@click.option("--max-body", type=ByteCount(), default="16MiB", show_default=True, help="Refuse larger requests")
 @click.option("--draft", metavar="lookup|FILE", help="Guess ahead: from the text, or with a smaller model")
 @click.option(
     "--draft-tokens", type=click.IntRange(1, 32), default=4, show_default=True, help="Guess at most so many at once"
@@ -96,7 +96,7 @@ def serve(models: tuple[Path, ...], host: str, port: int, **options: Any) -> Non
     from rwkvflow.serve.app import make_app
     from rwkvflow.serve.batching.scheduler import Settings
     from rwkvflow.serve.guard import Rules, hosts_for
-    from rwkvflow.serve.openai.work import Limits
+    from rwkvflow.serve.openai.work import RequestLimits
     from rwkvflow.serve.server import Server
     from rwkvflow.serve.shelf import Shelf, find_models
 
@@ -126,7 +126,7 @@ def serve(models: tuple[Path, ...], host: str, port: int, **options: Any) -> Non
         )
         _open_first(shelf)
     rules = Rules(hosts_for(host, options["allow_host"]), frozenset(options["cors"]), keys, options["max_body"])
-    app = make_app(shelf, rules, Limits(options["max_prompt"], options["max_tokens"]))
+    app = make_app(shelf, rules, RequestLimits(options["max_prompt"], options["max_tokens"]))
     names = ", ".join(entry.name for entry in entries)
     server = Server(app, shelf, host, port, lambda address: click.echo(shown(f"{address} serves {names}"), err=True))
     try:

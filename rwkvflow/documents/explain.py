@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from rwkvflow.base.errors import Finding
 from rwkvflow.documents import recipe, workflow
 from rwkvflow.documents.yaml.nearest import did_you_mean, nearest, one_of, shown
-from rwkvflow.documents.yaml.source import Items, Node, Scalar, Source, render_path, resolve
+from rwkvflow.documents.yaml.source import DocumentSource, Items, Node, Scalar, render_path, resolve
 
 _PATTERNS = {
     recipe.NAME: "a name of letters, digits, '.', '-' and '_' that starts with a letter or digit (100 at most)",
@@ -47,7 +47,7 @@ _YES = frozenset({"yes", "on", "y", "1"})
 _NO = frozenset({"no", "off", "n", "0"})
 
 
-def explain(error: ValidationError, model: type[BaseModel], source: Source) -> list[Finding]:
+def explain(error: ValidationError, model: type[BaseModel], source: DocumentSource) -> list[Finding]:
     """One finding for each thing that is wrong; a key missing only because it is misspelled counts once."""
     items: list[tuple[tuple[str | int, ...], Any]] = []
     for item in error.errors(include_url=False):
@@ -80,13 +80,13 @@ def explain(error: ValidationError, model: type[BaseModel], source: Source) -> l
     return findings
 
 
-def _follows(item: Any, place: Sequence[str | int], source: Source) -> bool:
+def _follows(item: Any, place: Sequence[str | int], source: DocumentSource) -> bool:
     """A list counts as too short for pydantic when its items are wrong; that has been said of the items."""
     node = source.find(place)[1]
     return item["type"] == "too_short" and not (isinstance(node, Items) and not node.items)
 
 
-def _place(loc: Sequence[str | int], source: Source) -> tuple[str | int, ...]:
+def _place(loc: Sequence[str | int], source: DocumentSource) -> tuple[str | int, ...]:
     place = tuple(part for part in loc if part not in recipe.UNION_TAGS and part != "[key]")
     _, image = source.find(("image",))
     if place[:2] == ("images", 0) and image is not source.root and source.find(("images",))[1] is source.root:
@@ -94,7 +94,7 @@ def _place(loc: Sequence[str | int], source: Source) -> tuple[str | int, ...]:
     return place
 
 
-def _message(item: Any, place: Sequence[str | int], source: Source, key_itself: bool) -> str:
+def _message(item: Any, place: Sequence[str | int], source: DocumentSource, key_itself: bool) -> str:
     kind: str = item["type"]
     context: dict[str, Any] = item.get("ctx", {})
     _, node = source.find(place)

@@ -19,10 +19,10 @@ from rwkvflow.documents.explain import explain
 from rwkvflow.documents.lock import Lock
 from rwkvflow.documents.recipe import Recipe
 from rwkvflow.documents.workflow import Workflow
-from rwkvflow.documents.yaml.source import Source, parse, read_text
+from rwkvflow.documents.yaml.source import DocumentSource, parse, read_text
 
 M = TypeVar("M", bound=BaseModel)
-Check = Callable[[Source], None]
+Check = Callable[[DocumentSource], None]
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -97,7 +97,7 @@ def load_document(path: Path) -> Literal["recipe", "workflow", "lock"]:
     return "recipe"
 
 
-def _load(model: type[M], source: Source, data: object, check: Check) -> M:
+def _load(model: type[M], source: DocumentSource, data: object, check: Check) -> M:
     findings = list(source.findings)
     source.findings = []
     document: M | None = None

@@ -60,7 +60,7 @@ class Lookup:
 
 
 @dataclass
-class Pace:
+class GuessPace:
     """How many tokens to guess: more while guesses are right, fewer and less often while they are not."""
 
     most: int
@@ -166,7 +166,7 @@ class Guesser:
     def __init__(self, most: int, small: SmallModel | None = None) -> None:
         """`most`: at most so many tokens are guessed at once."""
         self.guessed = self.kept = 0
-        self._small, self._pace = small, Pace(most)
+        self._small, self._pace = small, GuessPace(most)
         self._lookup = Lookup()
         self._follower = Follower()
         self._tokens: list[int] = []

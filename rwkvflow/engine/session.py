@@ -25,7 +25,7 @@ REPLACEMENT = "\ufffd"
 PATIENCE = 8  # tokens; no character has more than four bytes
 
 
-class Tokenizer(Protocol):
+class TokenizerLike(Protocol):
     """Text to ids and back. One with `piece(token) -> bytes` streams best."""
 
     def encode(self, text: str) -> list[int]:
@@ -38,7 +38,7 @@ class Tokenizer(Protocol):
 class Decoder:
     """Tokens to text without ever cutting a character in two."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: TokenizerLike) -> None:
         self._tokenizer = tokenizer
         self._piece: Callable[[int], bytes] | None = getattr(tokenizer, "piece", None)
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
@@ -106,7 +106,7 @@ class Session:
     def __init__(
         self,
         model: Model,
-        tokenizer: Tokenizer,
+        tokenizer: TokenizerLike,
         sampling: Sampling | None = None,
         seed: int = 0,
         guesser: Guesser | None = None,
@@ -162,7 +162,7 @@ class Session:
             self.feed_tokens([END])  # nothing was read: the beginning of a text
         decoder = Decoder(self.tokenizer)
         held = ""  # may be the beginning of a stop string
-        mark: _Mark | None = None  # before the first token of what is held
+        mark: _StateMark | None = None  # before the first token of what is held
         for left in range(max_tokens, 0, -1):
             if self._guesser is not None:
                 self._read_ahead(self._guesser, left - 1)
@@ -172,7 +172,7 @@ class Session:
                 self.finish = "end"
                 break
             self.generated += 1
-            mark = mark or _Mark(logits, state, self.evaluated)
+            mark = mark or _StateMark(logits, state, self.evaluated)
             text = decoder.put(token)
             held += text
             mark.text += text
@@ -223,7 +223,7 @@ class Session:
         self._reached, self._pending = (logits, state), []
         self.evaluated += 1
 
-    def _rewind(self, mark: _Mark, behind: int) -> None:
+    def _rewind(self, mark: _StateMark, behind: int) -> None:
         if self._guesser is not None:
             self._guesser.drop(self.evaluated - mark.evaluated)
         self._ahead = []
@@ -265,7 +265,7 @@ class Session:
         return self.model.version or "?", layout, fingerprint(self.model.path)
 
 
-class _Mark:
+class _StateMark:
     """A place to go back to. The state is copied only when it is about to be written over."""
 
     def __init__(self, logits: Floats, state: Floats, evaluated: int) -> None:
@@ -279,7 +279,7 @@ class _Mark:
             self._kept = True
 
 
-class Chat:
+class ChatSession:
     """A conversation in the form that RWKV's models were trained on; see rwkvflow.engine.prompts."""
 
     def __init__(
@@ -323,7 +323,7 @@ def random_seed() -> int:
 def generate(
     model: Model,
     prompt: str,
-    tokenizer: Tokenizer,
+    tokenizer: TokenizerLike,
     *,
     max_tokens: int = 256,
     sampling: Sampling | None = None,

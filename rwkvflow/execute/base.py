@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rwkvflow.base.errors import RwkvflowError
 from rwkvflow.base.events import Status
-from rwkvflow.plan.step import Limits, Step
+from rwkvflow.plan.step import Step, StepLimits
 from rwkvflow.store.record import Output
 
 
@@ -33,7 +33,7 @@ class Work:
     """What the jobs of one command share."""
 
     folder: Path  # scratch on the store's file system: what is made here is moved into the store without copying
-    limits: Limits
+    limits: StepLimits
     cancel: threading.Event
 
 

@@ -19,7 +19,7 @@ from rwkvflow.base.errors import RwkvflowError, SmokeFailed, StepFailed
 from rwkvflow.base.files import no_space, remove
 from rwkvflow.base.hashing import file_digest, tree_digest
 from rwkvflow.execute.base import Job, Made, Product, Work
-from rwkvflow.plan.step import Limits
+from rwkvflow.plan.step import StepLimits
 from rwkvflow.sandbox.base import Command, Result, Sandbox
 from rwkvflow.sandbox.takeover import Identity, identities, take
 from rwkvflow.store.store import Store
@@ -260,7 +260,7 @@ def _number(value: Any) -> bool:
         return False
 
 
-def failure(stage: str, limits: Limits, result: Result) -> StepFailed:
+def failure(stage: str, limits: StepLimits, result: Result) -> StepFailed:
     """Why a command failed, and what to do about it."""
     if result.cancelled:
         return StepFailed("stopped")

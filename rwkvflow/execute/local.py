@@ -25,7 +25,7 @@ from rwkvflow.execute.base import Action, Job, Made, Outcome, Probe, Work
 from rwkvflow.execute.log_file import LogFile
 from rwkvflow.execute.sources import check_unchanged
 from rwkvflow.plan.plan import Plan, input_digests, needs, reason
-from rwkvflow.plan.step import Ref, Source, Step, expected, key_of
+from rwkvflow.plan.step import LocalInput, Ref, Step, expected, key_of
 from rwkvflow.store.record import Output, Record
 from rwkvflow.store.store import Store
 
@@ -337,7 +337,7 @@ class LocalExecutor:
         inputs = {}
         for name, digest in digests.items():
             value = step.inputs[name]
-            path = value.path if isinstance(value, Source) else self.store.path(digest)
+            path = value.path if isinstance(value, LocalInput) else self.store.path(digest)
             if path is None:
                 raise StepFailed(f"{step.id}: its input {name} vanished from the store", remedy="run again")
             inputs[name] = path

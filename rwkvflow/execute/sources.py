@@ -11,19 +11,19 @@ from pathlib import Path
 
 from rwkvflow.base.errors import StepFailed
 from rwkvflow.base.hashing import file_digest, tree_digest
-from rwkvflow.plan.step import Source, Step
+from rwkvflow.plan.step import LocalInput, Step
 
 
 def check_unchanged(step: Step) -> None:
     """Raises StepFailed where a file or folder is no longer what the plan was made with."""
-    if (path := _changed(value for value in step.inputs.values() if isinstance(value, Source))) is not None:
+    if (path := _changed(value for value in step.inputs.values() if isinstance(value, LocalInput))) is not None:
         raise StepFailed(
             f"{path} has changed since this run began",
             remedy="run again, which takes it as it is now; and leave a checkout alone while a run uses it",
         )
 
 
-def _changed(sources: Iterable[Source]) -> Path | None:
+def _changed(sources: Iterable[LocalInput]) -> Path | None:
     for source in sources:
         if source.made_of:
             if (path := _changed(source.made_of)) is not None:

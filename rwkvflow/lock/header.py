@@ -20,7 +20,7 @@ from typing import Any, Final
 from rwkvflow.base.errors import FetchError, LockError, UsageError
 from rwkvflow.documents.sources import Source, SourceError, parse_source
 from rwkvflow.net.http import Authorize, Connection, Policy, TemporaryProblemError
-from rwkvflow.net.remote import Remote, remote_of
+from rwkvflow.net.remote import RemoteSource, remote_of
 from rwkvflow.worker.errors import UnknownModelError, WorkerError
 
 BLOCK: Final = 1 << 18  # bytes of the least range that is asked for
@@ -182,7 +182,7 @@ def describe_source(text: str, connection: Connection | None = None) -> dict[str
     return {"file": text, "bytes": file.size, **described(kind, tensors, {})}
 
 
-def _refusal(remote: Remote, error: _UnreadableError) -> FetchError:
+def _refusal(remote: RemoteSource, error: _UnreadableError) -> FetchError:
     meant = remote.explain(error.status, error.headers)
     return meant or FetchError(f"{remote.name}: the server answers {error.status}")
 

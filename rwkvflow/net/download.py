@@ -31,8 +31,8 @@ from rwkvflow.net.http import (
     retrying,
     temporary,
 )
-from rwkvflow.net.partial import HEAD, Part, alone
-from rwkvflow.net.remote import Remote, remote_of
+from rwkvflow.net.partial import HEAD, PartialFile, alone
+from rwkvflow.net.remote import RemoteSource, remote_of
 
 if TYPE_CHECKING:
     import httpx
@@ -81,15 +81,15 @@ def fetch_file(
             if sha256 is not None and _stands(destination, sha256, size):
                 return sha256, destination.stat().st_size
             connected = Connection(policy or Policy(), cancel, access)
-            with connected as connection, Part(destination, str(source)) as part:
+            with connected as connection, PartialFile(destination, str(source)) as part:
                 return _Download(remote_of(source), part, connection, sha256, size, tell, access).run()
 
 
 class _Download:
     def __init__(
         self,
-        remote: Remote,
-        part: Part,
+        remote: RemoteSource,
+        part: PartialFile,
         connection: Connection,
         sha256: str | None,
         size: int | None,
@@ -332,7 +332,7 @@ def _copy(
     cancel: threading.Event | None,
 ) -> tuple[str, int]:
     need_space(destination.parent, path.stat().st_size, path.name)
-    with alone(destination, cancel), Part(destination, f"file:{path}") as part, path.open("rb") as file:
+    with alone(destination, cancel), PartialFile(destination, f"file:{path}") as part, path.open("rb") as file:
         part.restart()
         while chunk := file.read(CHUNK):
             if cancel is not None and cancel.is_set():

@@ -20,7 +20,7 @@ from rwkvflow.documents.sources import HubSource
 from rwkvflow.documents.yaml.nearest import did_you_mean
 from rwkvflow.net.http import TEMPORARY, Connection, TemporaryProblemError, origin, retry_after, retrying, scrub
 from rwkvflow.net.hub_session import install
-from rwkvflow.net.remote import Listing, Remote, RemoteFile
+from rwkvflow.net.remote import Listing, PinnedFile, RemoteSource
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 API_TIMEOUT_S = 20.0
@@ -129,7 +129,7 @@ class Hub:
         )
         return {entry.rfilename: entry.size for entry in info.siblings or ()}
 
-    def resolve(self, source: HubSource, connection: Connection) -> RemoteFile:
+    def resolve(self, source: HubSource, connection: Connection) -> PinnedFile:
         """Pin the revision to a commit and ask for size and sha256, without downloading the file.
 
         Raises FetchError where the repository, the revision or the file is absent or may not be read.
@@ -151,7 +151,7 @@ class Hub:
             connection,
         )
         etag = (metadata.etag or "").lower()
-        return RemoteFile(source, metadata.size, etag if _SHA256.fullmatch(etag) else None)
+        return PinnedFile(source, metadata.size, etag if _SHA256.fullmatch(etag) else None)
 
     def _call(self, function: Any, source: HubSource, connection: Connection) -> Any:
         from huggingface_hub import errors
@@ -185,7 +185,7 @@ class Hub:
         return retrying(attempt, connection)
 
 
-class HubRemote(Remote):
+class HubRemote(RemoteSource):
     """A file or folder of a hub repository, asked for as the environment says."""
 
     def __init__(self, source: HubSource) -> None:
@@ -206,7 +206,7 @@ class HubRemote(Remote):
         linked = headers.get("x-linked-etag", "").strip('"').lower()
         return linked if _SHA256.fullmatch(linked) else None
 
-    def look(self, connection: Connection, sha256: str | None) -> RemoteFile:
+    def look(self, connection: Connection, sha256: str | None) -> PinnedFile:
         """The commit, and what the hub says of the file; of small ones outside LFS it tells no sha256."""
         return self.hub.resolve(self.source, connection)
 

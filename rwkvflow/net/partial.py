@@ -21,7 +21,7 @@ from rwkvflow.base.hashing import CHUNK
 HEAD = 512  # bytes kept to tell a page or a pointer from a file
 
 
-class Part:
+class PartialFile:
     """What has arrived of a file, and what it is a part of; opened while the destination's lock is held."""
 
     def __init__(self, destination: Path, source: str) -> None:
@@ -37,7 +37,7 @@ class Part:
         self._hash = hashlib.sha256()
         self._file: IO[bytes] | None = None
 
-    def __enter__(self) -> Part:
+    def __enter__(self) -> PartialFile:
         self._file = self.path.open("a+b")
         note = read_json(self.note)
         if note is None or note.get("source") != self.source:

@@ -16,7 +16,7 @@ from rwkvflow.net.http import Connection, netrc_login, retrying, temporary
 
 
 @dataclass(frozen=True)
-class RemoteFile:
+class PinnedFile:
     """What is known of a file before it is downloaded; None where the server does not say."""
 
     source: Source  # so exactly that the content cannot change, where the place has names for that
@@ -32,7 +32,7 @@ class Listing:
     names: tuple[str, ...]
 
 
-class Remote(ABC):
+class RemoteSource(ABC):
     """A source, ready to be asked for.
 
     name    what messages call it
@@ -55,7 +55,7 @@ class Remote(ABC):
         return None
 
     @abstractmethod
-    def look(self, connection: Connection, sha256: str | None) -> RemoteFile:
+    def look(self, connection: Connection, sha256: str | None) -> PinnedFile:
         """Pin the file, without downloading it; `sha256` is what it should be, if that is known. Raises FetchError."""
 
     def listing(self, connection: Connection) -> Listing | None:
@@ -63,25 +63,25 @@ class Remote(ABC):
         return None
 
 
-def remote_of(source: Source) -> Remote:
+def remote_of(source: Source) -> RemoteSource:
     """How a source that is not of this machine is asked for. Raises FetchError."""
     if source.remote is None:
         raise FetchError(f"{source} is a file of this machine")
     module, _, name = source.remote.partition(":")
-    made: Remote = getattr(importlib.import_module(module), name)(source)
+    made: RemoteSource = getattr(importlib.import_module(module), name)(source)
     return made
 
 
-class WebRemote(Remote):
+class WebRemote(RemoteSource):
     """A file of a web server."""
 
     def __init__(self, source: WebSource) -> None:
         self.source, self.url, self.name = source, source.url, public_url(source.url)
 
-    def look(self, connection: Connection, sha256: str | None) -> RemoteFile:
+    def look(self, connection: Connection, sha256: str | None) -> PinnedFile:
         """What HEAD tells of the size; the sha256 is nobody's but the lock's."""
         if sha256 is None:
-            return RemoteFile(self.source, None, None)
+            return PinnedFile(self.source, None, None)
 
         def ask() -> int | None:
             with connection.request("HEAD", self.url, {}, self.authorize) as (response, _):
@@ -92,4 +92,4 @@ class WebRemote(Remote):
                 return int(length) if response.status_code == 200 and length.isdecimal() and not page else None
 
         size = retrying(ask, connection)
-        return RemoteFile(self.source, size, None if size is None else sha256)
+        return PinnedFile(self.source, size, None if size is None else sha256)

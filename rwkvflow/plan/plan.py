@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from rwkvflow.base.errors import RwkvflowError
 from rwkvflow.plan.explain import differences
-from rwkvflow.plan.step import Json, Ref, Source, Step, key_of
+from rwkvflow.plan.step import Json, LocalInput, Ref, Step, key_of
 
 
 class Plan:
@@ -71,7 +71,7 @@ def input_digests(step: Step, output_of: Callable[[Ref], str | None]) -> dict[st
     """Digest of each input; None when one is not known yet. A tolerant step does without what does not exist."""
     digests: dict[str, str] = {}
     for name, value in step.inputs.items():
-        digest = value.digest if isinstance(value, Source) else output_of(value)
+        digest = value.digest if isinstance(value, LocalInput) else output_of(value)
         if digest is not None:
             digests[name] = digest
         elif not step.tolerant:
@@ -79,7 +79,7 @@ def input_digests(step: Step, output_of: Callable[[Ref], str | None]) -> dict[st
     return digests
 
 
-class Shelf(Protocol):
+class StepShelf(Protocol):
     """What a survey asks of the store."""
 
     def digests(self, step: Step, key: str) -> Mapping[str, str] | None:
@@ -102,7 +102,7 @@ class Standing:
     key: str | None = None
 
 
-def survey(plan: Plan, shelf: Shelf) -> list[Standing]:
+def survey(plan: Plan, shelf: StepShelf) -> list[Standing]:
     """What a run would do with each step, in plan order.
 
     A "waits" step has an input that is only known once another step has run; it may still turn out cached.

@@ -28,19 +28,19 @@ class Ref:
 
 
 @dataclass(frozen=True)
-class Source:
+class LocalInput:
     """A file or folder on this machine whose digest is known before the run (worker code, engine sources)."""
 
     digest: str  # "sha256:<hex>"; of a folder: see hashing.tree_digest
     path: Path
-    made_of: tuple[Source, ...] = ()  # where the digest is not that of the path, but made of theirs
+    made_of: tuple[LocalInput, ...] = ()  # where the digest is not that of the path, but made of theirs
 
 
-Input = Ref | Source
+Input = Ref | LocalInput
 
 
 @dataclass(frozen=True)
-class Limits:
+class StepLimits:
     """What a step may use. None: no limit. Not part of the key."""
 
     time_s: float | None = None
@@ -71,7 +71,7 @@ class Step:
     environment: str | None = None
     consumers: str | None = None  # the same for the commands of a smoke that run artifacts, where they have their own
     command: tuple[str, ...] = ()
-    limits: Limits = field(default_factory=Limits)
+    limits: StepLimits = field(default_factory=StepLimits)
     batch: str | None = None
     tolerant: bool = False
     after: tuple[str, ...] = ()  # must have ended well before this starts, although none of its outputs is read

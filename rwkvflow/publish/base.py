@@ -18,7 +18,7 @@ _MARKS: Mapping[Kind, str] = {"add": "+", "replace": "~", "delete": "-"}
 
 
 @dataclass(frozen=True)
-class Change:
+class FileChange:
     """One file that publishing would write or remove; `size` in bytes is what would be sent at most."""
 
     kind: Kind
@@ -31,7 +31,7 @@ class Changes:
     """What publishing a release would do to a destination."""
 
     to: str
-    changes: tuple[Change, ...]
+    changes: tuple[FileChange, ...]
     unchanged: int  # files of the release that are there already
     notes: tuple[str, ...] = ()  # what happens besides: a repository is created, a tag is set
 

@@ -19,7 +19,7 @@ from rwkvflow.base.hashing import CHUNK
 from rwkvflow.documents.destinations import HubDestination
 from rwkvflow.net.http import Policy, TemporaryProblemError
 from rwkvflow.net.progress import Told
-from rwkvflow.publish.base import Change, Changes, Given, Proven, Published, refuse_others
+from rwkvflow.publish.base import Changes, FileChange, Given, Proven, Published, refuse_others
 from rwkvflow.publish.hub_calls import Addition, ConflictError, Head, HubCalls, RemoteFile
 from rwkvflow.release.artifacts import ReleaseFile, from_bytes
 from rwkvflow.release.names import CARD, PROVENANCE, SIGNATURE, SUMS
@@ -86,9 +86,9 @@ class HubPublisher:
         if not self._standing_tag(calls, tag, plan.wanted, known=head is not None):
             notes.append(f"sets the tag {tag}")
         changes = [
-            Change("replace" if path in plan.there else "add", path, plan.wanted[path].size) for path in plan.writes
+            FileChange("replace" if path in plan.there else "add", path, plan.wanted[path].size) for path in plan.writes
         ]
-        changes += [Change("delete", path) for path in plan.deletes]
+        changes += [FileChange("delete", path) for path in plan.deletes]
         return Changes(self._to(), tuple(changes), len(plan.wanted) - len(plan.writes), tuple(notes))
 
     def apply(self, release: Release, told: Told) -> Published:

@@ -18,7 +18,7 @@ from rwkvflow.net.http import Policy
 from rwkvflow.net.oci_registry import MANIFEST, OciRegistry
 from rwkvflow.net.progress import Told
 from rwkvflow.plan.step import canonical
-from rwkvflow.publish.base import Change, Changes, Given, Proven, Published, refuse_others
+from rwkvflow.publish.base import Changes, FileChange, Given, Proven, Published, refuse_others
 from rwkvflow.release.artifacts import ReleaseFile, from_bytes
 from rwkvflow.release.model_card.card import human_count
 from rwkvflow.release.names import CARD, PLOT, SUMS
@@ -55,12 +55,12 @@ class OciPublisher:
         same = there is not None and there[0] == text_digest(data)
         new = {file.path: file for file in release.files}
         changes = [
-            Change("replace" if path in old else "add", path, file.size)
+            FileChange("replace" if path in old else "add", path, file.size)
             for path, file in new.items()
             if old.get(path) != file.digest
         ]
         written = len(changes)
-        changes += [Change("delete", path) for path in sorted(old) if path not in new]
+        changes += [FileChange("delete", path) for path in sorted(old) if path not in new]
         notes = []
         if not same:
             notes.append(f"{self.place.tag} becomes {text_digest(data)}" + (f", it is {there[0]}" if there else ""))

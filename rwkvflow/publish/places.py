@@ -10,7 +10,7 @@ from typing import Any
 from rwkvflow.base.files import read_json
 from rwkvflow.documents.destinations import FolderDestination, parse_destination
 from rwkvflow.net.progress import Told
-from rwkvflow.publish.base import Change, Changes, Given, Published, Publisher
+from rwkvflow.publish.base import Changes, FileChange, Given, Published, Publisher
 from rwkvflow.publish.folder import is_intact, publish_folder
 from rwkvflow.release.names import STATE
 from rwkvflow.release.release import Release
@@ -46,11 +46,11 @@ class FolderPublisher:
         there = {path: digest for path, digest in (old or {}).items() if (self.target / path).is_file()}
         new = {file.path: file for file in release.files}
         changes = [
-            Change("replace" if path in there else "add", path, file.size)
+            FileChange("replace" if path in there else "add", path, file.size)
             for path, file in new.items()
             if there.get(path) != file.digest
         ]
-        changes += [Change("delete", path) for path in there if path not in new]
+        changes += [FileChange("delete", path) for path in there if path not in new]
         written = sum(change.kind != "delete" for change in changes)
         return Changes(str(self.target), tuple(changes), len(new) - written)
 

@@ -20,7 +20,7 @@ from rwkvflow.base.hashing import CHUNK
 from rwkvflow.documents.destinations import RemoteDestination
 from rwkvflow.net.http import scrub
 from rwkvflow.net.progress import Told
-from rwkvflow.publish.base import Change, Changes, Given, Proven, Published, content, refuse_others
+from rwkvflow.publish.base import Changes, FileChange, Given, Proven, Published, content, refuse_others
 from rwkvflow.release.artifacts import ReleaseFile
 from rwkvflow.release.names import STATE, SUMS
 from rwkvflow.release.release import Release
@@ -60,8 +60,8 @@ class RemoteFolderPublisher:
     def plan(self, release: Release) -> Changes:
         """By what the folder remembers of each file, and whether it is still the same object."""
         there, writes, deletes = self._compare(release)
-        changes = [Change("replace" if file.path in there else "add", file.path, file.size) for file in writes]
-        changes += [Change("delete", path) for path in deletes]
+        changes = [FileChange("replace" if file.path in there else "add", file.path, file.size) for file in writes]
+        changes += [FileChange("delete", path) for path in deletes]
         return Changes(self.url, tuple(changes), len(release.files) - len(writes))
 
     def apply(self, release: Release, told: Told) -> Published:

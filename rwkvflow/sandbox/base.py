@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from rwkvflow.plan.step import Limits
+from rwkvflow.plan.step import StepLimits
 
 OnLine = Callable[[str], None]
 
@@ -83,7 +83,7 @@ class Sandbox(Protocol):
     def remove(self, tag: str) -> None:
         """Remove an environment."""
 
-    def build(self, spec: EnvironmentSpec, limits: Limits, on_line: OnLine, cancel: threading.Event) -> None:
+    def build(self, spec: EnvironmentSpec, limits: StepLimits, on_line: OnLine, cancel: threading.Event) -> None:
         """Make the environment. Raises StepFailed with the tail of the build log."""
 
     def run(
@@ -91,7 +91,7 @@ class Sandbox(Protocol):
         tag: str,
         command: Command,
         workdir: Path,
-        limits: Limits,
+        limits: StepLimits,
         on_line: OnLine,
         cancel: threading.Event,
     ) -> Result:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rwkvflow.base.errors import EnvironmentMissing, StepFailed
 from rwkvflow.base.lines import LineSplitter, Tail
 from rwkvflow.base.process import MESSAGE
-from rwkvflow.plan.step import Limits
+from rwkvflow.plan.step import StepLimits
 from rwkvflow.sandbox.base import Command, EnvironmentSpec, OnLine, Result
 from rwkvflow.sandbox.daemon import (
     RUN_LABEL,
@@ -31,7 +31,7 @@ from rwkvflow.sandbox.daemon import (
 from rwkvflow.sandbox.image.archive import context
 from rwkvflow.sandbox.image.base_image import ensure_base, local_image
 from rwkvflow.sandbox.image.dockerfile import NOBODY
-from rwkvflow.sandbox.image.image_build import Build, LayerLost
+from rwkvflow.sandbox.image.image_build import ImageBuild, LayerLost
 from rwkvflow.sandbox.isolation.disk import DiskLimit
 
 if TYPE_CHECKING:
@@ -86,13 +86,13 @@ class DockerSandbox:
         image = local_image(reference(tag), self.client)
         return image is not None and image.labels.get(TAG_LABEL) == tag
 
-    def build(self, spec: EnvironmentSpec, limits: Limits, on_line: OnLine, cancel: threading.Event) -> None:
+    def build(self, spec: EnvironmentSpec, limits: StepLimits, on_line: OnLine, cancel: threading.Event) -> None:
         """Build the image, without network. Raises StepFailed, or EnvironmentMissing for the base."""
         if spec.base is None:
             raise StepFailed(f"image {spec.image}: no base image is locked", remedy="run `rwkvflow lock`")
         ensure_base(spec.base, self.client, on_line)
         for left in reversed(range(BUILDS)):
-            build = Build(self.client, self._possible(limits), on_line, cancel)
+            build = ImageBuild(self.client, self._possible(limits), on_line, cancel)
             try:
                 build.run(context(spec), reference(spec.tag), {**spec.labels, TAG_LABEL: spec.tag})
                 return
@@ -128,7 +128,7 @@ class DockerSandbox:
         tag: str,
         command: Command,
         workdir: Path,
-        limits: Limits,
+        limits: StepLimits,
         on_line: OnLine,
         cancel: threading.Event,
     ) -> Result:
@@ -181,7 +181,7 @@ class DockerSandbox:
 
     # ---- how -----------------------------------------------------------------------------------------------------
 
-    def _possible(self, limits: Limits) -> Limits:
+    def _possible(self, limits: StepLimits) -> StepLimits:
         """The engine refuses more cores than it has; a limit is an upper bound, so take all there are."""
         there = self.info.get("NCPU")
         if limits.cores is None or not there:
@@ -193,7 +193,7 @@ class DockerSandbox:
             components = self.client.version().get("Components") or ()
         return any("podman" in str(item.get("Name", "")).lower() for item in components)
 
-    def _options(self, tag: str, command: Command, workdir: Path, limits: Limits, user: str) -> dict[str, Any]:
+    def _options(self, tag: str, command: Command, workdir: Path, limits: StepLimits, user: str) -> dict[str, Any]:
         """Arguments of the engine's create call."""
         from docker.types import LogConfig, Mount
 
@@ -257,7 +257,7 @@ class _Watch:
     """Follows one container's output and ends it when it must."""
 
     def __init__(
-        self, container: Container, limits: Limits, cancel: threading.Event, disk: DiskLimit, start: float
+        self, container: Container, limits: StepLimits, cancel: threading.Event, disk: DiskLimit, start: float
     ) -> None:
         self.timed_out = self.cancelled = self.ended = False
         self._container, self._limits, self._cancel, self._start = container, limits, cancel, start

@@ -26,12 +26,12 @@ from rwkvflow.base import process
 from rwkvflow.base.errors import EnvironmentMissing, StepFailed
 from rwkvflow.base.files import clear_errors, read_json, remove, write_json
 from rwkvflow.base.hashing import SKIPPED
-from rwkvflow.plan.step import Limits
+from rwkvflow.plan.step import StepLimits
 from rwkvflow.sandbox.base import Command, EnvironmentSpec, OnLine, Result
 from rwkvflow.sandbox.image.archive import requirements_by_role, wheels_of
 from rwkvflow.sandbox.image.dockerfile import ENVIRONMENT
 from rwkvflow.sandbox.isolation.disk import DiskLimit
-from rwkvflow.sandbox.isolation.memory import Limit
+from rwkvflow.sandbox.isolation.memory import MemoryLimit
 from rwkvflow.sandbox.isolation.walls import behind, of_python, walls
 from rwkvflow.sandbox.pythons import find_python
 
@@ -61,7 +61,7 @@ class HostSandbox:
         folder = self.root / tag
         return read_json(folder / MARKER) is not None and (folder / "venv/bin/python").exists()
 
-    def build(self, spec: EnvironmentSpec, limits: Limits, on_line: OnLine, cancel: threading.Event) -> None:
+    def build(self, spec: EnvironmentSpec, limits: StepLimits, on_line: OnLine, cancel: threading.Event) -> None:
         """Make the virtual environment from the wheelhouse, offline. Two runs at once make it once.
 
         Raises EnvironmentMissing without a fitting Python, StepFailed with the end of pip's output.
@@ -92,7 +92,7 @@ class HostSandbox:
             remove(self.root / tag)
 
     def _make(
-        self, folder: Path, spec: EnvironmentSpec, limits: Limits, on_line: OnLine, cancel: threading.Event
+        self, folder: Path, spec: EnvironmentSpec, limits: StepLimits, on_line: OnLine, cancel: threading.Event
     ) -> None:
         deadline = None if limits.time_s is None else time.monotonic() + limits.time_s
 
@@ -153,7 +153,7 @@ class HostSandbox:
         tag: str,
         command: Command,
         workdir: Path,
-        limits: Limits,
+        limits: StepLimits,
         on_line: OnLine,
         cancel: threading.Event,
     ) -> Result:
@@ -176,7 +176,7 @@ class HostSandbox:
             write.append(Path(environment["RWKVFLOW_ZIG_CACHE"]))
         read = [workdir / "in", folder, *of_python(folder / "venv/bin/python")]
         read += [path.resolve() for path in command.inputs.values()]
-        with Limit(limits.memory, cancel, disk) as limit:
+        with MemoryLimit(limits.memory, cancel, disk) as limit:
             try:
                 done = process.run(
                     behind(walls(), argv, read=read, write=write),
@@ -224,7 +224,7 @@ class HostSandbox:
                     count += 1
         return count
 
-    def _environment(self, folder: Path, scratch: Path, limits: Limits) -> dict[str, str]:
+    def _environment(self, folder: Path, scratch: Path, limits: StepLimits) -> dict[str, str]:
         """Nothing of the user's environment but PATH: no tokens, no proxies, no locale."""
         environment = {
             **ENVIRONMENT,

@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from rwkvflow import __version__
 from rwkvflow.engine.prompts import render
-from rwkvflow.serve.batching.job import First, Job
+from rwkvflow.serve.batching.job import First, TextJob
 from rwkvflow.serve.errors import ApiError
 from rwkvflow.serve.guard import Guard, Rules, answer
 from rwkvflow.serve.metrics import metrics
@@ -27,9 +27,9 @@ from rwkvflow.serve.openai.completions import Continuation, embeddings
 from rwkvflow.serve.openai.openapi import described
 from rwkvflow.serve.openai.schema import Chat, Completion, Detokenize, Embedding, KeepState, Tokenize, parse
 from rwkvflow.serve.openai.stream import Events, Left, unless_left
-from rwkvflow.serve.openai.work import Answers, Limits, check_tokens, encode
-from rwkvflow.serve.shelf import Entry, Served, Shelf
-from rwkvflow.serve.states import Kept, KeptStates
+from rwkvflow.serve.openai.work import AnswerStream, RequestLimits, check_tokens, encode
+from rwkvflow.serve.shelf import Served, ServedFile, Shelf
+from rwkvflow.serve.states import KeptState, KeptStates
 
 PAGE = Path(__file__).parent / "page" / "index.html"
 # The page is one file: whatever is not in it is not loaded, and nothing is sent elsewhere.
@@ -44,7 +44,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Api:
     """The handlers."""
 
-    def __init__(self, shelf: Shelf, limits: Limits) -> None:
+    def __init__(self, shelf: Shelf, limits: RequestLimits) -> None:
         self.shelf, self.limits = shelf, limits
         self.started = int(time.time())
 
@@ -74,7 +74,7 @@ class Api:
         """GET /openapi.json"""
         return JSONResponse(described())
 
-    def _about(self, entry: Entry) -> dict[str, Any]:
+    def _about(self, entry: ServedFile) -> dict[str, Any]:
         names = ("format", "verdict", "kl_divergence", "perplexity", "perplexity_rise", "top1_agreement")
         facts = {name: entry.facts.get(name) for name in (*names, "bits_per_weight", "weight_bytes")}
         return {
@@ -172,16 +172,16 @@ class Api:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ApiError(400, f"messages: {error}", param="messages") from None
             tokens = encode(served, text or "", "text")
-        first: Kept | None = None if body.state is None else served.states.get(body.state)
+        first: KeptState | None = None if body.state is None else served.states.get(body.state)
         if len(tokens) > self.limits.prompt or not tokens:
             raise ApiError(400, f"text: from 1 to {self.limits.prompt} tokens", param="text")
         return JSONResponse(await unless_left(request, self._kept(served, tokens, first)), 201)
 
-    async def _kept(self, served: Served, tokens: list[int], before: Kept | None) -> dict[str, Any]:
+    async def _kept(self, served: Served, tokens: list[int], before: KeptState | None) -> dict[str, Any]:
         first: First | None = None if before is None else before.first
-        answers = Answers(served)
+        answers = AnswerStream(served)
         try:
-            answers.submit([Job(tokens, answers.sink(0), most=0, keep=True, first=first)])
+            answers.submit([TextJob(tokens, answers.sink(0), most=0, keep=True, first=first)])
             async for _ in answers.events():
                 pass
         finally:
@@ -219,7 +219,7 @@ class Api:
         return JSONResponse({"id": request.path_params["id"], "object": "state", "deleted": True})
 
 
-def make_app(shelf: Shelf, rules: Rules, limits: Limits) -> Guard:
+def make_app(shelf: Shelf, rules: Rules, limits: RequestLimits) -> Guard:
     """The application."""
     api = Api(shelf, limits)
     routes = [

@@ -27,7 +27,7 @@ MAGICS = (b"fmgg", b"GGUF")  # how ggml-* and gguf-* files begin
 
 
 @dataclass(frozen=True)
-class Entry:
+class ServedFile:
     """A model file. `facts`: what its release says of it (format, sha256, verdict, kl_divergence, …); may be empty."""
 
     name: str
@@ -37,9 +37,9 @@ class Entry:
     release: Path | None = None
 
 
-def find_models(paths: Iterable[Path]) -> list[Entry]:
+def find_models(paths: Iterable[Path]) -> list[ServedFile]:
     """The model files that are named, and every `ggml-*` file of the folders that are. Raises UsageError."""
-    entries: list[Entry] = []
+    entries: list[ServedFile] = []
     for path in paths:
         if path.is_dir():
             found = _of_folder(path)
@@ -49,7 +49,7 @@ def find_models(paths: Iterable[Path]) -> list[Entry]:
         elif path.is_file():
             if not _is_model(path):
                 raise UsageError(f"{path} is no ggml-* or gguf-* file", remedy="convert it first: rwkvflow convert")
-            entries.append(Entry(path.stem, path, path.stat().st_size))
+            entries.append(ServedFile(path.stem, path, path.stat().st_size))
         else:
             raise UsageError(f"there is no file {path}")
     if not entries:
@@ -61,7 +61,7 @@ def find_models(paths: Iterable[Path]) -> list[Entry]:
     return entries
 
 
-def _of_folder(folder: Path) -> list[Entry]:
+def _of_folder(folder: Path) -> list[ServedFile]:
     quality = read_json(folder / QUALITY) or {}
     listed: dict[Path, dict[str, Any]] = {}
     for artifact in quality.get("artifacts", ()):
@@ -74,7 +74,7 @@ def _of_folder(folder: Path) -> list[Entry]:
             listed[folder / artifact["path"]] = facts
     paths = [path for path in listed if path.is_file()] if listed else sorted(folder.rglob("*.bin"))
     return [
-        Entry(path.stem, path, path.stat().st_size, listed.get(path, {}), folder if listed else None)
+        ServedFile(path.stem, path, path.stat().st_size, listed.get(path, {}), folder if listed else None)
         for path in paths
         if _is_model(path)
     ]
@@ -89,7 +89,7 @@ def _is_model(path: Path) -> bool:
 class Served:
     """An open model and what goes with it."""
 
-    entry: Entry
+    entry: ServedFile
     scheduler: Scheduler
     tokenizer: Tokenizer
     states: KeptStates
@@ -118,7 +118,7 @@ class Shelf:
 
     def __init__(
         self,
-        entries: Sequence[Entry],
+        entries: Sequence[ServedFile],
         library: Library,
         settings: Settings,
         *,
@@ -138,7 +138,7 @@ class Shelf:
         self._closed = False
         self._adder = threading.Thread(target=self._add_up, name="sha256 of models", daemon=True)
 
-    def entry(self, name: str | None) -> Entry:
+    def entry(self, name: str | None) -> ServedFile:
         """The model of that name, the first one for None. Raises ApiError (404)."""
         if name is None or name == "":
             return next(iter(self.entries.values()))
@@ -168,7 +168,7 @@ class Shelf:
         with self._lock:
             return list(self._open.values())
 
-    def sha256(self, entry: Entry) -> str | None:
+    def sha256(self, entry: ServedFile) -> str | None:
         """Of the file: as its release says, or once it has been added up."""
         return entry.facts.get("sha256") or self._sums.get(entry.name)
 
@@ -194,7 +194,7 @@ class Shelf:
                 except OSError:  # it is told when somebody asks for the model
                     continue
 
-    def _opened(self, entry: Entry) -> Served:
+    def _opened(self, entry: ServedFile) -> Served:
         def open_file(path: Path) -> Model:
             return Model(path, self._library, self._threads, self._eps)
 
@@ -215,7 +215,7 @@ class Shelf:
         mark = hashlib.sha256(fingerprint(entry.path)).hexdigest()[:16]
         return Served(entry, scheduler, tokenizer, KeptStates(self.settings.cache), mark)
 
-    def _make_room(self, entry: Entry) -> None:
+    def _make_room(self, entry: ServedFile) -> None:
         """Closes idle models until this one fits. Raises ApiError (503) where those that are busy leave no room."""
         if self._limit is None:
             return

@@ -17,7 +17,7 @@ from rwkvflow.serve.errors import ApiError
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptState:
     """One of them. `tokens`: how many were read to reach it."""
 
     name: str
@@ -45,7 +45,7 @@ class KeptStates:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._kept: dict[str, Kept] = {}
+        self._kept: dict[str, KeptState] = {}
         self._lock = threading.Lock()
 
     @property
@@ -54,21 +54,21 @@ class KeptStates:
         with self._lock:
             return sum(kept.size for kept in self._kept.values())
 
-    def all(self) -> list[Kept]:
+    def all(self) -> list[KeptState]:
         """The oldest first."""
         with self._lock:
             return list(self._kept.values())
 
-    def get(self, name: str) -> Kept:
+    def get(self, name: str) -> KeptState:
         """Raises ApiError (404)."""
         with self._lock:
             if name not in self._kept:
                 raise ApiError(404, f"there is no state {name!r} of this model", param="state", code="state_not_found")
             return self._kept[name]
 
-    def put(self, tokens: int, state: Floats, logits: Floats | None) -> Kept:
+    def put(self, tokens: int, state: Floats, logits: Floats | None) -> KeptState:
         """Under a new name. Raises ApiError (507) where it does not fit."""
-        kept = Kept(f"state-{uuid.uuid4().hex}", tokens, state, logits)
+        kept = KeptState(f"state-{uuid.uuid4().hex}", tokens, state, logits)
         with self._lock:
             if sum(other.size for other in self._kept.values()) + kept.size > self.limit:
                 raise ApiError(507, f"kept states may take {self.limit} bytes; delete one", code="states_full")
@@ -82,7 +82,7 @@ class KeptStates:
             self._kept.pop(name, None)
 
     @staticmethod
-    def to_file(kept: Kept, model: Model) -> bytes:
+    def to_file(kept: KeptState, model: Model) -> bytes:
         """The file that `rwkvflow generate --state` reads."""
         saved = SavedState(
             kept.state, kept.logits, kept.tokens, model.version or "?", "librwkv", fingerprint(model.path)
@@ -92,7 +92,7 @@ class KeptStates:
             write_state(path, saved)
             return path.read_bytes()
 
-    def from_file(self, data: bytes, model: Model) -> Kept:
+    def from_file(self, data: bytes, model: Model) -> KeptState:
         """Raises ApiError (400) for what is no state of this model file, (507) where it does not fit."""
         with tempfile.TemporaryDirectory(prefix="rwkvflow-") as folder:
             path = Path(folder) / "state"

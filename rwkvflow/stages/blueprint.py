@@ -16,7 +16,7 @@ from rwkvflow.documents.recipe import Image, Model, Recipe
 from rwkvflow.documents.workflow import StageLimits, Workflow
 from rwkvflow.documents.yaml.units import seconds, size_bytes
 from rwkvflow.plan.matrix import Artifact
-from rwkvflow.plan.step import Limits, Ref, Source, canonical
+from rwkvflow.plan.step import LocalInput, Ref, StepLimits, canonical
 from rwkvflow.worker.formats.outside import FormatPackage
 
 WORKER_COMMAND = ("python3", "-m", "rwkvflow.worker", "in/request.json")
@@ -55,9 +55,9 @@ class Blueprint:
         return {model.name: model for model in self.recipe.models if model.name in used}
 
     @cached_property
-    def builtin_engine(self) -> Source:
+    def builtin_engine(self) -> LocalInput:
         """librwkv's sources."""
-        return Source(tree_digest(PACKAGE / "engine"), PACKAGE / "engine")
+        return LocalInput(tree_digest(PACKAGE / "engine"), PACKAGE / "engine")
 
     @cached_property
     def format_packages(self) -> tuple[FormatPackage, ...]:
@@ -72,12 +72,12 @@ class Blueprint:
         }
 
     @cached_property
-    def own_worker(self) -> Source:
+    def own_worker(self) -> LocalInput:
         """Our own code that runs inside the sandbox."""
-        return Source(tree_digest(PACKAGE / "worker"), PACKAGE / "worker")
+        return LocalInput(tree_digest(PACKAGE / "worker"), PACKAGE / "worker")
 
     @cached_property
-    def worker(self) -> Source:
+    def worker(self) -> LocalInput:
         """The code that runs inside the sandbox.
 
         Its digest is also that of what it imports of the engine (the chat template, say, which stands in artifacts),
@@ -88,11 +88,11 @@ class Blueprint:
             "engine": {name: file_digest(PACKAGE / "engine" / name) for name in ENGINE_CODE},
             **({"formats": self.format_digests} if self.format_packages else {}),
         }
-        engine = (Source(digest, PACKAGE / "engine" / name) for name, digest in code["engine"].items())
-        formats = (Source(self.format_digests[item.name]["digest"], item.folder) for item in self.format_packages)
-        return Source(text_digest(canonical(code)), PACKAGE / "worker", (self.own_worker, *engine, *formats))
+        engine = (LocalInput(digest, PACKAGE / "engine" / name) for name, digest in code["engine"].items())
+        formats = (LocalInput(self.format_digests[item.name]["digest"], item.folder) for item in self.format_packages)
+        return LocalInput(text_digest(canonical(code)), PACKAGE / "worker", (self.own_worker, *engine, *formats))
 
-    def limits(self, stage: str, *, cores: float | None = None) -> Limits:
+    def limits(self, stage: str, *, cores: float | None = None) -> StepLimits:
         """Limits of a stage from the workflow; `cores` where the workflow names none."""
         return limits_of(getattr(self.workflow.stages, stage), cores=cores)
 
@@ -112,9 +112,9 @@ def consumers_step(image: str) -> str:
     return f"image/{image}+consumers"
 
 
-def limits_of(stage: StageLimits, *, cores: float | None = None) -> Limits:
+def limits_of(stage: StageLimits, *, cores: float | None = None) -> StepLimits:
     """Limits as a Step carries them."""
-    return Limits(
+    return StepLimits(
         time_s=seconds(stage.time) if stage.time else None,
         memory=size_bytes(stage.memory) if stage.memory else None,
         cores=stage.cores if stage.cores is not None else cores,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from rwkvflow.base.hashing import file_digest, tree_digest
 from rwkvflow.documents.workflow import ExtraStage
 from rwkvflow.plan.matrix import Artifact
-from rwkvflow.plan.step import Input, Ref, Source, Step
+from rwkvflow.plan.step import Input, LocalInput, Ref, Step
 from rwkvflow.stages import convert, engine, fetch, image, smoke
 from rwkvflow.stages.blueprint import Blueprint, limits_of
 
@@ -63,4 +63,4 @@ def _input(blueprint: Blueprint, key: str, what: str, which: Artifact) -> dict[s
     if what in named:
         return {key: named[what]}
     path = (blueprint.workflow_path.parent / what).resolve()
-    return {key: Source(tree_digest(path) if path.is_dir() else file_digest(path), path)}
+    return {key: LocalInput(tree_digest(path) if path.is_dir() else file_digest(path), path)}

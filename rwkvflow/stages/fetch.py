@@ -10,7 +10,7 @@ from rwkvflow.base.hashing import tree_digest
 from rwkvflow.documents.lock import LockedFile, LockedPart, adapters_of
 from rwkvflow.documents.recipe import Git, LocalFolder
 from rwkvflow.documents.sources import part_of
-from rwkvflow.plan.step import Input, Ref, Source, Step
+from rwkvflow.plan.step import Input, LocalInput, Ref, Step
 from rwkvflow.stages.blueprint import Blueprint
 
 ENGINE_SOURCE = "fetch/engine-source"
@@ -53,7 +53,7 @@ def engine_source(blueprint: Blueprint) -> Input:
         return Ref(ENGINE_SOURCE, "folder")
     if isinstance(source, LocalFolder):
         path = (blueprint.folder / source.path).resolve()
-        return Source(tree_digest(path), path)
+        return LocalInput(tree_digest(path), path)
     return blueprint.builtin_engine
 
 

@@ -13,7 +13,7 @@ from rwkvflow.base.hashing import tree_digest
 from rwkvflow.base.shipped import shipped
 from rwkvflow.documents.lock import LLAMA, LockedPackage
 from rwkvflow.lock.pins import package as pinned_package
-from rwkvflow.plan.step import Ref, Source, Step
+from rwkvflow.plan.step import LocalInput, Ref, Step
 from rwkvflow.stages.blueprint import Blueprint
 from rwkvflow.worker.formats import FORMATS
 
@@ -50,7 +50,7 @@ def step(blueprint: Blueprint) -> Step:
             "kept": list(KEPT),
             "into": LLAMA,
         },
-        inputs={"project": Source(tree_digest(project), project)},
+        inputs={"project": LocalInput(tree_digest(project), project)},
         outputs=(SOURCE.output,),
         limits=blueprint.limits("fetch", cores=0),
     )

@@ -18,7 +18,7 @@ from rwkvflow.documents.lock_text import lock_text
 from rwkvflow.documents.recipe import LocalFolder
 from rwkvflow.lock.local_files import local_path
 from rwkvflow.plan.matrix import Artifact
-from rwkvflow.plan.step import Input, Ref, Source, Step
+from rwkvflow.plan.step import Input, LocalInput, Ref, Step
 from rwkvflow.stages import convert, engine, extra, llama, smoke
 from rwkvflow.stages.blueprint import Blueprint
 from rwkvflow.stages.image import identity
@@ -184,14 +184,14 @@ def _card(blueprint: Blueprint) -> dict[str, Any]:
     return {} if card is None else dict(card.model_dump(mode="json", exclude={"template"}, exclude_none=True))
 
 
-def _template(blueprint: Blueprint) -> Source | None:
+def _template(blueprint: Blueprint) -> LocalInput | None:
     card = blueprint.recipe.card
     if card is None or card.template is None:
         return None
     path = blueprint.folder / card.template
     if not path.is_file():
         raise UsageError(f"card.template: there is no file {card.template} beside the recipe")
-    return Source(file_digest(path), path)
+    return LocalInput(file_digest(path), path)
 
 
 def _key(blueprint: Blueprint) -> Path | None:

@@ -10,7 +10,7 @@ from rwkvflow.base.hashing import file_digest
 from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.documents.lock import LLAMA
 from rwkvflow.plan.matrix import Artifact
-from rwkvflow.plan.step import Input, Ref, Source, Step
+from rwkvflow.plan.step import Input, LocalInput, Ref, Step
 from rwkvflow.stages import convert, engine, fetch, image, llama
 from rwkvflow.stages.blueprint import WORKER_COMMAND, Blueprint, environment, image_step
 from rwkvflow.worker.formats import FORMATS
@@ -121,7 +121,7 @@ def _limits(blueprint: Blueprint, name: str) -> dict[str, float]:
     }
 
 
-def _text(blueprint: Blueprint) -> Source:
+def _text(blueprint: Blueprint) -> LocalInput:
     named = blueprint.recipe.smoke.text
     path: Path = blueprint.folder / named if named else SHIPPED_TEXT
-    return Source(file_digest(path), path)
+    return LocalInput(file_digest(path), path)

@@ -24,7 +24,7 @@ from rwkvflow.execute.publishing import look_again, publish_actions, publish_pro
 from rwkvflow.net.download import fetch_file
 from rwkvflow.net.progress import Told
 from rwkvflow.plan.plan import Plan
-from rwkvflow.plan.step import Source, Step
+from rwkvflow.plan.step import LocalInput, Step
 from rwkvflow.publish.hub import HubOptions, HubPublisher
 from rwkvflow.release.check import check_release
 from rwkvflow.release.release import assemble
@@ -46,7 +46,7 @@ def step_of(run: Made, **params: Any) -> Step:
         stage="publish",
         action=next(name for name, fits in place.items() if fits),
         params={**params, "release": {**run.params, "to": to}},
-        inputs={name: Source(digest, run.inputs[name]) for name, digest in run.digests.items()},
+        inputs={name: LocalInput(digest, run.inputs[name]) for name, digest in run.digests.items()},
         outputs=("release",),
         local={"folder": str(run.root), **run.local},
     )

@@ -17,7 +17,7 @@ import pytest
 
 from rwkvflow.base.errors import EnvironmentMissing, StepFailed
 from rwkvflow.documents.lock import LockedBase
-from rwkvflow.plan.step import Limits
+from rwkvflow.plan.step import StepLimits
 from rwkvflow.sandbox import daemon
 from rwkvflow.sandbox.base import Command, EnvironmentSpec, Result
 from rwkvflow.sandbox.choose import choose
@@ -30,7 +30,7 @@ from tests.wheels import requirement
 pytestmark = pytest.mark.docker
 
 NEVER = threading.Event()
-NONE = Limits()
+NONE = StepLimits()
 MIB = 1 << 20
 # Stands where rwkvflow/worker will: the sandbox knows of it only that it makes out/engine of in/source and a request.
 WORKER = """
@@ -89,7 +89,7 @@ def built(client: Any, spec: EnvironmentSpec) -> Iterator[tuple[DockerSandbox, l
     sandbox.remove(spec.tag)
     assert not sandbox.has(spec.tag)
     lines: list[str] = []
-    sandbox.build(spec, Limits(time_s=500), lines.append, NEVER)
+    sandbox.build(spec, StepLimits(time_s=500), lines.append, NEVER)
     yield sandbox, lines
     sandbox.remove(spec.tag)
     assert not sandbox.has(spec.tag)
@@ -110,7 +110,7 @@ def run(sandbox: DockerSandbox, spec: EnvironmentSpec, tmp_path: Path, client: A
         program: str,
         *,
         inputs: dict[str, Path] | None = None,
-        limits: Limits = NONE,
+        limits: StepLimits = NONE,
         cancel: threading.Event = NEVER,
         **more: Any,
     ) -> tuple[Result, list[str]]:
@@ -235,7 +235,7 @@ def test_a_build_can_be_stopped(
 
     start = time.monotonic()
     with pytest.raises(StepFailed, match="cancelled" if how == "cancel" else "took longer than 15 s"):
-        sandbox.build(slow, Limits(time_s=15 if how == "time" else None), on_line, cancel)
+        sandbox.build(slow, StepLimits(time_s=15 if how == "time" else None), on_line, cancel)
     assert time.monotonic() - start < 100
     assert seen, "it was under way"
     deadline = time.monotonic() + 30
@@ -359,7 +359,7 @@ def test_a_silence_longer_than_the_clients_patience(run: Run, sandbox: DockerSan
 def test_memory_limit(run: Run, who: str) -> None:
     eat = "x = b'x' * (400 << 20)"
     child = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', {eat!r}]) == 0)"
-    result, _ = run(eat if who == "itself" else child, limits=Limits(memory=100 * MIB))
+    result, _ = run(eat if who == "itself" else child, limits=StepLimits(memory=100 * MIB))
     assert result.out_of_memory
     assert result.exit_code == (137 if who == "itself" else 0)
     assert not result.timed_out
@@ -378,12 +378,12 @@ try:
 except OSError as error:
     print(type(error).__name__, count < 50)
 """
-    result, lines = run(program, limits=Limits(pids=50))
+    result, lines = run(program, limits=StepLimits(pids=50))
     assert (result.exit_code, lines) == (0, ["BlockingIOError True"]), result.tail
 
 
 def test_time_limit(run: Run) -> None:
-    result, lines = run("import time; print('up', flush=True); time.sleep(300)", limits=Limits(time_s=4))
+    result, lines = run("import time; print('up', flush=True); time.sleep(300)", limits=StepLimits(time_s=4))
     assert result.timed_out
     assert not result.out_of_memory
     assert lines == ["up"]
@@ -394,7 +394,7 @@ def test_cancel(run: Run) -> None:
     cancel = threading.Event()
     timer = threading.Timer(2, cancel.set)
     timer.start()
-    result, _ = run("import time; time.sleep(300)", cancel=cancel, limits=Limits(memory=100 * MIB))
+    result, _ = run("import time; time.sleep(300)", cancel=cancel, limits=StepLimits(memory=100 * MIB))
     timer.join()
     assert result.cancelled
     assert not result.out_of_memory
@@ -402,7 +402,7 @@ def test_cancel(run: Run) -> None:
 
 
 def test_more_cores_than_there_are(run: Run) -> None:
-    result, _ = run("pass", limits=Limits(cores=1000))
+    result, _ = run("pass", limits=StepLimits(cores=1000))
     assert result.exit_code == 0
 
 

@@ -15,7 +15,7 @@ from rwkvflow.documents.sources import SOURCES, Source, SourceError, WebSource, 
 from rwkvflow.lock.files import Files
 from rwkvflow.net.download import fetch_file
 from rwkvflow.net.http import Connection, Policy
-from rwkvflow.net.remote import Listing, Remote, RemoteFile, remote_of
+from rwkvflow.net.remote import Listing, PinnedFile, RemoteSource, remote_of
 from rwkvflow.release.provenance.materials import public_uri
 from rwkvflow.store.store import Store
 
@@ -54,14 +54,14 @@ class DeskSource(Source):
         return isinstance(found, DeskSource) and found.path == self.path and found.day != ""
 
 
-class DeskRemote(Remote):
+class DeskRemote(RemoteSource):
     def __init__(self, source: DeskSource) -> None:
         self.source, self.name = source, str(source)
         self.url = f"http://127.0.0.1:{PORTS[0]}/{source.path}"
 
-    def look(self, connection: Connection, sha256: str | None) -> RemoteFile:
+    def look(self, connection: Connection, sha256: str | None) -> PinnedFile:
         digest = hashlib.sha256(DATA).hexdigest()
-        return RemoteFile(replace(self.source, day=NEWEST), len(DATA), digest)
+        return PinnedFile(replace(self.source, day=NEWEST), len(DATA), digest)
 
     def listing(self, connection: Connection) -> Listing | None:
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from helpers import checkpoints
 
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.runner import Task, answer, run_artifact
 from rwkvflow.worker.read.open import open_checkpoint
@@ -24,7 +24,7 @@ def make(
     """A checkpoint and its artifacts in the formats `names`; eps: of its head group norm."""
     folder.mkdir(exist_ok=True)
     source = checkpoints.make(folder / "m.pth", version, dtype, **({"layers": 2, "width": 128, "vocab": 96} | sizes))
-    outcomes = convert(source, engine, [Job(name, name, folder / name) for name in names], group_norm_eps=eps)
+    outcomes = convert(source, engine, [ConversionJob(name, name, folder / name) for name in names], group_norm_eps=eps)
     assert [outcome.failure for outcome in outcomes] == [None] * len(names)
     return source, [folder / name for name in names]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from helpers import checkpoints
 
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 
 CPU = "corei7_icelake_u"  # AVX-512 with VNNI; none that Bochs 2.7 knows has AVX-VNNI, which bare_machine.c adds
 KERNELS = {"avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}, "avxvnni": {"avx_vnni"}}
@@ -60,7 +60,7 @@ def library(request: pytest.FixtureRequest) -> Path:
 
 def make(folder: Path, version: str, kind: str, library: Path, size: dict[str, int]) -> Path:
     source, model = checkpoints.make(folder / f"{version}.pth", version, **size), folder / f"{version}-{kind}.bin"
-    (outcome,) = convert(source, library, [Job("x", f"ggml-{kind}", model)])
+    (outcome,) = convert(source, library, [ConversionJob("x", f"ggml-{kind}", model)])
     assert outcome.failure is None, outcome.failure
     return model
 

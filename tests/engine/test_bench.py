@@ -20,7 +20,7 @@ from demo_stories import story
 
 from rwkvflow.engine import Model
 from rwkvflow.engine.measure import losses, measure_bandwidth
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import logits as reference_logits
 
@@ -42,7 +42,7 @@ def demo(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[s
         target = root / f"{name}-{kind}.bin"
         if not target.is_file():
             source = ROOT / "recipes" / "demo" / f"{name}.pth"
-            (outcome,) = convert(source, library, [Job("x", f"ggml-{kind}", target)])
+            (outcome,) = convert(source, library, [ConversionJob("x", f"ggml-{kind}", target)])
             assert outcome.failure is None
         return target
 

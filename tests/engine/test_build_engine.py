@@ -362,7 +362,7 @@ def test_the_images_engine_is_reused(
     def refuse(*arguments: object) -> None:
         raise Built2
 
-    monkeypatch.setattr(build_engine, "Build", refuse)
+    monkeypatch.setattr(build_engine, "BuildRun", refuse)
 
     def run(params: dict[str, Any]) -> None:
         shutil.rmtree("out/engine", ignore_errors=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import checkpoints
 
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.chatrwkv import layout as chatrwkv
@@ -40,7 +40,7 @@ def small(path: Path, version: str, dtype: str = "bf16", **sizes: int) -> Path:
 
 def artifact(source: Path, engine: Path, name: str) -> Path:
     path = source.with_name(name)
-    (outcome,) = convert(source, engine, [Job("x", name, path)])
+    (outcome,) = convert(source, engine, [ConversionJob("x", name, path)])
     assert outcome.failure is None
     return path
 
@@ -219,7 +219,7 @@ def test_version_7_takes_plain_strategies_only(engine: Path, tmp_path: Path) -> 
     source = small(tmp_path / "m.pth", "7")
     for strategy in ("cuda fp16 *1 -> cpu fp32", "cuda fp16i8", "cuda fp16 *9"):
         name = chatrwkv.of_strategy(strategy).name
-        (outcome,) = convert(source, engine, [Job("x", name, tmp_path / "out.pth")])
+        (outcome,) = convert(source, engine, [ConversionJob("x", name, tmp_path / "out.pth")])
         assert outcome.failure == f"{name} cannot hold version 7; it holds 4, 5.0, 5.1, 5.2, 6"
     assert artifact(source, engine, chatrwkv.of_strategy("cuda:1 bf16").name).is_file()
 
@@ -229,7 +229,7 @@ def test_a_matrix_without_an_eight_bit_form_is_refused(engine: Path, tmp_path: P
     zero = checkpoints.array_entry("blocks.0.ffn.key.weight", np.zeros((256, 64), np.float32))
     checkpoints.write_pth(tmp_path / "m.pth", [zero if entry.name == zero.name else entry for entry in entries])
     path = tmp_path / "out.pth"
-    (outcome,) = convert(tmp_path / "m.pth", engine, [Job("x", "chatrwkv-cuda-fp16i8", path)])
+    (outcome,) = convert(tmp_path / "m.pth", engine, [ConversionJob("x", "chatrwkv-cuda-fp16i8", path)])
     assert outcome.failure == "a row or column of a matrix is constant or not finite: it has no eight-bit form"
     assert not path.exists()
 

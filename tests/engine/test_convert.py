@@ -20,7 +20,7 @@ import pytest
 from helpers import checkpoints
 
 from rwkvflow.worker.conversion import convert as convert_module
-from rwkvflow.worker.conversion.convert import Job, Outcome, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, ConversionOutcome, convert
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.base import FileFormat
@@ -41,9 +41,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return encoder.build(tmp_path_factory.mktemp("encoder") / "engine", encoder.any_compiler())
 
 
-def make(source: Path, engine: Path, out: Path, *formats: str, **options: Any) -> dict[str, Outcome]:
+def make(source: Path, engine: Path, out: Path, *formats: str, **options: Any) -> dict[str, ConversionOutcome]:
     """Convert to these formats, each a file of its name in `out`."""
-    jobs = [Job(f"id of {name}", name, out / name) for name in formats]
+    jobs = [ConversionJob(f"id of {name}", name, out / name) for name in formats]
     outcomes = convert(source, engine, jobs, **options)
     assert [outcome.job for outcome in outcomes] == jobs
     return {outcome.job.format: outcome for outcome in outcomes}
@@ -54,7 +54,7 @@ def held(version: str) -> list[str]:
     return [name for name, item in FORMATS.items() if isinstance(item, FileFormat) and version in item.versions]
 
 
-def checked(outcome: Outcome) -> tuple[int, str]:
+def checked(outcome: ConversionOutcome) -> tuple[int, str]:
     """(size, sha256) of what was written, compared with the file."""
     assert outcome.failure is None
     assert outcome.written is not None
@@ -392,9 +392,9 @@ def test_the_worker_task(engine: Path, tmp_path: Path) -> None:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 source, engine, out, *formats = sys.argv[1:]
-for outcome in convert(Path(source), Path(engine), [Job(f, f, Path(out) / f) for f in formats], threads=2):
+for outcome in convert(Path(source), Path(engine), [ConversionJob(f, f, Path(out) / f) for f in formats], threads=2):
     assert outcome.written, outcome
 status = Path("/proc/self/status")
 if status.exists():  # unlike ru_maxrss, this knows nothing of the process that started us

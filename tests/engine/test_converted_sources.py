@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import checkpoints
 
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.runner import Task
@@ -27,7 +27,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made(source: Path, engine: Path, name: str, out: str) -> Path:
     path = source.with_name(out)
-    (outcome,) = convert(source, engine, [Job("x", name, path)])
+    (outcome,) = convert(source, engine, [ConversionJob("x", name, path)])
     assert outcome.failure is None
     return path
 
@@ -137,7 +137,7 @@ def test_a_lora_and_states_are_the_same_bytes_for_any_threads_and_pieces(engine:
     origin = Origin(source, tmp_path / "lora.pth", 16)
     found = set()
     for threads, piece in ((1, 1 << 20), (3, 4096), (8, 20_000)):
-        jobs = [Job(name, name, tmp_path / name) for name in ("safetensors", "ggml-f16", "ggml-q4_0")]
+        jobs = [ConversionJob(name, name, tmp_path / name) for name in ("safetensors", "ggml-f16", "ggml-q4_0")]
         outcomes = convert(origin, engine, jobs, threads=threads, piece=piece)
         assert [outcome.failure for outcome in outcomes] == [None] * 3
         found.add(tuple(job.path.read_bytes() for job in jobs))

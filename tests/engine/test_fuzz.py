@@ -22,7 +22,7 @@ import tokenizer_files
 from helpers import checkpoints
 
 from rwkvflow.engine.states import SavedState, fingerprint, write_state
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 
 SOURCES = {
     name: Path(__file__).resolve().parent / "fuzz" / f"fuzz_{name}.cc"
@@ -82,7 +82,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for kind in (*chosen, *super_blocks):
             ffn = 256 if kind in super_blocks else 32
             source = checkpoints.make(root / "source.pth", version, **SIZE, ffn=ffn, lora=lora)
-            (outcome,) = convert(source, engine, [Job("x", f"ggml-{kind}", root / f"{version}-{kind}.bin")])
+            (outcome,) = convert(source, engine, [ConversionJob("x", f"ggml-{kind}", root / f"{version}-{kind}.bin")])
             assert outcome.failure is None, outcome.failure
     (root / "source.pth").unlink()
     return root
@@ -117,7 +117,7 @@ def llama_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lora = {"maa": 8, "decay": 8, "w": 8, "a": 8, "v": 8, "g": 8}
     for version, kind, vocab in (("6", "f16", 33), ("7", "q8_0", 33), ("7", "f32", 260)):
         source = checkpoints.make(root / "source.pth", version, **{**SIZE, "vocab": vocab}, ffn=32, lora=lora)
-        (outcome,) = convert(source, engine, [Job("x", f"gguf-{kind}", root / f"{version}-{kind}.gguf")])
+        (outcome,) = convert(source, engine, [ConversionJob("x", f"gguf-{kind}", root / f"{version}-{kind}.gguf")])
         assert outcome.failure is None, outcome.failure
     (root / "source.pth").unlink()
     return root

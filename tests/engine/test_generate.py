@@ -20,8 +20,8 @@ from rwkvflow.engine import EngineError, Model
 from rwkvflow.engine.drafts import Guesser, SmallModel
 from rwkvflow.engine.prompts import render
 from rwkvflow.engine.sampling import Sampling
-from rwkvflow.engine.session import Chat, Decoder, Session, generate, stop_at
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.engine.session import ChatSession, Decoder, Session, generate, stop_at
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.model.tokenizers import Bytes, World
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,7 +51,7 @@ def converted(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     def run(source: Path, kind: str) -> Path:
         target = root / f"{source.stem}-{kind}.bin"
         if not target.is_file():
-            (outcome,) = convert(source, library, [Job("x", f"ggml-{kind}", target)])
+            (outcome,) = convert(source, library, [ConversionJob("x", f"ggml-{kind}", target)])
             assert outcome.failure is None
         return target
 
@@ -275,7 +275,7 @@ class Listening(Bytes):
 
 def test_a_conversation_has_the_form_of_the_training_texts(model: Model) -> None:
     ears = Listening()
-    talk = Chat(Session(model, ears, LIKELIEST))
+    talk = ChatSession(Session(model, ears, LIKELIEST))
     talk.system("Be brief.\n")
     first = "".join(talk.ask("Hello\r\n\r\nthere \n", 12))
     assert ears.heard == "System: Be brief.\n\nUser: Hello\nthere\n\nAssistant:"
@@ -287,7 +287,7 @@ def test_a_conversation_has_the_form_of_the_training_texts(model: Model) -> None
 def test_a_conversation_is_read_as_the_prompt_for_it(model: Model) -> None:
     for think in (None, True, False):
         ears = Listening()
-        talk = Chat(Session(model, ears, LIKELIEST), think=think)
+        talk = ChatSession(Session(model, ears, LIKELIEST), think=think)
         talk.system("Be brief.")
         said = "".join(talk.ask("Hello", 9))
         messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
@@ -327,11 +327,11 @@ def test_guessing_ahead_changes_no_letter(
 def test_an_answer_ends_where_the_next_question_would_begin(model: Model) -> None:
     """The model's own words as the name of who asks: it will say them."""
     ears = Listening()
-    talk = Chat(Session(model, ears, LIKELIEST))
+    talk = ChatSession(Session(model, ears, LIKELIEST))
     long = "".join(talk.ask("a", 40))
     name = long[10:16]
     ears = Listening()
-    talk = Chat(Session(model, ears, LIKELIEST))
+    talk = ChatSession(Session(model, ears, LIKELIEST))
     short = "".join(talk.ask("a", 40, [name]))
     assert short == long[: long.find(name)]
     ears.heard = ""

@@ -15,7 +15,7 @@ import pytest
 import tokenizer_files
 from helpers import checkpoints
 
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.gguf.layout import KINDS
@@ -58,7 +58,9 @@ def ask(name: str, path: Path, source: Path, engines: Path, asked: Questions) ->
 
 
 def convert_all(source: Path, engines: Path, names: list[str]) -> dict[str, Path]:
-    outcomes = convert(source, engines / "engine", [Job(n, n, source.with_name(f"{source.stem}-{n}")) for n in names])
+    outcomes = convert(
+        source, engines / "engine", [ConversionJob(n, n, source.with_name(f"{source.stem}-{n}")) for n in names]
+    )
     assert [outcome.failure for outcome in outcomes] == [None] * len(names)
     return {outcome.job.format: outcome.job.path for outcome in outcomes}
 
@@ -130,7 +132,9 @@ def test_one_read_in_any_pieces_gives_the_same_files(engines: Path, tmp_path: Pa
     source = checkpoints.make(tmp_path / "m.pth", "6", "bf16", layers=7, width=128, vocab=320)
     whole = convert_all(source, engines, NAMES)
     for name, path in whole.items():
-        (outcome,) = convert(source, engines / "engine", [Job("x", name, tmp_path / "x")], piece=32, threads=1)
+        (outcome,) = convert(
+            source, engines / "engine", [ConversionJob("x", name, tmp_path / "x")], piece=32, threads=1
+        )
         assert outcome.written is not None, outcome.failure
         assert (tmp_path / "x").read_bytes() == path.read_bytes()
 

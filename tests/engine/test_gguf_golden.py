@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.model.weight_types import BY_NAME
 from rwkvflow.worker.write.native import Native
@@ -67,7 +67,7 @@ def test_files_hold_what_llama_cpp_writes(checkpoint: str, fixtures: Path, engin
             name = f"gguf-{row['type'].lower()}" + ("-from-f32" if row["made_from"] == "f32" else "")
             wanted[name] = row["data_sha256"]
     assert len(wanted) > 20
-    jobs = [Job(name, name, tmp_path / f"{name}.gguf") for name in wanted]
+    jobs = [ConversionJob(name, name, tmp_path / f"{name}.gguf") for name in wanted]
     for outcome in convert(fixtures / f"{checkpoint}.pth", engine, jobs):
         assert outcome.failure is None, outcome
         assert digest(tensors_of(outcome.job.path)) == wanted[outcome.job.format], outcome.job.format
@@ -79,13 +79,15 @@ def test_an_importance_matrix_leads_to_llama_cpps_bytes(fixtures: Path, engine: 
     assert len(some) > 10
     weights = importance(fixtures / f"{some[0]['imatrix']}.gguf")
     plain = tmp_path / "plain.gguf"
-    (outcome,) = convert(fixtures / f"{some[0]['checkpoint']}.pth", engine, [Job("f16", "gguf-f16", plain)])
+    (outcome,) = convert(fixtures / f"{some[0]['checkpoint']}.pth", engine, [ConversionJob("f16", "gguf-f16", plain)])
     assert outcome.failure is None
     source: dict[str, Any] = {tensor.name: tensor for tensor in gguf.GGUFReader(plain).tensors}
     for row in some:
         layout = FORMATS[f"gguf-{row['type'].lower()}"]
         path = tmp_path / row["type"]
-        (outcome,) = convert(fixtures / f"{row['checkpoint']}.pth", engine, [Job(layout.name, layout.name, path)])
+        (outcome,) = convert(
+            fixtures / f"{row['checkpoint']}.pth", engine, [ConversionJob(layout.name, layout.name, path)]
+        )
         assert outcome.failure is None
         made = tensors_of(path)
         for name, (kind, _) in made.items():

@@ -18,7 +18,7 @@ from helpers import checkpoints
 
 from rwkvflow.engine.binding import Library, Model
 from rwkvflow.engine.errors import EngineError
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.model.versions import VERSION_SPECS, VERSIONS
 from rwkvflow.worker.read.ggml_file import GgmlTensor, read_ggml_index
 from rwkvflow.worker.read.ggml_source import version_of
@@ -54,7 +54,7 @@ def models(library: Library, tmp_path_factory: pytest.TempPathFactory) -> Any:
             checkpoints.make(source, version, **(ODD if odd else EVEN))
         target = root / f"{name}-{kind}.bin"
         if not target.exists():
-            (outcome,) = convert(source, library.path, [Job("x", f"ggml-{kind}", target)])
+            (outcome,) = convert(source, library.path, [ConversionJob("x", f"ggml-{kind}", target)])
             assert outcome.failure is None, outcome.failure
         return target, source
 

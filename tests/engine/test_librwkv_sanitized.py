@@ -11,7 +11,7 @@ import librwkv
 import pytest
 from helpers import checkpoints
 
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 
 # 120 columns in heads of 40 leave rests behind every vector; 128 in heads of 32 none.
 SIZES = {
@@ -30,7 +30,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pat
         for version in checkpoints.VERSIONS:
             source = checkpoints.make(root / "source.pth", version, **sizes)
             made[size, version] = root / f"{size}-{version}.bin"
-            (outcome,) = convert(source, engine, [Job("x", "ggml-f16", made[size, version])])
+            (outcome,) = convert(source, engine, [ConversionJob("x", "ggml-f16", made[size, version])])
             assert outcome.failure is None
     return made
 

@@ -19,7 +19,7 @@ from rwkvflow.engine import EngineError, Model, Tokenizer
 from rwkvflow.engine.sampling import Sampling
 from rwkvflow.engine.session import Session, generate
 from rwkvflow.engine.states import read_state, write_state
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.model.tokenizers import Bytes, Json, World, world_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def models(built: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     }
     made = {name: root / f"{name}.bin" for name in sources}
     for name, source in sources.items():
-        (outcome,) = convert(source, built / "librwkv.so", [Job("x", "ggml-f16", made[name])])
+        (outcome,) = convert(source, built / "librwkv.so", [ConversionJob("x", "ggml-f16", made[name])])
         assert outcome.failure is None
     return made
 

@@ -9,7 +9,7 @@ import pytest
 from artifacts import ask, expected, make
 from helpers import checkpoints
 
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.smoke import judge
@@ -59,7 +59,7 @@ def test_odd_numbers_of_halves(engine: Path, tmp_path: Path) -> None:
 def test_the_same_bytes_whatever_the_pieces(engine: Path, tmp_path: Path) -> None:
     source, (path,) = make(tmp_path / "a", "6", "bf16", engine, "ncnn-f16")
     again = tmp_path / "again"
-    (outcome,) = convert(source, engine, [Job("x", "ncnn-f16", again)], piece=512, threads=1)
+    (outcome,) = convert(source, engine, [ConversionJob("x", "ncnn-f16", again)], piece=512, threads=1)
     assert outcome.written is not None
     names = sorted(file.name for file in path.iterdir())
     assert names == ["model.bin", "model.config", "model.param"]

@@ -10,7 +10,7 @@ import pytest
 from artifacts import ask, expected, make
 from helpers import checkpoints
 
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.smoke import judge
@@ -65,7 +65,7 @@ def test_layer_0_with_parameters_that_it_does_not_use(engine: Path, tmp_path: Pa
     ]
     source = tmp_path / "m.pth"
     checkpoints.write_pth(source, [*entries, *extra])
-    (outcome,) = convert(source, engine, [Job("x", "onnx-f32", tmp_path / "out")])
+    (outcome,) = convert(source, engine, [ConversionJob("x", "onnx-f32", tmp_path / "out")])
     assert outcome.failure is None
     assert judge.compare(expected(source), ask("onnx-f32", tmp_path / "out", source)).logits < 1e-5
 
@@ -73,7 +73,7 @@ def test_layer_0_with_parameters_that_it_does_not_use(engine: Path, tmp_path: Pa
 def test_the_same_bytes_whatever_the_pieces(engine: Path, tmp_path: Path) -> None:
     source, (path,) = make(tmp_path / "a", "6", "bf16", engine, "onnx-f16")
     again = tmp_path / "again"
-    (outcome,) = convert(source, engine, [Job("x", "onnx-f16", again)], piece=512, threads=1)
+    (outcome,) = convert(source, engine, [ConversionJob("x", "onnx-f16", again)], piece=512, threads=1)
     assert outcome.written is not None
     assert outcome.written.sha256 is None
     names = sorted(file.name for file in path.iterdir())

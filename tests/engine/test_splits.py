@@ -14,7 +14,7 @@ from helpers import checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.base import Split
@@ -39,7 +39,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made(source: Path, engine: Path, name: str, target: Path, size: int | None = None, stem: str = "m") -> Path:
     split = Split(size, stem) if size else None
-    (outcome,) = convert(source, engine, [Job(name, name, target, split)])
+    (outcome,) = convert(source, engine, [ConversionJob(name, name, target, split)])
     assert outcome.failure is None
     return target
 
@@ -121,21 +121,24 @@ def test_a_split_artifact_is_a_source_again(name: str, engine: Path, tmp_path: P
 
 def test_other_formats_are_refused_before_anything_is_written(engine: Path, tmp_path: Path) -> None:
     source = checkpoints.make(tmp_path / "m.pth", "7", **SIZES)
-    jobs = [Job(name, name, tmp_path / name, Split(100_000)) for name in ("ggml-f16", "web-rwkv", "chatrwkv-cpu-fp32")]
+    jobs = [
+        ConversionJob(name, name, tmp_path / name, Split(100_000))
+        for name in ("ggml-f16", "web-rwkv", "chatrwkv-cpu-fp32")
+    ]
     for outcome in convert(source, engine, jobs):
         assert outcome.failure is not None
         assert "more than the 100000 of `split`" in outcome.failure
         assert "these can be split: gguf-f32" in outcome.failure
         assert "\n" not in outcome.failure
         assert not outcome.job.path.exists()
-    fits = [Job(job.id, job.format, job.path, Split(10**8)) for job in jobs]
+    fits = [ConversionJob(job.id, job.format, job.path, Split(10**8)) for job in jobs]
     assert all(outcome.failure is None for outcome in convert(source, engine, fits))
 
 
 def test_too_many_files_are_refused(engine: Path, tmp_path: Path) -> None:
     source = checkpoints.make(tmp_path / "m.pth", "7", layers=30, width=64, vocab=40)
     for name in ("safetensors", "gguf-f32"):
-        (outcome,) = convert(source, engine, [Job(name, name, tmp_path / name, Split(1000))])
+        (outcome,) = convert(source, engine, [ConversionJob(name, name, tmp_path / name, Split(1000))])
         assert outcome.failure is not None
         assert "at most 512 are written" in outcome.failure
 

@@ -19,7 +19,7 @@ import pytest
 from helpers import checkpoints
 
 from rwkvflow.worker.build.toolchain import CACHE_VARIABLE
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.protocol import parse
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +80,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         source = checkpoints.make(root / f"{version}.pth", version, **SIZE)
         for kind in kinds:
             made[version, kind] = root / f"{version}-{kind}.bin"
-            (outcome,) = convert(source, library, [Job("x", f"ggml-{kind}", made[version, kind])])
+            (outcome,) = convert(source, library, [ConversionJob("x", f"ggml-{kind}", made[version, kind])])
             assert outcome.failure is None
     return made
 

@@ -17,7 +17,7 @@ from e2e.conftest import base, client  # noqa: F401 - fixtures
 from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.execute.base import Job, Made, Work
 from rwkvflow.execute.commands import Commands
-from rwkvflow.plan.step import Limits, Step
+from rwkvflow.plan.step import Step, StepLimits
 from rwkvflow.sandbox.base import EnvironmentSpec, Sandbox
 from rwkvflow.sandbox.host import HostSandbox
 from rwkvflow.sandbox.image.dockerfile import pinned_reference, render_dockerfile
@@ -88,7 +88,7 @@ class Arena:
         *,
         worker: bool = False,
         inputs: Mapping[str, str] | None = None,
-        limits: Limits = Limits(time_s=60),  # noqa: B008 - immutable
+        limits: StepLimits = StepLimits(time_s=60),  # noqa: B008 - immutable
         jobs: int = 1,
     ) -> dict[str, Any]:
         """What became of steps whose command is this program, or runs it as an engine."""
@@ -168,7 +168,7 @@ def sandbox(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
         locked = request.getfixturevalue("base")
         made = DockerSandbox(request.getfixturevalue("client"))
-    made.build(_spec(folder, locked), Limits(time_s=500), lambda line: None, threading.Event())
+    made.build(_spec(folder, locked), StepLimits(time_s=500), lambda line: None, threading.Event())
     yield made
     made.remove(TAG)
 

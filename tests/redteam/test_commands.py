@@ -13,7 +13,7 @@ import pytest
 from redteam.conftest import CANARY, TOKEN, Arena
 from rwkvflow.base.errors import RwkvflowError, StepFailed
 from rwkvflow.base.hashing import text_digest
-from rwkvflow.plan.step import Limits
+from rwkvflow.plan.step import StepLimits
 from rwkvflow.sandbox.isolation.walls import walls
 
 MIB = 1 << 20
@@ -209,7 +209,7 @@ def test_a_flood_of_output_costs_neither_time_nor_memory(arena: Arena) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.monotonic()
     program = "import os\npiece = b'x' * (1 << 20)\nwhile True: os.write(1, piece)"
-    failure = arena.run(program, limits=Limits(time_s=5))["step/0"]
+    failure = arena.run(program, limits=StepLimits(time_s=5))["step/0"]
     assert "time limit of 5 s" in str(failure)
     assert time.monotonic() - start < 45
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
@@ -218,7 +218,7 @@ def test_a_flood_of_output_costs_neither_time_nor_memory(arena: Arena) -> None:
 
 def test_a_flood_of_files_ends_at_the_disk_limit(arena: Arena) -> None:
     program = "import os\nf = open('out/x', 'wb')\nfor _ in range(600): f.write(os.urandom(1 << 20)); f.flush()"
-    failure = arena.run(program, limits=Limits(time_s=100, disk=20 * MIB))["step/0"]
+    failure = arena.run(program, limits=StepLimits(time_s=100, disk=20 * MIB))["step/0"]
     assert "of the disk, and its limit is 0.02 GiB" in str(failure)
     assert "stages.extra.disk" in str(failure)
 
@@ -244,10 +244,10 @@ def test_an_input_that_was_changed_is_told_and_dropped(arena: Arena) -> None:
 
 def test_out_of_memory_and_killed_by_somebody_are_told_apart(arena: Arena) -> None:
     eat = "import time; x = b'x' * (300 << 20); time.sleep(60)"
-    failure = arena.run(eat, limits=Limits(time_s=50, memory=100 * MIB))["step/0"]
+    failure = arena.run(eat, limits=StepLimits(time_s=50, memory=100 * MIB))["step/0"]
     assert "ran out of its memory limit" in str(failure)
     suicide = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    failure = arena.run(suicide, limits=Limits(time_s=50, memory=100 * MIB))["step/0"]
+    failure = arena.run(suicide, limits=StepLimits(time_s=50, memory=100 * MIB))["step/0"]
     assert "exit code 137" in str(failure)
     assert "memory limit of" not in str(failure)
     assert "signal 9" in str(failure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from pathlib import Path
@@ -48,3 +49,21 @@ def test_the_hooks_need_no_repository_elsewhere_and_their_tools_are_dependencies
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (ROOT / "rwkvflow" / "py.typed").is_file()
+
+
+#: Classes that share a name on purpose, with the reason.
+SHARED_NAMES = {
+    "Card": "the schema of a recipe has its section's name; formats from outside import the other",
+    "Model": "the schema of a recipe has its entry's name; programs import the other from rwkvflow.api",
+}
+
+
+def test_a_class_has_a_name_of_its_own() -> None:
+    """Whoever searches for a name finds one thing."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "rwkvflow").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
+    twice = {name: paths for name, paths in found.items() if len(paths) > 1}
+    assert twice.keys() == SHARED_NAMES.keys(), {n: twice[n] for n in twice.keys() - SHARED_NAMES.keys()}

@@ -8,13 +8,13 @@ from rwkvflow.base.errors import RwkvflowError
 from rwkvflow.documents.formats import broken, format_names, is_format, splitting, strategy_format
 from rwkvflow.documents.lock import lock_path
 from rwkvflow.documents.yaml.nearest import did_you_mean, one_of, shown
-from rwkvflow.documents.yaml.source import Path_, Source, parse
+from rwkvflow.documents.yaml.source import DocumentSource, Path_, parse
 from rwkvflow.documents.yaml.units import split_bytes
 
 FAMILY = "chatrwkv"  # the one format that is a family: its strategy makes the format
 
 
-def listed_formats(source: Source) -> list[tuple[Path_, str]]:
+def listed_formats(source: DocumentSource) -> list[tuple[Path_, str]]:
     """Where each format of `formats` stands, and its name; wrong ones as they are written. Adds findings."""
     found: list[tuple[Path_, str]] = []
     for path, item in source.each("formats.*"):
@@ -56,7 +56,7 @@ def _in_lock(name: str, file: str) -> tuple[str, str] | None:
         return None  # there is no lock, or none that says so
 
 
-def _can_split(source: Source, path: Path_, name: str) -> None:
+def _can_split(source: DocumentSource, path: Path_, name: str) -> None:
     able = splitting()
     if name not in able:
         source.add(path, f"{name} cannot be split: nothing reads it in parts; these can be: {one_of(able)}")

@@ -11,7 +11,7 @@ from typing import Any
 from rwkvflow.documents.recipe import COMMIT, IMAGE_REFERENCE, PYTHON
 from rwkvflow.documents.sources import SourceError, control_character, git_url, parse_source
 from rwkvflow.documents.yaml.nearest import shown
-from rwkvflow.documents.yaml.source import Source
+from rwkvflow.documents.yaml.source import DocumentSource
 
 PLATFORM = r"(linux|macos)-[a-z0-9_]{1,20}"
 _MODULE = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
@@ -25,7 +25,7 @@ _SHAPES = (
 )
 
 
-def check_lock(source: Source) -> None:
+def check_lock(source: DocumentSource) -> None:
     """Add findings to `source`."""
     for pattern in _FILES:
         for path, entry in source.each(pattern):

@@ -17,12 +17,12 @@ from rwkvflow.documents.formats import file_name, is_format
 from rwkvflow.documents.recipe import image_name
 from rwkvflow.documents.sources import SourceError, control_character, git_url, source_problem
 from rwkvflow.documents.yaml.nearest import did_you_mean, nearest, one_of, shown
-from rwkvflow.documents.yaml.source import Path_, Source, render_path
+from rwkvflow.documents.yaml.source import DocumentSource, Path_, render_path
 
 TOKENIZERS = ("auto", "bytes", "world")
 
 
-def check_recipe(source: Source, folder: Path) -> None:
+def check_recipe(source: DocumentSource, folder: Path) -> None:
     """Add findings to `source`. `folder` is where the recipe stands; only `smoke.text` and `card.template` are
     looked up there.
     """
@@ -38,7 +38,7 @@ def check_recipe(source: Source, folder: Path) -> None:
     _matrix(source, formats, images)
 
 
-def _unique(source: Source, found: Iterable[tuple[Path_, str]], what: str, *, fold: bool = True) -> None:
+def _unique(source: DocumentSource, found: Iterable[tuple[Path_, str]], what: str, *, fold: bool = True) -> None:
     """Names must differ in more than case: some file systems cannot tell them apart otherwise."""
     first: dict[str, tuple[Path_, str]] = {}
     for path, name in found:
@@ -48,7 +48,7 @@ def _unique(source: Source, found: Iterable[tuple[Path_, str]], what: str, *, fo
             source.add(path, f"duplicate {what} {shown(name)}{case}; the first is {render_path(before[0])}")
 
 
-def _models(source: Source) -> None:
+def _models(source: DocumentSource) -> None:
     for key, folder in (("source", True), ("lora.source", False), ("state.source", False)):
         for path, text in source.texts(f"models.*.{key}"):
             if problem := source_problem(text, folder=folder):
@@ -68,7 +68,7 @@ def _models(source: Source) -> None:
             source.add(path, problem)
 
 
-def _formats(source: Source) -> list[str]:
+def _formats(source: DocumentSource) -> list[str]:
     """The recipe's formats, those that matrix.include adds last."""
     found = listed_formats(source)
     _unique(source, [(path, name) for path, name in found if is_format(name)], "format", fold=False)
@@ -79,7 +79,7 @@ def _formats(source: Source) -> list[str]:
     return formats
 
 
-def _images(source: Source) -> list[str]:
+def _images(source: DocumentSource) -> list[str]:
     """Names of the images, default names filled in."""
     names: list[str] = []
     labels: list[tuple[Path_, str]] = []
@@ -114,7 +114,7 @@ def _requirement_problem(text: str) -> str | None:
     return None
 
 
-def _file_names(source: Source, formats: Sequence[str]) -> None:
+def _file_names(source: DocumentSource, formats: Sequence[str]) -> None:
     """No two artifacts may have the same file name, on any file system."""
     first: dict[str, tuple[str, str]] = {}
     for path, model in source.texts("models.*.name"):
@@ -130,7 +130,7 @@ def _file_names(source: Source, formats: Sequence[str]) -> None:
                 )
 
 
-def _engine(source: Source) -> None:
+def _engine(source: DocumentSource) -> None:
     for path, url in source.texts("engine.source.git"):
         try:
             git_url(url)
@@ -163,7 +163,7 @@ def _engine(source: Source) -> None:
             source.add(path, f"{shown(specifier)} is no version specifier such as >=3.25")
 
 
-def _targets(source: Source) -> None:
+def _targets(source: DocumentSource) -> None:
     from rwkvflow.worker.build.toolchain import target_platform
     from rwkvflow.worker.errors import WorkerError
 
@@ -178,7 +178,7 @@ def _targets(source: Source) -> None:
         source.add(further[0][0], "the system's compiler builds for its own machine only; write toolchain: zig")
 
 
-def _regular_expression(source: Source, rule: Path_, pattern: str, replacement: object) -> None:
+def _regular_expression(source: DocumentSource, rule: Path_, pattern: str, replacement: object) -> None:
     path = (*rule, "pattern")
     try:
         compiled = re.compile(pattern)
@@ -203,7 +203,7 @@ def _regular_expression(source: Source, rule: Path_, pattern: str, replacement: 
         source.add((*rule, "replace"), f"not a replacement for its pattern: {error}")
 
 
-def _smoke(source: Source, folder: Path, formats: Sequence[str]) -> None:
+def _smoke(source: DocumentSource, folder: Path, formats: Sequence[str]) -> None:
     known = [name for name in formats if is_format(name)]
     for path, _ in source.each("smoke.limits.*"):
         name = str(path[-1])
@@ -222,7 +222,7 @@ def _smoke(source: Source, folder: Path, formats: Sequence[str]) -> None:
             source.add(path, "the prompt is empty")
 
 
-def _publish(source: Source) -> None:
+def _publish(source: DocumentSource) -> None:
     places: list[tuple[Path_, str]] = []
     for path, entry in source.each("publish.*"):
         if not isinstance(entry, dict) or not isinstance(to := entry.get("to"), str):
@@ -240,7 +240,7 @@ def _publish(source: Source) -> None:
     _unique(source, places, "place")
 
 
-def _publish_options(source: Source, path: Path_, entry: Mapping[str, object], place: Destination) -> None:
+def _publish_options(source: DocumentSource, path: Path_, entry: Mapping[str, object], place: Destination) -> None:
     for key, value in entry.items():
         kinds = takers(key)
         if value is None or not kinds:
@@ -257,7 +257,7 @@ def _publish_options(source: Source, path: Path_, entry: Mapping[str, object], p
                 source.add((*path, key), str(error))
 
 
-def _card(source: Source, folder: Path) -> None:
+def _card(source: DocumentSource, folder: Path) -> None:
     for path, text in source.texts("card.template"):
         if not text or control_character(text) or not (folder / text).is_file():
             source.add(path, f"there is no file {shown(text)} beside the recipe")
@@ -268,7 +268,7 @@ def _card(source: Source, folder: Path) -> None:
             source.add(path, "this is the key itself; put it into a file that is not committed, and name the file")
 
 
-def _matrix(source: Source, formats: Sequence[str], images: Sequence[str]) -> None:
+def _matrix(source: DocumentSource, formats: Sequence[str], images: Sequence[str]) -> None:
     models = [name for _, name in source.texts("models.*.name")]
     pools = {"model": models, "format": formats, "image": images}
     for section in ("exclude", "include"):

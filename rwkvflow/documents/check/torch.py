@@ -8,10 +8,10 @@ from rwkvflow.base.errors import Finding
 from rwkvflow.documents.combine import combinations
 from rwkvflow.documents.formats import needs_torch
 from rwkvflow.documents.recipe import Recipe
-from rwkvflow.documents.yaml.source import Path_, Source
+from rwkvflow.documents.yaml.source import DocumentSource, Path_
 
 
-def check_torch(recipe: Recipe, source: Source) -> list[Finding]:
+def check_torch(recipe: Recipe, source: DocumentSource) -> list[Finding]:
     """A finding for each format of a valid recipe that is made in an image where its consumer cannot run."""
     without = {image.name for image in recipe.images if image.torch is None}
     lacking: dict[str, dict[str, None]] = {}  # images by format, in the recipe's order

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from rwkvflow.documents.sources import control_character
 from rwkvflow.documents.workflow import ExtraStage, Stages
 from rwkvflow.documents.yaml.nearest import did_you_mean, one_of, shown
-from rwkvflow.documents.yaml.source import Source
+from rwkvflow.documents.yaml.source import DocumentSource
 from rwkvflow.documents.yaml.units import seconds, size_bytes
 
 INPUTS = ("artifact", "checkpoint", "engine", "smoke")
@@ -15,7 +15,7 @@ _ARTIFACT_ONLY = ("artifact", "smoke")
 _RESERVED = ("request.json",)
 
 
-def check_workflow(source: Source, folder: Path) -> None:
+def check_workflow(source: DocumentSource, folder: Path) -> None:
     """Add findings to `source`; inputs of extra stages that are files must exist below or beside `folder`."""
     for pattern in ("stages.*.time", "stages.*.memory", "extra.*.time", "extra.*.memory"):
         parse = seconds if pattern.endswith("time") else size_bytes
@@ -39,7 +39,7 @@ def check_workflow(source: Source, folder: Path) -> None:
             _extra(source, path, stage, folder)
 
 
-def _extra(source: Source, place: tuple[str | int, ...], stage: dict[str, object], folder: Path) -> None:
+def _extra(source: DocumentSource, place: tuple[str | int, ...], stage: dict[str, object], folder: Path) -> None:
     command = stage.get("command")
     for index, argument in enumerate(command if isinstance(command, list) else []):
         if isinstance(argument, str) and ("\0" in argument or (index == 0 and not argument.strip())):

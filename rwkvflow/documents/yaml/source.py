@@ -77,7 +77,7 @@ def render_path(path: Sequence[str | int]) -> str:
     return text
 
 
-class Source:
+class DocumentSource:
     """A document that could be read: its nodes, and what was wrong with them so far."""
 
     def __init__(self, file: str, root: Node) -> None:
@@ -207,8 +207,8 @@ def decode(data: bytes, file: str, max_bytes: int = MAX_BYTES) -> str:
 _KIND = "recipe, workflow or lock"
 
 
-def parse(text: str, file: str) -> Source:
-    """Compose a document. Raises DocumentError where there is no document; else see `Source.findings`."""
+def parse(text: str, file: str) -> DocumentSource:
+    """Compose a document. Raises DocumentError where there is no document; else see `DocumentSource.findings`."""
     fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         return _Composer(file).compose(fast, text)
@@ -247,7 +247,7 @@ class _Composer:
         self.anchors: dict[str, Node | None] = {}  # None while the anchored node is still open
         self.nodes = 0
 
-    def compose(self, loader_class: Any, text: str) -> Source:
+    def compose(self, loader_class: Any, text: str) -> DocumentSource:
         loader = loader_class(text)
         documents = 0
         try:
@@ -265,7 +265,7 @@ class _Composer:
             loader.dispose()
         if self.root is None or (isinstance(self.root, Scalar) and self.root.value is None):
             raise DocumentError(self.findings or [Finding(self.file, 1, 1, "", "the file is empty")])
-        source = Source(self.file, self.root)
+        source = DocumentSource(self.file, self.root)
         source.findings = self.findings
         return source
 

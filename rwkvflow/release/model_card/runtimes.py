@@ -11,7 +11,7 @@ from rwkvflow.worker.formats import FORMATS, cards
 
 
 @dataclass(frozen=True)
-class Runtime:
+class RuntimeSection:
     """A part of the page: a heading, a sentence, what to install, and the commands for each of its files."""
 
     title: str
@@ -20,7 +20,7 @@ class Runtime:
     commands: tuple[tuple[str, tuple[str, ...]], ...]  # (path, its commands)
 
 
-def runtimes(rows: Sequence[Row]) -> list[Runtime]:
+def runtimes(rows: Sequence[Row]) -> list[RuntimeSection]:
     """What to say of these files, in the order of the cards; a format without a card is described by its consumer."""
     told: dict[str, list[tuple[cards.Card, Row]]] = {}
     left = []
@@ -36,10 +36,10 @@ def runtimes(rows: Sequence[Row]) -> list[Runtime]:
         first = listed[0][0]
         setup = tuple(line.replace(cards.RECIPE, RECIPE) for line in first.setup)
         commands = tuple((row.path, card.commands(_file(row))) for card, row in listed)
-        found.append(Runtime(title, first.text, setup, commands))
+        found.append(RuntimeSection(title, first.text, setup, commands))
     for consumer in sorted({str(row.smoke.get("consumer", "")) for row in left}):
         names = ", ".join(sorted({row.format for row in left if str(row.smoke.get("consumer", "")) == consumer}))
-        found.append(Runtime(names, f"Run and compared with {consumer}." if consumer else "", (), ()))
+        found.append(RuntimeSection(names, f"Run and compared with {consumer}." if consumer else "", (), ()))
     return found
 
 

@@ -23,7 +23,7 @@ _REQUIREMENT = re.compile(r"^(?P<name>[^\s=]+)==(?P<version>\S+)(?P<hashes>(\s+-
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArchiveEntry:
     """One file of the archive: where it stands, and its content as bytes or as a file on this machine."""
 
     name: str  # relative POSIX path
@@ -32,7 +32,7 @@ class Entry:
     sha256: frozenset[str] = frozenset()  # where not empty, the content must have one of these
 
 
-def stream(entries: Iterable[Entry], check: Callable[[], None] = lambda: None) -> Iterator[bytes]:
+def stream(entries: Iterable[ArchiveEntry], check: Callable[[], None] = lambda: None) -> Iterator[bytes]:
     """The tar in pieces: sorted, folders before their files, owner 0, time 0. `check` is called for each piece.
 
     Raises StepFailed where a file changed while it was read or has another sha256 than it should.
@@ -50,7 +50,7 @@ def stream(entries: Iterable[Entry], check: Callable[[], None] = lambda: None) -
     yield bytes(2 * tarfile.BLOCKSIZE)
 
 
-def _file(entry: Entry, check: Callable[[], None]) -> Iterator[bytes]:
+def _file(entry: ArchiveEntry, check: Callable[[], None]) -> Iterator[bytes]:
     digest = hashlib.sha256()
     size = len(entry.content) if isinstance(entry.content, bytes) else entry.content.stat().st_size
     yield _header(entry.name, size, 0o755 if entry.executable else 0o644, tarfile.REGTYPE)
@@ -78,7 +78,7 @@ def _header(name: str, size: int, mode: int, kind: bytes) -> bytes:
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
 
-def folder_entries(name: str, folder: Path) -> list[Entry]:
+def folder_entries(name: str, folder: Path) -> list[ArchiveEntry]:
     """The files of a folder below `name`, the same ones that hashing.tree_digest counts.
 
     Links inside the folder become the file that they name. Raises StepFailed for one that leaves it.
@@ -92,7 +92,7 @@ def folder_entries(name: str, folder: Path) -> list[Entry]:
                 remedy="replace the link by the file",
             )
         relative = path.relative_to(folder).as_posix()
-        entries.append(Entry(f"{name}/{relative}", path, bool(path.stat().st_mode & 0o100)))
+        entries.append(ArchiveEntry(f"{name}/{relative}", path, bool(path.stat().st_mode & 0o100)))
     return entries
 
 
@@ -133,14 +133,17 @@ def wheels_of(requirements: str, wheels: Path) -> dict[Path, frozenset[str]]:
     return result
 
 
-def context(spec: EnvironmentSpec) -> list[Entry]:
-    """Everything in the build context of an environment; stages/dockerfile.py documents the layout."""
-    entries = [Entry("Dockerfile", spec.dockerfile.encode()), Entry("stage.py", shipped("images/stage.py"))]
+def context(spec: EnvironmentSpec) -> list[ArchiveEntry]:
+    """Everything in the build context of an environment; dockerfile.py documents the layout."""
+    entries = [
+        ArchiveEntry("Dockerfile", spec.dockerfile.encode()),
+        ArchiveEntry("stage.py", shipped("images/stage.py")),
+    ]
     for name, text in spec.requirements.items():
         role = name.removesuffix(".txt")
-        entries.append(Entry(f"requirements/{role}.txt", text.encode()))
+        entries.append(ArchiveEntry(f"requirements/{role}.txt", text.encode()))
         for path, hashes in wheels_of(text, spec.wheels).items():
-            entries.append(Entry(f"wheelhouse/{role}/{path.name}", path, sha256=hashes))
+            entries.append(ArchiveEntry(f"wheelhouse/{role}/{path.name}", path, sha256=hashes))
     for name, folder in spec.context.items():
         entries.extend(folder_entries(name, folder))
     return entries

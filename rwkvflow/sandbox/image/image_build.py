@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvflow.base.errors import StepFailed
 from rwkvflow.base.lines import LineSplitter, Tail
-from rwkvflow.plan.step import Limits
+from rwkvflow.plan.step import StepLimits
 from rwkvflow.sandbox.base import OnLine
 from rwkvflow.sandbox.daemon import plain_errors, remedy_for
-from rwkvflow.sandbox.image.archive import Entry, stream
+from rwkvflow.sandbox.image.archive import ArchiveEntry, stream
 
 if TYPE_CHECKING:
     import docker
@@ -36,10 +36,12 @@ class _Stopped(Exception):
     """The build was cancelled or took too long."""
 
 
-class Build:
+class ImageBuild:
     """A build under way. `run` is called once."""
 
-    def __init__(self, client: docker.DockerClient, limits: Limits, on_line: OnLine, cancel: threading.Event) -> None:
+    def __init__(
+        self, client: docker.DockerClient, limits: StepLimits, on_line: OnLine, cancel: threading.Event
+    ) -> None:
         self._client = client
         self._limits = limits
         self._tail = Tail(on_line)
@@ -48,7 +50,7 @@ class Build:
         self._abandoned = threading.Event()  # the thread that talks to the engine should stop
         self._response: Any = None
 
-    def run(self, entries: Iterable[Entry], tag: str, labels: Mapping[str, str]) -> None:
+    def run(self, entries: Iterable[ArchiveEntry], tag: str, labels: Mapping[str, str]) -> None:
         """Build and tag. Raises StepFailed with the end of the log; where cancelled, StepFailed that says so."""
         messages: queue.Queue[dict[str, Any] | BaseException | None] = queue.Queue(maxsize=1000)
         talker = threading.Thread(target=self._talk, args=(list(entries), tag, labels, messages), daemon=True)
@@ -99,7 +101,9 @@ class Build:
 
     # ---- in the talking thread -----------------------------------------------------------------------------------
 
-    def _talk(self, entries: list[Entry], tag: str, labels: Mapping[str, str], messages: queue.Queue[Any]) -> None:
+    def _talk(
+        self, entries: list[ArchiveEntry], tag: str, labels: Mapping[str, str], messages: queue.Queue[Any]
+    ) -> None:
         try:
             api = self._client.api
             # Not images.build(): that adds the user's proxies to the build and hides the connection, which has to

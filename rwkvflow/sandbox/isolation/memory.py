@@ -13,7 +13,7 @@ POLL_S = 0.1
 _PAGES_OF_ITS_OWN = ("RssAnon:", "RssShmem:")
 
 
-class Limit(threading.Event):
+class MemoryLimit(threading.Event):
     """Set when the caller's event is set, or when the processes started with `remember` hold more than `limit` bytes
     of memory, or when `disk` says so.
 
@@ -41,7 +41,7 @@ class Limit(threading.Event):
         """Whether the processes must end."""
         return super().is_set() or self._cancel.is_set()
 
-    def __enter__(self) -> Limit:
+    def __enter__(self) -> MemoryLimit:
         self._thread.start()
         return self
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvflow.engine.sampling import Sampler, Sampling
-from rwkvflow.engine.session import END, Decoder, Tokenizer, stop_at
+from rwkvflow.engine.session import END, Decoder, TokenizerLike, stop_at
 
 Floats = NDArray[np.float32]
 
@@ -90,7 +90,7 @@ class First:
 
 
 @dataclass(eq=False)
-class Job:
+class TextJob:
     """What is asked. Not changed once it was handed over, but for `cancelled`, which any thread may set.
 
     prompt    tokens; with `first` it may be empty, where that has logits
@@ -111,17 +111,17 @@ class Job:
     logprobs: int | None = None
     ends: Sequence[int] = ()
     first: First | None = None
-    after: Job | None = None
+    after: TextJob | None = None
     keep: bool = False
     embed: bool = False
     cancelled: bool = False
     was_read: bool = False  # set by the scheduler: the prompt was, or will never be
 
 
-class Writer:
+class AnswerWriter:
     """The answer to a job as its tokens are chosen: text in whole characters, without the stop texts."""
 
-    def __init__(self, job: Job, tokenizer: Tokenizer, exist: NDArray[np.bool_] | None = None) -> None:
+    def __init__(self, job: TextJob, tokenizer: TokenizerLike, exist: NDArray[np.bool_] | None = None) -> None:
         """`exist`: [n_vocab], which ids have a token; None: all."""
         self.job = job
         self.sampler = Sampler(job.sampling, job.seed, exist)

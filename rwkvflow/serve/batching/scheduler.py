@@ -18,10 +18,10 @@ from rwkvflow.engine.binding import Model
 from rwkvflow.engine.drafts import SmallModel
 from rwkvflow.engine.errors import EngineError
 from rwkvflow.engine.sampling import existing
-from rwkvflow.engine.session import Tokenizer
+from rwkvflow.engine.session import TokenizerLike
 from rwkvflow.serve.batching.cache import StateCache
-from rwkvflow.serve.batching.job import Event, Failed, Floats, Job, Read
-from rwkvflow.serve.batching.slot import Slot
+from rwkvflow.serve.batching.job import Event, Failed, Floats, Read, TextJob
+from rwkvflow.serve.batching.slot import SequenceSlot
 from rwkvflow.serve.errors import ApiError, busy
 
 READ_ALONE = 256  # tokens of prompts in one pass while nobody waits for the next token of an answer
@@ -46,7 +46,7 @@ class Settings:
 
 
 @dataclass
-class Figures:
+class SchedulerFigures:
     """What happened so far, for /metrics. Written by the scheduler's thread, read by any."""
 
     requests: int = 0
@@ -69,13 +69,13 @@ class Scheduler:
     def __init__(
         self,
         open_model: Callable[[], Model],
-        tokenizer: Tokenizer,
+        tokenizer: TokenizerLike,
         settings: Settings,
         open_draft: Callable[[], Model] | None = None,
     ) -> None:
         """Opens the model here, so that what is wrong with it is raised here: EngineError."""
         self.settings, self.tokenizer = settings, tokenizer
-        self.figures = Figures()
+        self.figures = SchedulerFigures()
         self.model = open_model()
         try:
             if not self.model.library.takes_sequences:
@@ -92,8 +92,8 @@ class Scheduler:
         self._exist = existing(tokenizer, self.model.n_vocab)
         self.cache = StateCache(settings.cache)
         self._changed = threading.Condition()
-        self._waiting: deque[Job] = deque()
-        self._slots: list[Slot] = []
+        self._waiting: deque[TextJob] = deque()
+        self._slots: list[SequenceSlot] = []
         self._closing = False
         self.last_used = time.monotonic()
         self._thread = threading.Thread(target=self._work, name=f"serve {self.model.path.name}", daemon=True)
@@ -101,7 +101,7 @@ class Scheduler:
 
     # ---- from any thread ---------------------------------------------------------------------------------------------
 
-    def submit(self, *jobs: Job) -> None:
+    def submit(self, *jobs: TextJob) -> None:
         """Takes all or none of the jobs. Raises ApiError (429) where too many wait, (503) while the server ends."""
         with self._changed:
             if self._closing:
@@ -115,7 +115,7 @@ class Scheduler:
             self.last_used = time.monotonic()
             self._changed.notify()
 
-    def cancel(self, job: Job) -> None:
+    def cancel(self, job: TextJob) -> None:
         """Nobody wants it any more: it goes from the queue, or frees its slot before the next token."""
         with self._changed:
             job.cancelled = True
@@ -190,7 +190,7 @@ class Scheduler:
                 return
             self._waiting.remove(job)
             s = self.settings
-            slot = Slot(
+            slot = SequenceSlot(
                 job,
                 self.model,
                 self.tokenizer,
@@ -253,7 +253,7 @@ class Scheduler:
             if self.draft is not None:
                 self.draft.went_on(slot.follower, slot.kept)
 
-    def _hear(self, heard: Iterable[tuple[Slot, Iterable[Event]]]) -> None:
+    def _hear(self, heard: Iterable[tuple[SequenceSlot, Iterable[Event]]]) -> None:
         """Lets texts go on, tells what comes of it, and takes those out that are over."""
         gone = []
         for slot, events in heard:
@@ -276,7 +276,7 @@ class Scheduler:
                 self._slots = [slot for slot in self._slots if slot not in gone]
                 self.last_used = time.monotonic()
 
-    def _fail_one(self, slot: Slot, message: str) -> None:
+    def _fail_one(self, slot: SequenceSlot, message: str) -> None:
         self.figures.failed += 1
         slot.job.was_read = True
         _tell(slot.job, Failed(message))
@@ -290,7 +290,7 @@ class Scheduler:
             slot.guesses = found
 
 
-def _tell(job: Job, event: Event) -> None:
+def _tell(job: TextJob, event: Event) -> None:
     # A client's loop that is gone takes no more events; its job was cancelled, or will be.
     with contextlib.suppress(RuntimeError):
         job.sink(event)

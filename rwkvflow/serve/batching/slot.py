@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvflow.engine.binding import Model
-from rwkvflow.engine.drafts import Follower, Lookup, Pace
-from rwkvflow.engine.session import END, Tokenizer
+from rwkvflow.engine.drafts import Follower, GuessPace, Lookup
+from rwkvflow.engine.session import END, TokenizerLike
 from rwkvflow.serve.batching.cache import Snapshot, StateCache
-from rwkvflow.serve.batching.job import Done, Event, Floats, Job, Read, Writer
+from rwkvflow.serve.batching.job import AnswerWriter, Done, Event, Floats, Read, TextJob
 
 
 @dataclass
-class Part:
+class Chunk:
     """What of a text is evaluated in one pass. `logits` and `hidden` number its tokens; `out` has a place for each."""
 
     tokens: Sequence[int]
@@ -29,14 +29,14 @@ class Part:
     snapshots: list[tuple[int, Floats]] = field(default_factory=list)  # tokens of the text, and the state after them
 
 
-class Slot:
+class SequenceSlot:
     """For the scheduler's thread only."""
 
     def __init__(
         self,
-        job: Job,
+        job: TextJob,
         model: Model,
-        tokenizer: Tokenizer,
+        tokenizer: TokenizerLike,
         cache: StateCache,
         *,
         lookup: bool,
@@ -48,7 +48,7 @@ class Slot:
         `exist`: [n_vocab], which ids have a token; None: all.
         """
         self.job, self.started = job, time.monotonic()
-        self.writer = Writer(job, tokenizer, exist)
+        self.writer = AnswerWriter(job, tokenizer, exist)
         self.follower = Follower()
         self.guesses: list[int] = []
         self.kept = 0  # guesses of the last pass that were right
@@ -65,7 +65,7 @@ class Slot:
         self._after: tuple[Floats | None, Floats | None] = (None, None)  # state and logits after the prompt
         self._hidden: Floats | None = None
         self._lookup = Lookup() if lookup else None
-        self._pace = Pace(guesses)
+        self._pace = GuessPace(guesses)
 
     @property
     def reading(self) -> bool:
@@ -111,7 +111,7 @@ class Slot:
         left = self.job.most - self.generated - 1
         return 0 if self.reading or self.over else max(0, min(self._pace.next(), left))
 
-    def next_part(self, share: int) -> Part:
+    def next_part(self, share: int) -> Chunk:
         """Up to `share` tokens of the prompt, or the last token and guesses behind it."""
         if self.reading:
             return self._part_of_prompt(share)
@@ -122,12 +122,12 @@ class Slot:
         self.guesses = []
         out: list[Floats | None] = [self._buffer() for _ in guesses]
         own = self._state if self._state is not None else self._buffer()
-        return Part([last, *guesses], self._state, [*out, own], list(range(len(guesses) + 1)), guesses=guesses)
+        return Chunk([last, *guesses], self._state, [*out, own], list(range(len(guesses) + 1)), guesses=guesses)
 
-    def _part_of_prompt(self, share: int) -> Part:
+    def _part_of_prompt(self, share: int) -> Chunk:
         begin, end = self._done, min(self._prompt, self._done + share)
         own = self._state if self._state is not None else self._buffer()
-        part = Part(self.tokens[begin:end], self._state, [None] * (end - begin - 1) + [own])
+        part = Chunk(self.tokens[begin:end], self._state, [None] * (end - begin - 1) + [own])
         for place in self.job.ends:
             if begin < place < end and self._wants(place):
                 state = part.out[place - begin - 1] = np.empty(self._model.state_len, np.float32)
@@ -150,7 +150,7 @@ class Slot:
 
     # ---- after a pass ------------------------------------------------------------------------------------------------
 
-    def took(self, part: Part, logits: Floats, hidden: Floats | None) -> Iterator[Event]:
+    def took(self, part: Chunk, logits: Floats, hidden: Floats | None) -> Iterator[Event]:
         """The pass is done; logits [len(part.logits), n_vocab]."""
         self.kept = 0
         if self.reading:
@@ -182,7 +182,7 @@ class Slot:
         if self.writer.finish is None:
             self._chose(self.writer.choose(logits))
 
-    def _check(self, part: Part, logits: Floats) -> None:
+    def _check(self, part: Chunk, logits: Floats) -> None:
         """Keeps guesses as far as they are what is chosen anyway; goes back to the state after the last one kept."""
         at = 0
         while True:

@@ -12,7 +12,16 @@ from rwkvflow.serve.batching.job import Chosen, Done, Piece, Read
 from rwkvflow.serve.errors import ApiError
 from rwkvflow.serve.openai.answer import CALL, Delta, Parser, new_id
 from rwkvflow.serve.openai.schema import Chat
-from rwkvflow.serve.openai.work import Answers, Limits, encode, ends_in_tokens, make_jobs, schema_of, seed_of, stops_of
+from rwkvflow.serve.openai.work import (
+    AnswerStream,
+    RequestLimits,
+    encode,
+    ends_in_tokens,
+    make_jobs,
+    schema_of,
+    seed_of,
+    stops_of,
+)
 from rwkvflow.serve.shelf import Served
 
 DEFAULT_TOKENS = 1024
@@ -163,10 +172,10 @@ class Choice:
 class Conversation:
     """A chat completion under way."""
 
-    def __init__(self, request: Chat, served: Served, limits: Limits) -> None:
+    def __init__(self, request: Chat, served: Served, limits: RequestLimits) -> None:
         """Raises ApiError (400, 429, 503)."""
         self.request, self.served = request, served
-        self.answers = Answers(served)
+        self.answers = AnswerStream(served)
         found = asked(request)
         self.seed = seed_of(request)
         self.id, self.created = new_id("chatcmpl"), int(time.time())

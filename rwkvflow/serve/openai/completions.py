@@ -9,13 +9,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from rwkvflow.serve.batching.job import Chosen, Done, Job, Piece
+from rwkvflow.serve.batching.job import Chosen, Done, Piece, TextJob
 from rwkvflow.serve.errors import ApiError
 from rwkvflow.serve.openai.answer import new_id
 from rwkvflow.serve.openai.schema import Completion, Embedding
 from rwkvflow.serve.openai.work import (
-    Answers,
-    Limits,
+    AnswerStream,
+    RequestLimits,
     check_tokens,
     collected,
     encode,
@@ -47,7 +47,7 @@ def texts_or_tokens(given: object, served: Served, param: str) -> list[list[int]
 class Continuation:
     """A plain completion under way."""
 
-    def __init__(self, request: Completion, served: Served, limits: Limits) -> None:
+    def __init__(self, request: Completion, served: Served, limits: RequestLimits) -> None:
         """Raises ApiError (400, 429, 503)."""
         if request.suffix:
             raise ApiError(400, "suffix: the models read forward only", param="suffix")
@@ -56,7 +56,7 @@ class Continuation:
         if request.echo and request.logprobs is not None:
             raise ApiError(400, "echo: not together with logprobs", param="echo")
         self.request, self.served = request, served
-        self.answers = Answers(served)
+        self.answers = AnswerStream(served)
         self.seed, self.n = seed_of(request), request.n or 1
         self.id, self.created = new_id("cmpl"), int(time.time())
         self.prompts = texts_or_tokens(request.prompt, served, "prompt")
@@ -147,7 +147,7 @@ class Continuation:
         return self.served.tokenizer.piece(token).decode(errors="replace")
 
 
-async def embeddings(request: Embedding, served: Served, limits: Limits) -> dict[str, Any]:
+async def embeddings(request: Embedding, served: Served, limits: RequestLimits) -> dict[str, Any]:
     """The vector after the last layer norm, of the last token of each input. Raises ApiError."""
     if request.dimensions not in (None, served.model.n_embd):
         message = f"dimensions: this model's vectors have {served.model.n_embd}"
@@ -155,9 +155,9 @@ async def embeddings(request: Embedding, served: Served, limits: Limits) -> dict
     inputs = texts_or_tokens(request.input, served, "input")
     if any(not tokens or len(tokens) > limits.prompt for tokens in inputs):
         raise ApiError(400, f"input: from 1 to {limits.prompt} tokens each", param="input")
-    answers = Answers(served)
+    answers = AnswerStream(served)
     try:
-        answers.submit([Job(tokens, answers.sink(i), most=0, embed=True) for i, tokens in enumerate(inputs)])
+        answers.submit([TextJob(tokens, answers.sink(i), most=0, embed=True) for i, tokens in enumerate(inputs)])
         async for _ in answers.events():
             pass
     finally:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rwkvflow.engine.sampling import Sampling
-from rwkvflow.serve.batching.job import Chosen, Done, Event, Failed, First, Job, Piece
+from rwkvflow.serve.batching.job import Chosen, Done, Event, Failed, First, Piece, TextJob
 from rwkvflow.serve.errors import ApiError
 from rwkvflow.serve.openai.schema import MOST_STOPS, ResponseFormat, Sampled
 from rwkvflow.serve.shelf import Served
@@ -18,7 +18,7 @@ SEEDS = 1 << 64
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What one request may ask for. Counts of tokens."""
 
     prompt: int = 1 << 16
@@ -83,15 +83,15 @@ def make_jobs(
     request: Sampled,
     served: Served,
     prompts: Sequence[tuple[list[int], tuple[int, ...]]],
-    answers: Answers,
-    limits: Limits,
+    answers: AnswerStream,
+    limits: RequestLimits,
     *,
     seed: int,
     most: int,
     stops: tuple[str, ...],
     logprobs: int | None,
     schema: Any = None,
-) -> list[Job]:
+) -> list[TextJob]:
     """The jobs of a request, `n` for each prompt (tokens, ends), in order. Raises ApiError (400).
 
     The k-th answer to a prompt has the seed `seed` + k.
@@ -109,7 +109,7 @@ def make_jobs(
         decay=0.996 if request.penalty_decay is None else request.penalty_decay,
     )
     first: First | None = None if request.state is None else served.states.get(request.state).first
-    jobs: list[Job] = []
+    jobs: list[TextJob] = []
     for prompt, ends in prompts:
         if len(prompt) > limits.prompt:
             raise ApiError(
@@ -118,7 +118,7 @@ def make_jobs(
                 param="messages" if hasattr(request, "messages") else "prompt",
                 code="context_length_exceeded",
             )
-        leader: Job | None = None
+        leader: TextJob | None = None
         for choice in range(request.n or 1):
             grammar = None
             if schema is not None:
@@ -126,7 +126,7 @@ def make_jobs(
             elif request.grammar is not None:
                 grammar = served.grammars().of_text(request.grammar)
             jobs.append(
-                Job(
+                TextJob(
                     prompt,
                     answers.sink(len(jobs)),
                     sampling,
@@ -155,14 +155,14 @@ def bias_of(request: Sampled, served: Served) -> dict[int, float]:
     return out
 
 
-class Answers:
+class AnswerStream:
     """What comes of a request's jobs, in the event loop. `close` has to be called at the end."""
 
     def __init__(self, served: Served) -> None:
         self._served = served
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self._jobs: list[Job] = []
+        self._jobs: list[TextJob] = []
         self._left = 0
         self.done: dict[int, Done] = {}
 
@@ -174,7 +174,7 @@ class Answers:
 
         return put
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[TextJob]) -> None:
         """Raises ApiError (429, 503)."""
         self._served.scheduler.submit(*jobs)
         self._jobs = list(jobs)
@@ -210,7 +210,7 @@ class Answers:
         return sum(done.cached for done in self.done.values())
 
 
-async def collected(answers: Answers, count: int) -> tuple[list[str], list[list[Chosen]]]:
+async def collected(answers: AnswerStream, count: int) -> tuple[list[str], list[list[Chosen]]]:
     """The texts and tokens of all answers. Raises ApiError."""
     texts = [""] * count
     tokens: list[list[Chosen]] = [[] for _ in range(count)]

@@ -29,7 +29,7 @@ CONDITIONS = frozenset({"host", "target", "cmake"})
 
 
 @dataclass(frozen=True)
-class Rule:
+class CMakeRule:
     """One patch rule; the fields are those of the recipe's PatchRule, and two that only shipped rules have.
 
     `within`, where not empty, is a pattern for the parts of a file in which `pattern` is looked for.
@@ -45,7 +45,7 @@ class Rule:
     within: str = ""
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Rule:
+    def from_json(cls, value: Mapping[str, Any]) -> CMakeRule:
         """The rule in a request. Raises WorkerError naming the rule and what is wrong with it."""
         name = str(value.get("name", "without a name"))
         missing = [key for key in ("name", "files", "pattern", "replace") if key not in value]
@@ -89,7 +89,7 @@ class Situation:
 class Report:
     """What one rule did: its matches by file. `applied` is False where its conditions do not hold."""
 
-    rule: Rule
+    rule: CMakeRule
     applied: bool
     matches: dict[str, int] = field(default_factory=dict)
 
@@ -104,13 +104,13 @@ def glob_matches(glob: str, path: str) -> bool:
     return _glob_pattern(glob).fullmatch(path) is not None
 
 
-def wanted_files(rules: Iterable[Rule], names: Iterable[str]) -> list[str]:
+def wanted_files(rules: Iterable[CMakeRule], names: Iterable[str]) -> list[str]:
     """Those of `names` that some rule looks at, sorted."""
     patterns = [_glob_pattern(glob) for rule in rules for glob in rule.files]
     return sorted(name for name in names if any(pattern.fullmatch(name) for pattern in patterns))
 
 
-def applies(rule: Rule, situation: Situation) -> bool:
+def applies(rule: CMakeRule, situation: Situation) -> bool:
     """Whether all of a rule's conditions hold."""
     when = rule.when
     return (
@@ -146,7 +146,7 @@ def version_matches(version: str, specifier: str, name: str = "") -> bool:
 
 
 def apply(
-    rules: Sequence[Rule],
+    rules: Sequence[CMakeRule],
     files: Mapping[str, str],
     situation: Situation,
     seconds: float = RULE_SECONDS,
@@ -246,7 +246,7 @@ def _glob_pattern(glob: str) -> re.Pattern[str]:
     return re.compile(pattern, re.DOTALL)
 
 
-def _compiled(rule: Rule, situation: Situation) -> tuple[re.Pattern[str], str]:
+def _compiled(rule: CMakeRule, situation: Situation) -> tuple[re.Pattern[str], str]:
     pattern, replacement = rule.pattern, rule.replace
     for placeholder, folders in situation.places.items():
         choice = "|".join(re.escape(folder) for folder in sorted(set(folders), key=lambda f: (-len(f), f)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rwkvflow.worker.build.cmake_patch import Rule
+from rwkvflow.worker.build.cmake_patch import CMakeRule
 
 # What the build paths read as in binaries, headers and definitions.
 NEUTRAL = "/rwkvflow"
@@ -55,7 +55,7 @@ def baseline_cpu(platform: str) -> str:
     return BASELINES.get(platform, ("baseline", ""))[0]
 
 
-def shipped_rules(platform: str, toolchain: str) -> tuple[Rule, ...]:
+def shipped_rules(platform: str, toolchain: str) -> tuple[CMakeRule, ...]:
     """The rules for a target platform (<system>-<processor>) and a toolchain ("zig" or "system").
 
     They are applied in this order. Those for STATE files come into force because CMake is run again after them.
@@ -70,18 +70,18 @@ def shipped_rules(platform: str, toolchain: str) -> tuple[Rule, ...]:
     )
 
 
-def with_recipe(shipped: Sequence[Rule], recipe: Sequence[Rule]) -> tuple[Rule, ...]:
+def with_recipe(shipped: Sequence[CMakeRule], recipe: Sequence[CMakeRule]) -> tuple[CMakeRule, ...]:
     """Shipped rules, those with the name of a recipe's rule left out, then the recipe's."""
     replaced = {rule.name for rule in recipe}
     return (*(rule for rule in shipped if rule.name not in replaced), *recipe)
 
 
-def _rule(name: str, files: Sequence[str], pattern: str, replace: str) -> Rule:
+def _rule(name: str, files: Sequence[str], pattern: str, replace: str) -> CMakeRule:
     within = FLAG_LINES if files is COMPILE else ""
-    return Rule(name, tuple(files), pattern, replace, "any", {}, shipped=True, within=within)
+    return CMakeRule(name, tuple(files), pattern, replace, "any", {}, shipped=True, within=within)
 
 
-def _processor(processor: str) -> tuple[Rule, ...]:
+def _processor(processor: str) -> tuple[CMakeRule, ...]:
     right = PROCESSORS.get(processor)
     if right is None:
         return ()
@@ -96,7 +96,7 @@ def _processor(processor: str) -> tuple[Rule, ...]:
     )
 
 
-def _native(platform: str, toolchain: str) -> tuple[Rule, ...]:
+def _native(platform: str, toolchain: str) -> tuple[CMakeRule, ...]:
     cpu, flag = BASELINES.get(platform, ("baseline", ""))
     baseline = f"-mcpu={cpu}" if toolchain == "zig" else flag
     arm = platform.endswith(("aarch64", "arm64"))
@@ -109,7 +109,7 @@ def _native(platform: str, toolchain: str) -> tuple[Rule, ...]:
     )
 
 
-def _foreign(processor: str) -> tuple[Rule, ...]:
+def _foreign(processor: str) -> tuple[CMakeRule, ...]:
     arm = processor in ("aarch64", "arm64")
     x86 = processor == "x86_64"
     foreign = []
@@ -125,7 +125,7 @@ def _foreign(processor: str) -> tuple[Rule, ...]:
     return (_rule("foreign-instructions", COMPILE, rf"{BEFORE}(?:{'|'.join(foreign)}){AFTER}[ \t]?", ""),)
 
 
-def _names(processor: str, toolchain: str) -> tuple[Rule, ...]:
+def _names(processor: str, toolchain: str) -> tuple[CMakeRule, ...]:
     # zig refuses the spellings of gcc and clang for -march and names processors with underscores.
     if toolchain != "zig":
         return ()
@@ -139,7 +139,7 @@ def _names(processor: str, toolchain: str) -> tuple[Rule, ...]:
     return ()
 
 
-def _paths() -> tuple[Rule, ...]:
+def _paths() -> tuple[CMakeRule, ...]:
     prefix_map = f"-ffile-prefix-map=@ROOT@={NEUTRAL}"
     inside = r"@ROOT@(?=/(?:source|build)\b)"
     return (

@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from rwkvflow.worker.conversion.jobs import Job, Outcome, check_room, format_of, shown_bytes
+from rwkvflow.worker.conversion.jobs import ConversionJob, ConversionOutcome, check_room, format_of, shown_bytes
 from rwkvflow.worker.conversion.written import check_written
 from rwkvflow.worker.errors import WorkerError, is_disk_full
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
@@ -35,7 +35,7 @@ from rwkvflow.worker.write.native import Native, keep_memory
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["PIECE", "Job", "Outcome", "convert"]
+__all__ = ["PIECE", "ConversionJob", "ConversionOutcome", "convert"]
 
 PIECE = 1 << 20  # values read at a time; pieces are whole rows, and a multiple of 32 of them
 SMALL = 1 << 14  # values that are not worth handing to another thread
@@ -48,13 +48,13 @@ Progress = Callable[[int, int, str], None]  # bytes done, bytes in all, tensor
 def convert(
     source: Path | Origin,
     engine: Path,
-    jobs: Sequence[Job],
+    jobs: Sequence[ConversionJob],
     *,
     threads: int | None = None,
     piece: int = PIECE,
     on_progress: Progress | None = None,
     group_norm_eps: float | None = None,
-) -> list[Outcome]:
+) -> list[ConversionOutcome]:
     """Make every job's artifact from the checkpoint `source`, with the library in the engine folder `engine`.
 
     A job that cannot be done does not keep the others from being done; it leaves no file. Outcomes come in the order of
@@ -65,7 +65,7 @@ def convert(
         architecture = architecture_of(checkpoint.tensors, group_norm_eps)
         refuse_unknown(checkpoint.tensors, architecture)
         native = Native(engine)
-        outcomes = [Outcome(job) for job in jobs]
+        outcomes = [ConversionOutcome(job) for job in jobs]
         check_room(outcomes, architecture, checkpoint.tensors)
         sinks = _open(outcomes, architecture, checkpoint.tensors, engine)
         run = _Run(checkpoint, native, sinks, threads or _cores(), piece, on_progress)
@@ -88,7 +88,7 @@ def _cores() -> int:
 
 
 def _open(
-    outcomes: Sequence[Outcome], architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path
+    outcomes: Sequence[ConversionOutcome], architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path
 ) -> list[_Sink]:
     full = threading.Event()
     sinks: list[_Sink] = []
@@ -134,7 +134,7 @@ class _Item:
 class _Sink(threading.Thread):
     """Finishes one artifact. After a failure it goes on taking items, and drops them."""
 
-    def __init__(self, outcome: Outcome, writer: Writer, full: threading.Event) -> None:
+    def __init__(self, outcome: ConversionOutcome, writer: Writer, full: threading.Event) -> None:
         super().__init__(daemon=True)
         self.outcome = outcome
         self.writer = writer

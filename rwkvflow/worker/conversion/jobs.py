@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Job:
+class ConversionJob:
     """An artifact to make: `id` is for whoever asked. `split`: no file of it should be larger than that."""
 
     id: str
@@ -29,23 +29,25 @@ class Job:
 
 
 @dataclass
-class Outcome:
+class ConversionOutcome:
     """What became of a job: `written`, or `failure` as a sentence. `warnings` are for the log."""
 
-    job: Job
+    job: ConversionJob
     written: Written | None = None
     failure: str | None = None
     full: bool = False  # it failed for want of space on the disk
     warnings: list[str] = field(default_factory=list)
 
 
-def format_of(job: Job) -> Format | None:
+def format_of(job: ConversionJob) -> Format | None:
     """The format of a job, split as it wants; None for an unknown one."""
     found: Format | None = FORMATS.get(job.format)
     return found and replace(found, split=job.split)
 
 
-def check_room(outcomes: Sequence[Outcome], architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> None:
+def check_room(
+    outcomes: Sequence[ConversionOutcome], architecture: Architecture, tensors: Mapping[str, TensorInfo]
+) -> None:
     """Settle what cannot be done before anything is written. Raises WorkerError when the disk is too small."""
     needed: dict[Path, int] = {}
     for outcome in outcomes:

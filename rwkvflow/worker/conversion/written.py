@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from rwkvflow.worker.conversion.jobs import Outcome, format_of
+from rwkvflow.worker.conversion.jobs import ConversionOutcome, format_of
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.ggml_file import read_ggml_index
 from rwkvflow.worker.read.gguf_file import read_gguf_index
 
 
-def check_written(outcome: Outcome) -> None:
+def check_written(outcome: ConversionOutcome) -> None:
     """Makes a failure of an artifact whose header or a tensor's place cannot be read, and removes it."""
     if outcome.written is None or outcome.failure is not None:
         return

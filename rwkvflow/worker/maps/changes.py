@@ -14,7 +14,7 @@ NEAR = 12  # steps around the first guess among which the inverse is looked for
 
 
 @dataclass(frozen=True)
-class Change:
+class ValueChange:
     """A change of float32 values, one by one.
 
     `guess` is its inverse, in float64 and not exact; `back` finds from it what gives the very values again.
@@ -79,6 +79,6 @@ def _log(values: Any) -> Any:
         return np.log(values)
 
 
-EXP = Change("exp(x)", _exp, _log)
-NEGATIVE_EXP = Change("-exp(x)", lambda x: -_exp(x), lambda y: _log(-y))
-EXP_NEGATIVE_EXP = Change("exp(-exp(x))", lambda x: _exp(-_exp(x)), lambda y: _log(-_log(y)))
+EXP = ValueChange("exp(x)", _exp, _log)
+NEGATIVE_EXP = ValueChange("-exp(x)", lambda x: -_exp(x), lambda y: _log(-y))
+EXP_NEGATIVE_EXP = ValueChange("exp(-exp(x))", lambda x: _exp(-_exp(x)), lambda y: _log(-_log(y)))

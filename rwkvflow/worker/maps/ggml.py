@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from rwkvflow.worker.maps.changes import EXP, EXP_NEGATIVE_EXP, NEGATIVE_EXP, Change
+from rwkvflow.worker.maps.changes import EXP, EXP_NEGATIVE_EXP, NEGATIVE_EXP, ValueChange
 
 Shape = tuple[int, ...]
 #: By version: tensors of a layer that are one tensor of the file, in this order, and its name.
@@ -18,7 +18,7 @@ JOINED: Mapping[str, tuple[tuple[str, ...], str]] = {"7": (tuple(f"att.x_{x}" fo
 
 
 @dataclass(frozen=True)
-class Rule:
+class TensorRule:
     """What happens to a tensor whose name has `part` in it, or ends in it where `at_end`.
 
     swapped  the last two dimensions change places, shape and values
@@ -30,7 +30,7 @@ class Rule:
     part: str
     there: Callable[[Shape, int], Shape]
     back: Callable[[Shape], Shape]
-    change: Change | None = None
+    change: ValueChange | None = None
     swapped: bool = False
     at_end: bool = False
 
@@ -88,36 +88,36 @@ def _same(shape: Shape) -> Shape:
     return shape
 
 
-def _low_rank(there: Callable[[Shape, int], Shape], *parts: str) -> tuple[Rule, ...]:
-    return tuple(Rule(f".att.{part}", there, _unswapped, swapped=True, at_end=True) for part in parts)
+def _low_rank(there: Callable[[Shape, int], Shape], *parts: str) -> tuple[TensorRule, ...]:
+    return tuple(TensorRule(f".att.{part}", there, _unswapped, swapped=True, at_end=True) for part in parts)
 
 
-_BONUS = Rule(".time_faaaa", _with_one, _flat)
-_FIRST = Rule(".time_first", _alone, _flat, EXP)
+_BONUS = TensorRule(".time_faaaa", _with_one, _flat)
+_FIRST = TensorRule(".time_first", _alone, _flat, EXP)
 
 #: By version; the first that fits counts, and those of COMMON come last.
-RULES: Mapping[str, tuple[Rule, ...]] = {
-    "4": (Rule(".time_decay", _squeezed, _flat, NEGATIVE_EXP), Rule(".time_first", _squeezed, _flat)),
-    "5.0": (Rule(".time_decay", _alone, _flat, EXP_NEGATIVE_EXP), _FIRST, _BONUS),
-    "5.1": (Rule(".time_decay", _with_one, _flat, EXP_NEGATIVE_EXP), _FIRST, _BONUS),
+RULES: Mapping[str, tuple[TensorRule, ...]] = {
+    "4": (TensorRule(".time_decay", _squeezed, _flat, NEGATIVE_EXP), TensorRule(".time_first", _squeezed, _flat)),
+    "5.0": (TensorRule(".time_decay", _alone, _flat, EXP_NEGATIVE_EXP), _FIRST, _BONUS),
+    "5.1": (TensorRule(".time_decay", _with_one, _flat, EXP_NEGATIVE_EXP), _FIRST, _BONUS),
     "5.2": (
-        Rule(".time_decay", _with_one, _two, EXP_NEGATIVE_EXP),
-        Rule(".time_first", _alone, _two, EXP),
-        Rule(".time_faaaa", _with_one, _two),
+        TensorRule(".time_decay", _with_one, _two, EXP_NEGATIVE_EXP),
+        TensorRule(".time_first", _alone, _two, EXP),
+        TensorRule(".time_faaaa", _with_one, _two),
     ),
     "6": (
         *_low_rank(_squeezed_and_swapped, "time_maa_w1", "time_maa_w2", "time_decay_w1", "time_decay_w2"),
-        Rule(".time_faaaa", _with_one, _two),
-        Rule(".time_decay", _by_head, _row, at_end=True),
+        TensorRule(".time_faaaa", _with_one, _two),
+        TensorRule(".time_decay", _by_head, _row, at_end=True),
     ),
     "7": _low_rank(_swapped, *(f"{x}{n}" for x in "wavg" for n in "12")),
 }
 COMMON = (
-    Rule(".time_mix_", _squeezed, _row),
-    Rule(".time_maa_", _squeezed, _row),
-    Rule(".time_", _squeezed, _same),
+    TensorRule(".time_mix_", _squeezed, _row),
+    TensorRule(".time_maa_", _squeezed, _row),
+    TensorRule(".time_", _squeezed, _same),
 )
-PLAIN = Rule("", lambda shape, heads: shape, _same)
+PLAIN = TensorRule("", lambda shape, heads: shape, _same)
 
 
 def joined_in(version: str | None) -> tuple[tuple[str, ...], str]:
@@ -125,6 +125,6 @@ def joined_in(version: str | None) -> tuple[tuple[str, ...], str]:
     return JOINED.get(version or "", ((), ""))
 
 
-def rule_of(version: str | None, name: str) -> Rule:
+def rule_of(version: str | None, name: str) -> TensorRule:
     """What happens to the tensor of this name; of no version what is common to all."""
     return next((rule for rule in (*RULES.get(version or "", ()), *COMMON) if rule.fits(name)), PLAIN)

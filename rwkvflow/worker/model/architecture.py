@@ -72,7 +72,7 @@ def architecture_of(tensors: Mapping[str, TensorInfo], group_norm_eps: float | N
     says that these are not RWKV's tensors, or names the variant that they are.
     """
     refuse_variant(tensors)
-    found = _Reader(tensors).result()
+    found = _ShapeReader(tensors).result()
     return found if group_norm_eps is None else replace(found, head_norm_eps=group_norm_eps)
 
 
@@ -109,7 +109,7 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-class _Reader:
+class _ShapeReader:
     """Walks every tensor that the version should have, and collects what does not fit."""
 
     def __init__(self, tensors: Mapping[str, TensorInfo]) -> None:

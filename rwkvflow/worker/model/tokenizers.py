@@ -26,7 +26,7 @@ WORLD_PACKAGES = ("pyrwkv_tokenizer", "rwkv")
 VOCABULARY_BYTES = 64 << 20  # no vocabulary is larger
 
 
-class Tokenizer(Protocol):
+class ModelTokenizer(Protocol):
     """Ids are below the vocabulary size that the tokenizer was opened with."""
 
     name: str
@@ -43,7 +43,7 @@ class Tokenizer(Protocol):
         """Text of token ids; what is not UTF-8 becomes U+FFFD."""
 
 
-def open_tokenizer(kind: str, n_vocab: int, file: Path | None = None) -> Tokenizer:
+def open_tokenizer(kind: str, n_vocab: int, file: Path | None = None) -> ModelTokenizer:
     """kind: "auto" (by n_vocab), "bytes", "world" or "tokenizer.json" (needs `file`).
 
     "auto" ends in pseudo-random token ids, and says so in the note, where no tokenizer fits or the one that fits is
@@ -93,7 +93,7 @@ def world_vocabulary() -> Path | None:
     return None
 
 
-def _from_file(file: Path, n_vocab: int) -> Tokenizer:
+def _from_file(file: Path, n_vocab: int) -> ModelTokenizer:
     if is_json(file):
         twenty = Json(file)
         return _fitting(twenty, twenty.size, n_vocab)
@@ -154,7 +154,7 @@ def misfit_of_kind(kind: str, n_vocab: int) -> str | None:
     return misfit("bytes", BYTES, n_vocab) if kind == "bytes" else None
 
 
-def _fitting(tokenizer: Tokenizer, size: int, n_vocab: int) -> Tokenizer:
+def _fitting(tokenizer: ModelTokenizer, size: int, n_vocab: int) -> ModelTokenizer:
     if why := misfit(tokenizer.name, size, n_vocab):
         raise WorkerError(why)
     return tokenizer

@@ -88,7 +88,7 @@ def _merge(checkpoint: Checkpoint, lora: Checkpoint, alpha: float | None) -> Non
         hint = _hint(lora.tensors)  # under the names of the file
         raise WorkerError(f"{lora.name}: no LoRA: there are no tensors *.lora_A and *.lora_B in it.{hint}")
     problems = []
-    read = _Reader(lora)
+    read = _AdapterReader(lora)
     for stem, pair in pairs.items():
         name = f"{stem}.weight"
         if problem := _mismatch(checkpoint, lora, name, stem, pair):
@@ -134,7 +134,7 @@ def _mismatch(checkpoint: Checkpoint, lora: Checkpoint, name: str, stem: str, pa
     return None
 
 
-class _Reader:
+class _AdapterReader:
     """Finite values of an adapter's tensors as float32. The one that was asked for last as a whole is kept."""
 
     def __init__(self, adapter: Checkpoint) -> None:
@@ -153,7 +153,9 @@ class _Reader:
         return self._kept[1]
 
 
-def _merged(checkpoint: Checkpoint, read: _Reader, name: str, pair: Mapping[str, str], factor: np.float32) -> Rows:
+def _merged(
+    checkpoint: Checkpoint, read: _AdapterReader, name: str, pair: Mapping[str, str], factor: np.float32
+) -> Rows:
     dtype = checkpoint.tensors[name].dtype
 
     def rows(start: int, count: int | None) -> NDArray[Any]:
@@ -177,7 +179,7 @@ def product(b: NDArray[np.float32], a: NDArray[np.float32]) -> NDArray[np.float3
     return total
 
 
-def _whole(read: _Reader, theirs: str, base: TensorInfo) -> Rows:
+def _whole(read: _AdapterReader, theirs: str, base: TensorInfo) -> Rows:
     def rows(start: int, count: int | None) -> NDArray[Any]:
         values = _narrow(read.rows(theirs), base.dtype).reshape(base.shape)
         return values if not base.shape else values[start : None if count is None else start + count]
@@ -224,7 +226,7 @@ def _put_states(checkpoint: Checkpoint, states: Checkpoint, names: Mapping[str, 
     wanted = [f"blocks.{layer}.att.time_state" for layer in range(architecture.n_layer)]
     problems = [f"{name} is missing" for name in wanted if name not in names]
     problems += [f"{name} is of no layer of the model" for name in names if name not in wanted]
-    read = _Reader(states)
+    read = _AdapterReader(states)
     for name in wanted:
         info = states.tensors[names[name]] if name in names else None
         if info is None:
@@ -236,7 +238,7 @@ def _put_states(checkpoint: Checkpoint, states: Checkpoint, names: Mapping[str, 
     _refuse(states, problems)
 
 
-def _raw(states: Checkpoint, read: _Reader, name: str) -> Callable[[int, int | None], NDArray[Any]]:
+def _raw(states: Checkpoint, read: _AdapterReader, name: str) -> Callable[[int, int | None], NDArray[Any]]:
     def rows(start: int, count: int | None) -> NDArray[Any]:
         read.rows(name, start, count)  # refuses what is not finite
         return states.read(name, start, count)

@@ -44,7 +44,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class _ComparedTensor:
     dtype: str
     shape: tuple[int, ...]
     rows: Callable[[int, int | None], NDArray[np.float32]]
@@ -71,7 +71,7 @@ def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-def _values(name: str, a: _Tensor, b: _Tensor) -> Difference:
+def _values(name: str, a: _ComparedTensor, b: _ComparedTensor) -> Difference:
     largest = squares = own = 0.0
     same = True
     for start, rows in _slices(a.shape):
@@ -107,7 +107,7 @@ def _slices(shape: tuple[int, ...]) -> Iterator[tuple[int, int | None]]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Mapping[str, _Tensor]]:
+def _open(path: Path) -> Iterator[Mapping[str, _ComparedTensor]]:
     with open_model(path) as file:
         head = file.bytes_at(0, min(file.size, 4))
         quantized: dict[str, Any] = {}
@@ -120,14 +120,16 @@ def _open(path: Path) -> Iterator[Mapping[str, _Tensor]]:
         yield _plain(checkpoint)
 
 
-def _plain(checkpoint: Checkpoint) -> dict[str, _Tensor]:
+def _plain(checkpoint: Checkpoint) -> dict[str, _ComparedTensor]:
     def rows(name: str) -> Callable[[int, int | None], NDArray[np.float32]]:
         return lambda start, count: checkpoint.float32(name, start, count)
 
-    return {name: _Tensor(info.dtype, tuple(info.shape), rows(name)) for name, info in checkpoint.tensors.items()}
+    return {
+        name: _ComparedTensor(info.dtype, tuple(info.shape), rows(name)) for name, info in checkpoint.tensors.items()
+    }
 
 
-def _quantized(file: RawFile, name: str, tensor: Any) -> _Tensor:
+def _quantized(file: RawFile, name: str, tensor: Any) -> _ComparedTensor:
     if tensor.type not in BLOCK_BYTES:
         raise WorkerError(f"{file.name}: {name} is {tensor.type}, which cannot be read here")
 
@@ -137,4 +139,4 @@ def _quantized(file: RawFile, name: str, tensor: Any) -> _Tensor:
         data = file.bytes_at(tensor.offset + start * row, (stop - start) * row)
         return dequantize(tensor.type, data).reshape(stop - start, *tensor.shape[1:])
 
-    return _Tensor(tensor.type, tensor.shape, rows)
+    return _ComparedTensor(tensor.type, tensor.shape, rows)

@@ -84,7 +84,7 @@ def read_open(file: RawFile) -> GgufIndex:
     """The index of a file that open_model has opened. Raises what read_gguf_index raises."""
     if isinstance(file, Joined):
         return _joined(file)
-    index = _Reader(file).index()
+    index = _GgufReader(file).index()
     if (count := _split(file, index, "count")) > 1:
         number = _split(file, index, "no") + 1
         what = f"part {number} of {count}" if number <= count else f"part {number} of only {count}"
@@ -96,7 +96,7 @@ def read_open(file: RawFile) -> GgufIndex:
 
 def _joined(file: Joined) -> GgufIndex:
     """Metadata of the first shard, tensors of all of them."""
-    indexes = [_Reader(part).index() for part in file.parts]
+    indexes = [_GgufReader(part).index() for part in file.parts]
     tensors: dict[str, GgufTensor] = {}
     total = _split(file.parts[0], indexes[0], "tensors.count")
     for number, (part, start, index) in enumerate(zip(file.parts, file.starts, indexes, strict=True)):
@@ -123,7 +123,7 @@ def _split(file: RawFile, index: GgufIndex, key: str) -> int:
     return value
 
 
-class _Reader:
+class _GgufReader:
     """Walks the index through a window of the file."""
 
     def __init__(self, file: RawFile) -> None:

@@ -17,7 +17,7 @@ from rwkvflow.worker.read.gguf_file import read_gguf_index
 from rwkvflow.worker.read.shards import Joined, open_model
 
 
-class _Tensor(Protocol):
+class _ListedTensor(Protocol):
     @property
     def name(self) -> str: ...
     @property
@@ -110,7 +110,7 @@ def _gguf(path: Path | str) -> dict[str, Any]:
     }
 
 
-def _tensors(found: Iterable[tuple[_Tensor, str]]) -> dict[str, Any]:
+def _tensors(found: Iterable[tuple[_ListedTensor, str]]) -> dict[str, Any]:
     listed, count, held, values = [], Counter[str](), Counter[str](), Counter[str]()
     for tensor, dtype in found:
         numel = 1

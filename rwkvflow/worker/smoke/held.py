@@ -19,7 +19,7 @@ COMPARED_BYTES = 1 << 24  # of a tensor at a time
 Change = Callable[[NDArray[Any]], NDArray[Any]]
 
 
-class Artifact(Protocol):
+class HeldTensors(Protocol):
     """An artifact's tensors under its own names."""
 
     tensors: Mapping[str, TensorInfo]
@@ -44,7 +44,7 @@ class Held:
     tolerance: float = 0.0  # largest difference, relative to the largest of the tensor's values
 
 
-def compare_held(checkpoint: Checkpoint, artifact: Artifact, wanted: Mapping[str, Held]) -> None:
+def compare_held(checkpoint: Checkpoint, artifact: HeldTensors, wanted: Mapping[str, Held]) -> None:
     """Raises WorkerError unless the artifact holds each of `wanted` (by the checkpoint's name), and nothing else."""
     names = {held.name for held in wanted.values()}
     missing = [name for name in sorted(names) if name not in artifact.tensors]
@@ -96,7 +96,7 @@ def row_slices(shape: tuple[int, ...], nbytes: int) -> Iterator[tuple[int, int |
 class AsCheckpoint:
     """An artifact under the checkpoint's names and shapes, for the reference's forward pass."""
 
-    def __init__(self, artifact: Artifact, wanted: Mapping[str, Held], tensors: Mapping[str, TensorInfo]) -> None:
+    def __init__(self, artifact: HeldTensors, wanted: Mapping[str, Held], tensors: Mapping[str, TensorInfo]) -> None:
         """`tensors` are the checkpoint's; those that `wanted` does not have are left out."""
         self._artifact = artifact
         self._wanted = wanted

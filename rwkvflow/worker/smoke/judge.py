@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rwkvflow.worker import advice
-from rwkvflow.worker.smoke.questions import Answers, Reference
+from rwkvflow.worker.smoke.questions import Answers, SmokeReference
 
 LARGEST_F16 = 65504
 #: What the proof of an artifact says whose runtime computes in fp16: which the smoke stage does not.
@@ -20,7 +20,7 @@ TYPES_ONLY = "its arithmetic in fp16 was not run: the figures show its types, an
 
 
 @dataclass(frozen=True)
-class Figures:
+class QualityFigures:
     """How far an artifact is from the reference.
 
     logits       largest difference of a logit, relative to the standard deviation of the reference's logits
@@ -69,13 +69,13 @@ def finite(answers: Answers) -> str | None:
     return f"the logits are NaN or infinite after {bad[0] + 1} tokens" if len(bad) else None
 
 
-def compare(reference: Answers, artifact: Answers) -> Figures:
+def compare(reference: Answers, artifact: Answers) -> QualityFigures:
     """Both answered the same questions; all values are finite."""
     expected = reference.logits[: len(artifact.logits)]
     difference = np.abs(artifact.logits.astype(np.float64) - expected).max(1)
     spread = float(expected.std(dtype=np.float64)) or 1.0
     divergence = artifact.divergence
-    return Figures(
+    return QualityFigures(
         logits=float(difference.max()) / spread,
         token=int(difference.argmax()) + 1,
         agreement=float((artifact.likeliest == reference.likeliest).mean()),
@@ -86,7 +86,7 @@ def compare(reference: Answers, artifact: Answers) -> Figures:
     )
 
 
-def problems(name: str, figures: Figures, limits: Mapping[str, float]) -> list[str]:
+def problems(name: str, figures: QualityFigures, limits: Mapping[str, float]) -> list[str]:
     """What is over the limits, each with the limit and how the recipe changes it."""
     found = []
     if not figures.logits <= limits["logits"]:
@@ -102,7 +102,7 @@ def problems(name: str, figures: Figures, limits: Mapping[str, float]) -> list[s
     return found
 
 
-def overflow(name: str, reference: Reference) -> list[str]:
+def overflow(name: str, reference: SmokeReference) -> list[str]:
     """What a runtime that computes in fp16 would take for infinite, over what the reference read."""
     peaks = {"k² of the feed-forward": reference.square, "what stands between layers": reference.residual}
     return [
@@ -123,9 +123,9 @@ def shape_problem(reference: Answers, artifact: Answers) -> str | None:
 def report(
     name: str,
     consumer: str,
-    reference: Reference,
+    reference: SmokeReference,
     answers: Answers,
-    figures: Figures,
+    figures: QualityFigures,
     stored: Stored,
     limits: Mapping[str, float],
     continuations: list[tuple[str, str]],

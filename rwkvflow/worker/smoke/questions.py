@@ -44,7 +44,7 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class Pace:
+class DecodePace:
     """How fast single tokens were read: the median over `tokens` of them. threads: None where it is not known."""
 
     tokens_per_second: float
@@ -72,7 +72,7 @@ class Answers:
     note: str | None = None
     divergence: NDArray[np.float64] | None = None
     runtime: bool = True
-    pace: Pace | None = None
+    pace: DecodePace | None = None
 
     @property
     def perplexity(self) -> float:
@@ -81,7 +81,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Reference:
+class SmokeReference:
     """The questions, the reference's answers, and how tokens become text ("kind" and note of the tokenizer).
 
     square and residual are the largest magnitudes that it came to, as rwkvflow.worker.reference.model.Peaks has them.
@@ -165,7 +165,7 @@ def read_answers(path: Path, *, mapped: bool = False) -> Answers:
     return _answers(path, arrays, meta)
 
 
-def write_questions(path: Path, reference: Reference) -> None:
+def write_questions(path: Path, reference: SmokeReference) -> None:
     """What an artifact is asked, as JSON: nothing of what the reference says but how many logits are wanted."""
     asked = reference.questions
     content = {
@@ -189,7 +189,7 @@ def read_questions(path: Path, *, speed: bool) -> tuple[Questions, float | None]
     return replace(asked, speed=speed, deferred=True), content["group_norm_eps"]
 
 
-def write_reference(path: Path, reference: Reference) -> None:
+def write_reference(path: Path, reference: SmokeReference) -> None:
     """The reference step's output."""
     asked, answers = reference.questions, reference.answers
     meta = {
@@ -206,7 +206,7 @@ def write_reference(path: Path, reference: Reference) -> None:
     write_arrays(path, _arrays(answers), meta)
 
 
-def read_reference(path: Path) -> Reference:
+def read_reference(path: Path) -> SmokeReference:
     """Reverse of write_reference; the logits are a memory map."""
     arrays, meta = read_arrays(path, "logits")
     try:
@@ -214,7 +214,7 @@ def read_reference(path: Path) -> Reference:
             tuple(meta["text"]), meta["logits"], tuple(tuple(row) for row in meta["prompts"]), meta["tokens"]
         )
         told = (meta["group_norm_eps"], meta["tokenizer"], meta["note"], *meta["peaks"])
-        return Reference(asked, _answers(path, arrays, meta), *told)
+        return SmokeReference(asked, _answers(path, arrays, meta), *told)
     except KeyError as error:
         raise WorkerError(f"{path.name} lacks {error}; it was not written by the reference task") from None
 
@@ -229,7 +229,7 @@ def _answers(path: Path, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) 
             meta.get("proof"),
             arrays.get("divergence"),
             bool(meta.get("runtime", False)),
-            Pace(**pace) if (pace := meta.get("pace")) else None,
+            DecodePace(**pace) if (pace := meta.get("pace")) else None,
         )
     except KeyError as error:
         raise WorkerError(f"{path.name} lacks {error}") from None

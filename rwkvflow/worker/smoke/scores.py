@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvflow.worker.smoke.questions import Answers, Array, Pace, Questions
+from rwkvflow.worker.smoke.questions import Answers, Array, DecodePace, Questions
 
 ROWS = 16  # of logits in float64 at a time
 WARM_UP = 8  # tokens: pages come in, threads start, clocks rise
@@ -53,7 +53,7 @@ class Scores:
         """All that was kept. `threads` of whatever computed it, None where that is not known."""
         pace = None
         if seconds := self._seconds[WARM_UP:]:
-            pace = Pace(1 / statistics.median(seconds), len(seconds), threads)
+            pace = DecodePace(1 / statistics.median(seconds), len(seconds), threads)
         return Answers(
             np.empty((0, 0), np.float32) if self._kept is None else self._kept[: self._read],
             np.concatenate([np.empty(0), *self._losses]).astype(np.float32),

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rwkvflow.worker.errors import WorkerError
-from rwkvflow.worker.smoke.questions import Answers, Pace, Reference, read_answers
+from rwkvflow.worker.smoke.questions import Answers, DecodePace, SmokeReference, read_answers
 from rwkvflow.worker.smoke.scores import ROWS, Scores
 
 META_BYTES = 4 << 20
@@ -18,7 +18,7 @@ NOTE_CHARACTERS = 1000
 MEMBERS = {"logits.npy", "losses.npy", "likeliest.npy", "meta.npy"}
 
 
-def read_told(path: Path, reference: Reference) -> Answers:
+def read_told(path: Path, reference: SmokeReference) -> Answers:
     """The answers, with all figures reckoned here from the logits that were told. Raises WorkerError.
 
     Only what follows tokens whose logits are too many to keep is taken as it was told.
@@ -80,7 +80,7 @@ def _proper(told: Answers, vocabulary: int, lengths: list[int]) -> bool:
     return (told.note is None or isinstance(told.note, str)) and (told.pace is None or _proper_pace(told.pace))
 
 
-def _proper_pace(pace: Pace) -> bool:
+def _proper_pace(pace: DecodePace) -> bool:
     rate, threads = pace.tokens_per_second, pace.threads
     if not isinstance(rate, int | float) or not math.isfinite(rate) or not 0 < rate < 1e9:
         return False

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkvflow.worker.build import binaries, cmake_patch, elf, toolchain
-from rwkvflow.worker.build.cmake_patch import Report, Rule, Situation
+from rwkvflow.worker.build.cmake_patch import CMakeRule, Report, Situation
 from rwkvflow.worker.build.messages import failure
 from rwkvflow.worker.build.patch_rules import shipped_rules, with_recipe
 from rwkvflow.worker.build.scratch import copy_tree, cores, scratch
@@ -45,7 +45,7 @@ class Params:
     toolchain: str
     target: str | None
     cmake: Mapping[str, str]
-    rules: tuple[Rule, ...]
+    rules: tuple[CMakeRule, ...]
     library: str
     folder: str
     stem: str = "librwkv"  # the library's name in the output
@@ -60,7 +60,7 @@ class Params:
             if key in RESERVED:
                 raise WorkerError(f"engine: cmake: {key} is set by rwkvflow and cannot be changed")
             options[key] = {True: "ON", False: "OFF"}[setting] if isinstance(setting, bool) else str(setting)
-        rules = tuple(Rule.from_json(rule) for rule in value.get("patches") or ())
+        rules = tuple(CMakeRule.from_json(rule) for rule in value.get("patches") or ())
         names = [rule.name for rule in rules]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise WorkerError(f"engine: patches: two rules are called {', '.join(twice)}")
@@ -94,7 +94,7 @@ def run(request: dict[str, Any]) -> None:
         print(f"engine: built here, because {reason}", flush=True)
         params = Params.from_json(request.get("params") or {})
         with scratch(out.parent) as (root, spellings):
-            Build(params, root, spellings).run(identity, out)
+            BuildRun(params, root, spellings).run(identity, out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     emit(output={"job": job["id"], "name": "engine", "sha256": tree_digest(out)[7:], "size": size})
 
@@ -105,7 +105,7 @@ def request_digest(params: Mapping[str, Any], source: Path) -> str:
     return json_digest({"params": relevant, "source": tree_digest(source)})
 
 
-class Build:
+class BuildRun:
     """One build below `root`; `spellings` are all absolute paths that lead there."""
 
     def __init__(self, params: Params, root: Path, spellings: Sequence[str]) -> None:
@@ -205,7 +205,7 @@ class Build:
             if path.is_file() and not path.is_symlink()
         )
 
-    def _texts(self, rules: Sequence[Rule], state: bool) -> dict[str, str]:
+    def _texts(self, rules: Sequence[CMakeRule], state: bool) -> dict[str, str]:
         names = cmake_patch.wanted_files(rules, self._names())
         texts = {}
         for name in names:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.formats.base import Split
 from rwkvflow.worker.model.origin import origin_of
 from rwkvflow.worker.protocol import emit, progress
@@ -43,6 +43,6 @@ def run(request: dict[str, Any]) -> None:
             )
 
 
-def _job(name: str, params: dict[str, Any], path: Path) -> Job:
+def _job(name: str, params: dict[str, Any], path: Path) -> ConversionJob:
     split = params.get("split")
-    return Job(name, params["format"], path, Split(split["size"], split["stem"]) if split else None)
+    return ConversionJob(name, params["format"], path, Split(split["size"], split["stem"]) if split else None)

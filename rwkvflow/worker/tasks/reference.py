@@ -16,17 +16,17 @@ from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.runner import answer
 from rwkvflow.worker.model.origin import origin_of, tokenizer_of
 from rwkvflow.worker.model.strangers import refuse_unknown
-from rwkvflow.worker.model.tokenizers import Tokenizer, open_tokenizer
+from rwkvflow.worker.model.tokenizers import ModelTokenizer, open_tokenizer
 from rwkvflow.worker.protocol import emit
 from rwkvflow.worker.read.open import open_checkpoint
-from rwkvflow.worker.reference import Reference as Forward
+from rwkvflow.worker.reference import Reference
 from rwkvflow.worker.smoke import judge
 from rwkvflow.worker.smoke.questions import (
     LOGIT_TOKENS,
     TEXT_TOKENS,
     TRUTH_BYTES,
     Questions,
-    Reference,
+    SmokeReference,
     write_questions,
     write_reference,
 )
@@ -39,7 +39,7 @@ def run(request: dict[str, Any]) -> None:
     """Compute the answers of the checkpoint and write them to out/. Raises WorkerError."""
     params, job = request["params"], request["jobs"][0]
     with open_checkpoint(origin_of(Path("in"), params)) as checkpoint:
-        forward = Forward(checkpoint, params.get("group_norm_eps"))
+        forward = Reference(checkpoint, params.get("group_norm_eps"))
         refuse_unknown(checkpoint.tensors, forward.architecture)
         tokenizer = _tokenizer(params["tokenizer"], forward.architecture.n_vocab)
         questions = ask(params, _text(Path("in/text")), tokenizer)
@@ -54,7 +54,7 @@ def run(request: dict[str, Any]) -> None:
     output = Path(job["outputs"]["reference"])
     output.parent.mkdir(parents=True, exist_ok=True)
     told = (params.get("group_norm_eps"), params["tokenizer"], tokenizer.note)
-    reference = Reference(questions, answers, *told, forward.peaks.square, forward.peaks.residual)
+    reference = SmokeReference(questions, answers, *told, forward.peaks.square, forward.peaks.residual)
     write_reference(output, reference)
     if tokenizer.note:
         emit(note={"job": job["id"], "key": "tokenizer", "value": tokenizer.note})
@@ -67,7 +67,7 @@ def run(request: dict[str, Any]) -> None:
         finish(job["id"], "questions", Path(place))
 
 
-def ask(params: dict[str, Any], text: str, tokenizer: Tokenizer) -> Questions:
+def ask(params: dict[str, Any], text: str, tokenizer: ModelTokenizer) -> Questions:
     """The questions in tokens. Raises WorkerError for a text of less than two tokens."""
     limit = params.get("text_tokens") or TEXT_TOKENS
     tokens = tokenizer.encode(text[: 64 * limit])[:limit]  # tokens are shorter than 64 characters on average
@@ -78,7 +78,7 @@ def ask(params: dict[str, Any], text: str, tokenizer: Tokenizer) -> Questions:
     return Questions(tuple(tokens), count, prompts, params["tokens"])
 
 
-def _tokenizer(kind: str, n_vocab: int) -> Tokenizer:
+def _tokenizer(kind: str, n_vocab: int) -> ModelTokenizer:
     return open_tokenizer(kind, n_vocab, tokenizer_of(Path("in"), kind))
 
 

@@ -19,10 +19,10 @@ from typing import Any
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.model.origin import tokenizer_of
-from rwkvflow.worker.model.tokenizers import Tokenizer, open_tokenizer
+from rwkvflow.worker.model.tokenizers import ModelTokenizer, open_tokenizer
 from rwkvflow.worker.protocol import emit, progress
 from rwkvflow.worker.smoke import judge
-from rwkvflow.worker.smoke.questions import Answers, Reference, read_reference
+from rwkvflow.worker.smoke.questions import Answers, SmokeReference, read_reference
 from rwkvflow.worker.smoke.told import read_told
 from rwkvflow.worker.tasks.outputs import finish
 
@@ -54,10 +54,10 @@ def run(request: dict[str, Any]) -> None:
 
 def _judge(
     job: dict[str, Any],
-    reference: Reference,
+    reference: SmokeReference,
     answers: Answers,
     params: dict[str, Any],
-    tokenizer: Tokenizer,
+    tokenizer: ModelTokenizer,
     stored: judge.Stored,
 ) -> str | None:
     """Writes the report; returns what is wrong with the artifact."""

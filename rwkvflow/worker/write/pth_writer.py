@@ -61,7 +61,7 @@ class PthTensor:
 
 
 @dataclass(frozen=True)
-class Record:
+class WrittenRecord:
     """A file inside the zip: where its header and its data begin."""
 
     name: bytes
@@ -84,7 +84,7 @@ class Record:
 class PthLayout(Layout):
     """Literals that hold checksums are zeros of the right length; PthWriter knows better."""
 
-    records: tuple[Record, ...] = ()
+    records: tuple[WrittenRecord, ...] = ()
     directory: int = 0
 
 
@@ -115,7 +115,7 @@ def pth_layout(
             len(extra),
         )
         build.literal(start + raw + extra)
-        records.append(Record(raw, header, build.size, size))
+        records.append(WrittenRecord(raw, header, build.size, size))
 
     def end() -> None:
         build.literal(bytes(records[-1].descriptor))
@@ -168,7 +168,7 @@ class PthWriter(FileWriter):
         super()._take(data)
 
 
-def _directory(records: Sequence[Record], sums: Sequence[int], offset: int) -> bytes:
+def _directory(records: Sequence[WrittenRecord], sums: Sequence[int], offset: int) -> bytes:
     """What ends the zip: an entry for each record, and the ends, which are 64 bits wide where they must."""
     out = bytearray()
     for record, crc in zip(records, sums, strict=True):

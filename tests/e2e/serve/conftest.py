@@ -18,10 +18,10 @@ from rwkvflow.engine.binding import Library
 from rwkvflow.serve.app import make_app
 from rwkvflow.serve.batching.scheduler import Settings
 from rwkvflow.serve.guard import Rules
-from rwkvflow.serve.openai.work import Limits
+from rwkvflow.serve.openai.work import RequestLimits
 from rwkvflow.serve.server import Server
 from rwkvflow.serve.shelf import Shelf, find_models
-from rwkvflow.worker.conversion.convert import Job, convert
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tests" / "engine"))
@@ -33,7 +33,7 @@ SETTINGS = Settings(slots=8, queue=400, cache=64 << 20)
 class Running:
     """A server in a thread of this process."""
 
-    def __init__(self, shelf: Shelf, rules: Rules, limits: Limits) -> None:
+    def __init__(self, shelf: Shelf, rules: Rules, limits: RequestLimits) -> None:
         self.shelf = shelf
         serving.CLOSING_SECONDS = 1  # clients that tests leave are not waited for
         self.server = Server(make_app(shelf, rules, limits), shelf, "127.0.0.1", 0)
@@ -66,7 +66,7 @@ def models(library: Library, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     for model, kind in (("rwkv7-demo", "q8_0"), ("rwkv7-demo", "q4_0"), ("rwkv4-demo", "f16")):
         target = root / f"{model}-{kind}.bin"
         (outcome,) = convert(
-            ROOT / "recipes" / "demo" / f"{model}.pth", library.path, [Job("x", f"ggml-{kind}", target)]
+            ROOT / "recipes" / "demo" / f"{model}.pth", library.path, [ConversionJob("x", f"ggml-{kind}", target)]
         )
         assert outcome.failure is None
         out[target.stem] = target
@@ -82,7 +82,7 @@ def start(library: Library, models: dict[str, Path]) -> Iterator[Start]:
     running: list[Running] = []
 
     def run(
-        names: list[str] | None = None, rules: Rules | None = None, limits: Limits | None = None, **more: Any
+        names: list[str] | None = None, rules: Rules | None = None, limits: RequestLimits | None = None, **more: Any
     ) -> Running:
         draft = more.pop("draft", None)
         memory = more.pop("memory", None)
@@ -95,7 +95,7 @@ def start(library: Library, models: dict[str, Path]) -> Iterator[Start]:
             open_tokenizer=lambda model: native_tokenizer("auto", model),
             draft=None if draft is None else models[draft],
         )
-        running.append(Running(shelf, rules or Rules(), limits or Limits()))
+        running.append(Running(shelf, rules or Rules(), limits or RequestLimits()))
         return running[-1]
 
     yield run

@@ -14,7 +14,7 @@ import pytest
 
 from rwkvflow.serve import server as serving
 from rwkvflow.serve.guard import Rules
-from rwkvflow.serve.openai.work import Limits
+from rwkvflow.serve.openai.work import RequestLimits
 
 from .conftest import Running, Start
 
@@ -106,7 +106,7 @@ def test_urls_and_methods_that_are_none(client: httpx.Client) -> None:
 
 
 def test_who_may_call(start: Start) -> None:
-    limits = Limits(prompt=50, tokens=10)
+    limits = RequestLimits(prompt=50, tokens=10)
     rules = Rules(frozenset({"127.0.0.1"}), frozenset({"https://chat.example"}), ("secret", "other"), 2000)
     guarded = start([MODEL], rules=rules, limits=limits)
     with httpx.Client(base_url=guarded.url, timeout=60, headers={"authorization": "Bearer other"}) as client:

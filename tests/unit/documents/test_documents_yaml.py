@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rwkvflow.base.errors import DocumentError, UsageError
 from rwkvflow.documents.yaml.source import (
     MAX_BYTES,
-    Source,
+    DocumentSource,
     _Composer,
     decode,
     parse,
@@ -216,7 +216,7 @@ def test_what_pyyaml_writes_in_quotes_reads_back(data: object) -> None:
         assert value(text) == {"top": data}
 
 
-def composed(loader: Any, text: str) -> Source | None:
+def composed(loader: Any, text: str) -> DocumentSource | None:
     try:
         return _Composer("r.yaml").compose(loader, text)
     except (yaml.YAMLError, DocumentError, ValueError):

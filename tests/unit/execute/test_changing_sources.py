@@ -15,7 +15,7 @@ from rwkvflow.execute import actions
 from rwkvflow.execute.base import Job, Made, Outcome, Product, Work
 from rwkvflow.execute.local import LocalExecutor
 from rwkvflow.plan.plan import Plan
-from rwkvflow.plan.step import Limits, Source, Step
+from rwkvflow.plan.step import LocalInput, Step, StepLimits
 from rwkvflow.store.store import Store
 
 CHANGES: dict[str, Callable[[Path], object]] = {
@@ -26,18 +26,18 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 }
 
 
-def sources(folder: Path) -> dict[str, Source]:
+def sources(folder: Path) -> dict[str, LocalInput]:
     folder.mkdir()
     (folder / "a.py").write_text("1")
-    whole = Source(tree_digest(folder), folder)
+    whole = LocalInput(tree_digest(folder), folder)
     return {
         "folder": whole,
-        "file": Source(file_digest(folder / "a.py"), folder / "a.py"),
-        "made of others": Source(text_digest("several"), folder, (whole,)),
+        "file": LocalInput(file_digest(folder / "a.py"), folder / "a.py"),
+        "made of others": LocalInput(text_digest("several"), folder, (whole,)),
     }
 
 
-def run(store: Store, source: Source, action: str, act: Callable[[], object]) -> Outcome:
+def run(store: Store, source: LocalInput, action: str, act: Callable[[], object]) -> Outcome:
     def carry_out(jobs: Sequence[Job], work: Work) -> Mapping[str, Made | RwkvflowError]:
         act()
         (work.folder / "x").write_text("made")
@@ -96,5 +96,5 @@ def test_an_environment_that_was_made_meanwhile_is_taken_away(tmp_path: Path, mo
     step = Step("image/x", "image", "environment", {"identity": {}}, {"worker": source}, ("environment",))
     job = Job(step, "k", None, {}, {}, quiet, quiet, quiet)
     with pytest.raises(StepFailed, match="has changed since this run began"):
-        actions._Environments(Sandbox())([job], Work(tmp_path, Limits(), threading.Event()))  # type: ignore[arg-type]
+        actions._Environments(Sandbox())([job], Work(tmp_path, StepLimits(), threading.Event()))  # type: ignore[arg-type]
     assert not there

@@ -19,7 +19,7 @@ from rwkvflow.execute.base import Job, Made, Outcome, Work
 from rwkvflow.execute.commands import Commands
 from rwkvflow.execute.local import LocalExecutor
 from rwkvflow.plan.plan import Plan
-from rwkvflow.plan.step import Limits, Step
+from rwkvflow.plan.step import Step, StepLimits
 from rwkvflow.sandbox.base import Command, Result
 from rwkvflow.store.store import Store
 from rwkvflow.worker import __main__ as worker
@@ -48,7 +48,7 @@ class Sandbox:
 
 def outcome(tmp_path: Path, say: Callable[[Signer, Command], None], stage: str = "convert", **result: Any) -> Any:
     quiet = lambda *told: None  # noqa: E731
-    limits = Limits(disk=1, time_s=9)
+    limits = StepLimits(disk=1, time_s=9)
     step = Step("s/1", stage, "sandbox", {"task": "convert", "params": {}, "job": {}}, {}, ("x",), limits=limits)
     job = Job(step, "k", "e", {}, {}, quiet, quiet, quiet)
     store = Store(tmp_path / "store")

@@ -16,7 +16,7 @@ from rwkvflow.base.hashing import file_digest
 from rwkvflow.execute.base import Job, Made, Outcome, Product, Work
 from rwkvflow.execute.local import LocalExecutor
 from rwkvflow.plan.plan import Plan, survey
-from rwkvflow.plan.step import Limits, Ref, Source, Step
+from rwkvflow.plan.step import LocalInput, Ref, Step, StepLimits
 from rwkvflow.store.record import Output
 from rwkvflow.store.store import Store
 
@@ -29,7 +29,7 @@ def step(name: str, *needs: str, **changes: object) -> Step:
         "params": {"name": name},
         "inputs": {need: Ref(need, "out") for need in needs},
         "outputs": ("out",),
-        "limits": Limits(cores=1),
+        "limits": StepLimits(cores=1),
     }
     return Step(**{**given, **changes})  # type: ignore[arg-type]
 
@@ -181,7 +181,7 @@ def test_a_tolerant_step_sees_what_there_is(world: World) -> None:
 def test_retries_are_counted_and_the_last_error_told(world: World) -> None:
     world.failing["a"] = StepFailed("again")
     world.cancel.wait = lambda timeout=None: False  # type: ignore[method-assign, assignment]
-    outcomes = world.run([step("a", limits=Limits(retries=2))], "a")
+    outcomes = world.run([step("a", limits=StepLimits(retries=2))], "a")
     assert len(world.commands) == 3
     assert str(outcomes["a"].error) == "again"
 
@@ -214,9 +214,9 @@ def test_interrupting_keeps_what_is_finished(world: World) -> None:
 def test_a_damaged_input_names_its_step(world: World, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.write_text("s")
-    outcomes = world.run([step("a", inputs={"s": Source(file_digest(source), source)})], "a")
+    outcomes = world.run([step("a", inputs={"s": LocalInput(file_digest(source), source)})], "a")
     assert world.text(outcomes["a"]) == "a(s)"
-    outcomes = world.run([step("b", inputs={"s": Source("sha256:" + "0" * 64, source)})], "b")
+    outcomes = world.run([step("b", inputs={"s": LocalInput("sha256:" + "0" * 64, source)})], "b")
     assert f"{source} has changed" in str(outcomes["b"].error)
 
 

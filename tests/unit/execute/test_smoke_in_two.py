@@ -11,7 +11,7 @@ import pytest
 from rwkvflow.base.errors import RwkvflowError, SmokeFailed
 from rwkvflow.execute.base import Job, Made, Product, Work
 from rwkvflow.execute.smoke import in_two
-from rwkvflow.plan.step import Limits, Step
+from rwkvflow.plan.step import Step, StepLimits
 
 SECRET = {"reference", "tokenizer"}
 COMMON = ("reference", "questions", "tokenizer", "environment", "engine", "librwkv", "checkpoint/a", "lora")
@@ -57,7 +57,7 @@ class Commands:
 
 def run(commands: Commands, folder: Path, *, apart: bool) -> Mapping[str, Made | RwkvflowError]:
     jobs = [job(name, apart=apart) for name in ("ggml-f16", "ggml-q4_0", "safetensors")]
-    return in_two(commands, jobs, Work(folder, Limits(), threading.Event()))
+    return in_two(commands, jobs, Work(folder, StepLimits(), threading.Event()))
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -16,7 +16,7 @@ from rwkvflow.net.download import mismatch, need_space, refuse_pages
 from rwkvflow.net.http import Policy, origin, retry_after, scrub
 from rwkvflow.net.hub import Hub
 from rwkvflow.net.packages.target import Target
-from rwkvflow.net.partial import Part
+from rwkvflow.net.partial import PartialFile
 
 TOKEN = "hf_PlantedTokenThatMustNotLeak0123456789"  # noqa: S105 - planted to be looked for
 
@@ -121,8 +121,8 @@ def test_space(tmp_path: Path) -> None:
 SOURCE = "https://host/f"
 
 
-def reopened(folder: Path, source: str = SOURCE) -> Part:
-    return Part(folder / "f", source)
+def reopened(folder: Path, source: str = SOURCE) -> PartialFile:
+    return PartialFile(folder / "f", source)
 
 
 def test_a_part_goes_on_where_it_was(tmp_path: Path) -> None:

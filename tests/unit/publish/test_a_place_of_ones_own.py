@@ -17,7 +17,7 @@ from rwkvflow.execute.local import LocalExecutor
 from rwkvflow.execute.publishing import look_again, publish_actions, publish_probes
 from rwkvflow.net.progress import Told
 from rwkvflow.plan.plan import Plan
-from rwkvflow.plan.step import Source, Step
+from rwkvflow.plan.step import LocalInput, Step
 from rwkvflow.publish.base import Changes, Given, Published
 from rwkvflow.release.release import Release
 from rwkvflow.store.store import Store
@@ -105,7 +105,7 @@ def test_a_run_publishes_there_once(tmp_path: Path) -> None:
         stage="publish",
         action=f"publish-{ShelfDestination.kind}",
         params={"to": "shelf://mine", "tag": "v1", "release": {**run.params, "to": "shelf://mine"}},
-        inputs={name: Source(digest, run.inputs[name]) for name, digest in run.digests.items()},
+        inputs={name: LocalInput(digest, run.inputs[name]) for name, digest in run.digests.items()},
         outputs=("release",),
         local={"folder": str(run.root), **run.local},
     )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rwkvflow.base.errors import StepFailed
 from rwkvflow.base.lines import LONGEST, LineSplitter, Tail
 from rwkvflow.sandbox.base import EnvironmentSpec
-from rwkvflow.sandbox.image.archive import Entry, context, folder_entries, parse_requirements, stream, wheels_of
+from rwkvflow.sandbox.image.archive import ArchiveEntry, context, folder_entries, parse_requirements, stream, wheels_of
 from tests.wheels import make_wheel, requirement
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1).filter(
@@ -30,7 +30,7 @@ def _no_folder_is_a_file(paths: dict[str, bytes]) -> bool:
 @settings(deadline=None)
 @given(st.dictionaries(PATHS, st.binary(max_size=2000), max_size=6).filter(_no_folder_is_a_file))
 def test_tar_reads_back_and_does_not_depend_on_order(files: dict[str, bytes]) -> None:
-    entries = [Entry(name, data, executable=len(data) % 2 == 0) for name, data in files.items()]
+    entries = [ArchiveEntry(name, data, executable=len(data) % 2 == 0) for name, data in files.items()]
     whole = b"".join(stream(entries))
     assert whole == b"".join(stream(reversed(entries)))
     with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
@@ -51,13 +51,13 @@ def test_tar_reads_back_and_does_not_depend_on_order(files: dict[str, bytes]) ->
 @pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x"])
 def test_no_path_leads_out(name: str) -> None:
     with pytest.raises(ValueError, match="not a path inside"):
-        list(stream([Entry(name, b"")]))
+        list(stream([ArchiveEntry(name, b"")]))
 
 
 def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"12345")
-    pieces = stream([Entry("x", path)])
+    pieces = stream([ArchiveEntry("x", path)])
     next(pieces)  # the header says five bytes
     path.write_bytes(b"123")
     with pytest.raises(StepFailed, match="became shorter"):
@@ -66,9 +66,9 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
 
 def test_a_file_with_another_hash(tmp_path: Path) -> None:
     good = hashlib.sha256(b"x").hexdigest()
-    assert list(stream([Entry("x", b"x", sha256=frozenset({good}))]))
+    assert list(stream([ArchiveEntry("x", b"x", sha256=frozenset({good}))]))
     with pytest.raises(StepFailed, match="x: has sha256 .* the lock says " + good):
-        list(stream([Entry("x", b"y", sha256=frozenset({good}))]))
+        list(stream([ArchiveEntry("x", b"y", sha256=frozenset({good}))]))
 
 
 def test_folder(tmp_path: Path) -> None:

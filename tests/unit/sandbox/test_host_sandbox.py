@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rwkvflow.base.errors import EnvironmentMissing, StepFailed
-from rwkvflow.plan.step import Limits
+from rwkvflow.plan.step import StepLimits
 from rwkvflow.sandbox.base import Command, EnvironmentSpec, Result
 from rwkvflow.sandbox.host import HostSandbox, host_platform
 from rwkvflow.sandbox.isolation.walls import walls
@@ -22,7 +22,7 @@ from tests.wheels import make_wheel, pip_wheel, requirement
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 NEVER = threading.Event()
-NONE = Limits()
+NONE = StepLimits()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> EnvironmentSpec:
 def sandbox(spec: EnvironmentSpec, tmp_path_factory: pytest.TempPathFactory) -> HostSandbox:
     sandbox = HostSandbox(tmp_path_factory.mktemp("store") / "environments")
     assert not sandbox.has(spec.tag)
-    sandbox.build(spec, Limits(), lambda line: None, NEVER)
+    sandbox.build(spec, StepLimits(), lambda line: None, NEVER)
     return sandbox
 
 
@@ -66,7 +66,7 @@ def run(sandbox: HostSandbox, spec: EnvironmentSpec, tmp_path: Path) -> Run:
     """Runs a Python program in the sandbox."""
 
     def run(
-        program: str, *, inputs: dict[str, Path] | None = None, limits: Limits = NONE, **more: object
+        program: str, *, inputs: dict[str, Path] | None = None, limits: StepLimits = NONE, **more: object
     ) -> tuple[Result, list[str]]:
         lines: list[str] = []
         command = Command(("python3", "-c", program), inputs or {}, **{k: v for k, v in more.items() if k != "cancel"})  # type: ignore[arg-type]
@@ -114,7 +114,7 @@ def test_failure_has_exit_code_and_tail(run: Run) -> None:
 
 def test_time_limit(run: Run) -> None:
     start = time.monotonic()
-    result, lines = run("import time; print('up', flush=True); time.sleep(60)", limits=Limits(time_s=1))
+    result, lines = run("import time; print('up', flush=True); time.sleep(60)", limits=StepLimits(time_s=1))
     assert result.timed_out
     assert not result.cancelled
     assert lines == ["up"]
@@ -137,7 +137,7 @@ def test_cancel(run: Run) -> None:
 def test_memory_limit(run: Run, where: str) -> None:
     eat = "import time; x = b'x' * (300 << 20); time.sleep(60)"
     program = eat if where == "itself" else f"import subprocess, sys; subprocess.run([sys.executable, '-c', {eat!r}])"
-    result, _ = run(program, limits=Limits(memory=100 << 20, time_s=50))
+    result, _ = run(program, limits=StepLimits(memory=100 << 20, time_s=50))
     assert result.out_of_memory
     assert not result.timed_out
     assert not result.cancelled
@@ -152,7 +152,7 @@ def test_mapped_files_do_not_count(run: Run, tmp_path: Path) -> None:
         "import mmap; f = open('in/big', 'rb'); m = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ);"
         "print(sum(m[i] for i in range(0, len(m), 4096))); import time; time.sleep(0.5)"
     )
-    result, _ = run(program, inputs={"big": big}, limits=Limits(memory=100 << 20, time_s=50))
+    result, _ = run(program, inputs={"big": big}, limits=StepLimits(memory=100 << 20, time_s=50))
     assert result.exit_code == 0, result.tail
     assert not result.out_of_memory
 
@@ -183,7 +183,7 @@ def test_missing_input_and_environment(sandbox: HostSandbox, run: Run, tmp_path:
     with pytest.raises(StepFailed, match=r"input x: .* does not exist"):
         run("pass", inputs={"x": tmp_path / "nowhere"})
     with pytest.raises(EnvironmentMissing, match="no environment"):
-        sandbox.run("b" * 64, Command(("python3",), {}), tmp_path, Limits(), lambda line: None, NEVER)
+        sandbox.run("b" * 64, Command(("python3",), {}), tmp_path, StepLimits(), lambda line: None, NEVER)
 
 
 def _changed(spec: EnvironmentSpec, **changes: object) -> EnvironmentSpec:
@@ -194,19 +194,19 @@ def test_wrong_hash_is_refused_and_nothing_stays(sandbox: HostSandbox, spec: Env
     bad = spec.requirements["worker.txt"].split("sha256:")[0] + "sha256:" + "0" * 64 + "\n"
     other = _changed(spec, tag="c" * 64, requirements={**spec.requirements, "worker.txt": bad})
     with pytest.raises(StepFailed, match=r"(?s)ended with 1.*DO NOT MATCH THE HASHES"):
-        sandbox.build(other, Limits(), lambda line: None, NEVER)
+        sandbox.build(other, StepLimits(), lambda line: None, NEVER)
     assert not (sandbox.root / other.tag).exists()
 
 
 def test_missing_wheel_is_named(sandbox: HostSandbox, spec: EnvironmentSpec) -> None:
     more = {**spec.requirements, "worker.txt": f"torch==2.13.0 --hash=sha256:{'0' * 64}\n"}
     with pytest.raises(StepFailed, match=r"no wheel of torch 2\.13\.0"):
-        sandbox.build(_changed(spec, tag="d" * 64, requirements=more), Limits(), lambda line: None, NEVER)
+        sandbox.build(_changed(spec, tag="d" * 64, requirements=more), StepLimits(), lambda line: None, NEVER)
 
 
 def test_absent_python_is_told_with_those_that_are_here(sandbox: HostSandbox, spec: EnvironmentSpec) -> None:
     with pytest.raises(EnvironmentMissing, match=r"no Python 3\.99 .*found: .*" + PYTHON.replace(".", r"\.")) as error:
-        sandbox.build(_changed(spec, tag="e" * 64, python="3.99"), Limits(), lambda line: None, NEVER)
+        sandbox.build(_changed(spec, tag="e" * 64, python="3.99"), StepLimits(), lambda line: None, NEVER)
     assert "--sandbox docker" in str(error.value.remedy)
 
 
@@ -219,7 +219,7 @@ def test_half_built_environment_is_built_again(spec: EnvironmentSpec, tmp_path: 
     assert sandbox.sweep() == 1
     half.mkdir(parents=True)
     (half / "leftover").write_text("")
-    sandbox.build(spec, Limits(), lambda line: None, NEVER)
+    sandbox.build(spec, StepLimits(), lambda line: None, NEVER)
     assert sandbox.has(spec.tag)
     assert not (half / "leftover").exists()
     assert sandbox.tags() == [spec.tag]
@@ -235,7 +235,7 @@ def test_two_builders_make_it_once(spec: EnvironmentSpec, tmp_path: Path) -> Non
     def build() -> None:
         try:
             HostSandbox(tmp_path).build(
-                spec, Limits(), lambda line: made.append(line) if "virtual env" in line else None, NEVER
+                spec, StepLimits(), lambda line: made.append(line) if "virtual env" in line else None, NEVER
             )
         except BaseException as error:
             errors.append(error)
@@ -254,7 +254,7 @@ def test_cancelled_build_leaves_nothing(spec: EnvironmentSpec, tmp_path: Path) -
     cancel = threading.Event()
     cancel.set()
     with pytest.raises(StepFailed, match="cancelled"):
-        HostSandbox(tmp_path).build(spec, Limits(), lambda line: None, cancel)
+        HostSandbox(tmp_path).build(spec, StepLimits(), lambda line: None, cancel)
     assert not (tmp_path / spec.tag).exists()
 
 

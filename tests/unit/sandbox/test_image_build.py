@@ -10,10 +10,10 @@ import pytest
 
 from rwkvflow.base.errors import StepFailed
 from rwkvflow.base.lines import LineSplitter
-from rwkvflow.plan.step import Limits
+from rwkvflow.plan.step import StepLimits
 from rwkvflow.sandbox import docker as module
 from rwkvflow.sandbox.docker import BUILDS, DockerSandbox
-from rwkvflow.sandbox.image.image_build import Build, LayerLost
+from rwkvflow.sandbox.image.image_build import ImageBuild, LayerLost
 
 LOST = "failed to export image: failed to set parent sha256:3a2b: unknown parent image ID sha256:3a2b"
 
@@ -27,7 +27,7 @@ LOST = "failed to export image: failed to set parent sha256:3a2b: unknown parent
     ],
 )
 def test_what_an_engine_says_of_a_lost_layer_is_known(said: str, kind: type) -> None:
-    build = Build(None, Limits(), lambda line: None, threading.Event())  # type: ignore[arg-type]
+    build = ImageBuild(None, StepLimits(), lambda line: None, threading.Event())  # type: ignore[arg-type]
     with pytest.raises(StepFailed) as raised:
         build._take({"error": said}, LineSplitter(lambda line: None))
     assert type(raised.value) is kind
@@ -46,16 +46,16 @@ def test_a_lost_layer_is_built_again(failures: int, built: bool, monkeypatch: py
             if len(runs) <= failures:
                 raise LayerLost(LOST)
 
-    monkeypatch.setattr(module, "Build", Losing)
+    monkeypatch.setattr(module, "ImageBuild", Losing)
     monkeypatch.setattr(module, "ensure_base", lambda *_: None)
     monkeypatch.setattr(module, "context", lambda _: ())
     monkeypatch.setattr(DockerSandbox, "_possible", lambda self, limits: limits)
     spec: Any = SimpleNamespace(base="b", tag="t", labels={}, image="i")
     sandbox = DockerSandbox(SimpleNamespace())  # type: ignore[arg-type]
     if built:
-        sandbox.build(spec, Limits(), lines.append, threading.Event())
+        sandbox.build(spec, StepLimits(), lines.append, threading.Event())
     else:
         with pytest.raises(LayerLost, match="unknown parent"):
-            sandbox.build(spec, Limits(), lines.append, threading.Event())
+            sandbox.build(spec, StepLimits(), lines.append, threading.Event())
     assert len(runs) == min(failures + 1, BUILDS)
     assert len(lines) == min(failures, BUILDS - 1)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkvflow.engine.sampling import Sampling
-from rwkvflow.serve.batching.job import Done, Failed, First, Job, Piece, Read
+from rwkvflow.serve.batching.job import Done, Failed, First, Piece, Read, TextJob
 from rwkvflow.serve.batching.scheduler import Scheduler, Settings
 from rwkvflow.serve.errors import ApiError
 from rwkvflow.worker.model.tokenizers import Bytes
@@ -47,9 +47,9 @@ class Heard:
 Ask = dict[str, Any]
 
 
-def job(ask: Ask) -> tuple[Job, Heard]:
+def job(ask: Ask) -> tuple[TextJob, Heard]:
     heard = Heard()
-    return Job(sink=heard.events.put, **ask), heard
+    return TextJob(sink=heard.events.put, **ask), heard
 
 
 def ask(seed: int, prompt: str | None = None, **more: Any) -> Ask:

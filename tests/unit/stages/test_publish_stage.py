@@ -9,7 +9,7 @@ import pytest
 from rwkvflow.base.errors import DocumentError, UsageError
 from rwkvflow.documents.load import load_workflow, recipe_from_text
 from rwkvflow.plan.matrix import expand
-from rwkvflow.plan.step import Source, Step
+from rwkvflow.plan.step import LocalInput, Step
 from rwkvflow.stages import publish
 from rwkvflow.stages.blueprint import Blueprint
 from tests.helpers.releases import RECIPE, lock_of, zeros
@@ -78,8 +78,8 @@ def test_the_card_is_part_of_the_key_and_so_is_the_text_of_its_template(folder: 
     (folder / "card.md.j2").write_text("# other\n")
     after = step(folder, more)
     one, two = before.inputs["card-template"], after.inputs["card-template"]
-    assert isinstance(one, Source)
-    assert isinstance(two, Source)
+    assert isinstance(one, LocalInput)
+    assert isinstance(two, LocalInput)
     assert one.digest != two.digest
     assert before.params == after.params
 

@@ -17,7 +17,7 @@ from rwkvflow.base.hashing import text_digest
 from rwkvflow.cli import cli
 from rwkvflow.execute.actions import actions
 from rwkvflow.execute.base import Job, Made, Work
-from rwkvflow.plan.step import Limits, Step, expected
+from rwkvflow.plan.step import Step, StepLimits, expected
 from rwkvflow.store.collect import collect, entries, forget_remote
 from rwkvflow.store.record import Output, Record, Wanted, parse_record
 from rwkvflow.store.remote import Remote
@@ -289,7 +289,7 @@ def test_fetch_verifies_what_lies_in_the_store(tmp_path: Path) -> None:
     job = Job(step, KEY, None, {}, {}, lambda line: None, lambda line: None, lambda *told: None)
     import threading
 
-    made = actions(store, None)["fetch"]([job], Work(tmp_path, Limits(), threading.Event()))["fetch/m"]  # type: ignore[arg-type]
+    made = actions(store, None)["fetch"]([job], Work(tmp_path, StepLimits(), threading.Event()))["fetch/m"]  # type: ignore[arg-type]
     assert isinstance(made, Made)
     assert made.outputs["file"].path == tmp_path / "m.pth"
 

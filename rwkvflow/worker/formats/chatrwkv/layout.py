@@ -49,7 +49,7 @@ class ChatRwkv(FileFormat):
                 raise WorkerError(f"{self.name}: the rwkv package takes one stage without i8 for version 7")
             return pth_layout([_plain(info, stages[0].dtype) for info in tensors.values()])
         rescale = RESCALE_EVERY if any(stage.dtype == "f16" for stage in stages) else 0
-        plan = Plan(architecture, strategies.by_layer(stages, architecture.n_layer), rescale)
+        plan = TensorPlan(architecture, strategies.by_layer(stages, architecture.n_layer), rescale)
         values: dict[str, str | int] = {
             "_strategy": strategies.normal(self.strategy),
             "_rescale_layer": rescale,
@@ -79,7 +79,7 @@ def layer_of(name: str, layers: int) -> int:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TensorPlan:
     """How each tensor of versions 4 to 6 stands in the file."""
 
     architecture: Architecture

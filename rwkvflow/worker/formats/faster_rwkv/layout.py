@@ -55,7 +55,7 @@ class FasterRwkv(FileFormat):
         """Where every tensor goes in the file."""
         (stage,) = self._stages
         rescale = RESCALE_EVERY if stage.dtype == "f16" else 0
-        plan = chatrwkv.Plan(architecture, [stage] * (architecture.n_layer + 1), rescale)
+        plan = chatrwkv.TensorPlan(architecture, [stage] * (architecture.n_layer + 1), rescale)
         made = plan.tensors(tensors)
         heads = {} if architecture.version == "4" else {"n_head": architecture.n_head or 1}
         numbers = {

@@ -48,7 +48,7 @@ UNUSED = tuple(f"blocks.0.att.v{n}" for n in "012")  # version 7: layer 0 makes 
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class _GgmlTensor:
     """A tensor of the file: its sources, one after another, are its values."""
 
     name: str
@@ -123,7 +123,7 @@ class Ggml(FileFormat):
             build.remark(f"{self.name}: {instead} instead for {which}: rows of {cols}, not a multiple of {block}")
         return build.done()
 
-    def _kind(self, tensor: _Tensor, build: LayoutBuilder) -> int:
+    def _kind(self, tensor: _GgmlTensor, build: LayoutBuilder) -> int:
         """The data type of a tensor in this file."""
         unquantized = F16 if self.from_f16 and _f16_in_f16_file(tensor) else F32
         if self.kind in (F32, F16) or not _quantizable(tensor):
@@ -138,19 +138,19 @@ class Ggml(FileFormat):
         return unquantized
 
 
-def _f16_in_f16_file(tensor: _Tensor) -> bool:
+def _f16_in_f16_file(tensor: _GgmlTensor) -> bool:
     return len(tensor.shape) > 1 and not any(part in tensor.name for part in ALWAYS_F32)
 
 
-def _quantizable(tensor: _Tensor) -> bool:
+def _quantizable(tensor: _GgmlTensor) -> bool:
     if len(tensor.shape) != 2 or tensor.name in ("emb.weight", "head.weight"):
         return False
     return not any(part in tensor.name for part in NEVER_QUANTIZED)
 
 
-def _plan(architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> list[_Tensor]:
+def _plan(architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> list[_GgmlTensor]:
     """The tensors of the file, in its order."""
-    out: list[_Tensor] = []
+    out: list[_GgmlTensor] = []
     joined: set[str] = set()
     parts, whole = joined_in(architecture.version)
     for name, info in tensors.items():
@@ -163,7 +163,7 @@ def _plan(architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> list
     return out
 
 
-def _join(stem: str, parts: tuple[str, ...], whole: str, tensors: Mapping[str, TensorInfo]) -> _Tensor:
+def _join(stem: str, parts: tuple[str, ...], whole: str, tensors: Mapping[str, TensorInfo]) -> _GgmlTensor:
     sources = tuple(stem + part for part in parts)
     missing = [name for name in sources if name not in tensors]
     if missing:
@@ -172,10 +172,10 @@ def _join(stem: str, parts: tuple[str, ...], whole: str, tensors: Mapping[str, T
     odd = next((name for name in sources if tuple(tensors[name].shape) != shape), None)
     if odd or not shape:
         raise WorkerError(f"{odd or sources[0]}: all six att.x_* of a layer should have one shape, [1, 1, n_embd]")
-    return _Tensor(stem + whole, sources, (shape[0] * len(sources), *shape[1:]))
+    return _GgmlTensor(stem + whole, sources, (shape[0] * len(sources), *shape[1:]))
 
 
-def _single(architecture: Architecture, name: str, shape: tuple[int, ...]) -> _Tensor:
+def _single(architecture: Architecture, name: str, shape: tuple[int, ...]) -> _GgmlTensor:
     rule = rule_of(architecture.version, name)
     try:
         there = rule.there(shape, architecture.n_head or 0)
@@ -184,7 +184,7 @@ def _single(architecture: Architecture, name: str, shape: tuple[int, ...]) -> _T
     transform = None if rule.change is None else transform_of(rule.change)
     if rule.swapped:
         transform = TRANSPOSE
-    return _Tensor(name, (name,), there, transform)
+    return _GgmlTensor(name, (name,), there, transform)
 
 
 # What each type may lose. Rounding is relative to the size of weights: about 2^-12 in F16, 2^-8 in Q8_0, 2^-5 and 2^-4

@@ -64,7 +64,7 @@ NEVER_QUANTIZED = tuple(f"time_mix_{x}{n}.weight" for x in "wavg" for n in "012"
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class _GgufTensor:
     """A tensor of the file: its sources, one after another, are its values."""
 
     name: str
@@ -143,7 +143,7 @@ class Gguf(FileFormat):
 
     def _content(
         self, architecture: Architecture, tensors: Mapping[str, TensorInfo], build: LayoutBuilder
-    ) -> tuple[list[tuple[_Tensor, int]], list[bytes]]:
+    ) -> tuple[list[tuple[_GgufTensor, int]], list[bytes]]:
         """Tensors of the file with their types, and its metadata. Remarks go to `build`."""
         plan = _plan(architecture, tensors)
         if self.rough:
@@ -161,7 +161,7 @@ class Gguf(FileFormat):
             *token_pairs(words),
         ]
 
-    def _kind(self, tensor: _Tensor, build: LayoutBuilder) -> int:
+    def _kind(self, tensor: _GgufTensor, build: LayoutBuilder) -> int:
         """The data type of a tensor in this file."""
         if len(tensor.shape) <= 1 or len(tensor.sources) > 1 or tensor.name.endswith(ALWAYS_F32):
             return F32
@@ -185,7 +185,9 @@ class Gguf(FileFormat):
         return IQ3_S if name == "token_embd.weight" and self.kind == IQ3_XXS else self.kind
 
 
-def _write(build: LayoutBuilder, listed: Sequence[tuple[_Tensor, int]], pairs: Sequence[bytes], via_f16: bool) -> None:
+def _write(
+    build: LayoutBuilder, listed: Sequence[tuple[_GgufTensor, int]], pairs: Sequence[bytes], via_f16: bool
+) -> None:
     """A file of these tensors and metadata."""
     offset, infos = 0, []
     for tensor, kind in listed:
@@ -204,20 +206,20 @@ def _padded(size: int) -> int:
     return size + -size % ALIGNMENT
 
 
-def _sources(plan: list[_Tensor]) -> set[str]:
+def _sources(plan: list[_GgufTensor]) -> set[str]:
     return {source for tensor in plan for source in tensor.sources}
 
 
 # ---- tensors -----------------------------------------------------------------------------------------------------
 
 
-def _plan(architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> list[_Tensor]:
+def _plan(architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> list[_GgufTensor]:
     """The tensors of the file, in the checkpoint's order; what llama.cpp does not know is not among them."""
     version, out = architecture.version, []
     fused: set[str] = set()
     for name, info in tensors.items():
         if name in GLOBAL:
-            out.append(_Tensor(GLOBAL[name], (name,), _squeezed(info.shape, GLOBAL[name])))
+            out.append(_GgufTensor(GLOBAL[name], (name,), _squeezed(info.shape, GLOBAL[name])))
             continue
         layer, part = _split(name)
         if layer is None:
@@ -227,7 +229,7 @@ def _plan(architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> list
                 fused.add(layer)
                 sources = tuple(f"blocks.{layer}.{x}" for x in FUSED[version])
                 shape = (len(sources), 1, 1, architecture.n_embd)
-                out.append(_Tensor(f"blk.{layer}.time_mix_lerp_fused.weight", sources, shape))
+                out.append(_GgufTensor(f"blk.{layer}.time_mix_lerp_fused.weight", sources, shape))
         elif part in BLOCK[version] and not (
             version == "7" and layer == "0" and part in ("att.v0", "att.v1", "att.v2")
         ):
@@ -236,7 +238,7 @@ def _plan(architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> list
             if version == "7" and layer == "0" and part in ("att.a0", "att.a1", "att.a2"):
                 # Layer 0 mixes in no values of a layer before it, but llama.cpp wants the tensors.
                 name = tensor.name.replace("time_mix_a", "time_mix_v")
-                out.append(_Tensor(name, tensor.sources, tensor.shape, tensor.transform))
+                out.append(_GgufTensor(name, tensor.sources, tensor.shape, tensor.transform))
     return out
 
 
@@ -246,20 +248,20 @@ def _split(name: str) -> tuple[str | None, str]:
     return (parts[1], parts[2]) if len(parts) == 3 and parts[0] == "blocks" else (None, name)
 
 
-def _single(architecture: Architecture, layer: str, part: str, info: TensorInfo) -> _Tensor:
+def _single(architecture: Architecture, layer: str, part: str, info: TensorInfo) -> _GgufTensor:
     version = architecture.version
     name, source, shape = f"blk.{layer}.{BLOCK[version][part]}", info.name, tuple(info.shape)
     if part in TRANSPOSED:
         if len(shape) < 2:
             raise WorkerError(f"{source} should be a matrix, and is of shape {list(shape)}")
-        return _Tensor(name, (source,), (*shape[:-2], shape[-1], shape[-2]), TRANSPOSE)
+        return _GgufTensor(name, (source,), (*shape[:-2], shape[-1], shape[-2]), TRANSPOSE)
     if part == "att.r_k":
-        return _Tensor(name, (source,), (math.prod(shape),))
+        return _GgufTensor(name, (source,), (math.prod(shape),))
     if part == "att.time_faaaa":
-        return _Tensor(name, (source,), (architecture.n_head or 1, architecture.head_size or 1))
+        return _GgufTensor(name, (source,), (architecture.n_head or 1, architecture.head_size or 1))
     if version == "6" and part in RESCALED and (halvings := int(layer) // RESCALE_EVERY):
-        return _Tensor(name, (source,), shape, _halved(halvings))
-    return _Tensor(name, (source,), _squeezed(shape, name))
+        return _GgufTensor(name, (source,), shape, _halved(halvings))
+    return _GgufTensor(name, (source,), _squeezed(shape, name))
 
 
 def _squeezed(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
@@ -275,7 +277,7 @@ def _halved(times: int) -> Transform:
     return Transform(f"divided by 2^{times}", lambda a: a * a.dtype.type(factor), arithmetic=True, elementwise=True)
 
 
-def _info(tensor: _Tensor, kind: int, offset: int) -> bytes:
+def _info(tensor: _GgufTensor, kind: int, offset: int) -> bytes:
     name = tensor.name.encode()
     if len(name) > LONGEST_NAME or len(tensor.shape) > 4:
         raise WorkerError(f"a GGUF cannot hold {tensor.name} of shape {list(tensor.shape)}")

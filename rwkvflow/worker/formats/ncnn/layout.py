@@ -66,7 +66,7 @@ def names_of(version: str) -> Names:
 
 
 @dataclass(frozen=True)
-class _Weight:
+class _NcnnWeight:
     source: str  # "" for `data`
     count: int
     encoding: Encoding
@@ -80,10 +80,10 @@ class _Layer:
     inputs: list[str]
     outputs: list[str]
     parameters: dict[int, int | float | list[int]] = field(default_factory=dict)
-    weights: tuple[_Weight, ...] = ()
+    weights: tuple[_NcnnWeight, ...] = ()
 
 
-class _Graph(Ops):
+class _NcnnGraph(Ops):
     """Vectors have one dim here. `w`, `h`, `c` are ncnn's names of dims, the last of PyTorch's first."""
 
     def __init__(self, architecture: Architecture, tensors: Mapping[str, TensorInfo], kind: int) -> None:
@@ -106,7 +106,7 @@ class _Graph(Ops):
             numbers = (int(architecture.version), architecture.n_layer, heads, size, architecture.n_vocab)
             data = struct.pack("<5f", *numbers)
             self.layers.append(
-                _Layer("MemoryData", [], ["model_info"], {0: 5}, (_Weight("", 5, Encoding(F32), data=data),))
+                _Layer("MemoryData", [], ["model_info"], {0: 5}, (_NcnnWeight("", 5, Encoding(F32), data=data),))
             )
         self.results.append((forward(self), self.names.logits))
         self._split()
@@ -177,17 +177,17 @@ class _Graph(Ops):
         return f"v{self._count}"
 
     def _layer(
-        self, kind: str, inputs: list[str], parameters: Mapping[int, int | float | list[int]], *weights: _Weight
+        self, kind: str, inputs: list[str], parameters: Mapping[int, int | float | list[int]], *weights: _NcnnWeight
     ) -> str:
         name = self._name()
         self.layers.append(_Layer(kind, list(inputs), [name], dict(parameters), weights))
         return name
 
-    def _matrix(self, name: str, count: int, transform: Transform | None = None) -> _Weight:
-        return _Weight(name, count, Encoding(self.kind, transform=transform), flagged=True)
+    def _matrix(self, name: str, count: int, transform: Transform | None = None) -> _NcnnWeight:
+        return _NcnnWeight(name, count, Encoding(self.kind, transform=transform), flagged=True)
 
-    def _floats(self, name: str, transform: Transform | None = None) -> _Weight:
-        return _Weight(name, self.tensors[name].numel, Encoding(F32, transform=transform))
+    def _floats(self, name: str, transform: Transform | None = None) -> _NcnnWeight:
+        return _NcnnWeight(name, self.tensors[name].numel, Encoding(F32, transform=transform))
 
     def _split(self) -> None:
         """Give every blob one reader, and the results their names."""
@@ -239,7 +239,7 @@ def _line(layer: _Layer, number: int) -> str:
 
 def layouts(architecture: Architecture, tensors: Mapping[str, TensorInfo], kind: int) -> dict[str, Layout]:
     """Each file of the folder; `kind` is the type of matrices. Raises WorkerError."""
-    graph = _Graph(architecture, tensors, kind)
+    graph = _NcnnGraph(architecture, tensors, kind)
     graph.build()
     blobs = sum(len(layer.outputs) for layer in graph.layers)
     lines = [f"{MAGIC}\n{len(graph.layers)} {blobs}\n"]

@@ -36,7 +36,7 @@ UNARY = {"exp": "Exp", "tanh": "Tanh", "sigmoid": "Sigmoid", "relu": "Relu", "sq
 
 
 @dataclass(frozen=True)
-class _Weight:
+class _OnnxWeight:
     name: str  # in the graph
     source: str
     shape: tuple[int, ...]
@@ -51,14 +51,14 @@ class _Weight:
         return size_of(self.kind, math.prod(self.shape))
 
 
-class _Graph(Ops):
+class _OnnxGraph(Ops):
     """Vectors are [1, n] here, for Gemm."""
 
     def __init__(self, architecture: Architecture, tensors: Mapping[str, TensorInfo], kind: int) -> None:
         super().__init__(architecture, tensors)
         self.kind = kind  # of matrices
         self.nodes: list[Node] = []
-        self.weights: dict[str, _Weight] = {}
+        self.weights: dict[str, _OnnxWeight] = {}
         self.small: dict[str, Tensor] = {}
         self.inputs = [Value("input_id", INT64, ())]
         self.outputs: list[Value] = []
@@ -146,7 +146,7 @@ class _Graph(Ops):
     def _weight(
         self, name: str, kind: int, shape: tuple[int, ...], transform: Transform | None = None, end: str = ""
     ) -> str:
-        self.weights[name + end] = _Weight(name + end, name, shape, Encoding(kind, transform=transform))
+        self.weights[name + end] = _OnnxWeight(name + end, name, shape, Encoding(kind, transform=transform))
         return name + end
 
     def _small(self, name: str, kind: int, shape: tuple[int, ...], data: bytes) -> str:
@@ -162,7 +162,7 @@ class _Graph(Ops):
 
 def layouts(architecture: Architecture, tensors: Mapping[str, TensorInfo], kind: int) -> dict[str, Layout]:
     """Each file of the folder; `kind` is the type of matrices."""
-    graph = _Graph(architecture, tensors, kind)
+    graph = _OnnxGraph(architecture, tensors, kind)
     graph.build()
     build = LayoutBuilder()
     order = {name: index for index, name in enumerate(tensors)}

@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """A tensor of the file: its name, dtype (of TensorInfo) and shape there, and where its values come from."""
 
     name: str
@@ -54,7 +54,7 @@ class Entry:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
-def safetensors_layout(entries: Iterable[Entry], metadata: Mapping[str, str] | None = None) -> Layout:
+def safetensors_layout(entries: Iterable[TensorEntry], metadata: Mapping[str, str] | None = None) -> Layout:
     """A safetensors file of these tensors, their data in this order. Raises WorkerError where two share a name."""
     order = sorted(entries, key=lambda entry: -ITEM_BYTES[entry.dtype])  # stable
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -80,7 +80,7 @@ def safetensors_layout(entries: Iterable[Entry], metadata: Mapping[str, str] | N
 
 
 def safetensors_parts(
-    entries: Iterable[Entry], split: Split, metadata: Mapping[str, str] | None = None
+    entries: Iterable[TensorEntry], split: Split, metadata: Mapping[str, str] | None = None
 ) -> dict[str, Layout]:
     """The files of a folder, none larger than `split.size` unless it holds a single tensor: its shards, then the index.
 
@@ -108,7 +108,7 @@ def safetensors_parts(
     return out
 
 
-def _described(entry: Entry) -> int:
+def _described(entry: TensorEntry) -> int:
     """Bytes that an entry takes in the header at most."""
     return len(json.dumps(entry.name, ensure_ascii=False).encode()) + 22 * len(entry.shape) + 100
 
@@ -155,10 +155,10 @@ class Safetensors(FileFormat):
         found = safetensors_parts((self._entry(info) for info in tensors.values()), split)
         return found if len(found) > 1 else None
 
-    def _entry(self, info: TensorInfo) -> Entry:
+    def _entry(self, info: TensorInfo) -> TensorEntry:
         if self.kind is None or info.dtype not in (*TYPE_OF_DTYPE, "f64"):
-            return Entry(info.name, info.dtype, tuple(info.shape), info.name, Encoding(None))
-        return Entry(info.name, BY_NUMBER[self.kind].name, tuple(info.shape), info.name, Encoding(self.kind))
+            return TensorEntry(info.name, info.dtype, tuple(info.shape), info.name, Encoding(None))
+        return TensorEntry(info.name, BY_NUMBER[self.kind].name, tuple(info.shape), info.name, Encoding(self.kind))
 
 
 FORMATS = (

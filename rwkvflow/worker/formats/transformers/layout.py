@@ -23,7 +23,7 @@ from rwkvflow.engine.prompts import template
 from rwkvflow.worker import advice
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import Format, Limits, Split
-from rwkvflow.worker.formats.safetensors.layout import Entry, safetensors_parts
+from rwkvflow.worker.formats.safetensors.layout import TensorEntry, safetensors_parts
 from rwkvflow.worker.maps.huggingface import name_of
 from rwkvflow.worker.model.tokenizers import BYTES, WORLD, WORLD_FILE, refuse_misfit, world_vocabulary
 from rwkvflow.worker.model.versions import LAYER_NORM_EPS, RESCALE_EVERY
@@ -107,7 +107,9 @@ def _json(content: Mapping[str, Any]) -> bytes:
 # ---- tensors -----------------------------------------------------------------------------------------------------
 
 
-def _entries(architecture: Architecture, tensors: Mapping[str, TensorInfo], remarks: list[str]) -> Iterator[Entry]:
+def _entries(
+    architecture: Architecture, tensors: Mapping[str, TensorInfo], remarks: list[str]
+) -> Iterator[TensorEntry]:
     left = []
     for source, info in tensors.items():
         name = name_of(architecture.version, source)
@@ -115,7 +117,7 @@ def _entries(architecture: Architecture, tensors: Mapping[str, TensorInfo], rema
             left.append(source)
             continue
         if not source.startswith("blocks."):
-            yield Entry(name, info.dtype, tuple(info.shape), source, Encoding(None))
+            yield TensorEntry(name, info.dtype, tuple(info.shape), source, Encoding(None))
             continue
         shape, transform = tuple(info.shape), None
         if name.endswith((".lora.0.weight", ".lora.2.weight")):
@@ -126,7 +128,7 @@ def _entries(architecture: Architecture, tensors: Mapping[str, TensorInfo], rema
             shape = (1, 1, math.prod(shape))
         elif architecture.version != "6" and not (source.endswith((".r_k", ".weight")) and len(shape) > 1):
             shape = (math.prod(shape),)
-        yield Entry(name, info.dtype, shape, source, Encoding(None, transform=transform))
+        yield TensorEntry(name, info.dtype, shape, source, Encoding(None, transform=transform))
     unknown = [name for name in left if name in architecture.extra]
     if unknown:
         remarks.append(f"no place for {', '.join(unknown[:4])}; left out")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import FileFormat, Limits
-from rwkvflow.worker.formats.safetensors.layout import Entry, safetensors_layout
+from rwkvflow.worker.formats.safetensors.layout import TensorEntry, safetensors_layout
 from rwkvflow.worker.model.versions import STATEFUL
 from rwkvflow.worker.model.weight_types import F16
 from rwkvflow.worker.write.layout import Encoding, Layout, Transform
@@ -57,16 +57,18 @@ class WebRwkv(FileFormat):
         entries = (self._entry(architecture, info) for info in tensors.values())
         return safetensors_layout(entries, {"format": "pt"})
 
-    def _entry(self, architecture: Architecture, info: TensorInfo) -> Entry:
+    def _entry(self, architecture: Architecture, info: TensorInfo) -> TensorEntry:
         name, shape = name_in_file(info.name), tuple(info.shape)
         if times := repeated(name, architecture) - 1:
-            return Entry(name, "f16", (info.numel, times + 1), info.name, Encoding(F16, transform=_repeat(times + 1)))
+            return TensorEntry(
+                name, "f16", (info.numel, times + 1), info.name, Encoding(F16, transform=_repeat(times + 1))
+            )
         if not is_swapped(name):
-            return Entry(name, "f16", shape, info.name, Encoding(F16))
+            return TensorEntry(name, "f16", shape, info.name, Encoding(F16))
         if len(shape) < 2:
             raise WorkerError(f"{info.name} should be a matrix, and is of shape {list(shape)}")
         swapped = (*shape[:-2], shape[-1], shape[-2])
-        return Entry(name, "f16", swapped, info.name, Encoding(F16, transform=TRANSPOSE))
+        return TensorEntry(name, "f16", swapped, info.name, Encoding(F16, transform=TRANSPOSE))
 
 
 def _repeat(times: int) -> Transform:

@@ -55,11 +55,11 @@ class TensorRef:
     negated: bool = False
 
 
-class _Mark:
+class _StackMark:
     """Where a group starts on the stack."""
 
 
-_MARK = _Mark()
+_MARK = _StackMark()
 
 
 @dataclass(slots=True)

@@ -108,7 +108,7 @@ def named_tensors(pickle: bytes, where: str) -> dict[str, tuple[str, tuple[int, 
     return {name: (ref.dtype, ref.shape) for name, ref in tensors.items()}
 
 
-def _little_endian(file: RawFile, record: zip_directory.Record | None) -> None:
+def _little_endian(file: RawFile, record: zip_directory.ZipRecord | None) -> None:
     if record is None:
         return
     if not record.stored:
@@ -202,7 +202,9 @@ def _negated(dtype: str) -> Callable[[Any], Any]:
     return (lambda values: -values) if sign is None else (lambda values: values ^ values.dtype.type(sign))
 
 
-def _view(file: RawFile, name: str, ref: TensorRef, records: Mapping[str, zip_directory.Record], folder: str) -> View:
+def _view(
+    file: RawFile, name: str, ref: TensorRef, records: Mapping[str, zip_directory.ZipRecord], folder: str
+) -> View:
     def bad(what: str) -> WorkerError:
         return WorkerError(f"{file.name}: tensor {name!a}: {what}")
 

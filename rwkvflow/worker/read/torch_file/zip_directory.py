@@ -20,7 +20,7 @@ _CUT = "Download or copy the file again."
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class ZipRecord:
     """One file inside: where its bytes are, how many, and what their CRC-32 should be."""
 
     name: str
@@ -31,7 +31,7 @@ class Record:
     stored: bool
 
 
-def read_directory(file: RawFile) -> dict[str, Record]:
+def read_directory(file: RawFile) -> dict[str, ZipRecord]:
     """Every record by its name.
 
     Raises WorkerError for a file that is cut short, damaged, encrypted or split, and for records that overlap, repeat
@@ -39,14 +39,14 @@ def read_directory(file: RawFile) -> dict[str, Record]:
     """
     start, count, limit = _end(file)
     raw = file.bytes_at(start, limit - start)
-    records: list[Record] = []
+    records: list[ZipRecord] = []
     at = 0
     while at < len(raw):
         record, at = _central(file, raw, at, start)
         records.append(record)
     if len(records) != count:
         raise _bad(file, f"its directory lists {len(records)} records and claims {count}")
-    out: dict[str, Record] = {}
+    out: dict[str, ZipRecord] = {}
     for record in records:
         if record.name in out:
             raise _bad(file, f"two records are called {record.name[:100]!a}")
@@ -59,12 +59,12 @@ def read_directory(file: RawFile) -> dict[str, Record]:
     return out
 
 
-def has_checksums(records: Mapping[str, Record]) -> bool:
+def has_checksums(records: Mapping[str, ZipRecord]) -> bool:
     """Whether they were computed: torch.save may be told not to (set_crc32_options), and then all are 0."""
     return any(record.crc for record in records.values() if record.size)
 
 
-def check(file: RawFile, record: Record, on_bytes: Callable[[int], None] | None = None) -> None:
+def check(file: RawFile, record: ZipRecord, on_bytes: Callable[[int], None] | None = None) -> None:
     """Reads a record once, a MiB at a time, and compares its CRC-32. Raises WorkerError where it differs."""
     crc, done = 0, 0
     while done < record.size:
@@ -116,7 +116,7 @@ def _end(file: RawFile) -> tuple[int, int, int]:
     return start, count, limit
 
 
-def _central(file: RawFile, raw: bytes, at: int, directory: int) -> tuple[Record, int]:
+def _central(file: RawFile, raw: bytes, at: int, directory: int) -> tuple[ZipRecord, int]:
     if at + 46 > len(raw) or raw[at : at + 4] != b"PK\1\2":
         raise _bad(file, f"its directory is broken at byte {at}")
     flags, method = struct.unpack_from("<HH", raw, at + 8)
@@ -149,7 +149,7 @@ def _central(file: RawFile, raw: bytes, at: int, directory: int) -> tuple[Record
         raise _bad(file, f"record {name[:100]!a} lies outside the file")
     if file.bytes_at(header + 30, l_name) != raw_name:
         raise _bad(file, f"record {name[:100]!a} has another name in the file")
-    return Record(name, header, offset, packed, crc, stored), end
+    return ZipRecord(name, header, offset, packed, crc, stored), end
 
 
 def _wide(file: RawFile, extra: bytes, *values: int) -> list[int]:

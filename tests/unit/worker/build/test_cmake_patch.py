@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rwkvflow.documents.recipe import PatchRule
 from rwkvflow.worker.build import cmake_patch
-from rwkvflow.worker.build.cmake_patch import Report, Rule, Situation
+from rwkvflow.worker.build.cmake_patch import CMakeRule, Report, Situation
 from rwkvflow.worker.build.patch_rules import BASELINES, shipped_rules, with_recipe
 from rwkvflow.worker.errors import WorkerError
 
@@ -25,12 +25,12 @@ REDACT = {paths[0]: name for name, paths in PLACES.items()}
 HERE = Situation("linux-x86_64", "linux-x86_64", "3.25.1", PLACES)
 
 
-def rule(**changes: Any) -> Rule:
+def rule(**changes: Any) -> CMakeRule:
     base = {"name": "r", "files": ["build.ninja"], "pattern": "-march=native", "replace": "-march=x86-64-v2"}
-    return Rule.from_json(base | changes)
+    return CMakeRule.from_json(base | changes)
 
 
-def checked(rules: list[Rule], files: Mapping[str, str], situation: Situation = HERE) -> dict[str, str]:
+def checked(rules: list[CMakeRule], files: Mapping[str, str], situation: Situation = HERE) -> dict[str, str]:
     texts, reports = cmake_patch.apply(rules, files, situation)
     cmake_patch.check(reports, files, sorted(files))
     return texts
@@ -88,7 +88,9 @@ def test_a_bad_version_specifier_names_the_rule() -> None:
 
 def test_a_rule_in_a_request_is_the_recipes() -> None:
     document = PatchRule(name="n", files=("a", "b"), pattern="x", replace="y", expect="3", when={"host": "linux-*"})
-    assert Rule.from_json(document.model_dump(mode="json")) == Rule("n", ("a", "b"), "x", "y", "3", {"host": "linux-*"})
+    assert CMakeRule.from_json(document.model_dump(mode="json")) == CMakeRule(
+        "n", ("a", "b"), "x", "y", "3", {"host": "linux-*"}
+    )
 
 
 @pytest.mark.parametrize(

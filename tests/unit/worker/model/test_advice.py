@@ -48,7 +48,7 @@ def folder_of_20b() -> list[str]:
 
 
 def far_off() -> list[str]:
-    figures = judge.Figures(9.0, 1, 0.0, 9.0, 9.0, None, 0)
+    figures = judge.QualityFigures(9.0, 1, 0.0, 9.0, 9.0, None, 0)
     return judge.problems("ggml-f16", figures, {"logits": 0.1, "perplexity": 0.1})
 
 

@@ -17,7 +17,7 @@ from rwkvflow.worker.model.tokenizers import PseudoRandom
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference.model import Reference as Forward
 from rwkvflow.worker.smoke.judge import Stored
-from rwkvflow.worker.smoke.questions import Questions, Reference, read_reference, write_reference
+from rwkvflow.worker.smoke.questions import Questions, SmokeReference, read_reference, write_reference
 from rwkvflow.worker.tasks import smoke
 
 ASKED = Questions((1, 2, 3, 4, 5, 6), 6, ((1,),), 2)
@@ -27,7 +27,7 @@ LOUD = {"ffn.key.weight": 1e4, "ffn.value.weight": 1e-8}
 WIDE = {"att.output.weight": 1e8}
 
 
-def reference(path: Path, version: str, factors: dict[str, float]) -> Reference:
+def reference(path: Path, version: str, factors: dict[str, float]) -> SmokeReference:
     entries = []
     for entry in checkpoints.entries(version, "f32", 3, layers=2, width=64, vocab=64):
         values = np.frombuffer(b"".join(entry.data()), "<f4").reshape(entry.shape)
@@ -37,10 +37,10 @@ def reference(path: Path, version: str, factors: dict[str, float]) -> Reference:
     with open_checkpoint(path) as checkpoint:
         forward = Forward(checkpoint)
         answers = answer(forward, ASKED)
-    return Reference(ASKED, answers, None, "auto", None, forward.peaks.square, forward.peaks.residual)
+    return SmokeReference(ASKED, answers, None, "auto", None, forward.peaks.square, forward.peaks.residual)
 
 
-def judged(found: Reference, name: str, tmp_path: Path) -> tuple[str | None, dict[str, Any]]:
+def judged(found: SmokeReference, name: str, tmp_path: Path) -> tuple[str | None, dict[str, Any]]:
     """The verdict on an artifact that gives the very answers of the reference in fp32."""
     job = {"id": "x", "params": {"format": name}, "outputs": {"smoke": str(tmp_path / "smoke.json")}}
     failure = smoke._judge(job, found, found.answers, {"prompts": ["a"]}, PseudoRandom(64, ""), Stored(1, 1))

@@ -18,9 +18,9 @@ from rwkvflow.worker.smoke import judge
 from rwkvflow.worker.smoke.questions import (
     Answers,
     Array,
-    Pace,
+    DecodePace,
     Questions,
-    Reference,
+    SmokeReference,
     read_answers,
     read_reference,
     write_answers,
@@ -38,8 +38,8 @@ def answers(seed: int = 0, rows: int = 4, vocab: int = 10) -> Answers:
     return Answers(logits, losses, logits.argmax(1).astype(np.int32), ((1, 2, 3), (4, 5, 6)))
 
 
-def reference() -> Reference:
-    return Reference(Questions((1, 2, 3, 4, 5), 4, ((1,), (2, 3)), 3), answers(), None, "auto", "a note é")
+def reference() -> SmokeReference:
+    return SmokeReference(Questions((1, 2, 3, 4, 5), 4, ((1,), (2, 3)), 3), answers(), None, "auto", "a note é")
 
 
 def test_equal_answers_differ_by_nothing() -> None:
@@ -166,7 +166,7 @@ def test_the_report_is_canonical_and_holds_no_time() -> None:
 
 
 def test_a_speed_that_was_measured_is_told_with_its_machine() -> None:
-    content = json.loads(reported(replace(answers(1), pace=Pace(81.2539, 120, 2), runtime=True)))
+    content = json.loads(reported(replace(answers(1), pace=DecodePace(81.2539, 120, 2), runtime=True)))
     assert content["tokens_per_second"] == 81.3
     assert content["speed"] == {"tokens": 120, "threads": 2, "cpu": judge.processor()}
     assert content["speed"]["cpu"]
@@ -177,7 +177,7 @@ def test_a_speed_is_the_median_without_the_warm_up() -> None:
     scores.take(answers().logits[:2])
     for seconds in [9.0] * 8 + [0.5, 0.25, 0.25, 0.25, 3.0]:
         scores.took(seconds)
-    assert scores.answers((), threads=4, runtime=True).pace == Pace(4.0, 5, 4)
+    assert scores.answers((), threads=4, runtime=True).pace == DecodePace(4.0, 5, 4)
 
 
 def test_reference_and_answers_survive_their_files_byte_for_byte(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_reference_and_answers_survive_their_files_byte_for_byte(tmp_path: Path)
     assert read_reference(first).questions == reference().questions
     assert isinstance(read_reference(first).answers.logits, np.memmap)
     np.testing.assert_array_equal(read_reference(first).judged.truth, answers().logits)
-    whole = replace(answers(), note="n", divergence=np.array([0.1, 0.2]), runtime=False, pace=Pace(3.5, 7, None))
+    whole = replace(answers(), note="n", divergence=np.array([0.1, 0.2]), runtime=False, pace=DecodePace(3.5, 7, None))
     for kept in (answers(), whole):
         write_answers(first, kept)
         back = read_answers(first)

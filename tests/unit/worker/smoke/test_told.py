@@ -17,7 +17,7 @@ from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.smoke.questions import (
     Answers,
     Questions,
-    Reference,
+    SmokeReference,
     read_questions,
     write_answers,
     write_questions,
@@ -39,9 +39,9 @@ def answers_of(questions: Questions, seed: int) -> Answers:
     return scores.answers(((1, 2, 3), (4, 5, 6)), threads=None, runtime=True)
 
 
-def reference_of(kept: int) -> Reference:
+def reference_of(kept: int) -> SmokeReference:
     """The reference keeps the logits of so many tokens, maybe more than are asked for."""
-    return Reference(ASKED, answers_of(replace(ASKED, logits=kept), 1), None, "bytes", None)
+    return SmokeReference(ASKED, answers_of(replace(ASKED, logits=kept), 1), None, "bytes", None)
 
 
 @pytest.mark.parametrize("kept", [4, 6, 8])

@@ -8,7 +8,7 @@ import pytest
 from helpers import checkpoints
 from helpers.folders import folder_of
 
-from rwkvflow.worker.conversion.jobs import Job, Outcome
+from rwkvflow.worker.conversion.jobs import ConversionJob, ConversionOutcome
 from rwkvflow.worker.conversion.written import check_written, opened
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
@@ -18,9 +18,9 @@ from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.write.layout import Written
 
 
-def outcome(path: Path, name: str) -> Outcome:
+def outcome(path: Path, name: str) -> ConversionOutcome:
     size = path.stat().st_size if path.is_file() else 0
-    return Outcome(Job("x", name, path), Written(size, None))
+    return ConversionOutcome(ConversionJob("x", name, path), Written(size, None))
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
