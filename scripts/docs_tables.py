@@ -95,6 +95,17 @@ def proofs() -> str:
     return table(("formats", *VERSIONS), [(", ".join(names), *row[1:]) for row, names in found.items()])
 
 
+def config_keys() -> str:
+    """What is done with each key of a Hugging Face model's config.json."""
+    from rwkvflow.worker.maps.hf_config import COMPARED, IRRELEVANT, REFUSED, TAKEN
+
+    rows = [(", ".join(map(code, COMPARED)), "compared with the tensors: refused where they say something else")]
+    rows += [(code(name), "taken over: the embedding is the head as well") for name in TAKEN]
+    rows += [(code(key.name), key.said) for key in REFUSED]
+    rows += [(", ".join(map(code, keys)), f"not looked at: {why}") for why, keys in IRRELEVANT.items()]
+    return table(("keys of config.json", "what is done with them"), rows)
+
+
 def variants() -> str:
     """What is refused by name."""
     from rwkvflow.worker.model.variants import VARIANTS
@@ -453,7 +464,7 @@ FILES: Mapping[str, Parts] = {
     "docs/reference/workflow.md": {"workflow-keys": lambda: keys("workflow")},
     "docs/reference/lock.md": {"lock-keys": lambda: keys("lock")},
     "docs/concepts/smoke.md": {"limits": limits},
-    "docs/reference/proofs.md": {"runtimes": runtimes, "proofs": proofs, "variants": variants},
+    "docs/reference/proofs.md": {"runtimes": runtimes, "proofs": proofs, "variants": variants, "config": config_keys},
     "docs/concepts/engine.md": {"patch-rules": patch_rules, "baselines": baselines},
     "docs/concepts/sandboxes.md": {"pins": pins},
     "docs/reference/python-api.md": {"public-names": public_names, "format-names": format_names},

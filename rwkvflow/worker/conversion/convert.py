@@ -28,7 +28,7 @@ from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.model.weight_types import QUANTIZED, TYPE_OF_DTYPE
 from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.open import open_checkpoint
-from rwkvflow.worker.write.encode import Encoded, encode
+from rwkvflow.worker.write.encode import encode, oddity
 from rwkvflow.worker.write.layout import Encoding, Slot, Writer
 from rwkvflow.worker.write.native import Native, keep_memory
 
@@ -122,13 +122,17 @@ class _Piece:
             self._window.release()
 
 
+#: Bytes, and what is wrong with the values: None for nothing, "" for too large, else "a NaN" or "an infinity".
+_Made = tuple[memoryview, str | None]
+
+
 @dataclass(frozen=True)
 class _Item:
     name: str
     slot: Slot
     start: int
     piece: _Piece
-    encoded: Future[Encoded]
+    encoded: Future[_Made]
 
 
 class _Sink(threading.Thread):
@@ -140,7 +144,7 @@ class _Sink(threading.Thread):
         self.writer = writer
         self.queue: SimpleQueue[_Item | None] = SimpleQueue()
         self.complete = False  # set before the last item: whether all there is has been put
-        self.overflown: dict[str, None] = {}
+        self.overflown: dict[str, dict[str, None]] = {}  # what is wrong with values, and the names of their tensors
         self._full = full
 
     @property
@@ -175,19 +179,19 @@ class _Sink(threading.Thread):
         if self.outcome.written is None:
             self.writer.abort()
         elif self.overflown:
-            self.outcome.warnings.append(
-                f"{self.outcome.job.format}: too large for F16, infinite in the artifact: {_names(self.overflown)}"
-            )
+            for what, names in self.overflown.items():
+                self.outcome.warnings.append(f"{self.outcome.job.format}: {what}: {_names(names)}")
 
     def _take(self, item: _Item) -> None:
-        data, finite = item.encoded.result()
-        if not finite:
+        data, odd = item.encoded.result()
+        if odd is not None:
             if item.slot.encoding.kind in QUANTIZED:
-                raise WorkerError(
-                    f"{item.name} holds a NaN, an infinity or a value too large for the 16-bit scales of "
-                    f"{self.outcome.job.format}"
-                )
-            self.overflown[item.name] = None
+                what = odd or "a value too large for its 16-bit scales"
+                raise WorkerError(f"{item.name} holds {what}, which {self.outcome.job.format} cannot hold")
+            what = (
+                f"{odd} in the checkpoint and in the artifact" if odd else "too large for F16, infinite in the artifact"
+            )
+            self.overflown.setdefault(what, {})[item.name] = None
         self.writer.put(item.slot, item.start, data)
 
     def _fail(self, error: Exception) -> None:
@@ -316,7 +320,7 @@ class _Run:
 
     def _make(
         self, raw: NDArray[Any], info: TensorInfo, encoding: Encoding, places: Sequence[_Place], survey: bool
-    ) -> Encoded:
+    ) -> _Made:
         needed = [self._needed[name] for name in encoding.transform.needs] if encoding.transform else []
         data, finite = encode(self._native, raw, info.dtype, encoding, needed)
         for sink, slot, start in places:
@@ -324,12 +328,12 @@ class _Run:
         clean = finite and encoding.kind is not None and encoding.transform is None  # as what it was made from, then
         if survey and not clean:
             self._surveys.append((info.name, self._native.count_not_finite(raw, TYPE_OF_DTYPE[info.dtype])))
-        return data, finite
+        return data, None if finite else oddity(raw, info.dtype)
 
 
-def _now(function: Callable[..., Encoded], *arguments: Any) -> Future[Encoded]:
+def _now(function: Callable[..., _Made], *arguments: Any) -> Future[_Made]:
     """Call the function at once and return its result as a future, for what is faster to do than to hand over."""
-    future: Future[Encoded] = Future()
+    future: Future[_Made] = Future()
     try:
         future.set_result(function(*arguments))
     except Exception as error:

@@ -41,7 +41,7 @@ def _runtime(
 
 
 RUNTIMES: Final = (
-    _runtime("librwkv", "ggml", measured=_ALL),
+    _runtime("librwkv", "ggml", "gguf", measured=_ALL),
     _runtime(
         "rwkv.cpp",
         "ggml",

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.maps.hf_config import wrong_keys
 from rwkvflow.worker.maps.huggingface import FUSED, FUSED_PARTS, is_theirs, own_name
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
 from rwkvflow.worker.model.tensorinfo import ITEM_BYTES, TensorInfo
@@ -114,6 +115,7 @@ def _agree(config: Mapping[str, Any], views: Mapping[str, View]) -> None:
         for key, value in _expected(architecture, config).items()
         if config.get(key) is not None and not _equal(config[key], value)
     ]
+    wrong += wrong_keys(config, architecture)
     kind = re.fullmatch(r"rwkv([5-9])?", str(config.get("model_type", "")))
     if kind and (kind[1] or "4") != architecture.version[0]:
         wrong.append(f"model_type is {kind[0]}, and the tensors are of version {architecture.version}")

@@ -16,6 +16,7 @@ from rwkvflow.worker.write.native import Native
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+EXPONENT_BF16 = np.uint16(0x7F80)  # all ones: an infinity, or a NaN where more is set
 Encoded = tuple[memoryview, bool]  # bytes, and whether all that they hold is finite
 
 
@@ -40,6 +41,16 @@ def encode(
         return _view(values), native.count_not_finite(values, source) == 0
     out, finite = native.encode(values, source, kind, values.size, encoding.via_f16)
     return out.data, finite
+
+
+def oddity(raw: NDArray[Any], dtype: str) -> str:
+    """What values hold that is no number of theirs: "a NaN", "an infinity", or "" where all are finite."""
+    if TYPE_OF_DTYPE.get(dtype) == BF16:
+        bits = raw.view(np.uint16) & np.uint16(0x7FFF)
+        nan, infinite = bits > EXPONENT_BF16, bits == EXPONENT_BF16
+    else:
+        nan, infinite = np.isnan(raw), np.isinf(raw)
+    return "a NaN" if nan.any() else "an infinity" if infinite.any() else ""
 
 
 def _float32(raw: NDArray[Any], dtype: str) -> NDArray[Any]:

@@ -26,7 +26,7 @@ from rwkvflow.worker.formats.base import Format, Limits, Split
 from rwkvflow.worker.formats.safetensors.layout import TensorEntry, safetensors_parts
 from rwkvflow.worker.maps.huggingface import name_of
 from rwkvflow.worker.model.tokenizers import BYTES, WORLD, WORLD_FILE, refuse_misfit, world_vocabulary
-from rwkvflow.worker.model.versions import LAYER_NORM_EPS, RESCALE_EVERY
+from rwkvflow.worker.model.versions import HEAD_NORM_EPS, LAYER_NORM_EPS, RESCALE_EVERY
 from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Writer
 from rwkvflow.worker.write.transforms import TRANSPOSE
 
@@ -49,6 +49,12 @@ class Transformers(Format):
         """Why this format cannot hold the model; None if it can."""
         if refused := super().refuse(architecture):
             return refused
+        size = architecture.head_size or 0
+        if architecture.version == "7" and not math.isclose(eps := size * LAYER_NORM_EPS, HEAD_NORM_EPS):
+            return (
+                f"{self.name} cannot hold a version 7 model with heads of {size}: flash-linear-attention gives their "
+                f"norm an epsilon of {eps:g}, and the model has {HEAD_NORM_EPS:g}"
+            )
         if architecture.version == "6":
             wanted = {"maa": 64, "decay": 128} if architecture.n_embd == 4096 else {"maa": 32, "decay": 64}
             if dict(architecture.lora) != wanted:

@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.maps import hf_config
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.read import hf_source
 from rwkvflow.worker.read.compare import compare
@@ -202,6 +204,86 @@ def test_a_config_that_contradicts_the_tensors_is_refused(
     assert str(caught.value).startswith("config.json contradicts the weights: ")
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("version", "changes", "says"),
+    [
+        ("7", {"hidden_act": "gelu"}, 'hidden_act is "gelu", which is not RWKV\'s ("sqrelu"'),
+        ("4", {"hidden_act": "silu"}, 'hidden_act is "silu"'),
+        ("7", {"norm_first": False}, "norm_first is false"),
+        ("7", {"norm_bias": False}, "norm_bias is false"),
+        ("7", {"attn": {"layers": [1]}}, 'attn is {"layers": [1]}'),
+        ("4", {"quantization_config": {"bits": 4}}, "quantization_config is"),
+        ("7", {"value_dim": [64, 128]}, "value_dim is [64, 128], and the tensors say 64"),
+        ("7", {"value_dim": 128}, "value_dim is 128"),
+        ("4", {"model_version": "5_2"}, 'model_version is "5_2", and the tensors are of version 4'),
+        ("6", {"head_size_divisor": 4}, "head_size_divisor is 4, so that the head norm has an epsilon of 0.00016"),
+        ("6", {"head_size_divisor": "8"}, 'head_size_divisor is "8", which is no number'),
+        ("7", {"norm_eps": 1e-5, "head_dim": 64.5}, "head_dim is 64.5, and the tensors say 64"),
+    ],
+)
+def test_a_config_of_another_model_is_refused_with_the_key(
+    version: str, changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    folder = folder_of(checkpoints.make(tmp_path / "m.pth", version, **SIZES), tmp_path / "hf")
+    configured(folder, **changes)
+    with pytest.raises(WorkerError) as caught:
+        open_checkpoint(folder)
+    assert says in str(caught.value)
+
+
+def test_an_epsilon_of_flas_head_norm_is_refused_and_the_remedy_works(tmp_path: Path) -> None:
+    """Of heads of 32 fla makes 32e-5: the recipe's group_norm_eps says so."""
+    folder = tmp_path / "hf"
+    folder.mkdir()
+    checkpoints.make(folder / "model.safetensors", "7", layers=1, width=64, head_size=32, vocab=40)
+    (folder / "model.safetensors").rename(tmp_path / "own.safetensors")
+    with open_checkpoint(tmp_path / "own.safetensors") as own:
+        architecture = architecture_of(own.tensors)
+    assert FORMATS["transformers"].refuse(architecture) is not None
+    wrong = hf_config.wrong_keys({"head_dim": 32, "norm_eps": 1e-5}, architecture)
+    assert "give the model's `group_norm_eps: 0.00032`" in wrong[0]
+    assert hf_config.wrong_keys({"norm_eps": 1e-5}, architecture) == []
+
+
+FLA = """attn_mode hidden_size hidden_ratio intermediate_size num_hidden_layers head_dim num_heads decay_low_rank_dim
+gate_low_rank_dim a_low_rank_dim v_low_rank_dim hidden_act max_position_embeddings norm_first norm_bias norm_eps attn
+use_cache pad_token_id bos_token_id eos_token_id tie_word_embeddings initializer_range fuse_norm fuse_cross_entropy
+fuse_linear_cross_entropy use_l2warp vocab_size value_dim model_type architectures torch_dtype transformers_version"""
+AUTHORS = """architectures auto_map attention_hidden_size bos_token_id eos_token_id head_size head_size_divisor
+hidden_size intermediate_size layer_norm_epsilon model_type model_version num_attention_heads num_hidden_layers
+rescale_every tie_word_embeddings transformers_version use_cache vocab_size"""
+
+
+def known_keys() -> set[str]:
+    every = [key.name for key in hf_config.REFUSED]
+    every += [*hf_config.COMPARED, *hf_config.TAKEN, *(key for keys in hf_config.IRRELEVANT.values() for key in keys)]
+    assert len(every) == len(set(every)), "a key has one place"
+    return set(every)
+
+
+def test_every_key_of_flas_and_the_authors_configurations_is_in_the_table() -> None:
+    assert set(FLA.split()) | set(AUTHORS.split()) <= known_keys()
+
+
+def test_every_key_that_transformers_has_of_version_4_is_in_the_table() -> None:
+    transformers = pytest.importorskip("transformers")
+    own = set(transformers.RwkvConfig().to_dict()) - set(transformers.PretrainedConfig().to_dict())
+    assert own <= known_keys()
+
+
+def test_every_key_that_is_written_is_in_the_table(tmp_path: Path) -> None:
+    for version in FOLDERS:
+        folder = folder_of(checkpoints.make(tmp_path / f"{version}.pth", version, **SIZES), tmp_path / version)
+        assert set(json.loads((folder / "config.json").read_text())) <= known_keys()
+
+
+def test_keys_that_change_nothing_may_say_anything(tmp_path: Path) -> None:
+    folder = folder_of(checkpoints.make(tmp_path / "m.pth", "7", **SIZES), tmp_path / "hf")
+    for keys in hf_config.IRRELEVANT.values():
+        configured(folder, **{key: 12345 for key in keys if key not in ("architectures", "auto_map")})
+        open_checkpoint(folder).close()
 
 
 def test_a_config_that_says_nothing_or_something_else_is_fine(folders: dict[str, Path]) -> None:
