@@ -18,6 +18,7 @@ from rwkvflow.documents.formats import file_name, folder_name, suffixes
 
 if TYPE_CHECKING:
     from rwkvflow.worker.conversion.convert import ConversionOutcome
+    from rwkvflow.worker.conversion.jobs import ConversionJob
     from rwkvflow.worker.model.origin import Origin
 
 
@@ -36,6 +37,8 @@ class Order:
     threads: int | None = None
     library: Path | None = None
     store: Path | None = None
+    imatrix: Path | None = None
+    dry_run: bool = False  # only say what would be written
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,15 @@ def carry_out(order: Order, emit: Listener) -> Iterator[str]:
     from rwkvflow.worker.conversion.convert import ConversionJob
     from rwkvflow.worker.conversion.convert import convert as run
     from rwkvflow.worker.errors import WorkerError
+    from rwkvflow.worker.formats import FORMATS
     from rwkvflow.worker.formats.base import Split
+    from rwkvflow.worker.formats.gguf.imatrix import read_imatrix
 
+    if order.imatrix and not any(FORMATS[name].weighs for name in order.formats):
+        raise UsageError(
+            f"--imatrix: {', '.join(order.formats)} is not quantized with one",
+            remedy="quantized gguf-* formats are, but for gguf-q8_0",
+        )
     places = _places(order)
     for place in places:
         targets = {place.target, place.split_to or place.target} if order.split else {place.target}
@@ -69,13 +79,17 @@ def carry_out(order: Order, emit: Listener) -> Iterator[str]:
             _fits(place.target, place.format)
     _look(order.origin)
     try:
+        weights = read_imatrix(order.imatrix) if order.imatrix else None
+        jobs = [
+            ConversionJob(p.format, p.format, p.partial, Split(order.split, p.stem) if order.split else None, weights)
+            for p in places
+        ]
+        if order.dry_run:
+            yield from _sizes(order.origin, places, jobs)
+            return
         library = find_library(order.library, order.store, emit)
         if order.folder:
             order.target.mkdir(parents=True, exist_ok=True)
-        jobs = [
-            ConversionJob(p.format, p.format, p.partial, Split(order.split, p.stem) if order.split else None)
-            for p in places
-        ]
         outcomes = run(
             order.origin,
             library,
@@ -91,6 +105,25 @@ def carry_out(order: Order, emit: Listener) -> Iterator[str]:
     finally:
         for place in places:
             remove(place.partial)
+
+
+def _sizes(origin: Origin, places: Sequence[_Place], jobs: Sequence[ConversionJob]) -> Iterator[str]:
+    """Each file and its size, which follows from names and shapes alone. Raises RwkvflowError where one cannot be."""
+    from rwkvflow.worker.conversion.jobs import format_of
+    from rwkvflow.worker.formats import too_large
+    from rwkvflow.worker.model.architecture import architecture_of
+    from rwkvflow.worker.read.open import open_checkpoint
+
+    with open_checkpoint(origin) as checkpoint:
+        architecture, tensors = architecture_of(checkpoint.tensors), checkpoint.tensors
+    for place, job in zip(places, jobs, strict=True):
+        if (item := format_of(job)) is None:
+            continue
+        why = item.refuse(architecture)
+        size = 0 if why else item.expected_size(architecture, item.held(architecture, tensors))
+        if why := why or too_large(item, size):
+            raise RwkvflowError(why)
+        yield f"{place.target} {size} bytes"
 
 
 def _fits(target: Path, name: str) -> None:

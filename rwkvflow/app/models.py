@@ -101,7 +101,9 @@ def _fetch(text: str, folder: Path, target: Path, root: Path, emit: Listener, ca
     return target
 
 
-def playable(path: Path, root: Path, emit: Listener, library: Path, threads: int | None = None) -> Path:
+def playable(
+    path: Path, root: Path, emit: Listener, library: Path, threads: int | None = None, form: str = CHAT_FORMAT
+) -> Path:
     """The file that librwkv runs: `path` itself, or, of a checkpoint, what it was converted to, which is kept.
 
     A checkpoint that has changed since is converted again. Raises RwkvflowError for a file that is neither.
@@ -114,13 +116,13 @@ def playable(path: Path, root: Path, emit: Listener, library: Path, threads: int
         return path
     seen = path.stat()
     folder = folder_of(f"{path.resolve()} {seen.st_size} {seen.st_mtime_ns}", root)
-    target = folder / file_name(path.stem, CHAT_FORMAT)
+    target = folder / file_name(path.stem, form)
     if not target.is_file():
-        emit(Notice(f"{path.name} is a checkpoint: it is converted to {CHAT_FORMAT}, and that is kept"))
+        emit(Notice(f"{path.name} is a checkpoint: it is converted to {form}, and that is kept"))
         with clear_errors(f"converting {path.name}"):
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "source.json", {"source": str(path.resolve())})
-        order = Order(Origin(path), (path,), (CHAT_FORMAT,), target, False, check=False, threads=threads)
+        order = Order(Origin(path), (path,), (form,), target, False, check=False, threads=threads)
         for _ in carry_out(replace(order, library=library), emit):
             pass
     return target

@@ -13,6 +13,7 @@ from rwkvflow.cli.documents import init, render, schema, validate
 from rwkvflow.cli.files import compare, convert, formats, inspect
 from rwkvflow.cli.generate import chat, generate
 from rwkvflow.cli.image import image
+from rwkvflow.cli.imatrix import imatrix
 from rwkvflow.cli.machine import completion, doctor, engine
 from rwkvflow.cli.run import explain, lock, plan, report, run
 from rwkvflow.cli.serve import serve
@@ -24,7 +25,7 @@ EXIT_CODES = f"\b\nExit codes:\n{_CODES}\n"
 
 #: What there is to do, in the order in which a newcomer meets it.
 SECTIONS: tuple[tuple[str, tuple[click.Command, ...]], ...] = (
-    ("One model file", (convert, chat, generate, serve, inspect, compare, perplexity, bench, formats)),
+    ("One model file", (convert, chat, generate, serve, inspect, compare, perplexity, bench, imatrix, formats)),
     ("Recipes", (init, validate, lock, plan, run, report, explain)),
     ("Releases and CI", (verify, publish, matrix, ci)),
     ("This machine", (doctor, image, engine, cache)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -81,6 +81,10 @@ def formats() -> None:
 @click.option(
     "--split", "limit", metavar="SIZE", help="Write files of at most this size, such as 5GB, into the folder OUT"
 )
+@click.option(
+    "--imatrix", type=DocumentPath(), help="Quantize gguf-* with this importance matrix: a .gguf or .dat of one"
+)
+@click.option("--dry-run", is_flag=True, help="Only print each file and its exact size in bytes")
 @click.option("--no-check", is_flag=True, help="Do not run the files and compare them with the checkpoint")
 @click.option("--force", is_flag=True, help="Replace OUT: a file, or a folder that rwkvflow wrote")
 @click.option(
@@ -103,6 +107,8 @@ def convert(
     ignore: tuple[str, ...],
     strategy: str | None,
     limit: str | None,
+    imatrix: Path | None,
+    dry_run: bool,
     no_check: bool,
     force: bool,
     threads: int | None,
@@ -131,8 +137,9 @@ def convert(
     formats = tuple(dict.fromkeys(_format(name, strategy) for name in names))
     size = _size(limit)
     if repository is not None:
-        given = {"--strategy": strategy, "--no-check": no_check, "--force": force, "--threads": threads}
-        if refused := [name for name, value in {**given, "--library": library}.items() if value]:
+        given: dict[str, Any] = {"--strategy": strategy, "--no-check": no_check, "--force": force, "--threads": threads}
+        given |= {"--library": library, "--imatrix": imatrix, "--dry-run": dry_run}
+        if refused := [name for name, value in given.items() if value]:
             raise UsageError(f"--push takes no {refused[0]}", remedy="write a recipe: rwkvflow init")
         if not target.name:
             raise UsageError(f"--push: {target} is no name of a folder", remedy="name the folder OUT")
@@ -144,7 +151,7 @@ def convert(
     try:
         for source in sources:
             path = model_path(source, root, display)
-            read = [item for item in (path, *_files(path), lora, state, library) if item is not None]
+            read = [item for item in (path, *_files(path), lora, state, library, imatrix) if item is not None]
             order = Order(
                 Origin(path, lora, alpha, state, ignore),
                 tuple(item for item in read if item != path or not path.is_dir()),
@@ -157,6 +164,8 @@ def convert(
                 threads=threads,
                 library=library,
                 store=store,
+                imatrix=imatrix,
+                dry_run=dry_run,
             )
             for line in carry_out(order, display):
                 click.echo(line)

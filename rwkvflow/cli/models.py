@@ -90,9 +90,12 @@ def library_of(options: dict[str, Any]) -> Path:
     return find_library(options["library"], options["store"], PlainDisplay())
 
 
-def open_model(name: str | Path, options: dict[str, Any]) -> Model:
-    """The model, in the library that the options ask for; fetched and converted where needed. Raises EngineError."""
-    from rwkvflow.app.models import playable
+def open_model(name: str | Path, options: dict[str, Any], form: str | None = None) -> Model:
+    """The model, in the library that the options ask for; fetched and converted where needed. Raises EngineError.
+
+    `form`: the format that a checkpoint is run as; None for that of conversations.
+    """
+    from rwkvflow.app.models import CHAT_FORMAT, playable
     from rwkvflow.cli.options import model_path
     from rwkvflow.display import display_for
     from rwkvflow.engine.binding import Model
@@ -101,7 +104,9 @@ def open_model(name: str | Path, options: dict[str, Any]) -> Model:
     library, root = library_of(options), options["store"] or default_root()
     display = display_for(as_json=False, verbose=False)
     try:
-        path = playable(model_path(str(name), root, display), root, display, library, options["threads"])
+        path = playable(
+            model_path(str(name), root, display), root, display, library, options["threads"], form or CHAT_FORMAT
+        )
     finally:
         display.close()
     return Model(path, library, options["threads"] or default_threads(), options["group_norm_eps"])

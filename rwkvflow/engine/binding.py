@@ -118,6 +118,12 @@ class Library:
             function = getattr(self._lib, name)
             function.restype, function.argtypes = result, arguments
 
+    def function(self, name: str, result: Any, *arguments: Any) -> Any:
+        """One that only some libraries have. Raises AttributeError."""
+        found = getattr(self._lib, name)
+        found.restype, found.argtypes = result, list(arguments)
+        return found
+
     def call(self, name: str, *arguments: Any) -> Any:
         """One function of the library, by its C name."""
         return getattr(self._lib, name)(*arguments)
@@ -135,8 +141,7 @@ class Library:
 
     def system_info(self) -> str:
         """What the library says that it runs on."""
-        text: bytes = self.call("rwkv_get_system_info_string")
-        return text.decode("utf-8", "replace")
+        return str(self.call("rwkv_get_system_info_string").decode("utf-8", "replace"))
 
     def quantize(self, source: Path | str, target: Path | str, kind: str) -> None:
         """An F32 or F16 file to Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K or Q5_K. Raises EngineError."""
@@ -219,8 +224,7 @@ class Model:
         """ "4", "5.0", "5.1", "5.2", "6" or "7"; None where the library cannot say."""
         if not self.library.ours:
             return None
-        text: bytes = self.library.call("rwkvflow_get_version", self._alive())
-        return text.decode()
+        return str(self.library.call("rwkvflow_get_version", self._alive()).decode())
 
     def set_option(self, name: str, value: float) -> None:
         """Set an option that rwkvflow.h lists, such as "group_norm_eps". Raises EngineError."""

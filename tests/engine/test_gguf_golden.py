@@ -6,18 +6,14 @@ import csv
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import encoder
 import gguf
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
-from rwkvflow.worker.formats import FORMATS
-from rwkvflow.worker.model.weight_types import BY_NAME
-from rwkvflow.worker.write.native import Native
+from rwkvflow.worker.formats.gguf.imatrix import read_imatrix
 
 CHECKPOINTS = ("random-v7-256", "random-v6-256", "random-v7-192")
 
@@ -52,13 +48,6 @@ def tensors_of(path: Path) -> dict[str, tuple[str, bytes]]:
     }
 
 
-def importance(path: Path) -> dict[str, NDArray[np.float32]]:
-    """What a column of each matrix counts: the mean of its squared inputs."""
-    stored = {tensor.name: np.asarray(tensor.data).reshape(-1) for tensor in gguf.GGUFReader(path).tensors}
-    names = [name.removesuffix(".in_sum2") for name in stored if name.endswith(".in_sum2")]
-    return {name: (stored[f"{name}.in_sum2"] / stored[f"{name}.counts"][0]).astype(np.float32) for name in names}
-
-
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
 def test_files_hold_what_llama_cpp_writes(checkpoint: str, fixtures: Path, engine: Path, tmp_path: Path) -> None:
     wanted: dict[str, str] = {}
@@ -74,28 +63,11 @@ def test_files_hold_what_llama_cpp_writes(checkpoint: str, fixtures: Path, engin
 
 
 def test_an_importance_matrix_leads_to_llama_cpps_bytes(fixtures: Path, engine: Path, tmp_path: Path) -> None:
-    native = Native(engine)
     some = [row for row in rows(fixtures) if row["imatrix"] != "-"]
     assert len(some) > 10
-    weights = importance(fixtures / f"{some[0]['imatrix']}.gguf")
-    plain = tmp_path / "plain.gguf"
-    (outcome,) = convert(fixtures / f"{some[0]['checkpoint']}.pth", engine, [ConversionJob("f16", "gguf-f16", plain)])
-    assert outcome.failure is None
-    source: dict[str, Any] = {tensor.name: tensor for tensor in gguf.GGUFReader(plain).tensors}
-    for row in some:
-        layout = FORMATS[f"gguf-{row['type'].lower()}"]
-        path = tmp_path / row["type"]
-        (outcome,) = convert(
-            fixtures / f"{row['checkpoint']}.pth", engine, [ConversionJob(layout.name, layout.name, path)]
-        )
+    weights = read_imatrix(fixtures / f"{some[0]['imatrix']}.gguf")
+    names = {f"gguf-{row['type'].lower()}": row["data_sha256"] for row in some}
+    jobs = [ConversionJob(name, name, tmp_path / name, None, weights) for name in names]
+    for outcome in convert(fixtures / f"{some[0]['checkpoint']}.pth", engine, jobs):
         assert outcome.failure is None
-        made = tensors_of(path)
-        for name, (kind, _) in made.items():
-            if name in weights and BY_NAME[kind.lower()].is_quantized:
-                values = np.ascontiguousarray(source[name].data).reshape(-1, weights[name].size)
-                out, finite = native.encode_weighted(
-                    values, BY_NAME["f16"].number, BY_NAME[kind.lower()].number, weights[name]
-                )
-                assert finite
-                made[name] = (kind, out.tobytes())
-        assert digest(made) == row["data_sha256"], row["type"]
+        assert digest(tensors_of(outcome.job.path)) == names[outcome.job.format], outcome.job.format

@@ -166,3 +166,20 @@ def test_a_gguf_with_other_values_is_not_put_in_place(call, tmp_path: Path, monk
     assert done.exit_code != 0
     assert not (tmp_path / "m.gguf").exists()
     assert "too far from the checkpoint" in str(done.exception)
+
+
+def test_a_dry_run_says_the_sizes_that_files_then_have(call, tmp_path: Path) -> None:
+    words = [
+        word for name in ("gguf-q4_k_m", "ggml-q5_1", "transformers", "safetensors") for word in ("--format", name)
+    ]
+    told = call("convert", DEMO, tmp_path / "out", *words, "--dry-run")
+    assert told.exit_code == 0, (told.output, told.exception)
+    assert not (tmp_path / "out").exists()
+    assert call("convert", DEMO, tmp_path / "out", *words, "--no-check").exit_code == 0
+    for line in told.output.splitlines():
+        path, size, unit = line.rsplit(" ", 2)
+        made = [Path(path)] if Path(path).is_file() else [p for p in Path(path).rglob("*") if p.is_file()]
+        assert (sum(p.stat().st_size for p in made if not p.name.startswith(".")), unit) == (int(size), "bytes"), path
+    assert len(told.output.splitlines()) == 4
+    refused = call("convert", DEMO, tmp_path / "m.st", "--format", "web-rwkv", "--dry-run")
+    assert refused.exit_code == 0 or "cannot hold" in str(refused.exception)

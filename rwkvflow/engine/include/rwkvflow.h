@@ -69,6 +69,18 @@ RWKV_API bool rwkvflow_eval_sequences(struct rwkv_context *ctx, const uint32_t *
                                       size_t count, const float *const *states_in, float *const *states_out,
                                       float *const *logits_out, float *const *hidden_out);
 
+/* Importance of columns, as quantizers weigh errors by: for each matrix of a layer that they take, sums over tokens of
+ * the squares of its inputs. The parts of a layer come one after the other, and all layers have the same: `index`
+ * counts them from 0, *name is the matrix's without "blocks.N.", *columns how many numbers it has; false beyond the
+ * last. rwkvflow_importance_len: numbers of all layers together. */
+RWKV_API uint64_t rwkvflow_importance_len(const struct rwkv_context *ctx);
+RWKV_API bool rwkvflow_importance_part(const struct rwkv_context *ctx, uint64_t index, const char **name,
+                                       uint64_t *columns);
+/* Reads the tokens from a fresh state and adds to `sums`, rwkvflow_importance_len() doubles. Slower than reading
+ * otherwise: arithmetic and order of sums are fixed, so the bits are the same on every machine, with any kernels and
+ * any number of threads. False on an error, as rwkv_eval_sequence. */
+RWKV_API bool rwkvflow_importance_add(struct rwkv_context *ctx, const uint32_t *tokens, size_t count, double *sums);
+
 /* Options of a context, which clones take over. Both are what is added to a variance, above 0 and at most 1:
  *   "group_norm_eps"  in the norm of each head, versions 5.0 to 7; 64e-5 unless set. Models of versions 5.x that were
  * trained before it became that want 1e-5. "layer_norm_eps"  in all layer norms; 1e-5 unless set. False for an unknown

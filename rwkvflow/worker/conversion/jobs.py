@@ -14,18 +14,23 @@ from rwkvflow.worker.formats.base import Format, Split
 from rwkvflow.worker.write.layout import Written
 
 if TYPE_CHECKING:
+    from rwkvflow.worker.formats.gguf.imatrix import Imatrix
     from rwkvflow.worker.model.architecture import Architecture
     from rwkvflow.worker.model.tensorinfo import TensorInfo
 
 
 @dataclass(frozen=True)
 class ConversionJob:
-    """An artifact to make: `id` is for whoever asked. `split`: no file of it should be larger than that."""
+    """An artifact to make: `id` is for whoever asked. `split`: no file of it should be larger than that.
+
+    `imatrix`: the importance matrix that it is quantized with, where its format takes one.
+    """
 
     id: str
     format: str
     path: Path
     split: Split | None = None
+    imatrix: Imatrix | None = None
 
 
 @dataclass
@@ -42,7 +47,7 @@ class ConversionOutcome:
 def format_of(job: ConversionJob) -> Format | None:
     """The format of a job, split as it wants; None for an unknown one."""
     found: Format | None = FORMATS.get(job.format)
-    return found and replace(found, split=job.split)
+    return found and replace(found, split=job.split, imatrix=job.imatrix if found.weighs else None)
 
 
 def check_room(

@@ -19,6 +19,7 @@ from rwkvflow.worker.write.file import FileWriter
 from rwkvflow.worker.write.folder import FolderWriter
 
 if TYPE_CHECKING:
+    from rwkvflow.worker.formats.gguf.imatrix import Imatrix
     from rwkvflow.worker.model.architecture import Architecture
     from rwkvflow.worker.model.tensorinfo import TensorInfo
     from rwkvflow.worker.write.layout import Layout, Writer
@@ -77,6 +78,8 @@ class Format(ABC):
     # Versions of which it has a place for initial states (blocks.N.att.time_state); of others they are left out.
     states: frozenset[str] = field(default=frozenset(), kw_only=True)
     splits: bool = field(default=False, kw_only=True)  # whether its runtime reads a model that is split over files
+    weighs: bool = field(default=False, kw_only=True)  # whether its quantizer takes an importance matrix
+    imatrix: Imatrix | None = field(default=None, kw_only=True, compare=False)  # what was asked for, as `split`
     split: Split | None = field(default=None, kw_only=True)  # what the recipe asks for; not of the registry's instances
 
     @property

@@ -39,6 +39,13 @@ def encode(
         return _view(values), True
     if source == kind and not encoding.via_f16:
         return _view(values), native.count_not_finite(values, source) == 0
+    if encoding.importance is not None:
+        try:
+            weights = encoding.importance.weights
+            out, finite = native.encode_weighted(values, source, kind, weights, encoding.via_f16)
+        except ValueError as error:
+            raise WorkerError(f"{encoding.importance.key.rpartition(':')[2]}: {error}") from None
+        return out.data, finite
     out, finite = native.encode(values, source, kind, values.size, encoding.via_f16)
     return out.data, finite
 

@@ -31,16 +31,25 @@ class Transform:
 
 
 @dataclass(frozen=True)
+class Importance:
+    """How much an error of each column counts: `weights`, float32 [columns]. Equal by `key`, which stands for them."""
+
+    key: str
+    weights: Any = field(compare=False)
+
+
+@dataclass(frozen=True)
 class Encoding:
     """How values become bytes. Slots of equal encoding share the work.
 
     kind: a type of BLOCKS; None for the checkpoint's own bytes, or those that the transform gives. via_f16: rounded to
-    F16 before they are quantized.
+    F16 before they are quantized. importance: of the columns of what is quantized.
     """
 
     kind: int | None
     via_f16: bool = False
     transform: Transform | None = None
+    importance: Importance | None = None
 
     @property
     def whole(self) -> bool:

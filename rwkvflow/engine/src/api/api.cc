@@ -5,6 +5,7 @@
 #include "api/context.h"
 #include "base/memory.h"
 #include "eval/batch.h"
+#include "eval/gather.h"
 #include "rwkvflow.h"
 
 using namespace rwkvflow;
@@ -60,8 +61,9 @@ Block block_for(rwkv_context *ctx, Workspace *work) {
     return block;
 }
 
+// With `squares` by the generic kernels: see gather.h.
 bool evaluate(rwkv_context *ctx, const uint32_t *tokens, size_t length, const float *state_in, float *state_out,
-              float *logits) {
+              float *logits, double *squares = nullptr) {
     const Model *model = ctx->model;
     if (!check_tokens(ctx, tokens, length)) return false;
     Workspace *work = workspace_for(ctx, length);
@@ -72,6 +74,8 @@ bool evaluate(rwkv_context *ctx, const uint32_t *tokens, size_t length, const fl
         state_in = state;
     }
     Block block = block_for(ctx, work);
+    block.squares = squares;
+    if (squares != nullptr) block.kernels = &kKernelsGeneric;
     for (size_t done = 0; done < length; done += block.count) {
         const size_t left = length - done;
         block.tokens = tokens + done;
@@ -248,6 +252,29 @@ bool rwkvflow_eval_sequences(struct rwkv_context *ctx, const uint32_t *tokens, c
     }
     if (!fine) return fail(&ctx->error, RWKV_ERROR_ARGS, "no sequences, or a sequence of no tokens");
     return evaluate(ctx, {tokens, lengths, count, states_in, states_out, logits_out, hidden_out}, all);
+}
+
+uint64_t rwkvflow_importance_len(const struct rwkv_context *ctx) {
+    return mul_sat(gathered_columns(ctx->model->layers[0]), ctx->model->n_layer);
+}
+
+bool rwkvflow_importance_part(const struct rwkv_context *ctx, uint64_t index, const char **name, uint64_t *columns) {
+    for (const Gathered &each : kGathered) {
+        const Matrix &matrix = ctx->model->layers[0].*each.matrix;
+        if (matrix.data == nullptr || index-- != 0) continue;
+        *name = each.name;
+        *columns = matrix.cols;
+        return true;
+    }
+    return false;
+}
+
+bool rwkvflow_importance_add(struct rwkv_context *ctx, const uint32_t *tokens, size_t count, double *sums) {
+    if (ctx == nullptr) return fail(global_error(), RWKV_ERROR_ARGS, "no context");
+    ctx->error.flags = 0;
+    if (tokens == nullptr || count == 0 || sums == nullptr)
+        return fail(&ctx->error, RWKV_ERROR_ARGS, "no tokens, or no place for the sums");
+    return evaluate(ctx, tokens, count, nullptr, nullptr, nullptr, sums);
 }
 
 bool rwkvflow_set_option(struct rwkv_context *ctx, const char *name, double value) {

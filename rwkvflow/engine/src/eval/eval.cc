@@ -1,6 +1,7 @@
 #include "eval/eval.h"
 
 #include "base/memory.h"
+#include "eval/gather.h"
 #include "quantize/quantize.h"
 
 namespace rwkvflow {
@@ -207,8 +208,25 @@ void Part::keep_last(uint32_t at, Range c) const {
 }
 
 void Part::ready(const Activations &x, const Matrix &for_matrix, Range c) const {
+    if (block->squares != nullptr) gather(x, for_matrix, c);
     if (!is_quantized(for_matrix.type) || c.size() == 0) return;
     for (uint32_t t = 0; t < count; ++t) k->quantize(&x, t, count, c.begin, c.end);
+}
+
+void Part::gather(const Activations &x, const Matrix &for_matrix, Range c) const {
+    double *sums = block->squares + gathered_columns(*layer) * number;
+    for (const Gathered &each : kGathered) {
+        const Matrix &matrix = layer->*each.matrix;
+        if (matrix.data != nullptr && matrix.data == for_matrix.data) {
+            for (uint32_t t = 0; t < count; ++t) {
+                const float *in = x.f + static_cast<size_t>(t) * x.stride;
+                for (uint32_t i = c.begin; i < c.end; ++i)
+                    sums[i] += static_cast<double>(in[i]) * static_cast<double>(in[i]);
+            }
+            return;
+        }
+        sums += matrix.cols;
+    }
 }
 
 void Part::matmul(const Matrix &w, const Activations &x, float *y, uint32_t ldy, Range rows) const {

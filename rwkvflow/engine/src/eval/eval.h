@@ -49,7 +49,8 @@ struct Block {
     Workspace *work;
     float group_norm_eps, layer_norm_eps;
     const uint32_t *tokens;
-    uint32_t count;  // 1 .. work->tokens
+    uint32_t count;   // 1 .. work->tokens
+    double *squares;  // where inputs of matrices are gathered, as gather.h has them, a layer after the other; or null
     // For each token: whether another sequence begins with it; the state it goes on from (inside a sequence: where the
     // token before it leaves its own), where the new one goes (which may be the same); where its logits go, and the
     // hidden vector [n_embd] that they are made from, or null. Nothing of another sequence overlaps states_out[t], but
@@ -132,9 +133,11 @@ struct Part {
     // of the layer's; keep_last puts there what comes before the next, in each state that is kept.
     void shift(const Activations &to, const float *mix, const float *more, uint32_t at, Range c) const;
     void keep_last(uint32_t at, Range c) const;
-    // Makes columns of c ready for a matrix of this type.
+    // Makes columns of c, which are complete, ready for a matrix of this type.
     void ready(const Activations &x, const Matrix &for_matrix, Range c) const;
     void matmul(const Matrix &w, const Activations &x, float *y, uint32_t ldy, Range rows) const;
+    // Adds the squares of those columns to the sums of that matrix, where it is one of gather.h's.
+    void gather(const Activations &x, const Matrix &for_matrix, Range c) const;
     // The columns of `c` of work->more times the layer's gain.
     void regain(Range c) const;
     void tanh(const Activations &x, Range c) const;

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import FileFormat, Limits, Split
-from rwkvflow.worker.formats.gguf.pairs import gguf_text, head, model_pairs, split_pairs, token_pairs
+from rwkvflow.worker.formats.gguf.pairs import gguf_text, head, imatrix_pairs, model_pairs, split_pairs, token_pairs
 from rwkvflow.worker.formats.gguf.tokens import vocabulary
 from rwkvflow.worker.formats.safetensors.layout import grouped
 from rwkvflow.worker.maps.gguf import BLOCK, FUSED, GLOBAL, TRANSPOSED
@@ -109,7 +109,7 @@ class Gguf(FileFormat):
         """Where every tensor goes in the file."""
         build = LayoutBuilder()
         listed, pairs = self._content(architecture, tensors, build)
-        _write(build, listed, pairs, self.from_f16)
+        self._write(build, listed, pairs)
         return build.done()
 
     def parts(
@@ -119,7 +119,7 @@ class Gguf(FileFormat):
         build = LayoutBuilder()
         listed, pairs = self._content(architecture, tensors, build)
         whole = LayoutBuilder()
-        _write(whole, listed, pairs, self.from_f16)
+        self._write(whole, listed, pairs)
         if whole.size <= split.size:
             return None
         base = len(head(0, split_pairs(0, 0, 0))) + ALIGNMENT
@@ -131,7 +131,7 @@ class Gguf(FileFormat):
         out = {}
         for number, group in enumerate(groups):
             own = split_pairs(number, len(groups), len(listed))
-            _write(build, group, [*pairs, *own] if number == 0 else own, self.from_f16)
+            self._write(build, group, [*pairs, *own] if number == 0 else own)
             if build.size > split.size:
                 build.remark(
                     f"{self.name}: shard {number + 1} has {build.size} bytes, more than the {split.size} of `split`: "
@@ -156,10 +156,50 @@ class Gguf(FileFormat):
             build.remark(f"{self.name}: {words.remark}")
         if left := [name for name in architecture.extra if name not in _sources(plan)]:
             build.remark(f"{self.name}: llama.cpp has no place for {', '.join(left[:4])}; left out")
-        return list(zip(plan, kinds, strict=True)), [
+        listed = list(zip(plan, kinds, strict=True))
+        return listed, [
             *model_pairs(architecture, BY_NUMBER[self.kind].file_type if self.file_type is None else self.file_type),
             *token_pairs(words),
+            *self._how(listed, build),
         ]
+
+    def _how(self, listed: Sequence[tuple[_GgufTensor, int]], build: LayoutBuilder) -> list[bytes]:
+        """Metadata of the importance matrix; remarks on what it lacks go to `build`."""
+        if self.imatrix is None or not self.weighs:
+            return []
+        blocks = [tensor for tensor, kind in listed if kind in QUANTIZED and tensor.name.startswith("blk.")]
+        if absent := [tensor.name for tensor in blocks if tensor.name not in self.imatrix.sums]:
+            more = f" and {len(absent) - 4} more" if len(absent) > 4 else ""
+            build.remark(f"{self.name}: {self.imatrix.name} has nothing for {', '.join(absent[:4])}{more}")
+        dead = [t.name for t in blocks if self.imatrix.importance(t.name, t.shape[-1])[1]]
+        if dead:
+            more = f" and {len(dead) - 4} more" if len(dead) > 4 else ""
+            build.remark(
+                f"{self.name}: columns that were 0 on the whole text count as the mean: {', '.join(dead[:4])}{more}"
+            )
+        return imatrix_pairs(self.imatrix.name, self.imatrix.datasets, len(self.imatrix.sums), self.imatrix.chunks)
+
+    def _write(self, build: LayoutBuilder, listed: Sequence[tuple[_GgufTensor, int]], pairs: Sequence[bytes]) -> None:
+        """A file of these tensors and metadata."""
+        offset, infos = 0, []
+        for tensor, kind in listed:
+            infos.append(_info(tensor, kind, offset))
+            offset += _padded(size_of(kind, math.prod(tensor.shape)))
+        start = head(len(listed), pairs) + b"".join(infos)
+        build.literal(start + bytes(_padded(len(start)) - len(start)))
+        for tensor, kind in listed:
+            encoding = self._encoding(tensor, kind)
+            for source in tensor.sources:
+                build.slot(source, math.prod(tensor.shape) // len(tensor.sources), encoding)
+            build.literal(bytes(_padded(build.size) - build.size))
+
+    def _encoding(self, tensor: _GgufTensor, kind: int) -> Encoding:
+        if kind not in QUANTIZED:
+            return Encoding(kind, False, tensor.transform)
+        weighed = None
+        if self.imatrix is not None and kind != Q8_0:  # which is rounded and not searched for
+            weighed = self.imatrix.importance(tensor.name, tensor.shape[-1])[0]
+        return Encoding(kind, self.from_f16, tensor.transform, weighed)
 
     def _kind(self, tensor: _GgufTensor, build: LayoutBuilder) -> int:
         """The data type of a tensor in this file."""
@@ -183,23 +223,6 @@ class Gguf(FileFormat):
         if name == "output.weight" and self.kind != Q8_0:
             return Q5_K if self.kind == IQ3_XXS else Q6_K
         return IQ3_S if name == "token_embd.weight" and self.kind == IQ3_XXS else self.kind
-
-
-def _write(
-    build: LayoutBuilder, listed: Sequence[tuple[_GgufTensor, int]], pairs: Sequence[bytes], via_f16: bool
-) -> None:
-    """A file of these tensors and metadata."""
-    offset, infos = 0, []
-    for tensor, kind in listed:
-        infos.append(_info(tensor, kind, offset))
-        offset += _padded(size_of(kind, math.prod(tensor.shape)))
-    start = head(len(listed), pairs) + b"".join(infos)
-    build.literal(start + bytes(_padded(len(start)) - len(start)))
-    for tensor, kind in listed:
-        for source in tensor.sources:
-            encoding = Encoding(kind, via_f16 and kind in QUANTIZED, tensor.transform)
-            build.slot(source, math.prod(tensor.shape) // len(tensor.sources), encoding)
-        build.literal(bytes(_padded(build.size) - build.size))
 
 
 def _padded(size: int) -> int:
@@ -340,6 +363,7 @@ def _format(short: str, from_f16: bool = True) -> Gguf:
         from_f16=from_f16,
         file_type=SMALL.get(short),
         rough=short in ROUGH,
+        weighs=BY_NAME[type_name].is_quantized and short != "q8_0",
     )
 
 

@@ -48,12 +48,12 @@ def model_pairs(architecture: Architecture, file_type: int | None) -> list[bytes
         sizes["attention.value_residual_mix_lora_rank"] = lora.get("v", lora["a"])
         sizes["attention.gate_lora_rank"] = lora["g"]
     return [
-        _pair("general.architecture", TEXT, gguf_text(name.encode())),
-        _pair("general.type", TEXT, gguf_text(b"model")),
-        *(_pair(f"{name}.{key}", UINT32, struct.pack("<I", size)) for key, size in sizes.items()),
-        _pair(f"{name}.attention.layer_norm_epsilon", FLOAT32, struct.pack("<f", LAYER_NORM_EPS)),
-        _pair("general.file_type", UINT32, struct.pack("<I", file_type)),
-        _pair("general.quantization_version", UINT32, struct.pack("<I", QUANTIZATION_VERSION)),
+        pair("general.architecture", TEXT, gguf_text(name.encode())),
+        pair("general.type", TEXT, gguf_text(b"model")),
+        *(pair(f"{name}.{key}", UINT32, struct.pack("<I", size)) for key, size in sizes.items()),
+        pair(f"{name}.attention.layer_norm_epsilon", FLOAT32, struct.pack("<f", LAYER_NORM_EPS)),
+        pair("general.file_type", UINT32, struct.pack("<I", file_type)),
+        pair("general.quantization_version", UINT32, struct.pack("<I", QUANTIZATION_VERSION)),
     ]
 
 
@@ -64,15 +64,15 @@ def token_pairs(words: Vocabulary) -> tuple[bytes, ...]:
     listed = _texts(words.tokens)
     kinds = struct.pack(f"<IQ{count}i", INT32, count, *words.kinds)
     pairs = [
-        _pair("tokenizer.ggml.model", TEXT, gguf_text(words.model.encode())),
-        *([] if words.pre is None else [_pair("tokenizer.ggml.pre", TEXT, gguf_text(words.pre.encode()))]),
-        _pair("tokenizer.ggml.tokens", ARRAY, listed),
-        _pair("tokenizer.ggml.token_type", ARRAY, kinds),
-        *([] if not words.merges else [_pair("tokenizer.ggml.merges", ARRAY, _texts(words.merges))]),
-        *(_pair(f"tokenizer.ggml.{x}_token_id", UINT32, struct.pack("<I", token)) for x, token in words.special),
+        pair("tokenizer.ggml.model", TEXT, gguf_text(words.model.encode())),
+        *([] if words.pre is None else [pair("tokenizer.ggml.pre", TEXT, gguf_text(words.pre.encode()))]),
+        pair("tokenizer.ggml.tokens", ARRAY, listed),
+        pair("tokenizer.ggml.token_type", ARRAY, kinds),
+        *([] if not words.merges else [pair("tokenizer.ggml.merges", ARRAY, _texts(words.merges))]),
+        *(pair(f"tokenizer.ggml.{x}_token_id", UINT32, struct.pack("<I", token)) for x, token in words.special),
     ]
     if words.template:
-        pairs.append(_pair("tokenizer.chat_template", TEXT, gguf_text(words.template.encode())))
+        pairs.append(pair("tokenizer.chat_template", TEXT, gguf_text(words.template.encode())))
     return tuple(pairs)
 
 
@@ -80,7 +80,8 @@ def _texts(texts: Sequence[bytes]) -> bytes:
     return struct.pack("<IQ", TEXT, len(texts)) + b"".join(map(gguf_text, texts))
 
 
-def _pair(key: str, kind: int, value: bytes) -> bytes:
+def pair(key: str, kind: int, value: bytes) -> bytes:
+    """A key, the type of its value, and the value."""
     return gguf_text(key.encode()) + struct.pack("<I", kind) + value
 
 
@@ -92,7 +93,17 @@ def gguf_text(data: bytes) -> bytes:
 def split_pairs(number: int, count: int, tensors: int) -> list[bytes]:
     """What a shard says of itself, in the types of llama.cpp's gguf-split."""
     return [
-        _pair("split.no", UINT16, struct.pack("<H", number)),
-        _pair("split.count", UINT16, struct.pack("<H", count)),
-        _pair("split.tensors.count", INT32, struct.pack("<i", tensors)),
+        pair("split.no", UINT16, struct.pack("<H", number)),
+        pair("split.count", UINT16, struct.pack("<H", count)),
+        pair("split.tensors.count", INT32, struct.pack("<i", tensors)),
+    ]
+
+
+def imatrix_pairs(name: str, datasets: Sequence[str], entries: int, chunks: int) -> list[bytes]:
+    """How a file was quantized, with llama.cpp's keys; `name` is the importance matrix's file, without its folder."""
+    return [
+        pair("quantize.imatrix.file", TEXT, gguf_text(name.encode())),
+        pair("quantize.imatrix.dataset", TEXT, gguf_text(", ".join(datasets).encode())),
+        pair("quantize.imatrix.entries_count", INT32, struct.pack("<i", entries)),
+        pair("quantize.imatrix.chunks_count", INT32, struct.pack("<i", chunks)),
     ]
