@@ -13,6 +13,7 @@ import hashlib
 import os
 import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from rwkvflow.release.release import Release, ReleaseFile
 
 CHUNK = 4 << 20
+_FICLONE = 0x40049409  # linux/fs.h: the open file shares another one's blocks until either is written to
+_LARGE = 1 << 20  # bytes of a file that is worth a word
 
 
 def is_intact(target: Path, key: str) -> bool:
@@ -43,8 +46,16 @@ def is_intact(target: Path, key: str) -> bool:
         return False
 
 
-def publish_folder(release: Release, target: Path, *, key: str, on_bytes: Callable[[int, int], None]) -> None:
-    """Make `target` hold exactly this release, and what else there was. `on_bytes` is told bytes done and in total.
+def publish_folder(
+    release: Release,
+    target: Path,
+    *,
+    key: str,
+    on_bytes: Callable[[int, int], None],
+    on_line: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Make `target` hold exactly this release, and what else there was. `on_bytes` is told bytes done and in total, `on_line` why files are
+    copied where they could have shared their blocks with the store.
 
     Raises PublishError where the folder is no release of this recipe's, or holds a file of somebody else's where the
     release has one, StoreError where a file of
@@ -67,7 +78,7 @@ def publish_folder(release: Release, target: Path, *, key: str, on_bytes: Callab
                 remove(left)
             fresh = target.parent / f"{prefix}{uuid.uuid4().hex}"
             try:
-                _write(release, fresh, target, key, on_bytes)
+                _write(release, fresh, target, key, on_bytes, on_line)
                 for path in kept:
                     _keep(target / path, fresh / path)
                 swap(fresh, target)
@@ -170,17 +181,29 @@ def _name(target: Path) -> str | None:
         return None
 
 
-def _write(release: Release, fresh: Path, old: Path, key: str, on_bytes: Callable[[int, int], None]) -> None:
+def _write(
+    release: Release,
+    fresh: Path,
+    old: Path,
+    key: str,
+    on_bytes: Callable[[int, int], None],
+    on_line: Callable[[str], None],
+) -> None:
     total, done = sum(file.size for file in release.files), 0
+    copied: dict[str, int] = {}  # why: bytes
     state = read_json(old / STATE) or {}
     fresh.mkdir()
     for file in release.files:
         path = fresh / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
         if not _take_over(file, old, path, state):
-            _copy(file, path)
+            why = _copy(file, path)
+            if why and file.size >= _LARGE:
+                copied[why] = copied.get(why, 0) + file.size
         done += file.size
         on_bytes(done, total)
+    for why, size in copied.items():
+        on_line(f"{size / 1e9:.2f} GB were copied: {why}")
     for folder in {path.parent for path in fresh.rglob("*")}:
         sync(folder)
     files = {file.path: _stamp(fresh / file.path) for file in release.files}
@@ -202,12 +225,14 @@ def _take_over(file: ReleaseFile, old: Path, path: Path, state: dict[str, object
     return True
 
 
-def _copy(file: ReleaseFile, path: Path) -> None:
+def _copy(file: ReleaseFile, path: Path) -> str:
+    """Write a file of the release, proven as it is read; "" where it shares its blocks with the store, else why not."""
     digest = hashlib.sha256()
     with path.open("wb", buffering=0) as out:
-        for chunk in _chunks(file.source):
+        why = "it was made just now" if isinstance(file.source, bytes) else _clone(file.source, out.fileno())
+        for chunk in _chunks(file.source if why else path):
             digest.update(chunk)
-            view = memoryview(chunk)
+            view = memoryview(chunk if why else b"")
             while view:
                 view = view[out.write(view) :]
         os.fsync(out.fileno())
@@ -216,6 +241,23 @@ def _copy(file: ReleaseFile, path: Path) -> None:
             f"{file.path}: its bytes in the store are not what they were",
             remedy="run `rwkvflow cache verify`, then again",
         )
+    return why
+
+
+def _clone(source: Path, out: int) -> str:
+    """Let an empty file that is open share a file's blocks (Btrfs, XFS, bcachefs); "", or why that is not to be had."""
+    if not sys.platform.startswith("linux"):
+        return "files share no blocks on this system"
+    try:
+        with source.open("rb") as file:
+            fcntl.ioctl(out, _FICLONE, file.fileno())
+    except OSError as error:
+        if error.errno == errno.EXDEV:
+            return "the store is on another file system"
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.ENOSYS):
+            return "the file system has no reflinks"
+        return f"the file system refused to share blocks: {error.strerror}"
+    return ""
 
 
 def _chunks(source: Path | bytes) -> Iterator[bytes]:

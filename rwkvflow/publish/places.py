@@ -56,5 +56,5 @@ class FolderPublisher:
 
     def apply(self, release: Release, told: Told) -> Published:
         """Make the new folder beside the old one, then change places."""
-        publish_folder(release, self.target, key=self.key, on_bytes=told.progress)
+        publish_folder(release, self.target, key=self.key, on_bytes=told.progress, on_line=told.log)
         return Published(str(self.target), {"files": str(len(release.files))})
