@@ -39,7 +39,7 @@ class StepStarted(Event):
     step: str
     stage: str
     why: str  # why it was not in the store
-    batch: str = ""  # steps of one batch are carried out by one command, which logs and progresses as the first of them
+    batch: str = ""  # steps of one batch are carried out by one command, whose log is told as that of the first of them
 
 
 @dataclass(frozen=True)

@@ -247,7 +247,8 @@ class Listener:
         total: Any = told.get("total")
         if not _number(done) or not (total is None or _number(total)):
             return False
-        self._first.progress(done, total, str(told.get("unit", ""))[:8], str(told.get("label", ""))[:200])
+        job = self.jobs.get(str(told.get("job")), self._first)
+        job.progress(done, total, str(told.get("unit", ""))[:8], str(told.get("label", ""))[:200])
         return True
 
 

@@ -54,12 +54,12 @@ def publish_folder(
     on_bytes: Callable[[int, int], None],
     on_line: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Make `target` hold exactly this release, and what else there was. `on_bytes` is told bytes done and in total, `on_line` why files are
-    copied where they could have shared their blocks with the store.
+    """Make `target` hold exactly this release, and what else there was.
 
-    Raises PublishError where the folder is no release of this recipe's, or holds a file of somebody else's where the
-    release has one, StoreError where a file of
-    the store turns out to be damaged (then the old release stays).
+    `on_bytes` is told bytes done and in total, `on_line` why files were copied that could have shared their blocks with
+    the store. Raises PublishError where the folder is no release of this recipe's, or holds a file of somebody else's
+    where the release has one, StoreError where a file of the store turns out to be damaged (then the old release
+    stays).
     """
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise PublishError(f"{target} is not a folder", remedy="name another folder in publish.to")

@@ -1,9 +1,10 @@
 """How the host talks to the worker: a JSON request in, signed lines and files out.
 
 Request (in/request.json): {"task": name, "params": {...}, "jobs": [{"id": ..., "params": {...}, "outputs": {...}}]}
-Paths in it are relative to the working directory. Messages are lines that start with MARK and carry JSON:
+Paths in it are relative to the working directory. Messages are lines that start with MARK and carry JSON; progress
+without a job is that of all of them:
 
-    {"progress": {"done": 12, "total": 100, "unit": "B", "label": "blocks.0.att.key.weight"}}
+    {"progress": {"done": 12, "total": 100, "unit": "B", "label": "blocks.0.att.key.weight", "job": id}}
     {"output": {"job": id, "name": "artifact", "sha256": hex, "size": bytes}}   an output that is complete
     {"note": {"job": id, "key": "perplexity", "value": "12.3"}}                 figures a person would like to see
     {"failed": {"job": id, "message": "...", "full": false}}                    this job, and only this one, failed;
@@ -66,6 +67,7 @@ class Signer:
 
 
 _signer: Signer | None = None
+_job: str | None = None
 _out: IO[str] | None = None
 
 
@@ -107,9 +109,16 @@ def emit(**message: Any) -> None:
     sys.stdout.flush()
 
 
+def about(job: str | None) -> None:
+    """Name the job that progress is about from now on; None: all of them."""
+    global _job
+    _job = job
+
+
 def progress(done: float, total: float | None, unit: str = "", label: str = "") -> None:
     """Report how far a long piece of work has come."""
-    emit(progress={"done": done, "total": total, "unit": unit, "label": label})
+    told = {"done": done, "total": total, "unit": unit, "label": label}
+    emit(progress=told if _job is None else {**told, "job": _job})
 
 
 def parse(line: str) -> dict[str, Any] | None:

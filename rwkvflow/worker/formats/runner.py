@@ -87,6 +87,13 @@ def one_by_one(
         scores.take(logits[None])
         if not at % 64:
             progress(at, len(questions.text), "tokens")
+    return scores.answers(continued(step, questions), threads=threads, runtime=True)
+
+
+def continued(
+    step: Callable[[int, Any], tuple[NDArray[np.float32], Any]], questions: Questions
+) -> tuple[tuple[int, ...], ...]:
+    """The greedy continuations of such a model."""
     continuations = []
     for prompt in questions.prompts:
         state, out = None, []
@@ -97,7 +104,7 @@ def one_by_one(
             if left:
                 logits, state = step(out[-1], state)
         continuations.append(tuple(out))
-    return scores.answers(tuple(continuations), threads=threads, runtime=True)
+    return tuple(continuations)
 
 
 def threads_for(size: int) -> int:

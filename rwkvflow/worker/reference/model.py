@@ -1,7 +1,8 @@
 """Runs whole token sequences through a checkpoint, one layer after the other.
 
-Only one layer's weights are in memory at a time (small models are kept), and the embedding and the head are read by
-rows, so memory follows the width of a model and not its size.
+Only one layer's weights are in memory at a time, and the embedding and the head are read by rows, so memory follows the
+width of a model and not its size. Where there is room for all weights as float32 they are kept, since a continuation
+asks for all of them at every token.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import numpy as np
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
 from rwkvflow.worker.model.versions import HEAD_NORM_EPS, RESCALE_EVERY
+from rwkvflow.worker.protocol import progress
 from rwkvflow.worker.reference import v4, v5, v6, v7
+from rwkvflow.worker.reference.memory import room
 from rwkvflow.worker.reference.primitives import Array, Get, State, layer_norm, linear
 
-CACHE_BYTES = 1 << 30  # fp32 models up to this size stay in memory between calls
+CACHE_BYTES = 1 << 30  # fp32 models up to this size stay in memory between calls, however little is free
+TOLD_TOKENS = 64  # of a sequence, for which progress is told layer by layer
 HEAD_BYTES = 1 << 27  # of the head's fp32 rows, or of logits, at a time
 
 
@@ -51,20 +55,23 @@ class Memory:
 
 
 class Reference:
-    """The fp32 forward pass of one checkpoint. Not safe to use from several threads."""
+    """The fp32 forward pass of one checkpoint. Not safe to use from several threads.
+
+    `cache_bytes`: models up to this size, in fp32, stay in memory; None: those that there is room for.
+    """
 
     def __init__(
         self,
         checkpoint: Tensors,
         group_norm_eps: float | None = None,
-        cache_bytes: int = CACHE_BYTES,
+        cache_bytes: int | None = None,
         architecture: Architecture | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.architecture = architecture or architecture_of(checkpoint.tensors)
         self.eps = HEAD_NORM_EPS if group_norm_eps is None else group_norm_eps
         total = sum(4 * int(np.prod(info.shape, dtype=np.int64)) for info in checkpoint.tensors.values())
-        self._keep = total <= cache_bytes
+        self._keep = total <= (max(CACHE_BYTES, room()) if cache_bytes is None else cache_bytes)
         self.peaks = Peaks()
         self._cache: dict[str, Array] = {}
 
@@ -90,6 +97,7 @@ class Reference:
         """
         xs = [self._embed(row) for row in tokens]
         firsts: list[Array | None] = [None] * len(xs)
+        told = max(len(x) for x in xs) >= TOLD_TOKENS
         for layer in range(self.architecture.n_layer):
             prefix = f"blocks.{layer}."
 
@@ -106,6 +114,8 @@ class Reference:
                 xs[index] = x + self._channel_mix(get, layer_norm(x, get("ln2.weight"), get("ln2.bias")), state)
                 self._look(layer, xs[index], state)
             self._forget()
+            if told:
+                progress(layer + 1, self.architecture.n_layer, "layers", "text")
         return [layer_norm(x, self._tensor("ln_out.weight"), self._tensor("ln_out.bias")) for x in xs]
 
     def _look(self, layer: int, x: Array, state: State) -> None:
@@ -163,7 +173,8 @@ class Reference:
         sequences = [self.start() for _ in prompts]
         out: list[list[int]] = [[] for _ in prompts]
         feed = [list(prompt) for prompt in prompts]
-        for _ in range(count if prompts else 0):
+        for done in range(count if prompts else 0):
+            progress(done, count, "tokens", "continuation")
             last = np.stack([hidden[-1] for hidden in self.hidden(sequences, feed)])
             feed = [[int(token)] for token in self.logits(last).argmax(1)]
             for row, token in zip(out, feed, strict=True):

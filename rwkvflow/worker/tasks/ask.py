@@ -61,6 +61,7 @@ def _child(order: Path, entries: list[tuple[dict[str, Any], Path]], params: dict
         "speed": bool(params.get("speed")),
         "artifacts": [
             {
+                "job": job["id"],
                 "format": job["params"]["format"],
                 "artifact": f"in/{job['params']['input']}",
                 "answers": str(answers),

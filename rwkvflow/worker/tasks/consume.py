@@ -17,6 +17,7 @@ from rwkvflow.worker.errors import WorkerError, is_disk_full
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.runner import Task, run_artifact
 from rwkvflow.worker.model.origin import origin_of
+from rwkvflow.worker.protocol import about
 from rwkvflow.worker.smoke.questions import read_questions, write_answers
 
 
@@ -26,6 +27,7 @@ def main(argv: list[str]) -> int:
     questions, eps = read_questions(Path(order["questions"]), speed=order.get("speed", False))
     origin = origin_of(Path(order["checkpoint"]).parent, order)
     for entry in order["artifacts"]:
+        about(entry.get("job"))
         answers = Path(entry["answers"])
         partial = answers.with_suffix(".part")
         try:

@@ -20,7 +20,7 @@ from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.model.origin import tokenizer_of
 from rwkvflow.worker.model.tokenizers import ModelTokenizer, open_tokenizer
-from rwkvflow.worker.protocol import emit, progress
+from rwkvflow.worker.protocol import about, emit, progress
 from rwkvflow.worker.smoke import judge
 from rwkvflow.worker.smoke.questions import Answers, SmokeReference, read_reference
 from rwkvflow.worker.smoke.told import read_told
@@ -41,6 +41,7 @@ def run(request: dict[str, Any]) -> None:
     stored = _stored([job["params"]["format"] for job in jobs], request["params"])
     for done, job in enumerate(jobs):
         name = job["params"]["format"]
+        about(job["id"])
         progress(done, len(jobs), "artifacts", name)
         try:
             answers = read_told(Path("in") / f"answers-{name}", reference)
@@ -49,6 +50,7 @@ def run(request: dict[str, Any]) -> None:
             continue
         if failure := _judge(job, reference, answers, request["params"], tokenizer, stored[name]):
             emit(failed={"job": job["id"], "message": failure})
+    about(None)
     progress(len(jobs), len(jobs), "artifacts")
 
 

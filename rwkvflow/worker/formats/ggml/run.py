@@ -11,8 +11,13 @@ from numpy.typing import NDArray
 from rwkvflow.engine.binding import Model
 from rwkvflow.engine.errors import EngineError
 from rwkvflow.worker.errors import WorkerError
-from rwkvflow.worker.formats.runner import Task, one_by_one, threads_for
+from rwkvflow.worker.formats.runner import Task, continued, one_by_one, threads_for
+from rwkvflow.worker.protocol import progress
 from rwkvflow.worker.smoke.questions import Answers, Questions
+from rwkvflow.worker.smoke.scores import Scores
+
+CHUNK = 64  # tokens of the text at a time, whose logits are held
+BOTH = 8  # tokens that are read in both ways, which must agree bit for bit
 
 
 def run(task: Task, questions: Questions) -> Answers:
@@ -30,9 +35,36 @@ def run(task: Task, questions: Questions) -> Answers:
                 logits, state = model.eval(token, state)
                 return np.asarray(logits, np.float32), state
 
-            return one_by_one(step, questions, threads)
+            if questions.speed or not model.library.takes_sequences:
+                return one_by_one(step, questions, threads)
+            scores = Scores(questions)
+            read_together(model, questions, scores)
+            return scores.answers(continued(step, questions), threads=threads, runtime=True)
     except EngineError as error:
         raise WorkerError(f"the engine refused it: {error}") from None
+
+
+def read_together(model: Model, questions: Questions, scores: Scores) -> None:
+    """Reads the text many tokens at a time, which gives the bits that one at a time does, in a fraction of the time.
+
+    Raises WorkerError where the first tokens show that it does not, EngineError as the model does.
+    """
+    text, alone = questions.text, []
+    state: NDArray[np.float32] | None = None
+    for token in text[:BOTH]:
+        logits, state = model.eval(token, state)
+        alone.append(logits)
+    state = None
+    for start in range(0, len(text), CHUNK):
+        tokens = text[start : start + CHUNK]
+        after = np.empty(model.state_len, np.float32)
+        out = [*[None] * (len(tokens) - 1), after]
+        logits, _ = model.eval_sequences([tokens], [state], out, range(len(tokens)))
+        if not start and not np.array_equal(logits[: len(alone)], np.stack(alone), equal_nan=True):
+            raise WorkerError("the engine's logits of several tokens together are not those of one at a time")
+        scores.take(logits)
+        state = after
+        progress(start + len(tokens), len(text), "tokens")
 
 
 def _library(engine: Path) -> Path:

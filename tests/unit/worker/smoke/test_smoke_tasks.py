@@ -171,6 +171,20 @@ def test_each_bad_artifact_fails_alone_with_its_reason(place: Path, capfd: Any) 
     assert "emb.weight is f32 [256, 128] in the artifact and bf16 [256, 128]" in failed["smoke/6"]
 
 
+def test_how_far_it_has_come_is_told_of_each_artifact_and_of_the_reference(place: Path, capfd: Any) -> None:
+    found = [(told["label"], told["done"]) for told in of("progress", make_reference(capfd))]
+    layers = [done for label, done in found if label == "text"]
+    assert layers[:2] == [1, 2]
+    assert [done for label, done in found if label == "continuation"] == list(range(PARAMS["tokens"]))
+    artifact("a")
+    artifact("b")
+    told = of("progress", run_smoke(capfd, {"input": "a"}, {"input": "b"}))
+    for job in ("smoke/0", "smoke/1"):
+        mine = [entry["label"] for entry in told if entry.get("job") == job]
+        assert "emb.weight" in mine, "its tensors are compared"
+        assert "continuation" in mine
+
+
 def test_a_crash_costs_one_artifact(place: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     make_reference(capfd)
     artifact("good")
