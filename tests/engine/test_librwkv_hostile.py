@@ -164,6 +164,18 @@ def test_bad_headers(opener: Opener, files: dict[str, bytes]) -> None:
         assert opener(data)[:2] == (where, what), data[:24]
 
 
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".legacy"])
+def test_a_checkpoint_is_told_how_it_becomes_a_bin(suffix: str, opener: Opener, tmp_path: Path) -> None:
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".legacy":
+        path.write_bytes(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19." + bytes(40))
+    else:
+        checkpoints.make(path, "7", layers=1, width=64, vocab=20)
+    where, what, message = opener(path.read_bytes())
+    assert (where, what) == (FILE, MAGIC)
+    assert "checkpoint; first make a .bin of it: rwkvflow convert IN OUT.bin --format ggml-f16" in message
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_bad_tensor_headers(version: str, opener: Opener, files: dict[str, bytes]) -> None:
     good = files[version]

@@ -32,12 +32,22 @@ int32_t type_of(const File &file, int32_t number) {
 // Whether rwkv.cpp's files may hold it.
 bool in_bin(int32_t type) { return type <= RWKVFLOW_Q6_K && type_name(type) != nullptr; }
 
+// What models are converted from, by its first bytes; null for anything else.
+const char *checkpoint_kind(const uint8_t *head) {
+    if (memcmp(head, "PK\3\4", 4) == 0 || (head[0] == 0x80 && head[1] >= 2 && head[1] <= 5)) return "a .pth checkpoint";
+    return head[8] == '{' ? "a safetensors checkpoint" : nullptr;
+}
+
 bool check_header(const char *path, File *file, Error *error) {
     if (file->map.bytes < 24)
         return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_READ, "%s is too short for a model: %llu bytes", path,
                     static_cast<unsigned long long>(file->map.bytes));
     memcpy(file->header, file->map.data, 24);
     const int32_t *h = file->header;
+    const char *kind = checkpoint_kind(file->map.data);
+    if (static_cast<uint32_t>(h[kMagic]) != RWKV_FILE_MAGIC && kind != nullptr)
+        return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_MAGIC,
+                    "%s is %s; first make a .bin of it: rwkvflow convert IN OUT.bin --format ggml-f16", path, kind);
     if (static_cast<uint32_t>(h[kMagic]) != RWKV_FILE_MAGIC)
         return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_MAGIC, "%s is not an rwkv.cpp model file (magic %08x)",
                     path, static_cast<uint32_t>(h[kMagic]));
