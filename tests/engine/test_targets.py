@@ -160,6 +160,52 @@ def test_windows_gives_the_same_logits(
     same_logits([wine, tool], models, librwkv.with_zig(request.config), tmp_path, "avx2")
 
 
+#: What a code page of Windows has no place for, and what a pipe in text mode changes.
+STRANGE = "你好é\r\nΩ\x1a end\n"
+
+
+def test_windows_takes_names_prompts_and_pipes_as_utf_8_and_bytes(
+    cross: Cross, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same answers as here, byte for byte, by files whose names are not of a code page."""
+    if platform.machine() != "x86_64":
+        pytest.skip("wine runs programs for the machine's own processor")
+    wine = emulators.find("wine wine64", "wine")
+    monkeypatch.setenv("WINEPREFIX", str(tmp_path / "prefix"))
+    monkeypatch.setenv("WINEDEBUG", "-all")
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")  # of the arguments that wine is given
+    here = librwkv.with_zig(request.config)
+    tools: list[list[str | Path]] = [[here / "rwkv"], [wine, cross("x86_64-windows-gnu") / "bin" / "rwkv.exe"]]
+    folder = tmp_path / "模型é"
+    folder.mkdir()
+    source = checkpoints.make(tmp_path / "m.pth", "7", layers=2, width=64, vocab=256)
+    (outcome,) = convert(source, here / "librwkv.so", [Job("x", "ggml-f16", folder / "Ω.bin")])
+    assert outcome.failure is None
+
+    def said(tool: list[str | Path], *arguments: str | Path, pipe: str | None = None) -> bytes:
+        given = None if pipe is None else pipe.encode()
+        run = subprocess.run([*tool, *arguments], input=given, capture_output=True, cwd=folder, check=False)
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    def goes_on(tool: list[str | Path], prompt: str, *more: str | Path, pipe: str | None = None) -> bytes:
+        return said(tool, "generate", "Ω.bin", prompt, "-n", "24", "--seed", "7", *more, pipe=pipe)
+
+    by_pipe = [goes_on(tool, "-", pipe=STRANGE) for tool in tools]
+    by_argument = [goes_on(tool, STRANGE) for tool in tools]
+    assert by_pipe[0] == by_pipe[1] == by_argument[0] == by_argument[1]
+    assert by_pipe[0] != goes_on(tools[0], "-", pipe=STRANGE.replace("\r", "")), "the model tells these apart"
+    for number, tool in enumerate(tools):
+        goes_on(tool, "é", "--save-state", f"状态{number}")
+        said(tool, "quantize", "Ω.bin", f"新{number}.bin", "Q8_0")
+        said(tool, "quantize", "Ω.bin", f"新{number}.bin", "Q8_0")  # and over what is there
+        said(tool, "eval", "Ω.bin", "1", "2", "--state-out", f"ß{number}", "--logits", f"ł{number}")
+        said(tool, "eval", "Ω.bin", "3", "--state-in", f"ß{number}", "--logits", f"ø{number}")
+    for name in ("状态", "新", "ß", "ł", "ø"):
+        made = [next(folder.glob(f"{name}{number}*")).read_bytes() for number in (0, 1)]
+        assert made[0] == made[1], name
+
+
 def kind(path: Path) -> tuple[str, int]:
     """("ELF", machine), ("PE", machine) or ("Mach-O", processor) of a binary."""
     data = path.read_bytes()

@@ -7,9 +7,11 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/named.h"
 #include "base/text.h"
 #include "rwkvflow.h"
 #include "sampling.h"
+#include "start.h"
 
 using rwkvflow::Text;
 using rwkvflow::Utf8;
@@ -122,12 +124,22 @@ int parse(int argc, char **argv, Options *o) {
 }
 
 bool is_gguf(const char *path) {
-    FILE *file = fopen(path, "rb");
+    FILE *file = rwkvflow::open_named(path, "rb");
     if (file == nullptr) return false;
     char magic[4];
     const bool is = fread(magic, 1, sizeof magic, file) == sizeof magic && memcmp(magic, "GGUF", 4) == 0;
     fclose(file);
     return is;
+}
+
+// Where the name of the file itself begins is after this; null where that is all.
+const char *last_slash(const char *path) {
+    const char *found = strrchr(path, '/');
+#if defined(_WIN32)
+    const char *back = strrchr(path, '\\');
+    if (found == nullptr || (back != nullptr && back > found)) found = back;
+#endif
+    return found;
 }
 
 double now() {
@@ -221,16 +233,16 @@ private:
         const size_t n_vocab = rwkv_get_n_vocab(ctx_);
         const char *path = o_.vocabulary;
         Text beside;
-        if (path == nullptr) path = is_gguf(o_.model) ? o_.model : getenv("RWKV_VOCAB");  // a GGUF has its own
+        if (path == nullptr) path = is_gguf(o_.model) ? o_.model : variable("RWKV_VOCAB");  // a GGUF has its own
         if (path == nullptr || path[0] == 0) {
             if (n_vocab == kBytes) {
                 tokenizer_ = rwkvflow_tokenizer_bytes();
                 return tokenizer_ != nullptr;
             }
-            const char *slash = strrchr(o_.model, '/'), *listed = kListed[n_vocab == kPile || n_vocab == kPilePadded];
+            const char *slash = last_slash(o_.model), *listed = kListed[n_vocab == kPile || n_vocab == kPilePadded];
             beside.add(o_.model, slash == nullptr ? 0 : static_cast<size_t>(slash + 1 - o_.model));
             beside.add(listed, strlen(listed) + 1);
-            FILE *file = beside.failed() ? nullptr : fopen(beside.data(), "rb");
+            FILE *file = beside.failed() ? nullptr : rwkvflow::open_named(beside.data(), "rb");
             if (file == nullptr) {
                 fprintf(stderr,
                         "rwkv: a model with %zu tokens needs a vocabulary: name it with --vocab or RWKV_VOCAB, or put\n"

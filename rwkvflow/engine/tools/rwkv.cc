@@ -3,11 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/named.h"
 #include "bench.h"
 #include "generate.h"
 #include "kernels/common/kernels.h"
 #include "model/file.h"
 #include "rwkvflow.h"
+#include "start.h"
 
 namespace {
 
@@ -42,7 +44,7 @@ bool parse_number(const char *text, unsigned long largest, unsigned long *out) {
 }
 
 bool read_floats(const char *path, float *to, size_t count) {
-    FILE *file = fopen(path, "rb");
+    FILE *file = rwkvflow::open_named(path, "rb");
     if (file == nullptr) return false;
     const bool fine = fread(to, sizeof(float), count, file) == count && fgetc(file) == EOF;
     fclose(file);
@@ -50,7 +52,7 @@ bool read_floats(const char *path, float *to, size_t count) {
 }
 
 bool write_floats(const char *path, const float *from, size_t count) {
-    FILE *file = fopen(path, "wb");
+    FILE *file = rwkvflow::open_named(path, "wb");
     if (file == nullptr) return false;
     const bool fine = fwrite(from, sizeof(float), count, file) == count;
     return fclose(file) == 0 && fine;
@@ -189,7 +191,7 @@ void show_sets() {
 
 }  // namespace
 
-int main(int argc, char **argv) {
+int run(int argc, char **argv) {
     const char *command = argc > 1 ? argv[1] : "";
     if (strcmp(command, "eval") == 0) return eval(argc - 2, argv + 2);
     if (strcmp(command, "bench") == 0) return bench(argc - 2, argv + 2);

@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "base/memory.h"
+#include "base/named.h"
 #include "model/file.h"
 #include "quantize/blocks.h"
 #include "rwkvflow.h"
@@ -81,7 +82,7 @@ bool quantize_to(const File &file, int32_t type, const char *path, Error *error)
     if (part == nullptr) return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_ALLOC, "no memory for a path");
     memcpy(part, path, length);
     memcpy(part + length, ".part", 6);
-    FILE *out = fopen(part, "wb");
+    FILE *out = open_named(part, "wb");
     bool fine = false;
     if (out == nullptr) {
         fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_OPEN, "cannot open %s: %s", part, strerror(errno));
@@ -89,9 +90,9 @@ bool quantize_to(const File &file, int32_t type, const char *path, Error *error)
         fine = write_all(file, type, out, error);
         if (fclose(out) != 0 && fine)
             fine = fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_WRITE, "cannot write: %s", strerror(errno));
-        if (fine && rename(part, path) != 0)
+        if (fine && !rename_named(part, path))
             fine = fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_WRITE, "cannot name it %s: %s", path, strerror(errno));
-        if (!fine) remove(part);
+        if (!fine) remove_named(part);
     }
     free(part);
     return fine;

@@ -4,11 +4,12 @@
 #include <stdio.h>
 
 #include "base/memory.h"
+#include "base/named.h"
 
 namespace rwkvflow {
 
 bool read_file(const char *path, uint64_t limit, uint8_t **data, uint64_t *bytes, Error *error) {
-    FILE *file = fopen(path, "rb");
+    FILE *file = open_named(path, "rb");
     if (file == nullptr)
         return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_OPEN, "cannot open %s: %s", path, strerror(errno));
     uint8_t *all = nullptr;
@@ -51,20 +52,17 @@ bool write_file(const char *path, const void *data, uint64_t bytes, Error *error
     if (part == nullptr) return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_ALLOC, "no memory for a path");
     memcpy(part, path, length);
     memcpy(part + length, ".part", 6);
-    FILE *file = fopen(part, "wb");
+    FILE *file = open_named(part, "wb");
     bool fine = file != nullptr;
     if (!fine) {
         fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_OPEN, "%s cannot be written: %s", path, strerror(errno));
     } else {
         fine = fwrite(data, 1, static_cast<size_t>(bytes), file) == bytes;
         fine = fclose(file) == 0 && fine;
-#if defined(_WIN32)
-        if (fine) remove(path);  // a rename there replaces nothing
-#endif
-        fine = fine && rename(part, path) == 0;
+        fine = fine && rename_named(part, path);
         if (!fine) {
             fail(error, RWKV_ERROR_FILE | RWKV_ERROR_FILE_WRITE, "%s cannot be written: %s", path, strerror(errno));
-            remove(part);
+            remove_named(part);
         }
     }
     free(part);
