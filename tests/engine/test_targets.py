@@ -179,7 +179,7 @@ def test_windows_takes_names_prompts_and_pipes_as_utf_8_and_bytes(
     folder = tmp_path / "模型é"
     folder.mkdir()
     source = checkpoints.make(tmp_path / "m.pth", "7", layers=2, width=64, vocab=256)
-    (outcome,) = convert(source, here / "librwkv.so", [Job("x", "ggml-f16", folder / "Ω.bin")])
+    (outcome,) = convert(source, here / "librwkv.so", [ConversionJob("x", "ggml-f16", folder / "Ω.bin")])
     assert outcome.failure is None
 
     def said(tool: list[str | Path], *arguments: str | Path, pipe: str | None = None) -> bytes:
