@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -45,7 +46,14 @@ def build_engine(target: str, work: Path) -> Path:
     """What the build-engine task makes of the checkout's engine for a target: lib/, bin/, build.json."""
     (work / "in").mkdir(parents=True)
     (work / "in" / "source").symlink_to(ROOT / "rwkvflow" / "engine")
-    params = {"toolchain": "zig", "target": target, "cmake": {}, "patches": [], "library": None, "folder": "."}
+    params: dict[str, Any] = {
+        "toolchain": "zig",
+        "target": target,
+        "cmake": {},
+        "patches": [],
+        "library": None,
+        "folder": ".",
+    }
     job = {"id": "engine", "params": {}, "outputs": {"engine": "out/engine"}}
     request = {"task": "build-engine", "params": params, "jobs": [job]}
     (work / "in" / "request.json").write_text(json.dumps(request), encoding="utf-8")

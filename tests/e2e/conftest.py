@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 from helpers.hub_releases import TOKEN
-
-from tests.standin import StandIn
+from standin import StandIn
 
 CACHE = Path(__file__).resolve().parents[2] / ".rwkvflow" / "tests"
 

@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from standin import Asset, Repository, StandIn
 
 from rwkvflow.base.errors import FetchError, Interrupted, StoreError
 from rwkvflow.net import download
 from rwkvflow.net.download import fetch_file
 from rwkvflow.net.http import Policy
-from tests.standin import Asset, Repository, StandIn
 
 TOKEN = "hf_PlantedTokenThatMustNotLeak0123456789"  # noqa: S105 - planted to be looked for
 ROOT = Path(__file__).resolve().parents[2]

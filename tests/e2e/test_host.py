@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 from helpers.hub_releases import REPO
+from standin import StandIn
 
 from e2e.cli import DEMO, SIGKILL, Project, kill, project
-from tests.standin import StandIn
 
 HOST = ("--sandbox", "host")
 

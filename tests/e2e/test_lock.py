@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from standin import Asset, StandIn
 
 from rwkvflow.base.errors import FetchError, LockError, RwkvflowError
 from rwkvflow.base.events import Event, Notice, StepProgress
@@ -27,7 +28,6 @@ from rwkvflow.lock.resolve import resolve
 from rwkvflow.net.http import Policy
 from rwkvflow.net.packages.wheels import download_wheels, resolve_wheels
 from rwkvflow.store.store import Store
-from tests.standin import Asset, StandIn
 
 TOKEN = "hf_PlantedTokenThatMustNotLeak0123456789"  # noqa: S105 - planted to be looked for
 DATA = random.Random(3).randbytes(100_000)

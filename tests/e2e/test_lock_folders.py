@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from helpers import checkpoints
 from helpers.folders import folder_of
+from standin import StandIn
 
 from rwkvflow.base.errors import FetchError
 from rwkvflow.documents.load import load_workflow, lock_from_text
@@ -28,7 +29,6 @@ from rwkvflow.stages import convert, fetch, smoke
 from rwkvflow.stages.blueprint import Blueprint
 from rwkvflow.store.store import Store
 from rwkvflow.worker.read.open import open_checkpoint
-from tests.standin import StandIn
 
 FAST = Policy(attempts=3, first_delay_s=0.01, longest_delay_s=0.05, connect_s=5, stall_s=5)
 Locking = Callable[..., Lock]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers import checkpoints
+from standin import StandIn
 
 from rwkvflow.app.starts import choices
 from rwkvflow.base.errors import FetchError, UsageError
@@ -16,7 +17,6 @@ from rwkvflow.cli import cli
 from rwkvflow.lock import header
 from rwkvflow.lock.header import refuse_source
 from rwkvflow.worker.read.inspect import describe
-from tests.standin import StandIn
 
 LARGE = 8 << 20  # bytes of a tensor that nobody has to read
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from helpers.hub_releases import NEW, OLD, REPO, TOKEN, commits, holds, publish, uploads
 from helpers.publishing import POLICY, Process, contents, release
+from standin import Seen, StandIn
 
 from rwkvflow.base.errors import Interrupted, PublishError
 from rwkvflow.net import hub_session
 from rwkvflow.net.progress import Told
 from rwkvflow.publish.hub import HubPublisher
-from tests.standin import Seen, StandIn
 
 # ---- the network ------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import pytest
 from helpers.hub_releases import REPO, TOKEN
 from helpers.publishing import POLICY, contents, release
 from helpers.releases import Made, made
+from standin import StandIn
 
 from rwkvflow.base.errors import PublishError
 from rwkvflow.base.events import Event
@@ -29,7 +30,6 @@ from rwkvflow.publish.hub import HubOptions, HubPublisher
 from rwkvflow.release.check import check_release
 from rwkvflow.release.release import assemble
 from rwkvflow.store.store import Store
-from tests.standin import StandIn
 
 
 @pytest.fixture(scope="module")

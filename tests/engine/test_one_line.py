@@ -11,13 +11,13 @@ from typing import Any
 import librwkv
 import pytest
 from click.testing import CliRunner, Result
+from standin import StandIn
 
 from rwkvflow.app import models, proof
 from rwkvflow.base.errors import FetchError, SmokeFailed, UsageError
 from rwkvflow.cli import cli
 from rwkvflow.worker.conversion.convert import convert
 from rwkvflow.worker.read.gguf_file import read_gguf_index
-from tests.standin import StandIn
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "recipes" / "demo" / "rwkv7-demo.pth"

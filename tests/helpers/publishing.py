@@ -56,12 +56,12 @@ class Process:
     def __init__(self, environment: Mapping[str, str]) -> None:
         root = Path(__file__).resolve().parents[2]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.publishing"],
+            [sys.executable, "-m", "helpers.publishing"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=root,
-            env={**os.environ, "PYTHONPATH": str(root), **environment},
+            env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}", **environment},
         )
 
     def start(self, repo: str, folder: Path, **options: Any) -> int:

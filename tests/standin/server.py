@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.standin.faults import Fault, Faults, Kind
-from tests.standin.hub import HubRoutes
-from tests.standin.storage import Storage
+from standin.faults import Fault, Faults, Kind
+from standin.hub import HubRoutes
+from standin.storage import Storage
 
 
 @dataclass
@@ -248,8 +248,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             if fault.kind == "stall":
                 self.standin.sleep(fault.seconds)
-            end = time.monotonic() + fault.seconds
-            while fault.kind == "drip" and time.monotonic() < end:
+            until = time.monotonic() + fault.seconds
+            while fault.kind == "drip" and time.monotonic() < until:
                 self._write(b"\0", answer.chunked)
                 self.standin.sleep(0.05)
             self.close_connection = True

@@ -67,3 +67,11 @@ def test_a_class_has_a_name_of_its_own() -> None:
                 found.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
     twice = {name: paths for name, paths in found.items() if len(paths) > 1}
     assert twice.keys() == SHARED_NAMES.keys(), {n: twice[n] for n in twice.keys() - SHARED_NAMES.keys()}
+
+
+def test_types_are_checked_in_every_script_and_in_what_tests_share() -> None:
+    mypy = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
+    scripts = {path.stem for path in (ROOT / "scripts").glob("*.py")} - {"train_demo"}
+    assert set(mypy["modules"]) == scripts
+    shared = {path.parent.name for path in (ROOT / "tests").glob("*/__init__.py")} - {"e2e", "redteam"}
+    assert set(mypy["packages"]) == {"rwkvflow", *shared}

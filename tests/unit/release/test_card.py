@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers import checkpoints
+from helpers.releases import Made, made
 from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +27,6 @@ from rwkvflow.release.model_card.card import cell, human_count, human_size, quot
 from rwkvflow.release.model_card.front_matter import yaml_text
 from rwkvflow.release.model_card.runtimes import runtimes
 from rwkvflow.worker.formats.runtimes import RUNTIMES
-from tests.helpers.releases import Made, made
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "card"
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-
-from tests.helpers.releases import COMMIT, WHEEL, Made, made
+from helpers.releases import COMMIT, WHEEL, Made, made
 
 
 @pytest.fixture

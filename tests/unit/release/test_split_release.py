@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from helpers import releases
+
 from rwkvflow.documents.load import recipe_from_text
 from rwkvflow.plan.matrix import expand
 from rwkvflow.release.artifacts import gather
@@ -18,7 +20,6 @@ from rwkvflow.worker.formats.base import Split
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.read.inspect import describe
 from rwkvflow.worker.read.open import open_checkpoint
-from tests.helpers import releases
 from tests.unit.stages.test_publish_stage import blueprint
 
 

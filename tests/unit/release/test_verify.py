@@ -14,13 +14,13 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from helpers.releases import Made, made
 
 from rwkvflow.base.errors import PublishError
 from rwkvflow.cli import cli
 from rwkvflow.release.check import check_release
 from rwkvflow.release.names import RECIPE
 from rwkvflow.release.provenance import signature as signing
-from tests.helpers.releases import Made, made
 
 Damage = Callable[[Path], None]
 PEM, PKCS8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8

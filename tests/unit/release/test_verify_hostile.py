@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.releases import made
 
 from rwkvflow.app.rebuild import rebuild
 from rwkvflow.base.errors import EnvironmentMissing
 from rwkvflow.base.events import silent
 from rwkvflow.release.check import check_release
 from rwkvflow.release.sums import sums_text
-from tests.helpers.releases import made
 
 Change = Callable[[list[dict[str, Any]]], None]
 DEEP = b"[" * 200_000
