@@ -21,6 +21,10 @@ from rwkvflow.plan.step import StepLimits
 
 OnLine = Callable[[str], None]
 
+# How a command's numeric libraries wait, which no result depends on. By default their threads wait for one another by
+# using up the processor, so that a machine which has anything else to do takes twice as long.
+WAITING = {"OMP_WAIT_POLICY": "passive", "OPENBLAS_THREAD_TIMEOUT": "4"}
+
 
 @dataclass(frozen=True)
 class Command:

@@ -18,7 +18,7 @@ from rwkvflow.base.errors import EnvironmentMissing, StepFailed
 from rwkvflow.base.lines import LineSplitter, Tail
 from rwkvflow.base.process import MESSAGE
 from rwkvflow.plan.step import StepLimits
-from rwkvflow.sandbox.base import Command, EnvironmentSpec, OnLine, Result
+from rwkvflow.sandbox.base import WAITING, Command, EnvironmentSpec, OnLine, Result
 from rwkvflow.sandbox.daemon import (
     RUN_LABEL,
     connect,
@@ -227,7 +227,7 @@ class DockerSandbox:
             "image": reference(tag),
             "command": list(command.argv),
             "user": user,
-            "environment": dict(command.env),
+            "environment": {**WAITING, **command.env},
             "working_dir": "/job",
             "labels": owner_labels(),
             "host_config": host,

@@ -27,7 +27,7 @@ from rwkvflow.base.errors import EnvironmentMissing, StepFailed
 from rwkvflow.base.files import clear_errors, read_json, remove, write_json
 from rwkvflow.base.hashing import SKIPPED
 from rwkvflow.plan.step import StepLimits
-from rwkvflow.sandbox.base import Command, EnvironmentSpec, OnLine, Result
+from rwkvflow.sandbox.base import WAITING, Command, EnvironmentSpec, OnLine, Result
 from rwkvflow.sandbox.image.archive import requirements_by_role, wheels_of
 from rwkvflow.sandbox.image.dockerfile import ENVIRONMENT
 from rwkvflow.sandbox.isolation.disk import DiskLimit
@@ -228,6 +228,7 @@ class HostSandbox:
         """Nothing of the user's environment but PATH: no tokens, no proxies, no locale."""
         environment = {
             **ENVIRONMENT,
+            **WAITING,
             "PATH": f"{folder / 'venv/bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             "HOME": str(scratch),
             "TMPDIR": str(scratch),

@@ -103,6 +103,7 @@ def test_environment_is_clean(run: Run, monkeypatch: pytest.MonkeyPatch) -> None
     assert "leak" not in lines[0]
     assert '"TZ": "UTC"' in lines[0]
     assert '"EXTRA": "1"' in lines[0]
+    assert '"OMP_WAIT_POLICY": "passive"' in lines[0]
 
 
 def test_failure_has_exit_code_and_tail(run: Run) -> None:
