@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
-from rwkvflow.base.errors import FetchError, Interrupted
+from rwkvflow.base.errors import FetchError, Interrupted, RwkvflowError
 from rwkvflow.documents.sources import public_url
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Connection:
         import httpx
 
         self.policy = policy
-        self._cancel = cancel
+        self.cancel = cancel
         self._sockets: list[socket.socket] = []
         self._done = threading.Event()
         timeout = httpx.Timeout(policy.stall_s, connect=policy.connect_s)
@@ -146,7 +146,7 @@ class Connection:
             raise FetchError(f"the proxy settings cannot be used: {scrub(str(error))}") from error
 
     def __enter__(self) -> Connection:
-        if self._cancel is not None:
+        if self.cancel is not None:
             threading.Thread(target=self._watch, daemon=True).start()
         return self
 
@@ -156,7 +156,7 @@ class Connection:
 
     def _watch(self) -> None:
         while not self._done.wait(0.1):
-            if self._cancel is not None and self._cancel.is_set():
+            if self.cancel is not None and self.cancel.is_set():
                 for open_socket in list(self._sockets):
                     with contextlib.suppress(OSError):
                         open_socket.shutdown(socket.SHUT_RDWR)
@@ -169,16 +169,8 @@ class Connection:
 
     def check(self) -> None:
         """Raise Interrupted once `cancel` is set."""
-        if self._cancel is not None and self._cancel.is_set():
+        if self.cancel is not None and self.cancel.is_set():
             raise Interrupted("the download was stopped", remedy="run again: it goes on where it stopped")
-
-    def wait(self, seconds: float) -> None:
-        """Sleep, but not through a cancellation."""
-        if self._cancel is None:
-            time.sleep(seconds)
-        else:
-            self._cancel.wait(seconds)
-            self.check()
 
     @contextlib.contextmanager
     def request(
@@ -244,32 +236,64 @@ class Connection:
         return TemporaryProblemError(f"{host}: {text}")
 
 
-def retrying(attempt: Callable[[], T], connection: Connection, done: Callable[[], int] = lambda: 0) -> T:
-    """Call `attempt` until it returns; TemporaryProblemError is answered with patience, FetchError is final.
+@dataclass
+class Patience:
+    """The one loop that tries again: how often, how long it waits in between, what it says when it gives up.
 
-    `done` tells how many bytes are safe: attempts that bring the transfer on are not counted as failures.
+    error   what is raised then: of a kind that takes a remedy
+    what    what messages begin with
+    whose   who asks for more time, in messages
+    again   the remedy: what running again does
+    log     is told each wait
     """
-    policy = connection.policy
-    failures = 0
-    while True:
-        before = done()
-        connection.check()
-        try:
-            return attempt()
-        except TemporaryProblemError as problem:
-            failures = 1 if done() - before >= ENOUGH_PROGRESS else failures + 1
-            if problem.after is not None and problem.after > policy.longest_retry_after_s:
-                raise FetchError(
-                    f"{problem}; the server asks to wait {problem.after:.0f} s",
-                    remedy="run again later: what has arrived is kept",
-                ) from problem
-            if failures >= policy.attempts:
-                raise FetchError(
-                    f"{problem}; gave up after {failures} attempts",
-                    remedy="check the network and run again: what has arrived is kept",
-                ) from problem
-            wait = policy.delay(failures)
-            connection.wait(wait if problem.after is None else max(wait, problem.after))
+
+    policy: Policy
+    error: Callable[..., RwkvflowError]
+    cancel: threading.Event | None
+    what: str = ""
+    whose: str = "it"
+    again: str = "run again: what has arrived is kept"
+    log: Callable[[str], None] = lambda line: None
+    failures: int = 0  # in a row
+
+    def failed(self, problem: TemporaryProblemError, progress: bool = False) -> None:
+        """Wait before the next attempt; `progress`: this one brought the work on, so failures are counted anew.
+
+        Raises `error` when there were enough, or when the server asks for more time than anybody waits.
+        """
+        self.failures = 1 if progress else self.failures + 1
+        if problem.after is not None and problem.after > self.policy.longest_retry_after_s:
+            text = f"{self.what}{problem}; {self.whose} asks to wait {problem.after:.0f} s"
+            raise self.error(text, remedy=f"later, {self.again}") from problem
+        if self.failures >= self.policy.attempts:
+            text = f"{self.what}{problem}; gave up after {self.failures} attempts"
+            raise self.error(text, remedy=f"check the network and {self.again}") from problem
+        seconds = max(self.policy.delay(self.failures), problem.after or 0.0)
+        self.log(f"{problem}; trying again in {seconds:.0f} s")
+        if self.cancel is None:
+            time.sleep(seconds)
+        else:
+            self.cancel.wait(seconds)
+
+    def call(self, attempt: Callable[[], T], check: Callable[[], None], done: Callable[[], int] = lambda: 0) -> T:
+        """What `attempt` returns, once it does; TemporaryProblemError is answered with patience, all else is final.
+
+        `check` raises Interrupted once somebody wants to stop. `done` tells how many bytes are safe: attempts that
+        bring the transfer on are not counted as failures.
+        """
+        while True:
+            before = done()
+            check()
+            try:
+                return attempt()
+            except TemporaryProblemError as problem:
+                self.failed(problem, done() - before >= ENOUGH_PROGRESS)
+
+
+def retrying(attempt: Callable[[], T], connection: Connection, done: Callable[[], int] = lambda: 0) -> T:
+    """What `attempt` returns, with patience; see Patience. Raises FetchError, Interrupted."""
+    patience = Patience(connection.policy, FetchError, connection.cancel, whose="the server")
+    return patience.call(attempt, connection.check, done)
 
 
 def temporary(response: httpx.Response, what: str) -> TemporaryProblemError | None:

@@ -24,6 +24,7 @@ from rwkvflow.base.hashing import CHUNK, text_digest
 from rwkvflow.documents.destinations import OciDestination
 from rwkvflow.net.http import (
     TEMPORARY,
+    Patience,
     Policy,
     TemporaryProblemError,
     certificates,
@@ -255,32 +256,20 @@ class OciRegistry:
             return response.reason_phrase
 
     def _patiently(self, function: Callable[[], T]) -> T:
-        failures = 0
-        while True:
-            self.told.check()
-            try:
-                with stopped_by(self.told.cancel):
-                    return function()
-            except TemporaryProblemError as problem:
-                failures += 1
-                self._wait(problem, failures)
+        patience = Patience(
+            self.policy,
+            PublishError,
+            self.told.cancel,
+            what=f"{self.place}: ",
+            again="run again: blobs that have arrived are not sent again",
+            log=self.told.log,
+        )
 
-    def _wait(self, problem: TemporaryProblemError, failures: int) -> None:
-        policy, again = self.policy, "run again: blobs that have arrived are not sent again"
-        if problem.after is not None and problem.after > policy.longest_retry_after_s:
-            raise PublishError(
-                f"{self.place}: {problem}; it asks to wait {problem.after:.0f} s", remedy=f"later, {again}"
-            ) from problem
-        if failures >= policy.attempts:
-            raise PublishError(
-                f"{self.place}: {problem}; gave up after {failures} attempts", remedy=f"check the network and {again}"
-            ) from problem
-        seconds = max(policy.delay(failures), problem.after or 0.0)
-        self.told.log(f"{problem}; trying again in {seconds:.0f} s")
-        if self.told.cancel is None:
-            time.sleep(seconds)
-        else:
-            self.told.cancel.wait(seconds)
+        def attempt() -> T:
+            with stopped_by(self.told.cancel):
+                return function()
+
+        return patience.call(attempt, self.told.check)
 
 
 # ---- logins --------------------------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ class HubPublisher:
 
     def _commit(self, calls: HubCalls, release: Release, plan: _Plan) -> _Plan:
         """Commit until nothing lacks. Returns the plan that proves it: of the head, with nothing left to do."""
-        failures = conflicts = 0
+        conflicts, patience = 0, calls.patience()
         while not plan.done:
             calls.told.check()
             problem: Exception
@@ -217,11 +217,8 @@ class HubPublisher:
                     calls.told.log(f"somebody else committed {now.commit[:12]} meanwhile; publishing on top of it")
                 plan = after
             else:
-                failures += 1
-                temporary = (
-                    problem if isinstance(problem, TemporaryProblemError) else TemporaryProblemError(str(problem))
-                )
-                calls.wait(temporary, failures)
+                temporary = problem if isinstance(problem, TemporaryProblemError) else None
+                patience.failed(temporary or TemporaryProblemError(str(problem)))
         return plan
 
     def _attempt(self, calls: HubCalls, release: Release, plan: _Plan) -> str:

@@ -19,7 +19,16 @@ from typing import Any, TypeVar
 
 from rwkvflow.base.errors import FetchError, PublishError, RwkvflowError
 from rwkvflow.documents.sources import HubSource
-from rwkvflow.net.http import TEMPORARY, Connection, Policy, TemporaryProblemError, retry_after, retrying, scrub
+from rwkvflow.net.http import (
+    TEMPORARY,
+    Connection,
+    Patience,
+    Policy,
+    TemporaryProblemError,
+    retry_after,
+    retrying,
+    scrub,
+)
 from rwkvflow.net.hub import API_TIMEOUT_S, Hub, library, transport_errors
 from rwkvflow.net.hub_session import stopped_by
 from rwkvflow.net.progress import Told
@@ -213,37 +222,27 @@ class HubCalls:
 
     def patiently(self, function: Callable[[], T]) -> T:
         """Call until it answers. Only for calls that may be repeated. Raises PublishError, Interrupted."""
-        failures = 0
-        while True:
-            self.told.check()
+
+        def attempt() -> T:
             try:
                 with self._translated():
                     return function()
-            except TemporaryProblemError as problem:
-                failures += 1
-                self.wait(problem, failures)
             except ConflictError as error:
                 raise PublishError(f"hf://{self.repo}: {error}", remedy="run again") from error
 
-    def wait(self, problem: TemporaryProblemError, failures: int) -> None:
-        """Wait before the next attempt; raises PublishError when there were enough."""
-        policy = self.policy
-        again = "run again: what has arrived is not sent again, and nothing is published twice"
-        if problem.after is not None and problem.after > policy.longest_retry_after_s:
-            raise PublishError(
-                f"hf://{self.repo}: {problem}; the hub asks to wait {problem.after:.0f} s", remedy=f"later, {again}"
-            ) from problem
-        if failures >= policy.attempts:
-            raise PublishError(
-                f"hf://{self.repo}: {problem}; gave up after {failures} attempts",
-                remedy=f"check the network and {again}",
-            ) from problem
-        seconds = max(policy.delay(failures), problem.after or 0.0)
-        self.told.log(f"{problem}; trying again in {seconds:.0f} s")
-        if self.told.cancel is None:
-            time.sleep(seconds)
-        else:
-            self.told.cancel.wait(seconds)
+        return self.patience().call(attempt, self.told.check)
+
+    def patience(self) -> Patience:
+        """How calls to this repository are tried again."""
+        return Patience(
+            self.policy,
+            PublishError,
+            self.told.cancel,
+            what=f"hf://{self.repo}: ",
+            whose="the hub",
+            again="run again: what has arrived is not sent again, and nothing is published twice",
+            log=self.told.log,
+        )
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
