@@ -1,0 +1,136 @@
+"""Every command on a card is run as it is printed, in the folder of a release; what cannot run here is listed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import librwkv
+import pytest
+from helpers import checkpoints
+
+from rwkvflow.release.artifacts import Row
+from rwkvflow.release.model_card.runtimes import RuntimeSection, runtimes
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
+from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.base import Split
+
+#: How commands begin that nothing here can run: programs of others that no package index has, or that want a GPU.
+NOT_RUN = {
+    "faster-rwkv/build/chat ": "wants CUDA",
+    "llama-cli ": "the tests build llama.cpp's library alone",
+    "python rwkv.cpp/python/": "rwkv.cpp is in no package index",
+    "cargo run ": "web-rwkv wants Rust",
+    'python -c "from web_rwkv_py ': "wants Vulkan",
+    "python llama.cpp/convert_hf_to_gguf.py ": "run by the runner of the format",
+    'python -c "import fla; ': "wants a GPU",
+}
+RUN = [
+    ("chatrwkv-cpu-fp32", "4"),
+    ("chatrwkv-cpu-fp32", "7"),
+    ("chatrwkv-cpu-bf16", "6"),
+    ("safetensors", "7"),
+    ("ggml-q5_1", "5.1"),
+    ("ggml-q5_1", "7"),
+    ("ggml-q4_k", "7"),
+    ("transformers", "4"),
+    ("onnx-f32", "7"),
+    ("ncnn-f32", "7"),
+]
+NEEDED = {
+    "chatrwkv": "rwkv",
+    "safetensors": "rwkv",
+    "transformers": "transformers",
+    "onnx": "onnxruntime",
+    "ncnn": "ncnn",
+}
+
+
+@pytest.fixture(scope="session")
+def built(request: pytest.FixtureRequest) -> Path:
+    return librwkv.with_zig(request.config)
+
+
+def told(name: str, version: str, path: str, files: tuple[str, ...]) -> RuntimeSection:
+    facts = {"architecture": {"version": version}}
+    (found,) = runtimes([Row("m", name, path, "", 1, (), {"consumer": FORMATS[name].consumer}, facts, files)])
+    return found
+
+
+def is_run_here(command: str) -> bool:
+    return not command.startswith(tuple(NOT_RUN))
+
+
+@pytest.fixture
+def release(tmp_path: Path, built: Path) -> Path:
+    """A folder with what a user has on the PATH, and in ENGINE after the card's first line."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "engine" / "bin").mkdir(parents=True)
+    (tmp_path / "engine" / "bin" / "rwkv").symlink_to(built / "rwkv")
+    (tmp_path / "release" / "m").mkdir(parents=True)
+    return tmp_path / "release"
+
+
+def run(command: str, release: Path) -> str:
+    place = release.parent
+    env = {**os.environ, "PATH": f"{place / 'bin'}:{os.environ['PATH']}", "ENGINE": str(place / "engine")}
+    env["HF_HUB_OFFLINE"] = "1"
+    done = subprocess.run(["bash", "-c", command], cwd=release, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+@pytest.mark.parametrize(("name", "version"), RUN)
+def test_the_commands_of_a_card_run(name: str, version: str, release: Path, built: Path) -> None:
+    item = FORMATS[name]
+    if package := NEEDED.get(item.family):
+        pytest.importorskip(package)
+    source = checkpoints.make(release.parent / "m.pth", version, layers=2, width=64, vocab=256)
+    path = f"m/m{item.suffix}"
+    (outcome,) = convert(source, built / "librwkv.so", [ConversionJob("x", name, release / path)])
+    assert outcome.failure is None
+    inside = [file.relative_to(release).as_posix() for file in (release / path).rglob("*") if file.is_file()]
+    card = told(name, version, path, tuple(inside) or (path,))
+    ((_, commands),) = card.commands
+    ran = [run(command, release) for command in commands if is_run_here(command)]
+    assert ran
+    assert any(text.strip() for text in ran)
+
+
+def test_a_split_model_runs_by_its_command(release: Path, built: Path) -> None:
+    pytest.importorskip("rwkv")
+    source = checkpoints.make(release.parent / "m.pth", "4", layers=2, width=64, vocab=256)
+    (outcome,) = convert(
+        source, built / "librwkv.so", [ConversionJob("x", "safetensors", release / "m/m-safetensors", Split(60_000))]
+    )
+    assert outcome.failure is None
+    files = tuple(file.relative_to(release).as_posix() for file in (release / "m/m-safetensors").iterdir())
+    assert len(files) > 2
+    ((_, commands),) = told("safetensors", "4", "m/m-safetensors", files).commands
+    assert [bool(run(command, release).strip()) for command in commands] == [False, True]
+
+
+def test_every_command_of_every_card_is_run_here_or_listed() -> None:
+    """By what it begins with: a new command is added to one or the other. (A strategy for CUDA is one word of it.)"""
+    begun = set()
+    ran = {command.split("m/m")[0] for name, version in RUN for command in _commands(name, version)}
+    for name, item in FORMATS.items():
+        for version in item.versions:
+            for command in _commands(name, version):
+                if is_run_here(command):
+                    assert command.split("m/m")[0] in ran, (name, version, command)
+                else:
+                    begun.add(next(start for start in NOT_RUN if command.startswith(start)))
+    assert begun == set(NOT_RUN), "what is listed is on a card"
+
+
+def _commands(name: str, version: str) -> tuple[str, ...]:
+    path = f"m/m{FORMATS[name].suffix}"
+    ((_, commands),) = told(name, version, path, (path,)).commands
+    return commands
