@@ -111,6 +111,7 @@ def _writing_options(function: Callable[..., None]) -> Callable[..., None]:
 def generate(model: str, prompt: str, max_tokens: int, **options: Any) -> None:
     """Continue PROMPT with the model file MODEL. If PROMPT is -, it is read from standard input."""
     text = sys.stdin.buffer.read().decode("utf-8", "replace") if prompt == "-" else _whole(prompt)
+    _check_stops(options["stop"])
     _check_kept(model, options)
     with engine_errors(), open_model(model, options) as opened:
         session = _session(opened, options)
@@ -149,6 +150,9 @@ def chat(
     from rwkvflow.cli.talk import questions
     from rwkvflow.engine.session import ChatSession
 
+    user, assistant = _whole(user), _whole(assistant)
+    system = None if system is None else _whole(system)
+    _check_stops(options["stop"])
     _check_kept(model, options)
     with engine_errors(), open_model(model, options) as opened:
         session = _session(opened, options)
@@ -181,6 +185,13 @@ def chat(
 def _whole(text: str) -> str:
     """A text of the command line without halves of characters, which no tokenizer takes."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _check_stops(stops: tuple[str, ...]) -> None:
+    """Raises UsageError for a stop text that is not UTF-8: nothing that is written could hold it."""
+    for stop in stops:
+        if _whole(stop) != stop:
+            raise UsageError(f"--stop: {stop!a} is not UTF-8, and what a model writes is", remedy="write it in UTF-8")
 
 
 def _check_kept(model: str, options: dict[str, Any]) -> None:

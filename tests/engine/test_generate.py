@@ -372,6 +372,21 @@ def test_generate(file: Path, library: Path, tmp_path: Path) -> None:
     assert whole.endswith(parts)
 
 
+def test_texts_of_the_command_line_that_are_not_utf_8(file: Path, library: Path) -> None:
+    """A prompt's bad bytes are U+FFFD, wherever it stands; a stop text that could never come is refused."""
+    for wrong in (b"\xff", "é".encode("latin-1"), b"\xe6\xbc"):
+        bad = os.fsdecode(wrong)
+        done = run("chat", file, "-n", "2", "--seed", "1", "--system", bad, "--user", bad, stdin="a\n", library=library)
+        assert done.returncode == 0, done.stderr
+        assert run("generate", file, bad, "-n", "2", "--seed", "1", library=library).returncode == 0
+        for command in ("generate", "chat"):
+            done = run(command, file, "--stop", "a", "--stop", bad, library=library)
+            assert done.returncode == 2
+            assert "--stop: '\\udc" in done.stderr
+            assert "is not UTF-8" in done.stderr
+            assert "codec" not in done.stderr
+
+
 def test_chat(file: Path, library: Path) -> None:
     arguments = ["chat", file, "-n", "8", "--seed", "1"]
     guessed = run(*arguments, "--draft", "lookup", stdin="Hello\n\nWho?\n", library=library)
