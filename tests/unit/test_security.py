@@ -45,3 +45,16 @@ def test_the_tests_of_a_row_exist(row: list[str]) -> None:
         path, _, function = name.partition("::")
         text = (ROOT / path).read_text(encoding="utf-8")
         assert re.search(rf"^def {re.escape(function)}\(", text, re.MULTILINE), name
+
+
+def test_templates_of_strangers_are_rendered_at_one_place() -> None:
+    """A recipe's, in a process with bounds; the chat templates of checkpoints nowhere."""
+    found = {
+        path.relative_to(ROOT / "rwkvflow").as_posix()
+        for path in (ROOT / "rwkvflow").rglob("*.py")
+        if re.search(r"environment\w*\(?\)?\.from_string\(|\bTemplate\(|apply_chat_template", path.read_text("utf-8"))
+    }
+    assert found == {
+        "sandbox/image/dockerfile.py",  # our own Dockerfile.j2
+        "release/model_card/template_process.py",
+    }
