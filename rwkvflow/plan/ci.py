@@ -118,7 +118,7 @@ def github_workflow(settings: CiSettings) -> str:
                             "name": "Matrix",
                             "id": "matrix",
                             "run": f'{_REMOTE}\nrwkvflow validate "$RECIPE"\n{matrix}\n'
-                            'sed "s/^/matrix=/" matrix.json >> "$GITHUB_OUTPUT"\n',
+                            'printf "matrix=%s\\n" "$(cat matrix.json)" >> "$GITHUB_OUTPUT"\n',
                         },
                     ],
                 },

@@ -75,3 +75,35 @@ def test_types_are_checked_in_every_script_and_in_what_tests_share() -> None:
     assert set(mypy["modules"]) == scripts
     shared = {path.parent.name for path in (ROOT / "tests").glob("*/__init__.py")} - {"e2e", "redteam"}
     assert set(mypy["packages"]) == {"rwkvflow", *shared}
+
+
+#: What takes the name of a format apart: a family's name cut off, or the name split at its dash.
+APART = re.compile(
+    r"""\b(?:startswith|endswith|removeprefix|removesuffix)\(\(?["'](?:ggml|gguf|onnx|chatrwkv|ncnn|transformers"""
+    r"""|safetensors|web-rwkv|faster-rwkv)\b|\b\w*(?:format|family)[\w.]*\.(?:r?partition|r?split)\("""
+)
+
+
+def test_only_a_formats_folder_takes_a_formats_name_apart() -> None:
+    wrong = []
+    for path in sorted((ROOT / "rwkvflow").rglob("*.py")):
+        if "formats" in path.relative_to(ROOT).parts[:-1]:
+            continue
+        lines = path.read_text(encoding="utf-8").splitlines()
+        wrong += [f"{path.name}:{number}: {line.strip()}" for number, line in enumerate(lines, 1) if APART.search(line)]
+    assert not wrong, "\n".join(wrong)
+    assert APART.search('if format.startswith("gguf-"):')
+    assert APART.search('family, _, kind = row.format.partition("-")')
+
+
+def test_nothing_reads_our_own_output_with_sed() -> None:
+    """Commands print what scripts want alone, as `engine build --print-path` does."""
+    paths = [
+        ROOT / "Makefile",
+        *(ROOT / ".ci").iterdir(),
+        *(ROOT / "rwkvflow").rglob("*.py"),
+        *(ROOT / "docs").rglob("*.md"),
+    ]
+    paths += [*(ROOT / "rwkvflow").rglob("*.j2"), ROOT / "README.md"]
+    found = [path for path in paths if re.search(r"(?m)(?:^|[\s|;`'\"(])sed [-\"'s]", path.read_text(encoding="utf-8"))]
+    assert found == []

@@ -1,4 +1,4 @@
-"""The converter's ctypes door to librwkv: rows of weights in, encoded rows out. Calls release the GIL."""
+"""The converter's binding of librwkv, by ctypes: rows of weights in, encoded rows out. Calls release the GIL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs a GGUF with llama.cpp: a library of it with a door of rwkvflow's own (images/llama.cpp/door.cc), which the
+"""Runs a GGUF with llama.cpp: a library of it with an adapter of rwkvflow's own (images/llama.cpp/door.cc), which the
 engine stage builds.
 """
 
