@@ -23,13 +23,13 @@ from rwkvflow.base.events import Listener, StepFinished, StepLog, StepProgress, 
 from rwkvflow.base.files import no_space
 from rwkvflow.execute.base import Action, Job, Made, Outcome, Probe, Work
 from rwkvflow.execute.log_file import LogFile
+from rwkvflow.execute.node import Node, State, Strength
 from rwkvflow.execute.sources import check_unchanged
 from rwkvflow.plan.plan import Plan, input_digests, needs, reason
 from rwkvflow.plan.step import LocalInput, Ref, Step, expected, key_of
 from rwkvflow.store.record import Output, Record
 from rwkvflow.store.store import Store
 
-RECORD, PRESENT = 1, 2
 POLL_SECONDS = 0.2
 REFETCHED = frozenset({"fetch", "wheels"})  # actions whose outputs anyone can fetch again by their hash: never shared
 
@@ -55,21 +55,17 @@ class LocalExecutor:
         self.run_id = run
         self.cores = cores
         self.cancel = cancel or threading.Event()
-        self._demand: dict[str, int] = defaultdict(int)
-        self._outcomes: dict[str, Outcome] = {}
-        self._level: dict[str, int] = defaultdict(int)
-        self._waiting: dict[str, dict[str, None]] = defaultdict(dict)  # in order, so that runs read alike
-        self._ready: dict[str, tuple[str, dict[str, str]]] = {}  # step id → key, input digests
-        self._running: dict[str, float] = {}  # step id → cores
+        self._nodes: dict[str, Node] = {}  # by step id
+        self._ready: dict[str, Node] = {}  # those that are READY, in the order in which they became it
+        self._running: dict[str, Node] = {}  # those that are RUNNING
         self._ended: queue.Queue[dict[str, Outcome | None]] = queue.Queue()  # None: look at it again
-        self._brought: set[str] = set()  # step ids that were looked for in the remote store
 
     def run(self, plan: Plan) -> dict[str, Outcome]:
         """Carry out what the targets need. Returns how each step that was looked at ended; raises Interrupted."""
-        self._plan = plan
+        self._nodes = {name: Node(step) for name, step in plan.steps.items()}
         self._work = deque(plan.targets)
         for target in plan.targets:
-            self._demand[target] = PRESENT
+            self._nodes[target].wanted = Strength.PRESENT
         with ThreadPoolExecutor(max_workers=max(8, self.cores)) as pool, ThreadPoolExecutor(max_workers=2) as sharing:
             self._pool, self._sharing = pool, sharing
             try:
@@ -84,75 +80,76 @@ class LocalExecutor:
                 self.cancel.set()
                 sharing.shutdown(wait=False, cancel_futures=True)
                 raise
-        stuck = [target for target in plan.targets if target not in self._outcomes]
+        stuck = [target for target in plan.targets if self._nodes[target].outcome is None]
         if stuck:
             raise RwkvflowError(f"a flaw in the scheduler: {', '.join(stuck)} never ended")
-        return self._outcomes
+        return {name: node.outcome for name, node in self._nodes.items() if node.outcome is not None}
 
     # ---- demand ------------------------------------------------------------------------------------------------
 
-    def _want(self, name: str, strength: int, by: str) -> bool:
+    def _want(self, name: str, strength: Strength, by: str) -> bool:
         """Raise the demand on a step; True when it is met (or can never be)."""
-        outcome = self._outcomes.get(name)
-        if outcome is not None and (not outcome.ok or self._level[name] >= strength):
+        node = self._nodes[name]
+        if node.meets(strength):
             return True
-        self._waiting[name][by] = None
-        if self._demand[name] < strength or outcome is None:
-            self._demand[name] = max(strength, self._demand[name])
+        node.waiting[by] = None
+        if node.wanted < strength or node.outcome is None:
+            node.wanted = max(strength, node.wanted)
             self._work.append(name)
         return False
 
     def _advance(self, name: str) -> None:
-        if name in self._running or name in self._ready:
+        node = self._nodes[name]
+        if node.state in (State.READY, State.RUNNING):
             return
-        settled = self._outcomes.get(name)
-        if settled is not None and (not settled.ok or self._level[name] >= self._demand[name]):
-            return
-        step = self._plan.steps[name]
-        met = [self._want(need, RECORD, name) for need in needs(step)]  # all of them, so that all start
-        if not all(met):
-            return
-        if self._blocked(step):
+        if node.state is State.SETTLED:
+            if node.meets(node.wanted):
+                return
+            node.state = State.IDLE
+        step = node.step
+        met = [self._want(need, Strength.RECORD, name) for need in needs(step)]  # all of them, so that all start
+        if not all(met) or self._blocked(step):
             return
         digests = input_digests(step, self._digest)
         if digests is None:
-            self._settle(name, Outcome("skipped", error=StepFailed("an input does not exist")))
+            self._settle(node, Outcome("skipped", error=StepFailed("an input does not exist")))
             return
         parts = step.parts(digests)
         key = key_of(parts)
         record = self.store.lookup(key, expected(step))
-        if record is not None and self._usable(step, key, record):
+        if record is not None and self._usable(node, key, record):
             self.store.remember(self.run_id, name, parts)
-            if self._level[name] == PRESENT:
+            if node.level is Strength.PRESENT:
                 self._share(step, key, record)
-            self._settle(name, Outcome("cached", key, record.outputs, record.notes, seconds=record.seconds))
+            self._settle(node, Outcome("cached", key, record.outputs, record.notes, seconds=record.seconds))
             return
-        if record is not None and self._elsewhere(step, key, record):
-            self._brought.add(name)
-            self._running[name] = 0.0
+        if record is not None and self._elsewhere(node, key, record):
+            node.brought, node.state, node.cores = True, State.RUNNING, 0.0
+            self._running[name] = node
             self._pool.submit(self._bring, name, record)
             return
         wanted = [value.step for value in step.inputs.values() if isinstance(value, Ref)]
         wanted += step.environments
-        met = [self._want(need, PRESENT, name) for need in wanted]
+        met = [self._want(need, Strength.PRESENT, name) for need in wanted]
         if all(met) and not self._blocked(step):
-            self._ready[name] = (key, digests)
+            node.key, node.digests, node.state = key, digests, State.READY
+            self._ready[name] = node
 
-    def _usable(self, step: Step, key: str, record: Record) -> bool:
-        there = self._intact(step, key, record.outputs)
+    def _usable(self, node: Node, key: str, record: Record) -> bool:
+        there = self._intact(node.step, key, record.outputs)
         if there:
-            self._level[step.id] = PRESENT
-        elif self._demand[step.id] <= RECORD:
-            self._level[step.id] = RECORD
-        return there or self._demand[step.id] <= RECORD
+            node.level = Strength.PRESENT
+        elif node.wanted <= Strength.RECORD:
+            node.level = Strength.RECORD
+        return there or node.wanted <= Strength.RECORD
 
-    def _elsewhere(self, step: Step, key: str, record: Record) -> bool:
+    def _elsewhere(self, node: Node, key: str, record: Record) -> bool:
         """Whether the remote store may have what a step made; asked once a step."""
-        probe = self.probes.get(step.action)
+        probe = self.probes.get(node.step.action)
         return (
             self.store.remote is not None
-            and step.id not in self._brought
-            and (probe is None or probe(step, key, record.outputs))
+            and not node.brought
+            and (probe is None or probe(node.step, key, record.outputs))
         )
 
     def _bring(self, name: str, record: Record) -> None:
@@ -177,25 +174,26 @@ class LocalExecutor:
         if step.tolerant:
             return False
         for name in (*needs(step), *step.environments):
-            outcome = self._outcomes.get(name)
+            outcome = self._nodes[name].outcome
             if outcome is not None and not outcome.ok:
-                self._settle(step.id, Outcome("skipped", error=StepFailed(f"{name} {outcome.status}")))
+                why = StepFailed(f"{name} {outcome.status}")
+                self._settle(self._nodes[step.id], Outcome("skipped", error=why))
                 return True
         return False
 
     def _digest(self, ref: Ref) -> str | None:
-        outcome = self._outcomes.get(ref.step)
+        outcome = self._nodes[ref.step].outcome
         output = outcome.outputs.get(ref.output) if outcome is not None and outcome.ok else None
         return output.digest if output else None
 
-    def _settle(self, name: str, outcome: Outcome) -> None:
-        again = name in self._outcomes
-        self._outcomes[name] = outcome
+    def _settle(self, node: Node, outcome: Outcome) -> None:
+        again = node.outcome is not None
+        node.outcome, node.state = outcome, State.SETTLED
         if not (again and outcome.status == "cached"):
             self.emit(
                 StepFinished(
-                    name,
-                    self._plan.steps[name].stage,
+                    node.step.id,
+                    node.step.stage,
                     outcome.status,
                     outcome.seconds,
                     str(outcome.error) if outcome.error else "",
@@ -204,27 +202,28 @@ class LocalExecutor:
                     outcome.key or "",
                 )
             )
-        self._work.extend(self._waiting.pop(name, ()))
+        self._work.extend(node.waiting)
+        node.waiting = {}
 
     # ---- running -----------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         """Start what is ready and fits. Steps of one batch go together."""
-        groups: dict[str, list[str]] = defaultdict(list)
-        for name in self._ready:
-            groups[self._plan.steps[name].batch or name].append(name)
-        for names in groups.values():
+        groups: dict[str, list[Node]] = defaultdict(list)
+        for name, node in self._ready.items():
+            groups[node.step.batch or name].append(node)
+        for nodes in groups.values():
             if self.cancel.is_set():
                 raise Interrupted("interrupted; what is finished is kept, run the same command to go on")
-            cores = max(self._cores(self._plan.steps[name]) for name in names)
-            if self._running and sum(self._running.values()) + cores > self.cores:
+            cores = max(self._cores(node.step) for node in nodes)
+            if self._running and sum(node.cores for node in self._running.values()) + cores > self.cores:
                 continue
-            jobs = []
-            for name in names:
-                key, digests = self._ready.pop(name)
-                self._running[name] = cores if name == names[0] else 0.0
-                jobs.append((self._plan.steps[name], key, digests))
-            self._pool.submit(self._carry_out, jobs)
+            for node in nodes:
+                del self._ready[node.step.id]
+                node.cores = cores if node is nodes[0] else 0.0
+                node.state = State.RUNNING
+                self._running[node.step.id] = node
+            self._pool.submit(self._carry_out, [(node.step, node.key, dict(node.digests)) for node in nodes])
 
     def _cores(self, step: Step) -> float:
         return float(self.cores) if step.limits.cores is None else min(step.limits.cores, self.cores)
@@ -238,12 +237,13 @@ class LocalExecutor:
             except queue.Empty:
                 continue
         for name, outcome in outcomes.items():
-            del self._running[name]
+            node = self._running.pop(name)
             if outcome is None:
+                node.state = State.IDLE
                 self._work.append(name)
                 continue
-            self._level[name] = PRESENT
-            self._settle(name, outcome)
+            node.level = Strength.PRESENT
+            self._settle(node, outcome)
         if self.cancel.is_set():
             raise Interrupted("interrupted; what is finished is kept, run the same command to go on")
 
@@ -341,9 +341,7 @@ class LocalExecutor:
             if path is None:
                 raise StepFailed(f"{step.id}: its input {name} vanished from the store", remedy="run again")
             inputs[name] = path
-        environment, consumers = (
-            self._outcomes[name].key if name else None for name in (step.environment, step.consumers)
-        )
+        environment, consumers = (self._tag(name) if name else None for name in (step.environment, step.consumers))
         file = stack.enter_context(self.store.log_path(key).open("w", encoding="utf-8", errors="backslashreplace"))
         kept = LogFile(file)
 
@@ -355,3 +353,7 @@ class LocalExecutor:
             self.emit(StepProgress(step.id, done, total, unit, label))
 
         return Job(step, key, environment, inputs, digests, kept.keep, log, progress, consumers)
+
+    def _tag(self, name: str) -> str | None:
+        outcome = self._nodes[name].outcome
+        return outcome.key if outcome else None
