@@ -23,7 +23,7 @@ from rwkvflow.base.events import Listener, StepFinished, StepLog, StepProgress, 
 from rwkvflow.base.files import no_space
 from rwkvflow.execute.base import Action, Job, Made, Outcome, Probe, Work
 from rwkvflow.execute.log_file import LogFile
-from rwkvflow.execute.node import Node, State, Strength
+from rwkvflow.execute.node import StepNode, StepState, Strength
 from rwkvflow.execute.sources import check_unchanged
 from rwkvflow.plan.plan import Plan, input_digests, needs, reason
 from rwkvflow.plan.step import LocalInput, Ref, Step, expected, key_of
@@ -55,14 +55,14 @@ class LocalExecutor:
         self.run_id = run
         self.cores = cores
         self.cancel = cancel or threading.Event()
-        self._nodes: dict[str, Node] = {}  # by step id
-        self._ready: dict[str, Node] = {}  # those that are READY, in the order in which they became it
-        self._running: dict[str, Node] = {}  # those that are RUNNING
+        self._nodes: dict[str, StepNode] = {}  # by step id
+        self._ready: dict[str, StepNode] = {}  # those that are READY, in the order in which they became it
+        self._running: dict[str, StepNode] = {}  # those that are RUNNING
         self._ended: queue.Queue[dict[str, Outcome | None]] = queue.Queue()  # None: look at it again
 
     def run(self, plan: Plan) -> dict[str, Outcome]:
         """Carry out what the targets need. Returns how each step that was looked at ended; raises Interrupted."""
-        self._nodes = {name: Node(step) for name, step in plan.steps.items()}
+        self._nodes = {name: StepNode(step) for name, step in plan.steps.items()}
         self._work = deque(plan.targets)
         for target in plan.targets:
             self._nodes[target].wanted = Strength.PRESENT
@@ -100,12 +100,12 @@ class LocalExecutor:
 
     def _advance(self, name: str) -> None:
         node = self._nodes[name]
-        if node.state in (State.READY, State.RUNNING):
+        if node.state in (StepState.READY, StepState.RUNNING):
             return
-        if node.state is State.SETTLED:
+        if node.state is StepState.SETTLED:
             if node.meets(node.wanted):
                 return
-            node.state = State.IDLE
+            node.state = StepState.IDLE
         step = node.step
         met = [self._want(need, Strength.RECORD, name) for need in needs(step)]  # all of them, so that all start
         if not all(met) or self._blocked(step):
@@ -124,7 +124,7 @@ class LocalExecutor:
             self._settle(node, Outcome("cached", key, record.outputs, record.notes, seconds=record.seconds))
             return
         if record is not None and self._elsewhere(node, key, record):
-            node.brought, node.state, node.cores = True, State.RUNNING, 0.0
+            node.brought, node.state, node.cores = True, StepState.RUNNING, 0.0
             self._running[name] = node
             self._pool.submit(self._bring, name, record)
             return
@@ -132,10 +132,10 @@ class LocalExecutor:
         wanted += step.environments
         met = [self._want(need, Strength.PRESENT, name) for need in wanted]
         if all(met) and not self._blocked(step):
-            node.key, node.digests, node.state = key, digests, State.READY
+            node.key, node.digests, node.state = key, digests, StepState.READY
             self._ready[name] = node
 
-    def _usable(self, node: Node, key: str, record: Record) -> bool:
+    def _usable(self, node: StepNode, key: str, record: Record) -> bool:
         there = self._intact(node.step, key, record.outputs)
         if there:
             node.level = Strength.PRESENT
@@ -143,7 +143,7 @@ class LocalExecutor:
             node.level = Strength.RECORD
         return there or node.wanted <= Strength.RECORD
 
-    def _elsewhere(self, node: Node, key: str, record: Record) -> bool:
+    def _elsewhere(self, node: StepNode, key: str, record: Record) -> bool:
         """Whether the remote store may have what a step made; asked once a step."""
         probe = self.probes.get(node.step.action)
         return (
@@ -186,9 +186,9 @@ class LocalExecutor:
         output = outcome.outputs.get(ref.output) if outcome is not None and outcome.ok else None
         return output.digest if output else None
 
-    def _settle(self, node: Node, outcome: Outcome) -> None:
+    def _settle(self, node: StepNode, outcome: Outcome) -> None:
         again = node.outcome is not None
-        node.outcome, node.state = outcome, State.SETTLED
+        node.outcome, node.state = outcome, StepState.SETTLED
         if not (again and outcome.status == "cached"):
             self.emit(
                 StepFinished(
@@ -209,7 +209,7 @@ class LocalExecutor:
 
     def _start(self) -> None:
         """Start what is ready and fits. Steps of one batch go together."""
-        groups: dict[str, list[Node]] = defaultdict(list)
+        groups: dict[str, list[StepNode]] = defaultdict(list)
         for name, node in self._ready.items():
             groups[node.step.batch or name].append(node)
         for nodes in groups.values():
@@ -221,7 +221,7 @@ class LocalExecutor:
             for node in nodes:
                 del self._ready[node.step.id]
                 node.cores = cores if node is nodes[0] else 0.0
-                node.state = State.RUNNING
+                node.state = StepState.RUNNING
                 self._running[node.step.id] = node
             self._pool.submit(self._carry_out, [(node.step, node.key, dict(node.digests)) for node in nodes])
 
@@ -239,7 +239,7 @@ class LocalExecutor:
         for name, outcome in outcomes.items():
             node = self._running.pop(name)
             if outcome is None:
-                node.state = State.IDLE
+                node.state = StepState.IDLE
                 self._work.append(name)
                 continue
             node.level = Strength.PRESENT

@@ -29,7 +29,7 @@ class Strength(enum.IntEnum):
     PRESENT = 2  # the outputs themselves
 
 
-class State(enum.Enum):
+class StepState(enum.Enum):
     """Where a step is; see the picture above."""
 
     IDLE = "not wanted, or waiting for others"
@@ -39,7 +39,7 @@ class State(enum.Enum):
 
 
 @dataclass(slots=True)
-class Node:
+class StepNode:
     """One step of a run. The scheduler's thread alone writes it.
 
     wanted     the most that anyone asked for
@@ -51,7 +51,7 @@ class Node:
     """
 
     step: Step
-    state: State = State.IDLE
+    state: StepState = StepState.IDLE
     wanted: Strength = Strength.NOTHING
     level: Strength = Strength.NOTHING
     outcome: Outcome | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from rwkvflow.documents.formats import folder_name
 from rwkvflow.plan.matrix import Artifact
@@ -11,6 +11,9 @@ from rwkvflow.plan.step import Input, Ref, Step
 from rwkvflow.stages import engine, fetch
 from rwkvflow.stages.blueprint import WORKER_COMMAND, Blueprint, environment, image_step
 from rwkvflow.worker.formats import FORMATS
+
+if TYPE_CHECKING:
+    from rwkvflow.worker.requests import ConvertJob, ConvertParams
 
 
 def artifact(which: Artifact) -> Ref:
@@ -23,13 +26,16 @@ def _tokenizer(blueprint: Blueprint, which: Artifact) -> dict[str, Input]:
     return {"tokenizer": own} if own else {}
 
 
-def _params(blueprint: Blueprint, which: Artifact) -> dict[str, Any]:
+def _params(blueprint: Blueprint, which: Artifact) -> ConvertParams:
     """What the tensors do not tell of a model, where the recipe does."""
     eps = blueprint.models[which.model].group_norm_eps
-    return {**({} if eps is None else {"group_norm_eps": eps}), **fetch.origin_params(blueprint, which.model)}
+    params = cast("ConvertParams", fetch.origin_params(blueprint, which.model))
+    if eps is not None:
+        params["group_norm_eps"] = eps
+    return params
 
 
-def _job(blueprint: Blueprint, which: Artifact) -> dict[str, Any]:
+def _job(blueprint: Blueprint, which: Artifact) -> ConvertJob:
     size = blueprint.recipe.split_of(which.format)
     if size is None:
         return {"format": which.format}

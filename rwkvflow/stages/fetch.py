@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rwkvflow.base.errors import LockError
 from rwkvflow.base.hashing import tree_digest
@@ -12,6 +12,9 @@ from rwkvflow.documents.recipe import Git, LocalFolder
 from rwkvflow.documents.sources import part_of
 from rwkvflow.plan.step import Input, LocalInput, Ref, Step
 from rwkvflow.stages.blueprint import Blueprint
+
+if TYPE_CHECKING:
+    from rwkvflow.worker.requests import OriginParams
 
 ENGINE_SOURCE = "fetch/engine-source"
 BUILTIN_TOKENIZERS = ("auto", "bytes", "world")
@@ -31,7 +34,7 @@ def origin(blueprint: Blueprint, model: str) -> dict[str, Input]:
     return {**checkpoint(blueprint, model), **beside}
 
 
-def origin_params(blueprint: Blueprint, model: str) -> dict[str, Any]:
+def origin_params(blueprint: Blueprint, model: str) -> OriginParams:
     """What a task has to know besides."""
     lora, ignore = blueprint.models[model].lora, blueprint.models[model].ignore_tensors
     return {

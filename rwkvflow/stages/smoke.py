@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rwkvflow.base.hashing import file_digest
 from rwkvflow.base.shipped import PACKAGE
@@ -14,6 +14,9 @@ from rwkvflow.plan.step import Input, LocalInput, Ref, Step
 from rwkvflow.stages import convert, engine, fetch, image, llama
 from rwkvflow.stages.blueprint import WORKER_COMMAND, Blueprint, environment, image_step
 from rwkvflow.worker.formats import FORMATS
+
+if TYPE_CHECKING:
+    from rwkvflow.worker.requests import LimitParams, QuestionParams, SmokeJob
 
 SHIPPED_TEXT = PACKAGE / "worker" / "data" / "smoke.txt"
 
@@ -54,7 +57,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
             params={
                 "task": "smoke",
                 "params": {**common, **({"speed": True} if blueprint.recipe.smoke.speed else {})},
-                "job": {"format": which.format, "input": name, "limits": _limits(blueprint, which.format)},
+                "job": _job(blueprint, which, name),
             },
             inputs={
                 **_inputs(blueprint, which),
@@ -100,7 +103,7 @@ def _inputs(blueprint: Blueprint, which: Artifact) -> dict[str, Input]:
     return found
 
 
-def _common(blueprint: Blueprint, which: Artifact) -> dict[str, Any]:
+def _common(blueprint: Blueprint, which: Artifact) -> QuestionParams:
     model, smoke = blueprint.models[which.model], blueprint.recipe.smoke
     kind = model.tokenizer if model.tokenizer in fetch.BUILTIN_TOKENIZERS else "tokenizer.json"
     return {
@@ -112,7 +115,11 @@ def _common(blueprint: Blueprint, which: Artifact) -> dict[str, Any]:
     }
 
 
-def _limits(blueprint: Blueprint, name: str) -> dict[str, float]:
+def _job(blueprint: Blueprint, which: Artifact, name: str) -> SmokeJob:
+    return {"format": which.format, "input": name, "limits": _limits(blueprint, which.format)}
+
+
+def _limits(blueprint: Blueprint, name: str) -> LimitParams:
     own = blueprint.recipe.smoke.limits.get(name)
     default = FORMATS[name].limits
     return {

@@ -14,16 +14,19 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rwkvflow.worker.protocol import emit, progress
 from rwkvflow.worker.tasks.outputs import finish
+
+if TYPE_CHECKING:
+    from rwkvflow.worker.requests import AskParams, SmokeJobRequest, SmokeRequest
 
 QUESTIONS = Path("in/questions")
 CONSUMERS = "rwkvflow.worker.tasks.consume"  # the module that runs artifacts in a process of its own
 
 
-def run(request: dict[str, Any]) -> None:
+def run(request: SmokeRequest) -> None:
     """See the module. An artifact's trouble is its own."""
     jobs = request["jobs"]
     Path("out").mkdir(exist_ok=True)
@@ -51,7 +54,7 @@ def run(request: dict[str, Any]) -> None:
     progress(len(jobs), len(jobs), "artifacts")
 
 
-def _child(order: Path, entries: list[tuple[dict[str, Any], Path]], params: dict[str, Any]) -> int:
+def _child(order: Path, entries: list[tuple[SmokeJobRequest, Path]], params: AskParams) -> int:
     content = {
         "questions": str(QUESTIONS),
         "checkpoint": "in/checkpoint",

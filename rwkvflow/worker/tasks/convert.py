@@ -7,15 +7,18 @@ A job may have {"split": {"size": bytes, "stem": how names of files begin}} besi
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.formats.base import Split
 from rwkvflow.worker.model.origin import origin_of
 from rwkvflow.worker.protocol import emit, progress
 
+if TYPE_CHECKING:
+    from rwkvflow.worker.requests import ConvertJob, ConvertRequest
 
-def run(request: dict[str, Any]) -> None:
+
+def run(request: ConvertRequest) -> None:
     """Emits an output or a failure for each job. Raises WorkerError when none can be done."""
     jobs = [_job(job["id"], job["params"], Path(job["outputs"]["artifact"])) for job in request["jobs"]]
 
@@ -43,6 +46,6 @@ def run(request: dict[str, Any]) -> None:
             )
 
 
-def _job(name: str, params: dict[str, Any], path: Path) -> ConversionJob:
+def _job(name: str, params: ConvertJob, path: Path) -> ConversionJob:
     split = params.get("split")
     return ConversionJob(name, params["format"], path, Split(split["size"], split["stem"]) if split else None)

@@ -8,7 +8,7 @@ with the outputs "reference" and "questions", which is what of it an artifact ma
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,10 +32,13 @@ from rwkvflow.worker.smoke.questions import (
 )
 from rwkvflow.worker.tasks.outputs import finish
 
+if TYPE_CHECKING:
+    from rwkvflow.worker.requests import AskParams, ReferenceRequest
+
 READ_BYTES = 256e9  # bytes of weights that the greedy continuations may read: 9 tokens of a 14B model
 
 
-def run(request: dict[str, Any]) -> None:
+def run(request: ReferenceRequest) -> None:
     """Compute the answers of the checkpoint and write them to out/. Raises WorkerError."""
     params, job = request["params"], request["jobs"][0]
     with open_checkpoint(origin_of(Path("in"), params)) as checkpoint:
@@ -67,7 +70,7 @@ def run(request: dict[str, Any]) -> None:
         finish(job["id"], "questions", Path(place))
 
 
-def ask(params: dict[str, Any], text: str, tokenizer: ModelTokenizer) -> Questions:
+def ask(params: AskParams, text: str, tokenizer: ModelTokenizer) -> Questions:
     """The questions in tokens. Raises WorkerError for a text of less than two tokens."""
     limit = params.get("text_tokens") or TEXT_TOKENS
     tokens = tokenizer.encode(text[: 64 * limit])[:limit]  # tokens are shorter than 64 characters on average

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
@@ -26,10 +26,13 @@ from rwkvflow.worker.smoke.questions import Answers, SmokeReference, read_refere
 from rwkvflow.worker.smoke.told import read_told
 from rwkvflow.worker.tasks.outputs import finish
 
+if TYPE_CHECKING:
+    from rwkvflow.worker.requests import AskParams, SmokeJobRequest, SmokeRequest
+
 REFERENCE = Path("in/reference")
 
 
-def run(request: dict[str, Any]) -> None:
+def run(request: SmokeRequest) -> None:
     """Run and judge every artifact of the request.
 
     Raises WorkerError when the reference cannot be used; an artifact's trouble is its own.
@@ -55,10 +58,10 @@ def run(request: dict[str, Any]) -> None:
 
 
 def _judge(
-    job: dict[str, Any],
+    job: SmokeJobRequest,
     reference: SmokeReference,
     answers: Answers,
-    params: dict[str, Any],
+    params: AskParams,
     tokenizer: ModelTokenizer,
     stored: judge.Stored,
 ) -> str | None:
@@ -66,8 +69,11 @@ def _judge(
     name = job["params"]["format"]
     if trouble := judge.shape_problem(reference.answers, answers) or judge.finite(answers):
         return f"{name}: {trouble}"
-    own = job["params"].get("limits") or {}
-    limits = {key: own.get(key) or getattr(FORMATS[name].limits, key) for key in ("logits", "perplexity")}
+    own, usual = job["params"].get("limits"), FORMATS[name].limits
+    limits = {
+        "logits": (own and own.get("logits")) or usual.logits,
+        "perplexity": (own and own.get("perplexity")) or usual.perplexity,
+    }
     figures = judge.compare(reference.answers, answers)
     failed = judge.problems(name, figures, limits)
     if FORMATS[name].computes_in_f16:
@@ -97,7 +103,7 @@ def _judge(
     return None
 
 
-def _stored(names: list[str], params: dict[str, Any]) -> dict[str, judge.Stored]:
+def _stored(names: list[str], params: AskParams) -> dict[str, judge.Stored]:
     """How each format keeps the weights, from a process that may load the engine. Raises WorkerError."""
     root = str(Path(__file__).resolve().parents[3])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))

@@ -1,0 +1,116 @@
+"""What stages ask of tasks, typed on both sides: the parameters of a request, and those of each of its jobs.
+
+A request is {"task": name, "params": ..., "jobs": [{"id": ..., "params": ..., "outputs": {name: path}}]}; see protocol.
+Stages build these, tasks read them, and mypy holds the two together. They are imported for that alone: at run time they
+are plain dicts, as they come out of JSON.
+
+| task | params | params of a job |
+| --- | --- | --- |
+| convert | ConvertParams | ConvertJob |
+| reference | AskParams | none |
+| ask, smoke | AskParams | SmokeJob |
+| build-engine | see tasks/build_engine.Params, which checks them | none |
+"""
+
+from __future__ import annotations
+
+from typing import NotRequired, TypedDict
+
+
+class OriginParams(TypedDict, total=False):
+    """What the recipe says of a model that its files do not; see model/origin."""
+
+    lora_alpha: float  # that the LoRA was trained with
+    ignore_tensors: list[str]  # globs of names
+
+
+class ConvertParams(OriginParams, total=False):
+    """Of the task `convert`."""
+
+    group_norm_eps: float  # of the head group norm, where the recipe names one
+
+
+class SplitParams(TypedDict):
+    """How a large artifact is split."""
+
+    size: int  # bytes of the largest file
+    stem: str  # how the names of the files begin
+
+
+class ConvertJob(TypedDict):
+    """One artifact to write."""
+
+    format: str
+    split: NotRequired[SplitParams]
+
+
+class QuestionParams(OriginParams):
+    """Of the tasks `reference`, `ask` and `smoke`: what a model is asked."""
+
+    tokenizer: str  # auto, bytes, world, or tokenizer.json, which is then in/tokenizer
+    group_norm_eps: float | None
+    prompts: list[str]
+    tokens: int  # of each continuation
+
+
+class AskParams(QuestionParams, total=False):
+    """The same with what is seldom said."""
+
+    speed: bool  # whether tokens per second are measured
+    text_tokens: int  # of the text at most
+    logit_tokens: int  # after which all logits are kept, at most
+
+
+class LimitParams(TypedDict):
+    """What an artifact may lose; units as in worker/formats/base.Limits."""
+
+    logits: float
+    perplexity: float
+
+
+class SmokeJob(TypedDict):
+    """One artifact to try out. `limits` None stands for the format's own."""
+
+    format: str
+    input: str  # its name below in/
+    limits: NotRequired[LimitParams | None]
+
+
+class JobRequest(TypedDict):
+    """What every job has beside its parameters: its step's id, and the path of each output."""
+
+    id: str
+    outputs: dict[str, str]
+
+
+class ConversionJobRequest(JobRequest):
+    """A job of `convert`."""
+
+    params: ConvertJob
+
+
+class SmokeJobRequest(JobRequest):
+    """A job of `ask` and `smoke`."""
+
+    params: SmokeJob
+
+
+class ConvertRequest(TypedDict):
+    """A request to `convert`."""
+
+    params: ConvertParams
+    jobs: list[ConversionJobRequest]
+
+
+class ReferenceRequest(TypedDict):
+    """A request to `reference`; its one job has no parameters."""
+
+    params: AskParams
+    jobs: list[JobRequest]
+
+
+class SmokeRequest(TypedDict):
+    """A request to `ask` or `smoke`."""
+
+    params: AskParams
+    jobs: list[SmokeJobRequest]
