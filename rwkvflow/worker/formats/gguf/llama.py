@@ -1,5 +1,5 @@
-"""Runs a GGUF with llama.cpp: a library of it with an adapter of rwkvflow's own (images/llama.cpp/door.cc), which the
-engine stage builds.
+"""Runs a GGUF with llama.cpp: a library of it with our own adapter (images/llama.cpp/adapter.cc), which the engine
+stage builds.
 """
 
 from __future__ import annotations
