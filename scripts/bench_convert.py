@@ -169,7 +169,7 @@ def holding(name: str, source: Path) -> tuple[tuple[str, ...], int]:
 
 def random_checkpoints(folder: Path) -> list[Path]:
     """One of each size."""
-    from helpers import checkpoints
+    from tests.helpers import checkpoints
 
     made = []
     for label, width in SIZES.items():

@@ -89,9 +89,8 @@ def tool(build: Path) -> Path:
 
 def make(folder: Path, name: str, formats: list[str], engine: Path) -> list[Path]:
     """A random model in these formats; what is there already stays, and so does the checkpoint they come from."""
-    from helpers import checkpoints
-
     from rwkvflow.worker.conversion.convert import ConversionJob, convert
+    from tests.helpers import checkpoints
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = {kind: folder / f"{name}-{kind}{'.gguf' if kind.startswith('gguf') else '.bin'}" for kind in formats}

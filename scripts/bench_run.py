@@ -110,7 +110,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "bench.pth").exists():
         sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-        from helpers import checkpoints
+        from tests.helpers import checkpoints
 
         partial = folder / "bench.part.pth"
         checkpoints.make(partial, "7", "bf16", layers=given.layers, width=given.width, vocab=65536)

@@ -140,7 +140,7 @@ TESTS = (
 
 def layers() -> str:
     """Where things live: the rooms of the package from high to low, as the test of imports has them."""
-    from helpers.layers import ROOMS, WORKER_ROOMS
+    from tests.helpers.layers import ROOMS, WORKER_ROOMS
 
     rows = [(0, name, text) for name, text in TOP] + [(0, "rwkvflow/", "")]
     package = ROOT / "rwkvflow"
@@ -156,7 +156,7 @@ def layers() -> str:
 
 def picture() -> str:
     """The rooms as a mermaid diagram: an arrow for each import, but where another way round says the same."""
-    from helpers.layers import ROOMS, imported_rooms
+    from tests.helpers.layers import ROOMS, imported_rooms
 
     edges = imported_rooms(ROOT / "rwkvflow")
     lines = [f'  {room}["<b>{room}</b><br>{text.split(":")[0].split(";")[0]}"]' for room, text in ROOMS]

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import IO
 
 import hypothesis
-import kept
 import pytest
-import shared_errors
-import spent
+
+from tests import kept, shared_errors, spent
 
 # huggingface_hub reads it once, when it is first imported, which another test in this process may do before ours.
 os.environ["HF_HUB_DISABLE_XET"] = "1"

@@ -45,7 +45,7 @@ class RemoteFolderPublisher:
         self._proven = Proven()
         self._name: str | None = None  # of the release that the folder says it holds
         try:
-            import fsspec  # type: ignore[import-untyped]
+            import fsspec
 
             self._fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         except (ImportError, ValueError) as error:

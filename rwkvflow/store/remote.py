@@ -242,7 +242,7 @@ def redacted(url: str) -> str:
 
 def _open(url: str) -> tuple[Any, str]:
     try:
-        import fsspec  # type: ignore[import-untyped]
+        import fsspec
     except ImportError as error:
         raise UsageError("a remote store needs fsspec", remedy="pip install fsspec") from error
     if not re.match(r"^[A-Za-z][A-Za-z0-9+.-]*:", url):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.hub_releases import TOKEN
-from standin import StandIn
+
+from tests.helpers.hub_releases import TOKEN
+from tests.standin import StandIn
 
 CACHE = Path(__file__).resolve().parents[2] / ".rwkvflow" / "tests"
 

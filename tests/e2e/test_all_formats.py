@@ -21,14 +21,15 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from engine import llama_cpp
-from helpers import checkpoints
 
-from e2e.cli import ROOT, Project
-from e2e.conftest import CACHE
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.runtimes import TENSORS, proof_of
 from rwkvflow.worker.formats.web_rwkv.run import RUNS
+from rwkvflow.worker.model.versions import VERSIONS
+from tests.e2e.cli import ROOT, Project
+from tests.e2e.conftest import CACHE
+from tests.engine import llama_cpp
+from tests.helpers import checkpoints
 
 pytestmark = pytest.mark.docker
 
@@ -116,12 +117,12 @@ def recipe(base: str) -> dict[str, Any]:
     document: dict[str, Any] = yaml.safe_load((ROOT / "recipes" / "all-formats.yaml").read_text())
     document["models"] = [
         {"name": f"rwkv{version}-random", "source": f"models/{version}.pth", "tokenizer": "world"}
-        for version in checkpoints.VERSIONS
+        for version in VERSIONS
     ]
     document["matrix"]["exclude"] = [
         {"model": f"rwkv{version}-random", "format": name}
         for name in FORMATS
-        for version in checkpoints.VERSIONS
+        for version in VERSIONS
         if (version, name) not in MADE
     ]
     document["image"]["base"] = base
@@ -134,7 +135,7 @@ def recipe(base: str) -> dict[str, Any]:
 def ran(base_tag: str, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     made = Project(tmp_path_factory.mktemp("formats"), CACHE / "docker-store")
     (made.folder / "models").mkdir()
-    for version in checkpoints.VERSIONS:
+    for version in VERSIONS:
         make(made.folder / "models" / f"{version}.pth", version)
     made.write("text.txt", TEXT)
     made.write("recipe.yaml", yaml.safe_dump(recipe(base_tag), sort_keys=False))

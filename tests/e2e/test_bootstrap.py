@@ -79,7 +79,7 @@ def test_it_knows_no_machine_and_no_moment(base: LockedBase) -> None:
 )
 def test_hostile_names_are_refused(change: dict[str, str], client: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
-        bootstrap_image(**{"suite": "bookworm", "root": tmp_path, "client": client, **change})  # type: ignore[arg-type]
+        bootstrap_image(**{"suite": "bookworm", "root": tmp_path, "client": client, **change})
 
 
 def test_no_tool(client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

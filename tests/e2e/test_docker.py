@@ -11,9 +11,9 @@ from typing import Any
 import docker
 import pytest
 
-from e2e.cli import DEMO, ROOT, SIGKILL, Project, kill, project
-from e2e.conftest import CACHE
 from rwkvflow.sandbox.docker import DockerSandbox
+from tests.e2e.cli import DEMO, ROOT, SIGKILL, Project, kill, project
+from tests.e2e.conftest import CACHE
 
 pytestmark = pytest.mark.docker
 DOCKER, HOST = ("--sandbox", "docker"), ("--sandbox", "host")

@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from standin import Asset, Repository, StandIn
 
 from rwkvflow.base.errors import FetchError, Interrupted, StoreError
 from rwkvflow.net import download
 from rwkvflow.net.download import fetch_file
 from rwkvflow.net.http import Policy
+from tests.standin import Asset, Repository, StandIn
 
 TOKEN = "hf_PlantedTokenThatMustNotLeak0123456789"  # noqa: S105 - planted to be looked for
 ROOT = Path(__file__).resolve().parents[2]
@@ -262,8 +262,8 @@ def test_threads_that_want_the_same_file_take_turns(net: StandIn, tmp_path: Path
 def test_a_full_disk_is_told_before_the_first_byte(
     net: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = download.shutil.disk_usage
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
+    real = shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: real(path)._replace(free=1000))
     with pytest.raises(StoreError, match=f"{len(DATA)} bytes are needed, 1000 are free"):
         get(net, net.url("model.pth"), tmp_path / "m")
     assert leftovers(tmp_path) == []

@@ -9,10 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import outside
 
-from e2e.cli import ROOT, Project, project
-from e2e.conftest import CACHE
+from tests.e2e.cli import ROOT, Project, project
+from tests.e2e.conftest import CACHE
+from tests.helpers import outside
 
 HOST = ("--sandbox", "host")
 

@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.hub_releases import REPO
-from standin import StandIn
 
-from e2e.cli import DEMO, SIGKILL, Project, kill, project
+from tests.e2e.cli import DEMO, SIGKILL, Project, kill, project
+from tests.helpers.hub_releases import REPO
+from tests.standin import StandIn
 
 HOST = ("--sandbox", "host")
 
@@ -23,7 +23,7 @@ HOST = ("--sandbox", "host")
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project that has been run once; its store is where other tests take wheels, environment and engine from."""
-    from e2e.conftest import CACHE
+    from tests.e2e.conftest import CACHE
 
     made = project(tmp_path_factory.mktemp("warm") / "p", CACHE / "store")
     done = made("run", "recipe.yaml", *HOST)
@@ -216,7 +216,7 @@ def test_a_checkpoint_that_was_trained_on_is_converted_again(other: Project) -> 
 
 
 def test_a_pickle_that_calls_os_system_runs_nothing(other: Project) -> None:
-    from helpers import checkpoints
+    from tests.helpers import checkpoints
 
     canary = other.folder / "canary"
     pickle = b"\x80\x02cos\nsystem\nX" + len(f"touch {canary}").to_bytes(4, "little")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from standin import Asset, StandIn
 
 from rwkvflow.base.errors import FetchError, LockError, RwkvflowError
 from rwkvflow.base.events import Event, Notice, StepProgress
@@ -28,6 +27,7 @@ from rwkvflow.lock.resolve import resolve
 from rwkvflow.net.http import Policy
 from rwkvflow.net.packages.wheels import download_wheels, resolve_wheels
 from rwkvflow.store.store import Store
+from tests.standin import Asset, StandIn
 
 TOKEN = "hf_PlantedTokenThatMustNotLeak0123456789"  # noqa: S105 - planted to be looked for
 DATA = random.Random(3).randbytes(100_000)
@@ -49,9 +49,9 @@ def wheel(folder: Path, name: str, version: str, tag: str = "py3-none-any", requ
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: {tag}\n",
     }
     record = ""
-    for path, text in files.items():
+    for file, text in files.items():
         digest = base64.urlsafe_b64encode(hashlib.sha256(text.encode()).digest()).rstrip(b"=").decode()
-        record += f"{path},sha256={digest},{len(text)}\n"
+        record += f"{file},sha256={digest},{len(text)}\n"
     files[f"{info}/RECORD"] = record + f"{info}/RECORD,,\n"
     path = folder / f"{distribution}-{version}-{tag}.whl"
     with zipfile.ZipFile(path, "w") as archive:

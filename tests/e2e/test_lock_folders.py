@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import checkpoints
-from helpers.folders import folder_of
-from standin import StandIn
 
 from rwkvflow.base.errors import FetchError
 from rwkvflow.documents.load import load_workflow, lock_from_text
@@ -29,6 +26,9 @@ from rwkvflow.stages import convert, fetch, smoke
 from rwkvflow.stages.blueprint import Blueprint
 from rwkvflow.store.store import Store
 from rwkvflow.worker.read.open import open_checkpoint
+from tests.helpers import checkpoints
+from tests.helpers.folders import folder_of
+from tests.standin import StandIn
 
 FAST = Policy(attempts=3, first_delay_s=0.01, longest_delay_s=0.05, connect_s=5, stall_s=5)
 Locking = Callable[..., Lock]
@@ -254,9 +254,10 @@ def test_formats_that_cannot_hold_a_folders_version_are_told_early(model: Path, 
     )
     made = lock(source="hf")
     store = Store(tmp_path / "store")
-    for check in (
+    checks: tuple[Callable[[], None], ...] = (
         lambda: fit.check_recipe_versions(recipe, tmp_path),
         lambda: fit.check_versions(expand(recipe), made, tmp_path, store),
-    ):
+    )
+    for check in checks:
         with pytest.raises(Exception, match="m is version 7, which faster-rwkv-f16 cannot hold"):
             check()

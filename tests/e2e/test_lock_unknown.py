@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import checkpoints
-from standin import StandIn
 
 from rwkvflow.app.starts import choices
 from rwkvflow.base.errors import FetchError, UsageError
@@ -17,6 +15,8 @@ from rwkvflow.cli import cli
 from rwkvflow.lock import header
 from rwkvflow.lock.header import refuse_source
 from rwkvflow.worker.read.inspect import describe
+from tests.helpers import checkpoints
+from tests.standin import StandIn
 
 LARGE = 8 << 20  # bytes of a tensor that nobody has to read
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cli import DEMO, Project
-from e2e.conftest import CACHE
+from tests.e2e.cli import DEMO, Project
+from tests.e2e.conftest import CACHE
 
 HOST = ("--sandbox", "host")
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import checkpoints
-from helpers.folders import folder_of
 
-from e2e.cli import Project, project
-from e2e.conftest import CACHE
 from rwkvflow.worker.model.origin import Origin
 from rwkvflow.worker.read.open import open_checkpoint
+from tests.e2e.cli import Project, project
+from tests.e2e.conftest import CACHE
+from tests.helpers import checkpoints
+from tests.helpers.folders import folder_of
 
 HOST, DOCKER = ("--sandbox", "host"), ("--sandbox", "docker")
-SIZES = {"layers": 2, "width": 128, "vocab": 256}
+SIZES: dict[str, Any] = {"layers": 2, "width": 128, "vocab": 256}
 SNAPSHOT = "models--me--four/snapshots/0123456789abcdef0123456789abcdef01234567"
 MODELS = ("four", "seven", "six")
 RECIPE = f"""\

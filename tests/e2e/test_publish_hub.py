@@ -8,10 +8,6 @@ import os
 from pathlib import Path
 
 import pytest
-from helpers import publishing
-from helpers.hub_releases import NEW, OLD, REPO, TOKEN, commits, holds, publish, uploads
-from helpers.publishing import POLICY, contents, release
-from standin import StandIn
 
 from rwkvflow.base.errors import PublishError, StoreError
 from rwkvflow.net.progress import Told
@@ -20,6 +16,10 @@ from rwkvflow.release.artifacts import from_file
 from rwkvflow.release.names import PROVENANCE, SUMS
 from rwkvflow.release.provenance.statement import BUILD_TYPE, PREDICATE_TYPE
 from rwkvflow.release.release import Release
+from tests.helpers import publishing
+from tests.helpers.hub_releases import NEW, OLD, REPO, TOKEN, commits, holds, publish, uploads
+from tests.helpers.publishing import POLICY, contents, release
+from tests.standin import StandIn
 
 # ---- the way it is meant ---------------------------------------------------------------------------------------
 
@@ -231,7 +231,7 @@ def test_damage_in_the_store_is_not_published(net: StandIn, tmp_path: Path) -> N
 
 
 def test_a_gitignore_that_keeps_files_out_is_noticed(net: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    from standin.writing import Writing
+    from tests.standin.writing import Writing
 
     original = Writing.write_commit
 

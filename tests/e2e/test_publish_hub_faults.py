@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.hub_releases import NEW, OLD, REPO, TOKEN, commits, holds, publish, uploads
-from helpers.publishing import POLICY, Process, contents, release
-from standin import Seen, StandIn
 
 from rwkvflow.base.errors import Interrupted, PublishError
 from rwkvflow.net import hub_session
 from rwkvflow.net.progress import Told
 from rwkvflow.publish.hub import HubPublisher
+from tests.helpers.hub_releases import NEW, OLD, REPO, TOKEN, commits, holds, publish, uploads
+from tests.helpers.publishing import POLICY, Process, contents, release
+from tests.standin import Seen, StandIn
 
 # ---- the network ------------------------------------------------------------------------------------------------
 
@@ -108,7 +108,7 @@ def test_stopping_while_the_hub_says_nothing(net: StandIn) -> None:
 
 
 def test_a_hub_that_says_nothing_is_given_up(net: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub.utils import close_session
+    from huggingface_hub import close_session
 
     monkeypatch.setattr(hub_session, "READ_S", 0.5)
     close_session()

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.publishing import POLICY, contents, release
-from helpers.releases import made
 
 from rwkvflow.base.errors import Interrupted, PublishError, StoreError
 from rwkvflow.documents.destinations import OciDestination, parse_destination
 from rwkvflow.net.progress import Told
 from rwkvflow.publish.oci import ARTIFACT, FILEPATH, WEIGHT, OciPublisher, manifest_bytes
+from tests.helpers.publishing import POLICY, contents, release
+from tests.helpers.releases import made
 
 OLD = {"a/a.bin": b"a" * 5000, "a/b.safetensors": b"b" * 5000, "gone.bin": b"g"}
 NEW = {"a/a.bin": b"A" * 5000, "a/b.safetensors": b"b" * 5000, "empty.json": b""}

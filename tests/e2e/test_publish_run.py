@@ -12,10 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.hub_releases import REPO, TOKEN
-from helpers.publishing import POLICY, contents, release
-from helpers.releases import Made, made
-from standin import StandIn
 
 from rwkvflow.base.errors import PublishError
 from rwkvflow.base.events import Event
@@ -30,6 +26,10 @@ from rwkvflow.publish.hub import HubOptions, HubPublisher
 from rwkvflow.release.check import check_release
 from rwkvflow.release.release import assemble
 from rwkvflow.store.store import Store
+from tests.helpers.hub_releases import REPO, TOKEN
+from tests.helpers.publishing import POLICY, contents, release
+from tests.helpers.releases import Made, made
+from tests.standin import StandIn
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers.publishing import contents, release
 
 from rwkvflow.base.errors import PublishError
 from rwkvflow.net.progress import Told
 from rwkvflow.publish.remote_folder import RemoteFolderPublisher
 from rwkvflow.release.names import STATE
+from tests.helpers.publishing import contents, release
 
 SECRET = "plantedPLANTEDplantedPLANTED"  # noqa: S105 - of nobody
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cli import Project, project
+from tests.e2e.cli import Project, project
 
 HOST = ("--sandbox", "host")
 ARTIFACT = "tiny4/tiny4-Q5_1.bin"
@@ -18,7 +18,7 @@ ARTIFACT = "tiny4/tiny4-Q5_1.bin"
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project that has been run, on the store that the tests of the host sandbox warm."""
-    from e2e.conftest import CACHE
+    from tests.e2e.conftest import CACHE
 
     made = project(tmp_path_factory.mktemp("rebuild") / "p", CACHE / "store")
     done = made("run", "recipe.yaml", *HOST)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from e2e.cli import Project, project
-from e2e.conftest import CACHE
 from rwkvflow.store.record import Record
 from rwkvflow.store.remote import Remote
 from rwkvflow.store.store import Store
+from tests.e2e.cli import Project, project
+from tests.e2e.conftest import CACHE
 
 boto3 = pytest.importorskip("boto3")
 moto_server = pytest.importorskip("moto.server")

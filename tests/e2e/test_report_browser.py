@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.runs import Past
 
 from rwkvflow.display.report import report_html
 from rwkvflow.display.report_data import gather
+from tests.helpers.runs import Past
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

@@ -48,7 +48,7 @@ def _ignore(line: str) -> None:
 
 
 def _changed(spec: EnvironmentSpec, **changes: object) -> EnvironmentSpec:
-    return EnvironmentSpec(**{**spec.__dict__, **changes})  # type: ignore[arg-type]
+    return EnvironmentSpec(**{**spec.__dict__, **changes})
 
 
 @pytest.fixture(scope="module")

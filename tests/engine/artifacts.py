@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from helpers import checkpoints
 
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.formats import FORMATS
@@ -14,6 +13,7 @@ from rwkvflow.worker.formats.runner import Task, answer, run_artifact
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference
 from rwkvflow.worker.smoke.questions import Answers, Questions
+from tests.helpers import checkpoints
 
 QUESTIONS = Questions(tuple(int(x) for x in np.random.default_rng(3).integers(1, 90, 20)), 12, ((3, 4), (7,)), 4)
 
@@ -37,5 +37,5 @@ def expected(source: Path, eps: float | None = None) -> Answers:
 
 def ask(name: str, path: Path, source: Path, eps: float | None = None, truth: Answers | None = None) -> Answers:
     """The consumer's answers, with its speed and how far it is from the logits of `truth`."""
-    asked = replace(QUESTIONS, truth=truth and truth.logits, speed=True)
+    asked = replace(QUESTIONS, truth=None if truth is None else truth.logits, speed=True)
     return run_artifact(Task(path, source, source.parent, eps, FORMATS[name]), asked)

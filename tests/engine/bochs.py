@@ -13,8 +13,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import emulators
 import pytest
+
+from tests.engine import emulators
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = "bochs bochs-term"  # Debian's

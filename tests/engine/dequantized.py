@@ -39,7 +39,8 @@ def floats(kind: int, data: bytes) -> Array:
         fifth, at = ((bits >> np.arange(32, dtype=np.uint32)) & 1).astype(np.int32) << 4, at + 4
     quants = np.concatenate([blocks[:, at:] & 15, blocks[:, at:] >> 4], axis=1).astype(np.int32) | fifth
     quants -= {2: 8, 7: 16}.get(kind, 0)
-    return (scale * quants.astype(np.float32) + least).astype(np.float32).ravel()
+    values: Array = (scale * quants.astype(np.float32) + least).astype(np.float32).ravel()
+    return values
 
 
 def _super_block(kind: int, block: Array) -> Array:

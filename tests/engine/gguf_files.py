@@ -40,10 +40,10 @@ def table(path: Path, library: Library) -> tuple[tuple[int, ...], list[Held]]:
     raw.rwkvflow_file_open.restype = ctypes.c_void_p
     raw.rwkvflow_file_tensor.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_void_p]
     raw.rwkvflow_file_tensor.restype = ctypes.c_bool
-    raw.rwkvflow_file_header.argtypes = raw.rwkvflow_file_close.argtypes = None
     handle = raw.rwkvflow_file_open(str(path).encode())
     assert handle, raw.rwkvflow_get_last_message
-    header, out, item = (ctypes.c_int32 * 6)(), [], _Raw()
+    header, item = (ctypes.c_int32 * 6)(), _Raw()
+    out: list[Held] = []
     raw.rwkvflow_file_header(ctypes.c_void_p(handle), header)
     while raw.rwkvflow_file_tensor(handle, len(out), ctypes.byref(item)):
         shape = tuple(item.dims[: item.n_dims])

@@ -7,15 +7,14 @@ import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import bochs
-import emulators
-import librwkv
 import numpy as np
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
+from tests.engine import bochs, emulators, librwkv
+from tests.helpers import checkpoints
 
 CPU = "corei7_icelake_u"  # AVX-512 with VNNI; none that Bochs 2.7 knows has AVX-VNNI, which bare_machine.c adds
 KERNELS = {"avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}, "avxvnni": {"avx_vnni"}}
@@ -58,7 +57,7 @@ def library(request: pytest.FixtureRequest) -> Path:
     return librwkv.with_zig(request.config) / "librwkv.so"
 
 
-def make(folder: Path, version: str, kind: str, library: Path, size: dict[str, int]) -> Path:
+def make(folder: Path, version: str, kind: str, library: Path, size: dict[str, Any]) -> Path:
     source, model = checkpoints.make(folder / f"{version}.pth", version, **size), folder / f"{version}-{kind}.bin"
     (outcome,) = convert(source, library, [ConversionJob("x", f"ggml-{kind}", model)])
     assert outcome.failure is None, outcome.failure
@@ -103,7 +102,7 @@ def test_a_model_gives_the_logits_of_other_kernels(
         "rwkv", "eval", model.name, *TOKENS, "--logits", "out", files=(model,), environment={"RWKV_KERNELS": "avx512"}
     )
     assert code == 0, output
-    command = [library.parent / "rwkv", "eval", model, *TOKENS, "--logits", tmp_path / "wanted"]
+    command: list[str | Path] = [library.parent / "rwkv", "eval", model, *TOKENS, "--logits", tmp_path / "wanted"]
     subprocess.run(command, check=True, env={**os.environ, "RWKV_KERNELS": "avx2"})
     got, wanted = np.frombuffer(output, "<f4"), np.fromfile(tmp_path / "wanted", "<f4")
     assert np.abs(wanted).max() > 0.1, "logits that say something"

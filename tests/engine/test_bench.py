@@ -12,17 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import encoder
-import librwkv
 import numpy as np
 import pytest
-from demo_stories import story
 
 from rwkvflow.engine import Model
 from rwkvflow.engine.measure import losses, measure_bandwidth
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import logits as reference_logits
+from scripts.demo_stories import story
+from tests.engine import encoder, librwkv
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = ROOT / "rwkvflow" / "worker" / "data" / "smoke.txt"

@@ -8,15 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import librwkv
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.release.artifacts import Row
 from rwkvflow.release.model_card.runtimes import RuntimeSection, runtimes
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.base import Split
+from tests.engine import librwkv
+from tests.helpers import checkpoints
 
 #: How commands begin that nothing here can run: programs of others that no package index has, or that want a GPU.
 NOT_RUN = {

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja_cpp
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rwkvflow.engine.prompts import ROLES, render, template
+from tests.engine import jinja_cpp
 
 HI = [{"role": "user", "content": "hi"}]
 SYSTEM = {"role": "system", "content": "Be\r\n\r\n\nbrief.\n"}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import encoder
 import pytest
 from click.testing import CliRunner, Result
-from helpers import checkpoints
 
 from rwkvflow.cli import cli
 from rwkvflow.worker.read.compare import compare
+from tests.engine import encoder
+from tests.helpers import checkpoints
 
 SUPER = ("ggml-q4_k", "ggml-q5_k")  # of the matrices below only those with rows of 256 or a multiple of it
 

@@ -7,20 +7,21 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-import encoder
 import numpy as np
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.chatrwkv import layout as chatrwkv
 from rwkvflow.worker.formats.runner import Task, answer, run_artifact
+from rwkvflow.worker.model.versions import VERSIONS
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference
 from rwkvflow.worker.smoke import judge
 from rwkvflow.worker.smoke.questions import Answers, Questions
+from tests.engine import encoder
+from tests.helpers import checkpoints
 
 CHATRWKV = tuple(name for name in FORMATS if name.startswith("chatrwkv-"))
 FASTER = ("faster-rwkv-f16", "faster-rwkv-f32")
@@ -56,7 +57,7 @@ def ask(name: str, path: Path, source: Path, questions: Questions = QUESTIONS) -
 
 @pytest.mark.parametrize(
     ("name", "version"),
-    [(name, version) for name in TENSORS for version in checkpoints.VERSIONS if version in FORMATS[name].versions],
+    [(name, version) for name in TENSORS for version in VERSIONS if version in FORMATS[name].versions],
 )
 def test_what_was_written_gives_the_references_logits(name: str, version: str, engine: Path, tmp_path: Path) -> None:
     for dtype in ("bf16", "f32"):
@@ -169,7 +170,7 @@ def test_web_rwkv_runs_it(version: str, engine: Path, tmp_path: Path) -> None:
 # ---- chatrwkv -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("version", checkpoints.VERSIONS)
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", CHATRWKV)
 def test_the_rwkv_package_agrees(name: str, version: str, engine: Path, tmp_path: Path) -> None:
     """It runs what is for the CPU; what is for CUDA is what it writes itself."""
@@ -200,7 +201,7 @@ def test_any_strategy_is_what_the_rwkv_package_makes_of_it(strategy: str, engine
     """Tensor by tensor where a GPU would be needed to run it; run by the package where none is."""
     pytest.importorskip("rwkv")
     item = chatrwkv.of_strategy(strategy)
-    version = checkpoints.VERSIONS[STRATEGIES.index(strategy) % 5]
+    version = VERSIONS[STRATEGIES.index(strategy) % 5]
     source = small(tmp_path / "m.pth", version, "bf16", layers=7)
     path = artifact(source, engine, item.name)
     answers = ask(item.name, path, source)

@@ -14,21 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import encoder
 import numpy as np
 import pytest
-from helpers import checkpoints
 
-from rwkvflow.worker.conversion import convert as convert_module
 from rwkvflow.worker.conversion.convert import ConversionJob, ConversionOutcome, convert
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.base import FileFormat
 from rwkvflow.worker.formats.ggml.layout import KINDS
+from rwkvflow.worker.model.versions import VERSIONS
 from rwkvflow.worker.model.weight_types import BLOCKS
 from rwkvflow.worker.protocol import parse
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.read.rawfile import RawFile
+from tests.engine import encoder
+from tests.helpers import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "convert.tsv"
@@ -94,7 +94,7 @@ def golden_checkpoint(path: Path, version: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("version", checkpoints.VERSIONS)
+@pytest.mark.parametrize("version", VERSIONS)
 def test_bytes_of_every_version_and_format_stay(version: str, engine: Path, tmp_path: Path) -> None:
     """Written by RWKVFLOW_UPDATE_GOLDEN=1, and from then on the same on every machine."""
     made = make(golden_checkpoint(tmp_path / "x.pth", version), engine, tmp_path, *held(version))
@@ -183,10 +183,10 @@ def expected_tensors(version: str, source: dict[str, Array]) -> Iterator[tuple[s
         yield name, x[..., None] if last == "time_faaaa" else x
 
 
-@pytest.mark.parametrize("version", checkpoints.VERSIONS)
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_structure_of_every_version(version: str, suffix: str, engine: Path, tmp_path: Path) -> None:
-    sizes = {"layers": 3, "width": 128, "vocab": 64}
+    sizes: dict[str, Any] = {"layers": 3, "width": 128, "vocab": 64}
     source = checkpoints.make(tmp_path / f"x{suffix}", version=version, dtype="f32", seed=3, **sizes)
     shapes = checkpoints.shapes(version, **sizes)
     values = {
@@ -209,7 +209,8 @@ def decode(kind: int, data: bytes) -> Array:
     if kind in (0, 1):
         return np.frombuffer(data, "<f4" if kind == 0 else "<f2").astype(np.float32)
     blocks = np.frombuffer(data, np.dtype([("d", "<f2"), ("q", "i1", 32)]))
-    return (blocks["d"].astype(np.float32)[:, None] * blocks["q"]).ravel()
+    values: Array = (blocks["d"].astype(np.float32)[:, None] * blocks["q"]).ravel()
+    return values
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
@@ -219,7 +220,7 @@ def test_safetensors_holds_every_tensor_bit_for_bit(dtype: str, engine: Path, tm
     source = checkpoints.make(tmp_path / "x.pth", version="7", dtype=dtype)
     (outcome,) = make(source, engine, tmp_path, "safetensors", piece=2000).values()
     checked(outcome)
-    read = dict(safetensors.deserialize(outcome.job.path.read_bytes()))
+    read = dict(safetensors.deserialize(outcome.job.path.read_bytes()))  # type: ignore[no-untyped-call]
     entries = {entry.name: entry for entry in checkpoints.entries("7", dtype)}
     assert set(read) == set(entries)
     for name, entry in entries.items():
@@ -240,7 +241,7 @@ def test_mixed_types_and_views_are_read_back(engine: Path, tmp_path: Path) -> No
     made = make(tmp_path / "x.safetensors", engine, tmp_path, "safetensors", "ggml-f32", piece=3000)
     for outcome in made.values():
         checked(outcome)
-    read = dict(safetensors.deserialize(made["safetensors"].job.path.read_bytes()))
+    read = dict(safetensors.deserialize(made["safetensors"].job.path.read_bytes()))  # type: ignore[no-untyped-call]
     for entry in entries:
         assert bytes(read[entry.name]["data"]) == b"".join(entry.data())
     _, tensors = read_ggml(tmp_path / "ggml-f32")
@@ -310,7 +311,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(
     size = {name: len((make(source, engine, tmp_path, name)[name].job.path).read_bytes()) for name in ("ggml-f32",)}
     real = os.statvfs(tmp_path)
     small = os.statvfs_result([1, 1, *list(real)[2:4], size["ggml-f32"] - 1, *list(real)[5:]])
-    monkeypatch.setattr(convert_module.os, "statvfs", lambda _: small)
+    monkeypatch.setattr(os, "statvfs", lambda _: small)
     with pytest.raises(WorkerError, match=r"the artifacts need .* MB, and .* MB are free"):
         make(source, engine, tmp_path / "out", "ggml-f32")
     assert list((tmp_path / "out").iterdir()) == []

@@ -5,10 +5,8 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-import encoder
 import numpy as np
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.errors import WorkerError
@@ -16,8 +14,11 @@ from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.runner import Task
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.origin import Origin
+from rwkvflow.worker.model.versions import VERSIONS
 from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.open import open_checkpoint
+from tests.engine import encoder
+from tests.helpers import checkpoints
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +40,7 @@ def random_checkpoint(path: Path, version: str, dtype: str) -> Path:
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
 @pytest.mark.parametrize(
     ("version", "name"),
-    [*((version, "ggml-f32") for version in checkpoints.VERSIONS), ("6", "gguf-f32"), ("7", "gguf-f32")],
+    [*((version, "ggml-f32") for version in VERSIONS), ("6", "gguf-f32"), ("7", "gguf-f32")],
 )
 def test_f32_files_give_the_checkpoint_back(name: str, version: str, dtype: str, engine: Path, tmp_path: Path) -> None:
     source = random_checkpoint(tmp_path / "m.pth", version, dtype)

@@ -13,23 +13,23 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import encoder
-import librwkv
 import numpy as np
 import pytest
-import tokenizer_files
-from helpers import checkpoints
 
 from rwkvflow.engine.states import SavedState, fingerprint, write_state
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
+from rwkvflow.worker.model.versions import VERSIONS
+from tests.engine import encoder, librwkv, tokenizer_files
+from tests.helpers import checkpoints
 
 SOURCES = {
     name: Path(__file__).resolve().parent / "fuzz" / f"fuzz_{name}.cc"
     for name in ("file", "gguf", "state", "tokenizer")
 }
 SANITIZERS = "address,undefined"
-SIZE = {"layers": 1, "width": 32, "vocab": 33, "head_size": 16}
+SIZE: dict[str, Any] = {"layers": 1, "width": 32, "vocab": 33, "head_size": 16}
 # Twice the models' largest size: room to grow, and still thousands of inputs a second.
 OPTIONS = ("-max_len=131072", "-len_control=0", "-timeout=20", "-rss_limit_mb=2048", "-malloc_limit_mb=1024", "-seed=7")
 ENVIRONMENT = {"ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
@@ -75,7 +75,7 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("seeds")
     engine = encoder.build(tmp_path_factory.mktemp("encoder"), encoder.any_compiler())
     kinds = ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0")
-    for number, version in enumerate(checkpoints.VERSIONS):
+    for number, version in enumerate(VERSIONS):
         lora = {"maa": 8, "decay": 8, "w": 8, "a": 8, "v": 8, "g": 8}
         chosen = kinds if number == 5 else (kinds[number], kinds[number + 1])
         super_blocks = {"4": ("q4_k",), "7": ("q5_k",)}.get(version, ())  # of 256 weights a row

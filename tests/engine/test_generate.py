@@ -9,10 +9,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import librwkv
 import numpy as np
 import pytest
-from helpers import checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +21,8 @@ from rwkvflow.engine.sampling import Sampling
 from rwkvflow.engine.session import ChatSession, Decoder, Session, generate, stop_at
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.model.tokenizers import Bytes, World
+from tests.engine import librwkv
+from tests.helpers import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "Once there was "
@@ -268,7 +268,8 @@ class Listening(Bytes):
     def __init__(self) -> None:
         self.heard = ""
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str | bytes) -> list[int]:
+        assert isinstance(text, str)
         self.heard += text
         return super().encode(text)
 
@@ -388,7 +389,7 @@ def test_texts_of_the_command_line_that_are_not_utf_8(file: Path, library: Path)
 
 
 def test_chat(file: Path, library: Path) -> None:
-    arguments = ["chat", file, "-n", "8", "--seed", "1"]
+    arguments: list[str | Path] = ["chat", file, "-n", "8", "--seed", "1"]
     guessed = run(*arguments, "--draft", "lookup", stdin="Hello\n\nWho?\n", library=library)
     both = run(*arguments, stdin="Hello\n\nWho?\n", library=library)
     one = run(*arguments, stdin="Hello", library=library)
@@ -400,7 +401,7 @@ def test_chat(file: Path, library: Path) -> None:
 
 def test_ctrl_c_keeps_the_state_of_a_conversation(file: Path, library: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
-    arguments = ["chat", file, "-n", "8", "--seed", "1"]
+    arguments: list[str | Path] = ["chat", file, "-n", "8", "--seed", "1"]
     answer = run(*arguments, stdin="Hello\n", library=library).stdout.encode()
     talk = subprocess.Popen(
         [sys.executable, "-m", "rwkvflow", *arguments, "--threads", "1", "--save-state", state, "--library", library],

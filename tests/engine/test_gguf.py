@@ -8,12 +8,8 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
-import encoder
-import llama_cpp
 import numpy as np
 import pytest
-import tokenizer_files
-from helpers import checkpoints
 
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.errors import WorkerError
@@ -27,6 +23,8 @@ from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference
 from rwkvflow.worker.smoke import judge
 from rwkvflow.worker.smoke.questions import Answers, Questions
+from tests.engine import encoder, llama_cpp, tokenizer_files
+from tests.helpers import checkpoints
 
 gguf = pytest.importorskip("gguf")
 NAMES = [f"gguf-{kind}" for kind in KINDS]

@@ -7,13 +7,13 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import encoder
 import gguf
 import numpy as np
 import pytest
 
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.formats.gguf.imatrix import read_imatrix
+from tests.engine import encoder
 
 CHECKPOINTS = ("random-v7-256", "random-v6-256", "random-v7-192")
 

@@ -7,12 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import encoder
-import librwkv
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import checkpoints
 
 from rwkvflow.cli import cli
 from rwkvflow.engine.binding import Model
@@ -22,6 +19,8 @@ from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.formats.gguf.imatrix import read_imatrix
 from rwkvflow.worker.read.gguf_file import read_gguf_index
 from rwkvflow.worker.read.open import open_checkpoint
+from tests.engine import encoder, librwkv
+from tests.helpers import checkpoints
 
 TOKENS = [(7 * k * k + k) % 96 for k in range(150)]
 PROGRAM = """
@@ -72,7 +71,8 @@ def test_the_bits_are_the_same_with_any_kernels_and_threads(
             if librwkv.kernels_used(kernels, tool) != kernels:
                 continue
             for threads in (1, 3):
-                command = [sys.executable, "-c", PROGRAM, path, library, str(threads), ",".join(map(str, TOKENS))]
+                command: list[str | Path] = [sys.executable, "-c", PROGRAM, path, library, str(threads)]
+                command.append(",".join(map(str, TOKENS)))
                 env = {**os.environ, "RWKV_KERNELS": kernels}
                 found.add(subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout)
         assert len(found) == 1, path
@@ -80,7 +80,8 @@ def test_the_bits_are_the_same_with_any_kernels_and_threads(
 
 def norm(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
     mean = x.mean(-1, keepdims=True)
-    return (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-5) * w + b
+    out: np.ndarray = (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-5) * w + b
+    return out
 
 
 def test_sums_are_those_of_the_matrix_inputs(sources: dict[str, Path], files: dict[str, Path], library: Path) -> None:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import dequantized
-import encoder
-import librwkv
 import numpy as np
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.engine.binding import Library, Model
 from rwkvflow.engine.errors import EngineError
@@ -24,11 +20,13 @@ from rwkvflow.worker.read.ggml_file import GgmlTensor, read_ggml_index
 from rwkvflow.worker.read.ggml_source import version_of
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import logits as reference_logits
+from tests.engine import dequantized, encoder, librwkv
+from tests.helpers import checkpoints
 
 TYPES = ("f32", "f16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k")
 # 120 columns in heads of 40 leave rests everywhere; rows of the quantized types must be whole blocks.
-ODD = {"layers": 3, "width": 120, "vocab": 101, "head_size": 40}
-EVEN = {"layers": 3, "width": 128, "vocab": 101, "head_size": 32}
+ODD: dict[str, Any] = {"layers": 3, "width": 120, "vocab": 101, "head_size": 40}
+EVEN: dict[str, Any] = {"layers": 3, "width": 128, "vocab": 101, "head_size": 32}
 TOKENS = [int(t) for t in np.random.default_rng(3).integers(0, 101, 64)]
 
 
@@ -278,11 +276,11 @@ def test_a_batch_of_states_from_here_and_there(models: Any, library: Library) ->
         locked = np.empty((2, model.state_len), np.float32)
         locked.flags.writeable = False
         shifted = np.empty(model.state_len + 8, np.float32)
-        for call in (
+        calls: tuple[Callable[[], object], ...] = (
             lambda: model.eval_batch([]),
             lambda: model.eval_batch([101]),
             lambda: model.eval_batch([1, 2], rows),
-            lambda: model.eval_batch([1, 2], rows.astype(np.float64)),  # type: ignore[arg-type]
+            lambda: model.eval_batch([1, 2], rows.astype(np.float64)),
             lambda: model.eval_batch([1, 2], out=locked),
             lambda: model.eval_batch([1, 2], out=[read, read]),
             lambda: model.eval_batch([1, 2], [read, after], [after, None]),
@@ -290,7 +288,8 @@ def test_a_batch_of_states_from_here_and_there(models: Any, library: Library) ->
             lambda: model.eval_batch([1, 2], [shifted[8:], None], [shifted[:-8], None]),
             lambda: model.eval_batch([1, 2], wanted=[2]),
             lambda: model.eval_batch([1, 2], wanted=[1, 1]),
-        ):
+        )
+        for call in calls:
             with pytest.raises(EngineError):
                 call()
         assert read.tobytes() == before.tobytes()
@@ -335,17 +334,18 @@ def test_the_binding_refuses_what_makes_no_sense(models: Any, library: Library, 
     with pytest.raises(EngineError, match=r"libnothing\.so cannot be used"):
         Library(tmp_path / "libnothing.so")
     with Model(path, library) as model:
-        for call in (
+        calls: tuple[Callable[[], object], ...] = (
             lambda: model.eval(101),
             lambda: model.eval(-1),
             lambda: model.eval_sequence([]),
             lambda: model.eval_sequence([0, 101]),
             lambda: model.eval(0, np.zeros(model.state_len - 1, np.float32)),
-            lambda: model.eval(0, np.zeros(model.state_len, np.float64)),  # type: ignore[arg-type]
+            lambda: model.eval(0, np.zeros(model.state_len, np.float64)),
             lambda: model.eval(0, np.zeros(2 * model.state_len, np.float32)[::2]),
             lambda: model.set_option("group_norm_eps", 0),
             lambda: model.set_option("speed", 11),
-        ):
+        )
+        for call in calls:
             with pytest.raises(EngineError):
                 call()
     with pytest.raises(EngineError, match="closed"):

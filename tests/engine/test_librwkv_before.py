@@ -6,8 +6,9 @@ import hashlib
 import subprocess
 from pathlib import Path
 
-import librwkv
 import pytest
+
+from tests.engine import librwkv
 
 MADE = Path(__file__).resolve().parents[1] / "fixtures" / "v0.1"
 TOKENS = ("84", "104", "101", "32", "113", "117", "105", "101", "116", "10")

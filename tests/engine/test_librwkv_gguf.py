@@ -9,16 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import encoder
 import gguf
-import gguf_files
-import librwkv
 import numpy as np
 import pytest
-from helpers import checkpoints
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_librwkv_hostile import DATA, DATA_TYPE, DIMENSION, FILE, KEY, MISSING, PARAMS, READ, SHAPE, VERSION, Opener
 
 from rwkvflow.engine.binding import Library, Model
 from rwkvflow.engine.errors import EngineError
@@ -27,6 +22,21 @@ from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.model.tokenizers import World, world_vocabulary
 from rwkvflow.worker.model.weight_types import BY_NAME
+from tests.engine import encoder, gguf_files, librwkv
+from tests.engine.test_librwkv_hostile import (
+    DATA,
+    DATA_TYPE,
+    DIMENSION,
+    FILE,
+    KEY,
+    MISSING,
+    PARAMS,
+    READ,
+    SHAPE,
+    VERSION,
+    Opener,
+)
+from tests.helpers import checkpoints
 
 UNSUPPORTED = 9
 TOKENS = [0, 7, 3, 250, 91, 7, 0, 44] * 5
@@ -34,11 +44,11 @@ KINDS = tuple(name.removeprefix("gguf-") for name in FORMATS if name.startswith(
 IN_BIN = tuple(kind for kind in KINDS if kind != "bf16" and not kind.startswith("iq"))
 SOME = ("f32", "f16", "bf16", "q8_0", "q6_k", "iq4_xs")
 #: Seven layers of version 6: the seventh is halved in the file.
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "6": {"layers": 7, "width": 256, "vocab": 256, "ffn": 256},
     "7": {"layers": 2, "width": 256, "vocab": 256, "ffn": 256},
 }
-SMALL = {"layers": 1, "width": 32, "vocab": 40, "head_size": 16}
+SMALL: dict[str, Any] = {"layers": 1, "width": 32, "vocab": 40, "head_size": 16}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +124,7 @@ def test_every_set_of_kernels_runs_every_type(request: pytest.FixtureRequest, fi
         found = {}
         for kernels in librwkv.kernel_sets(tool):
             if librwkv.kernels_used(kernels, tool) == kernels:
-                command = [tool, "eval", path, *map(str, TOKENS[:9]), "--logits", "/dev/stdout"]
+                command: list[str | Path] = [tool, "eval", path, *map(str, TOKENS[:9]), "--logits", "/dev/stdout"]
                 env = {**os.environ, "RWKV_KERNELS": kernels}
                 found[kernels] = subprocess.run(command, capture_output=True, env=env, check=True).stdout
         generic = np.frombuffer(found.pop("generic"), "<f4")
@@ -200,7 +210,7 @@ def test_another_tokenizer_is_named(files: dict[str, Path], library: Library, tm
 
 def test_the_tool_takes_the_files_own_vocabulary(request: pytest.FixtureRequest, files: dict[str, Path]) -> None:
     tool = librwkv.with_zig(request.config) / "rwkv"
-    command = [tool, "generate", files["7-f32"], "Once", "-n", "12", "--seed", "3"]
+    command: list[str | Path] = [tool, "generate", files["7-f32"], "Once", "-n", "12", "--seed", "3"]
     done = subprocess.run(command, capture_output=True, check=True)
     same = subprocess.run([*command[:2], files["7"], *command[3:]], capture_output=True, check=True)
     assert done.stdout == same.stdout

@@ -9,14 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import encoder
-import librwkv
 import pytest
-from helpers import checkpoints
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
+from tests.engine import encoder, librwkv
+from tests.helpers import checkpoints
 
 ALLOC, OPEN, READ, MAGIC, VERSION, DATA_TYPE, SHAPE, DIMENSION, KEY, DATA, MISSING = (
     1,
@@ -32,8 +31,9 @@ ALLOC, OPEN, READ, MAGIC, VERSION, DATA_TYPE, SHAPE, DIMENSION, KEY, DATA, MISSI
     14,
 )
 FILE, MODEL, PARAMS = 2, 3, 4
-SMALL = {"layers": 1, "width": 32, "vocab": 40, "head_size": 16}
-LARGER = {"layers": 2, "width": 128, "vocab": 101, "head_size": 32}  # threads share columns by 32: work for four
+SMALL: dict[str, Any] = {"layers": 1, "width": 32, "vocab": 40, "head_size": 16}
+# Threads share columns by 32: work for four.
+LARGER: dict[str, Any] = {"layers": 2, "width": 128, "vocab": 101, "head_size": 32}
 # Sizes that no machine has must come back as null, not end the process.
 CHECKED = {"ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
-import encoder
-import librwkv
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
+from rwkvflow.worker.model.versions import VERSIONS
+from tests.engine import encoder, librwkv
+from tests.helpers import checkpoints
 
 # 120 columns in heads of 40 leave rests behind every vector; 128 in heads of 32 none.
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "odd": {"layers": 2, "width": 120, "vocab": 101, "head_size": 40},
     "even": {"layers": 2, "width": 128, "vocab": 96, "head_size": 32},
 }
@@ -27,7 +28,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Pat
     engine = encoder.build(root / "encoder", encoder.any_compiler())
     made = {}
     for size, sizes in SIZES.items():
-        for version in checkpoints.VERSIONS:
+        for version in VERSIONS:
             source = checkpoints.make(root / "source.pth", version, **sizes)
             made[size, version] = root / f"{size}-{version}.bin"
             (outcome,) = convert(source, engine, [ConversionJob("x", "ggml-f16", made[size, version])])
@@ -56,11 +57,11 @@ def test_no_address_is_wrong_and_nothing_is_undefined(
     assert "generic" in run
     program = librwkv.with_sanitizers(request.config)
     for kernels in run:
-        for version in checkpoints.VERSIONS:
+        for version in VERSIONS:
             check(program, files[size, version], tmp_path / "scratch", kernels)
 
 
-@pytest.mark.parametrize("version", checkpoints.VERSIONS)
+@pytest.mark.parametrize("version", VERSIONS)
 def test_no_threads_race(
     version: str, request: pytest.FixtureRequest, files: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:

@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import librwkv
 import pytest
-import tokenizer_files
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
-from test_librwkv_hostile import Opener
 
 from rwkvflow.engine import EngineError, Library, Tokenizer
 from rwkvflow.worker.model.tokenizers import World, world_vocabulary
+from tests.engine import librwkv, tokenizer_files
+from tests.engine.test_librwkv_hostile import Opener
 
 FILE, DATA, UNSUPPORTED = 2, 13, 9
 # What Unicode says of letters that this Python does not know yet is not for tests to say.

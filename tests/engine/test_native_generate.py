@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import librwkv
 import pytest
-import tokenizer_files
-from helpers import checkpoints
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +19,8 @@ from rwkvflow.engine.session import Session, generate
 from rwkvflow.engine.states import read_state, write_state
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.model.tokenizers import Bytes, Json, World, world_vocabulary
+from tests.engine import librwkv, tokenizer_files
+from tests.helpers import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "Once there was "
@@ -35,7 +35,7 @@ def built(request: pytest.FixtureRequest) -> Path:
 def models(built: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """demo: writes English, byte by byte. noise: any byte. world: any token of 65536."""
     root = tmp_path_factory.mktemp("models")
-    sizes = {"layers": 1, "width": 32, "head_size": 16}
+    sizes: dict[str, Any] = {"layers": 1, "width": 32, "head_size": 16}
     sources = {
         "demo": ROOT / "recipes" / "demo" / "rwkv7-demo.pth",
         "noise": checkpoints.make(root / "noise.pth", "6", vocab=256, **sizes),
@@ -120,6 +120,16 @@ def test_the_world_vocabulary(prompt: str, built: Path, models: dict[str, Path],
     assert native(built, tmp_path / "model.bin", prompt, *arguments[:-3]).stdout == line(text)
 
 
+def noting(choose: Callable[[Any], int], chosen: list[int]) -> Callable[..., int]:
+    """`choose`, with what it chose appended to `chosen`."""
+
+    def choosing(logits: Any) -> int:
+        chosen.append(choose(logits))
+        return chosen[-1]
+
+    return choosing
+
+
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sampling=SAMPLING, seed=st.integers(0, 2**64 - 1), kind=st.sampled_from(["world", "json"]))
 def test_no_id_without_a_token(
@@ -139,8 +149,7 @@ def test_no_id_without_a_token(
         assert len(tokenizer.ids) < model.n_vocab - 20
         for each in (tokenizer, ours):
             session = Session(model, each, sampling, seed)
-            choose = session.sampler.choose
-            session.sampler.choose = lambda logits, choose=choose: chosen.append(choose(logits)) or chosen[-1]  # type: ignore[method-assign,assignment,func-returns-value]
+            session.sampler.choose = noting(session.sampler.choose, chosen)  # type: ignore[method-assign]
             session.feed("The owl")
             written = "".join(session.generate(60))
             assert set(chosen) <= {0, *tokenizer.ids}

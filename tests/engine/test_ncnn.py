@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import encoder
 import pytest
-from artifacts import ask, expected, make
-from helpers import checkpoints
 
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.model.versions import VERSIONS
 from rwkvflow.worker.smoke import judge
+from tests.engine import encoder
+from tests.engine.artifacts import ask, expected, make
 
 pytest.importorskip("ncnn")
 
@@ -22,7 +22,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return encoder.build(tmp_path_factory.mktemp("encoder") / "engine", encoder.any_compiler())
 
 
-@pytest.mark.parametrize("version", checkpoints.VERSIONS)
+@pytest.mark.parametrize("version", VERSIONS)
 def test_ncnn_agrees_with_the_reference(version: str, engine: Path, tmp_path: Path) -> None:
     for dtype in ("bf16", "f32"):
         names = ("ncnn-f32", "ncnn-f16")

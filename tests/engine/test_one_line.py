@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import librwkv
 import pytest
 from click.testing import CliRunner, Result
-from standin import StandIn
 
 from rwkvflow.app import models, proof
 from rwkvflow.base.errors import FetchError, SmokeFailed, UsageError
 from rwkvflow.cli import cli
 from rwkvflow.worker.conversion.convert import convert
 from rwkvflow.worker.read.gguf_file import read_gguf_index
+from tests.engine import librwkv
+from tests.standin import StandIn
 
+Call = Callable[..., Result]
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "recipes" / "demo" / "rwkv7-demo.pth"
 SOURCE = "hf://owner/model/deep/rwkv7-demo.pth"
@@ -42,7 +43,7 @@ def net(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
 
 
 @pytest.fixture
-def call(tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+def call(tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
     monkeypatch.setenv("RWKVFLOW_LIBRARY", str(library))
     monkeypatch.setenv("RWKVFLOW_STORE", str(tmp_path / "store"))
 
@@ -52,7 +53,7 @@ def call(tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     return run
 
 
-def test_one_line_makes_proved_files(call, net: StandIn, tmp_path: Path) -> None:
+def test_one_line_makes_proved_files(call: Call, net: StandIn, tmp_path: Path) -> None:
     words = ("--format", "ggml-f16", "--format", "ggml-q8_0", "--format", "safetensors")
     done = call("convert", SOURCE, tmp_path / "out", *words)
     assert done.exit_code == 0, (done.output, done.exception)
@@ -74,7 +75,7 @@ def test_one_line_makes_proved_files(call, net: StandIn, tmp_path: Path) -> None
     assert models.kept(tmp_path / "store") == []
 
 
-def test_chat_with_the_hubs_checkpoint(call, net: StandIn, tmp_path: Path) -> None:
+def test_chat_with_the_hubs_checkpoint(call: Call, net: StandIn, tmp_path: Path) -> None:
     words = ("chat", SOURCE, "-n", "8", "--seed", "1", "--tokenizer", "bytes")
     first = call(*words, stdin="Hello\n/reset\nHello\n/nonsense\n/save\n//etc\n/quit\nnever read\n")
     assert first.exit_code == 0, (first.output, first.exception)
@@ -91,7 +92,9 @@ def test_chat_with_the_hubs_checkpoint(call, net: StandIn, tmp_path: Path) -> No
         assert json.loads(note.read_text())["source"]
 
 
-def test_what_is_kept_will_do_without_the_hub(call, net: StandIn, tmp_path: Path, monkeypatch) -> None:
+def test_what_is_kept_will_do_without_the_hub(
+    call: Call, net: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = models.fetched(SOURCE, tmp_path / "store", lambda event: None)
     assert hashlib.sha256(found.read_bytes()).digest() == hashlib.sha256(DEMO.read_bytes()).digest()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -109,10 +112,10 @@ def test_a_repository_lists_its_checkpoints(net: StandIn, tmp_path: Path) -> Non
     assert "README" not in (caught.value.remedy or "")
 
 
-def test_what_is_too_far_off_is_not_put_in_place(call, tmp_path: Path, monkeypatch) -> None:
+def test_what_is_too_far_off_is_not_put_in_place(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = proof.prove
 
-    def doctored(*arguments):
+    def doctored(*arguments: Any) -> Iterator[proof.Proof]:
         for found in real(*arguments):
             yield proof.Proof(found.format, 9.0, 1.0, 5.0, ("far off",) if found.format == "ggml-q4_0" else ())
 
@@ -123,7 +126,7 @@ def test_what_is_too_far_off_is_not_put_in_place(call, tmp_path: Path, monkeypat
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["rwkv7-demo-FP16.bin"]
 
 
-def test_a_damaged_file_is_no_proof(library: Path, tmp_path: Path, call) -> None:
+def test_a_damaged_file_is_no_proof(library: Path, tmp_path: Path, call: Call) -> None:
     """The proof can fail: a file with other weights is over the limits."""
     from rwkvflow.worker.model.origin import Origin
 
@@ -136,7 +139,7 @@ def test_a_damaged_file_is_no_proof(library: Path, tmp_path: Path, call) -> None
     assert any("logits differ" in problem for problem in wrong.problems)
 
 
-def test_a_gguf_is_proved_within_seconds_and_runs(call, tmp_path: Path) -> None:
+def test_a_gguf_is_proved_within_seconds_and_runs(call: Call, tmp_path: Path) -> None:
     done = call("convert", DEMO, tmp_path / "out", "--format", "gguf-f16", "--format", "gguf-q8_0")
     assert done.exit_code == 0, (done.output, done.exception)
     assert done.output.count("proved by librwkv: perplexity") == 2
@@ -151,7 +154,9 @@ def test_a_gguf_is_proved_within_seconds_and_runs(call, tmp_path: Path) -> None:
     assert same.stdout == done.stdout
 
 
-def test_a_gguf_with_other_values_is_not_put_in_place(call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_with_other_values_is_not_put_in_place(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def damaged(source: Path, engine: Path, jobs: list[Any], **options: Any) -> list[Any]:
         outcomes = convert(source, engine, jobs, **options)
         for outcome in outcomes:
@@ -168,7 +173,7 @@ def test_a_gguf_with_other_values_is_not_put_in_place(call, tmp_path: Path, monk
     assert "too far from the checkpoint" in str(done.exception)
 
 
-def test_a_dry_run_says_the_sizes_that_files_then_have(call, tmp_path: Path) -> None:
+def test_a_dry_run_says_the_sizes_that_files_then_have(call: Call, tmp_path: Path) -> None:
     words = [
         word for name in ("gguf-q4_k_m", "ggml-q5_1", "transformers", "safetensors") for word in ("--format", name)
     ]

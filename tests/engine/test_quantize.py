@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import encoder
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -31,6 +30,7 @@ from rwkvflow.worker.model.weight_types import (
 )
 from rwkvflow.worker.read.dequantize import dequantize
 from rwkvflow.worker.write.native import Native
+from tests.engine import encoder
 
 f32 = np.float32
 Array = np.ndarray[Any, Any]
@@ -108,11 +108,13 @@ def q8_0(x: Array) -> bytes:
 
 
 def nearest(t: Array, most: int) -> Array:
-    return np.rint(np.clip(np.nan_to_num(t, nan=0.0, posinf=most, neginf=0.0), 0, most)).astype(f32)
+    found: Array = np.rint(np.clip(np.nan_to_num(t, nan=0.0, posinf=most, neginf=0.0), 0, most)).astype(f32)
+    return found
 
 
 def total(terms: Array) -> Array:
-    return np.cumsum(terms, axis=0, dtype=f32)[-1]  # one after another
+    found: Array = np.cumsum(terms, axis=0, dtype=f32)[-1]  # one after another
+    return found
 
 
 def fit(x: Array, most: int, first: float, tries: int) -> tuple[Array, Array, Array]:

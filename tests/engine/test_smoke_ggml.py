@@ -7,22 +7,23 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import librwkv
 import pytest
 
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.protocol import parse
+from rwkvflow.worker.requests import AskParams, ConversionJobRequest, JobRequest, SmokeJobRequest
 from rwkvflow.worker.tasks import ask as ask_task
 from rwkvflow.worker.tasks import convert as convert_task
 from rwkvflow.worker.tasks import reference as reference_task
 from rwkvflow.worker.tasks import smoke as smoke_task
+from tests.engine import librwkv
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = sorted((ROOT / "recipes" / "demo").glob("*.pth"))
 GGML = [name for name in FORMATS if name.startswith("ggml-")]
-PARAMS: dict[str, Any] = {"tokenizer": "auto", "prompts": ["Once there was "], "tokens": 24, "group_norm_eps": None}
+PARAMS: AskParams = {"tokenizer": "auto", "prompts": ["Once there was "], "tokens": 24, "group_norm_eps": None}
 
 
 @pytest.fixture(scope="session")
@@ -43,12 +44,14 @@ def place(
     shutil.copy(library, "in/engine/lib/" + library.name)
     shutil.copy(request.param, "in/checkpoint")
     shutil.copy(ROOT / "rwkvflow" / "worker" / "data" / "smoke.txt", "in/text")
-    jobs = [{"id": n, "params": {"format": n}, "outputs": {"artifact": f"out/{n}"}} for n in GGML]
-    convert_task.run({"task": "convert", "params": {}, "jobs": jobs})
+    jobs: list[ConversionJobRequest] = [
+        {"id": n, "params": {"format": n}, "outputs": {"artifact": f"out/{n}"}} for n in GGML
+    ]
+    convert_task.run({"params": {}, "jobs": jobs})
     for name in GGML:
         Path("out", name).rename(Path("in", name))
-    job = {"id": "r", "params": {}, "outputs": {"reference": "out/reference", "questions": "out/questions"}}
-    reference_task.run({"task": "reference", "params": PARAMS, "jobs": [job]})
+    job: JobRequest = {"id": "r", "outputs": {"reference": "out/reference", "questions": "out/questions"}}
+    reference_task.run({"params": PARAMS, "jobs": [job]})
     for name in ("reference", "questions"):
         Path("out", name).rename(Path("in", name))
     capfd.readouterr()
@@ -57,18 +60,19 @@ def place(
 
 def run(capfd: Any, jobs: list[tuple[str, str]], **params: Any) -> tuple[list[str], dict[str, str]]:
     """Jobs are (format, input); gives the inputs that passed, and the messages of the others."""
-    full = [
+    full: list[SmokeJobRequest] = [
         {"id": name, "params": {"format": kind, "input": name}, "outputs": {"smoke": f"out/{name}.json"}}
         for kind, name in jobs
     ]
-    asked = [{**job, "outputs": {"answers": f"out/answers-{job['id']}"}} for job in full]
-    ask_task.run({"task": "ask", "params": {**PARAMS, **params}, "jobs": asked})
+    asked: list[SmokeJobRequest] = [{**job, "outputs": {"answers": f"out/answers-{job['id']}"}} for job in full]
+    every = cast(AskParams, {**PARAMS, **params})
+    ask_task.run({"params": every, "jobs": asked})
     found = [m for line in capfd.readouterr().out.splitlines() if (m := parse(line))]
     told = {m["output"]["job"] for m in found if "output" in m}
     for job in full:  # one at a time: here several jobs may have the same format
         if job["id"] in told:
             Path(f"out/answers-{job['id']}").replace(f"in/answers-{job['params']['format']}")
-            smoke_task.run({"task": "smoke", "params": {**PARAMS, **params}, "jobs": [job]})
+            smoke_task.run({"params": every, "jobs": [job]})
     found = [m for m in found if "failed" in m]
     found += [m for line in capfd.readouterr().out.splitlines() if (m := parse(line))]
     passed = [m["output"]["job"] for m in found if "output" in m]

@@ -14,7 +14,8 @@ from graphlib import CycleError, TopologicalSorter
 from importlib.util import find_spec
 
 import pytest
-from encoder import ENGINE, any_compiler, compilers
+
+from tests.engine.encoder import ENGINE, any_compiler, compilers
 
 SRC = ENGINE / "src"
 # Lowest first: a room includes itself and those above it in this list. The instruction sets' rooms are for nobody else.

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
-import encoder
-import llama_cpp
 import numpy as np
 import pytest
-from helpers import checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,8 +24,10 @@ from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference
 from rwkvflow.worker.smoke import judge
 from rwkvflow.worker.smoke.questions import Questions
+from tests.engine import encoder, llama_cpp
+from tests.helpers import checkpoints
 
-SIZES = {"layers": 3, "width": 128, "vocab": 256}
+SIZES: dict[str, Any] = {"layers": 3, "width": 128, "vocab": 256}
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +75,7 @@ def test_shards_say_what_llama_cpp_wants_of_them(source: Path, engine: Path, tmp
     folder = made(source, engine, "gguf-f16", tmp_path / "parts", 300_000)
     every = {tensor.name: np.array(tensor.data) for tensor in package.GGUFReader(whole).tensors}
     shards = sorted(folder.iterdir())
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for number, path in enumerate(shards):
         reader = package.GGUFReader(path)
         said = {key: reader.fields[f"split.{key}"].parts[-1] for key in ("no", "count", "tensors.count")}

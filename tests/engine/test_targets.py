@@ -9,23 +9,23 @@ import platform
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import emulators
-import librwkv
 import numpy as np
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.worker.build.toolchain import CACHE_VARIABLE
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.protocol import parse
+from tests.engine import emulators, librwkv
+from tests.helpers import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 SYSROOT = Path("/usr/aarch64-linux-gnu")  # Debian's libc6-arm64-cross
 TOKENS = [int(t) for t in np.random.default_rng(8).integers(0, 101, 40)]
-SIZE = {"layers": 2, "width": 128, "vocab": 101, "head_size": 32}
+SIZE: dict[str, Any] = {"layers": 2, "width": 128, "vocab": 101, "head_size": 32}
 KINDS = {
     "4": ("f32", "q4_0", "q4_k"),
     "5.2": ("f16", "q5_0"),
@@ -48,7 +48,9 @@ def cross(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         work = tmp_path_factory.mktemp("cross")
         (work / "in").mkdir()
         (work / "in" / "source").symlink_to(ROOT / "rwkvflow" / "engine")
-        params = {"toolchain": "zig", "target": target, "cmake": {}, "patches": [], "library": None, "folder": "."}
+        params: dict[str, Any] = {
+            "toolchain": "zig", "target": target, "cmake": {}, "patches": [], "library": None, "folder": ".",
+        }  # fmt: skip
         job = {"id": "engine", "params": {}, "outputs": {"engine": "out/engine"}}
         (work / "in" / "request.json").write_text(
             json.dumps({"task": "build-engine", "params": params, "jobs": [job]}), encoding="utf-8"
@@ -85,7 +87,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return made
 
 
-def logits(command: list[str | Path], model: Path, out: Path, kernels: str = "") -> np.ndarray:
+def logits(command: Sequence[str | Path], model: Path, out: Path, kernels: str = "") -> np.ndarray:
     subprocess.run(
         [*command, "eval", model, *map(str, TOKENS), "--logits", out, "--threads", "2"],
         check=True,

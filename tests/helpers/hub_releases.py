@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from standin import Repository, StandIn
-
-from helpers.publishing import POLICY, contents, release
 from rwkvflow.net.progress import Told
 from rwkvflow.publish.base import Published
 from rwkvflow.publish.hub import HubOptions, HubPublisher
+from tests.helpers.publishing import POLICY, contents, release
+from tests.standin import Repository, StandIn
 
 TOKEN = "hf_plantedPLANTEDplanted0123456789"  # noqa: S105 - of nobody
 REPO = "me/models"

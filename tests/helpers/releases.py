@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from helpers import checkpoints
 from rwkvflow.base.hashing import file_digest, text_digest, tree_digest
 from rwkvflow.documents.lock import Lock
 from rwkvflow.documents.lock_text import lock_text
@@ -19,6 +18,7 @@ from rwkvflow.release.release import Release, assemble
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.read.open import open_checkpoint
+from tests.helpers import checkpoints
 
 RECIPE = """\
 name: tiny

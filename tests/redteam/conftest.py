@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from e2e.conftest import base, client  # noqa: F401 - fixtures
 
 from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.execute.base import Job, Made, Work
@@ -23,6 +22,7 @@ from rwkvflow.sandbox.host import HostSandbox
 from rwkvflow.sandbox.image.dockerfile import pinned_reference, render_dockerfile
 from rwkvflow.sandbox.isolation.walls import walls
 from rwkvflow.store.store import Store
+from tests.e2e.conftest import base, client  # noqa: F401 - fixtures
 from tests.wheels import make_wheel, pip_wheel, requirement
 
 CANARY = "canary-of-the-user-4711"
@@ -112,8 +112,8 @@ class Arena:
             for number in range(jobs)
         ]  # fmt: skip
         with self.store.scratch() as folder:
-            found = Commands(self.sandbox, self.store)(todo, Work(folder, limits, threading.Event()))
-            results: dict[str, Any] = dict(found)
+            became = Commands(self.sandbox, self.store)(todo, Work(folder, limits, threading.Event()))
+            results: dict[str, Any] = dict(became)
             for name, made in results.items():
                 if isinstance(made, Made):
                     product = made.outputs["x"]

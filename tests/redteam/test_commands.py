@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from redteam.conftest import CANARY, TOKEN, Arena
 from rwkvflow.base.errors import RwkvflowError, StepFailed
 from rwkvflow.base.hashing import text_digest
 from rwkvflow.plan.step import StepLimits
 from rwkvflow.sandbox.isolation.walls import walls
+from tests.redteam.conftest import CANARY, TOKEN, Arena
 
 MIB = 1 << 20
 OUTPUTS = {

@@ -18,17 +18,17 @@ from typing import Any
 
 import pytest
 import yaml
-from e2e.cli import DEMO
-from helpers import checkpoints
 
-from redteam.conftest import CANARY, TOKEN
-from redteam.test_files import Runs
 from rwkvflow.base.hashing import file_digest, text_digest
 from rwkvflow.documents.load import load_recipe
 from rwkvflow.documents.lock import recipe_digest
 from rwkvflow.sandbox.host import host_platform
 from rwkvflow.store.record import Output, Record
 from rwkvflow.store.store import Store
+from tests.e2e.cli import DEMO
+from tests.helpers import checkpoints
+from tests.redteam.conftest import CANARY, TOKEN
+from tests.redteam.test_files import Runs
 from tests.standin import StandIn
 
 ROOT = Path(__file__).resolve().parents[2]

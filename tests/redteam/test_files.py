@@ -12,7 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from helpers import checkpoints
+
+from tests.helpers import checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

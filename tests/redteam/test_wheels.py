@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from e2e.cli import Project, project
-from e2e.conftest import CACHE
 
 from rwkvflow.base.hashing import file_digest
 from rwkvflow.documents.load import load_lock, load_recipe
 from rwkvflow.documents.lock import Lock, LockedWheel, recipe_digest
 from rwkvflow.documents.lock_text import dump_lock
+from tests.e2e.cli import Project, project
+from tests.e2e.conftest import CACHE
 from tests.wheels import make_wheel
 
 # Runs at the start of every Python of an environment that has it, before any code of rwkvflow's.

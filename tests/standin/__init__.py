@@ -9,8 +9,8 @@
 The hub listens on 127.0.0.1 and its CDN on 127.0.0.2, another host as far as credentials are concerned.
 """
 
-from standin.faults import Fault
-from standin.server import Asset, Seen, StandIn
-from standin.storage import Repository, Storage
+from tests.standin.faults import Fault
+from tests.standin.server import Asset, Seen, StandIn
+from tests.standin.storage import Repository, Storage
 
 __all__ = ["Asset", "Fault", "Repository", "Seen", "StandIn", "Storage"]

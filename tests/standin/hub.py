@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from standin.storage import Commit, Entry, Repository
-from standin.writing import ROUTES as WRITING
-from standin.writing import Writing
+from tests.standin.storage import Commit, Entry, Repository
+from tests.standin.writing import ROUTES as WRITING
+from tests.standin.writing import Writing
 
 if TYPE_CHECKING:
-    from standin.server import Answer, StandIn
+    from tests.standin.server import Answer, StandIn
 
 PAGE = 50  # entries of a tree listing
 ID = r"(?P<id>[^/]+/[^/]+)"
@@ -48,7 +48,7 @@ class HubRoutes(Writing):
 
     def answer(self, host: str, method: str, target: str, headers: Mapping[str, str], body: bytes) -> Answer | None:
         """The answer to a request, or None where no route fits."""
-        from standin.server import Answer
+        from tests.standin.server import Answer
 
         parts = urlsplit(target)
         for route_host, methods, pattern, name in ROUTES:
@@ -87,7 +87,7 @@ class HubRoutes(Writing):
         return found
 
     def whoami(self, values: Any, query: Any, headers: Mapping[str, str], body: bytes) -> Answer:
-        from standin.server import Answer
+        from tests.standin.server import Answer
 
         user = self.user(headers)
         if user is None:
@@ -95,7 +95,7 @@ class HubRoutes(Writing):
         return Answer.json({"type": "user", "name": user, "orgs": [], "auth": {"type": "access_token"}})
 
     def info(self, values: dict[str, str], query: Any, headers: Mapping[str, str], body: bytes) -> Answer:
-        from standin.server import Answer
+        from tests.standin.server import Answer
 
         repository = self.repository(values, headers)
         commit = self.commit(repository, values.get("rev", "main"))
@@ -115,7 +115,7 @@ class HubRoutes(Writing):
         )
 
     def refs(self, values: dict[str, str], query: Any, headers: Mapping[str, str], body: bytes) -> Answer:
-        from standin.server import Answer
+        from tests.standin.server import Answer
 
         repository = self.repository(values, headers)
         rows = {
@@ -133,7 +133,7 @@ class HubRoutes(Writing):
     def tree(
         self, values: dict[str, str], query: dict[str, list[str]], headers: Mapping[str, str], body: bytes
     ) -> Answer:
-        from standin.server import Answer
+        from tests.standin.server import Answer
 
         repository = self.repository(values, headers)
         commit = self.commit(repository, values["rev"])
@@ -147,7 +147,7 @@ class HubRoutes(Writing):
         return Answer.json(rows, headers=link)
 
     def paths_info(self, values: dict[str, str], query: Any, headers: Mapping[str, str], body: bytes) -> Answer:
-        from standin.server import Answer
+        from tests.standin.server import Answer
 
         repository = self.repository(values, headers)
         commit = self.commit(repository, values["rev"])
@@ -158,7 +158,7 @@ class HubRoutes(Writing):
         return Answer.json([_row(path, commit.files[path]) for path in asked if path in commit.files])
 
     def resolve(self, values: dict[str, str], query: Any, headers: Mapping[str, str], body: bytes) -> Answer:
-        from standin.server import Answer
+        from tests.standin.server import Answer
 
         repository = self.repository(values, headers)
         user = self.user(headers)
@@ -177,7 +177,7 @@ class HubRoutes(Writing):
         return Answer(200, self.standin.hub.read(entry.oid) or b"", told, ranges=True)
 
     def blob(self, values: dict[str, str], query: Any, headers: Mapping[str, str], body: bytes) -> Answer:
-        from standin.server import Answer
+        from tests.standin.server import Answer
 
         data = self.standin.hub.read(values["oid"])
         if "authorization" in headers:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from standin.faults import Fault, Faults, Kind
-from standin.hub import HubRoutes
-from standin.storage import Storage
+from tests.standin.faults import Fault, Faults, Kind
+from tests.standin.hub import HubRoutes
+from tests.standin.storage import Storage
 
 
 @dataclass

@@ -9,10 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from standin.storage import ConflictError, Entry, Repository
+from tests.standin.storage import ConflictError, Entry, Repository
 
 if TYPE_CHECKING:
-    from standin.server import Answer, StandIn
+    from tests.standin.server import Answer, StandIn
 
 ID = r"(?P<id>[^/]+/[^/]+)"
 ATTRIBUTES = b"*.bin filter=lfs diff=lfs merge=lfs -text\n*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
@@ -39,7 +39,7 @@ class Writing:
 
     def writable(self, values: Mapping[str, str], headers: Mapping[str, str]) -> Repository:
         """The repository, if the one who asks may write to it."""
-        from standin.hub import Refusal
+        from tests.standin.hub import Refusal
 
         user = self.user(headers)  # type: ignore[attr-defined]
         repository: Repository = self.repository(values, headers)  # type: ignore[attr-defined]
@@ -50,8 +50,8 @@ class Writing:
         return repository
 
     def create(self, values: Any, query: Any, headers: Mapping[str, str], body: bytes) -> Answer:
-        from standin.hub import Refusal
-        from standin.server import Answer
+        from tests.standin.hub import Refusal
+        from tests.standin.server import Answer
 
         asked = json.loads(body)
         user = self.user(headers)  # type: ignore[attr-defined]
@@ -74,7 +74,7 @@ class Writing:
     def validate_yaml(self, values: Any, query: Any, headers: Mapping[str, str], body: bytes) -> Answer:
         import yaml
 
-        from standin.server import Answer
+        from tests.standin.server import Answer
 
         found = re.match(r"---\n(.*?)\n---", json.loads(body)["content"], re.DOTALL)
         try:
@@ -86,8 +86,8 @@ class Writing:
         return Answer.json({"errors": [], "warnings": [] if front else [{"message": "empty or missing yaml metadata"}]})
 
     def preupload(self, values: dict[str, str], query: Any, headers: Mapping[str, str], body: bytes) -> Answer:
-        from standin.hub import Refusal
-        from standin.server import Answer
+        from tests.standin.hub import Refusal
+        from tests.standin.server import Answer
 
         repository = self.writable(values, headers)
         commit = self.commit(repository, values["rev"])  # type: ignore[attr-defined]
@@ -113,7 +113,7 @@ class Writing:
         return Answer.json({"files": rows})
 
     def batch(self, values: dict[str, str], query: Any, headers: Mapping[str, str], body: bytes) -> Answer:
-        from standin.server import Answer
+        from tests.standin.server import Answer
 
         repository = self.writable(values, headers)
         base = f"{self.standin.endpoint}/{repository.id}.git/info/lfs"
@@ -137,7 +137,7 @@ class Writing:
         return Answer.json({"transfer": "basic", "objects": rows})
 
     def put(self, values: dict[str, str], query: Any, headers: Mapping[str, str], body: bytes) -> Answer:
-        from standin.server import Answer
+        from tests.standin.server import Answer
 
         if "authorization" in headers:
             return Answer(400, b"<Error>only one auth mechanism allowed</Error>")
@@ -150,7 +150,7 @@ class Writing:
 
     def complete(self, values: dict[str, str], query: Any, headers: Mapping[str, str], body: bytes) -> Answer:
         """No authorization: the client sends none, the address is what the batch call gave away."""
-        from standin.server import Answer
+        from tests.standin.server import Answer
 
         repository = self.standin.hub.repositories[values["id"]]
         parts = repository.parts.get(values["oid"], {})
@@ -172,8 +172,8 @@ class Writing:
         return True
 
     def verify(self, values: dict[str, str], query: Any, headers: Mapping[str, str], body: bytes) -> Answer:
-        from standin.hub import Refusal
-        from standin.server import Answer
+        from tests.standin.hub import Refusal
+        from tests.standin.server import Answer
 
         repository = self.writable(values, headers)
         asked = json.loads(body)
@@ -183,8 +183,8 @@ class Writing:
         return Answer.json({})
 
     def write_commit(self, values: dict[str, str], query: Any, headers: Mapping[str, str], body: bytes) -> Answer:
-        from standin.hub import Refusal
-        from standin.server import Answer
+        from tests.standin.hub import Refusal
+        from tests.standin.server import Answer
 
         repository = self.writable(values, headers)
         summary, parent = "", None
@@ -223,8 +223,8 @@ class Writing:
         )
 
     def _ref(self, values: Mapping[str, str], headers: Mapping[str, str], kind: str, name: str, at: str) -> Answer:
-        from standin.hub import Refusal
-        from standin.server import Answer
+        from tests.standin.hub import Refusal
+        from tests.standin.server import Answer
 
         repository = self.writable(values, headers)
         commit = self.commit(repository, at)  # type: ignore[attr-defined]

@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from helpers.layers import ROOMS, WORKER_ROOMS
+
+from tests.helpers.layers import ROOMS, WORKER_ROOMS
 
 PACKAGE = Path(__file__).resolve().parents[2] / "rwkvflow"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import kept
 import pytest
+
+from tests import kept
 
 MIB = 1 << 20
 

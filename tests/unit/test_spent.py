@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import spent
+from tests import spent
 
 TESTS = Path(__file__).resolve().parents[1]
 BURN = """

@@ -45,10 +45,10 @@ def statement_bytes(
 
     Raises PublishError where the packages find it malformed, which would be an error of rwkvflow's own.
     """
-    from google.protobuf import json_format  # type: ignore[import-untyped]
-    from in_toto_attestation.predicates.provenance.v1 import provenance_pb2  # type: ignore[import-untyped]
-    from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor  # type: ignore[import-untyped]
-    from in_toto_attestation.v1.statement import Statement  # type: ignore[import-untyped]
+    from google.protobuf import json_format
+    from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
+    from in_toto_attestation.v1.resource_descriptor import ResourceDescriptor
+    from in_toto_attestation.v1.statement import Statement
 
     notes = {path: row for row in rows for path in row.files}
     subjects = [
@@ -160,7 +160,7 @@ def read_statement(data: bytes) -> dict[str, Any]:
     from google.protobuf import json_format
     from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
     from in_toto_attestation.v1.statement import Statement
-    from in_toto_attestation.v1.statement_pb2 import Statement as Message  # type: ignore[import-untyped]
+    from in_toto_attestation.v1.statement_pb2 import Statement as Message
 
     try:
         content = json.loads(data)

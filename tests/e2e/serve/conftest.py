@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,10 +21,9 @@ from rwkvflow.serve.openai.work import RequestLimits
 from rwkvflow.serve.server import Server
 from rwkvflow.serve.shelf import Shelf, find_models
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
+from tests.engine import librwkv
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "tests" / "engine"))
-import librwkv  # noqa: E402 - how tests of the engine build it
 
 SETTINGS = Settings(slots=8, queue=400, cache=64 << 20)
 

@@ -63,7 +63,7 @@ def test_bodies_that_are_no_requests(path: str, client: httpx.Client) -> None:
         b'{"prompt": "\\ud800"}',
     ]
     bodies += [bytes(chance.randrange(256) for _ in range(chance.randrange(60))) for _ in range(40)]
-    values = (None, -1, [], {}, [None], [[]], [{}], True, 1e300, [10**30], "x" * 10)
+    values: tuple[Any, ...] = (None, -1, [], {}, [None], [[]], [{}], True, 1e300, [10**30], "x" * 10)
     names = ("messages", "prompt", "input", "tokens", "content", "model")
     bodies += [json.dumps({name: value}).encode() for name in names for value in values]
     for body in bodies:

@@ -110,7 +110,7 @@ def test_models_are_opened_and_closed_as_memory_allows(start: Start, models: dic
     sizes = [path.stat().st_size for path in models.values()]
     small = start(memory=max(sizes))
     with httpx.Client(base_url=small.url, timeout=60) as client:
-        texts = {}
+        texts: dict[str, str] = {}
         for name in [*models, *models]:
             body = {"model": name, "prompt": "Once", "seed": 1, "max_tokens": 80, "temperature": 1.5, "top_p": 1}
             text = client.post("/v1/completions", json=body).json()["choices"][0]["text"]

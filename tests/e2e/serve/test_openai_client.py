@@ -11,6 +11,7 @@ import numpy as np
 import openai
 import pytest
 from jsonschema import validate
+from openai.types.chat import ChatCompletionMessageParam, ChatCompletionTokenLogprob
 
 from rwkvflow.engine import Model
 from rwkvflow.engine.sampling import Sampling
@@ -20,7 +21,7 @@ from rwkvflow.worker.model.tokenizers import Bytes
 from .conftest import Running
 
 MODEL = "rwkv7-demo-q8_0"
-HI = [{"role": "user", "content": "Once there was a fox."}]
+HI: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Once there was a fox."}]
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,7 @@ def test_several_prompts_and_choices(client: openai.OpenAI) -> None:
         for seed in (5, 6)
     ]
     assert [choice.text for choice in answer.choices] == singles
+    assert answer.usage is not None
     assert answer.usage.prompt_tokens == 2
     tokens = client.completions.create(model=MODEL, prompt=[[97], [98]], n=2, seed=5, max_tokens=6)
     assert [choice.text for choice in tokens.choices] == singles
@@ -102,16 +104,25 @@ def test_log_probabilities_are_the_models_own(client: openai.OpenAI, alone: Mode
         assert list(top.values()) == pytest.approx(sorted(wanted)[:-4:-1], abs=1e-9)
         logits, state = alone.eval(ord(token), state)
     chat = client.chat.completions.create(model=MODEL, messages=HI, max_tokens=6, seed=1, logprobs=True, top_logprobs=2)
+    assert chat.choices[0].logprobs is not None
     content = chat.choices[0].logprobs.content
+    assert content is not None
     assert len(content) == 6
     assert all(len(entry.top_logprobs) == 2 and entry.logprob <= 0 for entry in content)
-    assert b"".join(bytes(entry.bytes) for entry in content).decode().lstrip() == chat.choices[0].message.content
+    said = b""
+    for entry in content:
+        assert entry.bytes is not None
+        said += bytes(entry.bytes)
+    assert said.decode().lstrip() == chat.choices[0].message.content
     chunks = list(
         client.chat.completions.create(
             model=MODEL, messages=HI, max_tokens=6, seed=1, logprobs=True, top_logprobs=2, stream=True
         )
     )
-    told = [entry for chunk in chunks for entry in (chunk.choices[0].logprobs.content or [])]
+    told: list[ChatCompletionTokenLogprob] = []
+    for chunk in chunks:
+        assert chunk.choices[0].logprobs is not None
+        told += chunk.choices[0].logprobs.content or []
     assert [entry.model_dump() for entry in told] == [entry.model_dump() for entry in content]
 
 
@@ -164,9 +175,11 @@ def test_an_answer_fits_its_schema(client: openai.OpenAI) -> None:
             model=MODEL, messages=HI, response_format=form, seed=seed, max_tokens=200
         ).choices[0]
         assert answer.finish_reason == "stop"
+        assert answer.message.content is not None
         validate(json.loads(answer.message.content), CITY)
     form = {"type": "json_object"}
     bound = client.chat.completions.create(model=MODEL, messages=HI, response_format=form, seed=1, max_tokens=30)
+    assert bound.choices[0].message.content is not None
     assert bound.choices[0].message.content.startswith("{")
 
 
@@ -210,9 +223,10 @@ def test_a_call_that_is_required(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(**options) as stream:
         final = stream.get_final_completion().choices[0]
     assert final.finish_reason == "tool_calls"
+    assert final.message.tool_calls is not None
     assert final.message.tool_calls[0].function.arguments == call.function.arguments
     result = {"role": "tool", "tool_call_id": call.id, "content": '{"degrees": 3}'}
-    asked = [*HI, choice.message.model_dump(exclude_none=True), result]
+    asked: list[Any] = [*HI, choice.message.model_dump(exclude_none=True), result]
     assert client.chat.completions.create(model=MODEL, messages=asked, tools=[TOOL], max_tokens=5).choices
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.browser import CHROMIUM, Browser
+
+from tests.helpers.browser import CHROMIUM, Browser
 
 from .conftest import Running
 

@@ -34,14 +34,14 @@ def test_type_checkers_see_the_same_names() -> None:
 
 def test_another_name_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(AttributeError, match=r"has no models; its names are .*Model"):
-        _ = api.models  # type: ignore[attr-defined]
+        _ = api.models
 
 
 def test_a_deprecated_name_works_and_says_what_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "DEPRECATED", {"Old": ("rwkvflow.base.errors", "0.3", "RwkvflowError")})
     monkeypatch.setattr("rwkvflow.base.errors.Old", int, raising=False)
     with pytest.warns(DeprecationWarning, match=r"rwkvflow\.api\.Old goes in version 0\.3; use RwkvflowError"):
-        assert api.Old is int  # type: ignore[attr-defined]
+        assert api.Old is int
 
 
 def test_importing_it_loads_nothing() -> None:

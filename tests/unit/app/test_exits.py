@@ -155,7 +155,7 @@ def test_a_folder_of_the_path_that_may_not_be_read_hides_nothing_else(
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "x")
 
-    monkeypatch.setattr(process.subprocess, "Popen", refuse)
+    monkeypatch.setattr(subprocess, "Popen", refuse)
     with pytest.raises(EnvironmentMissing, match="no such program"):
         process.run(["nosuchprogram"], env={"PATH": str(tmp_path)})
     there = tmp_path / "there"

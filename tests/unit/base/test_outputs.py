@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from helpers import checkpoints
 
 from rwkvflow.base.errors import UsageError
 from rwkvflow.base.outputs import check_output, mark, put, write_text
 from rwkvflow.cli import cli
+from tests.helpers import checkpoints
 
 
 def tree(folder: Path) -> dict[str, bytes | str]:

@@ -100,7 +100,7 @@ def test_a_model_files_names_are_spelt_out() -> None:
 def test_a_log_has_a_bound_and_says_so(tmp_path: Path) -> None:
     for limits in ({"most_lines": 10}, {"most_bytes": 1000}):
         file = io.StringIO()
-        log = LogFile(file, **limits)  # type: ignore[arg-type]
+        log = LogFile(file, **limits)
         kept = [log.keep(f"{number} \x1b[2J " + "x" * 100) for number in range(50)]
         text = file.getvalue()
         assert 0 < sum(kept) <= 10

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from helpers.runs import Past
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from rwkvflow.cli import cli
 from rwkvflow.display.report import bytes_text, diff_kind, figure, report_html
 from rwkvflow.display.report_data import gather
 from rwkvflow.display.report_plot import HEIGHT, WIDTH, Point, panel, ticks
+from tests.helpers.runs import Past
 
 VOID = {"meta", "br", "line", "circle", "path", "rect"}
 

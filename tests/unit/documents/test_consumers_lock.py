@@ -72,7 +72,7 @@ def test_a_version_in_the_recipe_replaces_the_pin() -> None:
 
 @pytest.mark.usefixtures("needing")
 def test_a_lock_without_the_package_disagrees() -> None:
-    from test_documents_lock import fitting, wheel
+    from tests.unit.documents.test_documents_lock import fitting, wheel
 
     recipe = load(RECIPE.replace('  - {python: "3.11", torch: "2.13.0"}\n', ""))
     lock = fitting(recipe)

@@ -174,6 +174,7 @@ def test_formats_fit_the_version(path: Path) -> None:
     assert {"safetensors", "web-rwkv", "ggml-f16", "ggml-q5_1"} <= set(recipe.formats)
     first = {which.format for which in expand(recipe) if which.model == "rwkv5-world-0.1b"}  # the one that may be a 5.0
     for name in recipe.formats:
+        assert isinstance(name, str)
         wanted = VERSIONS[path.stem[4]] - (set() if not first or name in first else {"5.0"})
         assert wanted <= FORMATS[name].versions
     assert ("gguf-q8_0" in recipe.formats) == (VERSIONS[path.stem[4]] <= FORMATS["gguf-q8_0"].versions)

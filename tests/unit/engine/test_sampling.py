@@ -126,7 +126,7 @@ def test_exp_is_exp(x: list[float]) -> None:
 
 def test_exp_gives_these_very_bits() -> None:
     """So does tools/sampling.h; a change of a single bit changes what people get for a seed."""
-    x = -np.arange(0, 700, 7, np.float64) / 3 - 0.1
+    x = -np.arange(0, 700, 7, dtype=np.float64) / 3 - 0.1
     assert exp(x)[:4].tobytes().hex() == "3a2bd5996df4ec3f2f38b4c66176b63f4e9bf7be016d813f1e0fa2547b094b3f"
     import hashlib
 

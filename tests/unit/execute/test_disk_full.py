@@ -27,7 +27,11 @@ from rwkvflow.worker.errors import WorkerError, is_disk_full
 from rwkvflow.worker.protocol import Signer
 
 MESSAGES: list[dict[str, Any]] = [{"full": True}, {"failed": {"job": "s/1", "message": "of 3 GB", "full": True}}]
-ENDS = {"out of time": {"timed_out": True}, "stopped": {"cancelled": True}, "over its own limit": {"over_disk": 9}}
+ENDS: dict[str, dict[str, Any]] = {
+    "out of time": {"timed_out": True},
+    "stopped": {"cancelled": True},
+    "over its own limit": {"over_disk": 9},
+}
 
 
 class Sandbox:
@@ -137,6 +141,6 @@ def test_a_disk_that_is_full_for_the_host_itself_is_no_flaw(tmp_path: Path) -> N
         raise OSError(errno.ENOSPC, "No space left on device")
 
     step = Step("s/1", "convert", "a", {}, {}, ("x",))
-    executor = LocalExecutor(Store(tmp_path / "store"), {"a": action}, {}, lambda event: None, run="r", cores=1)  # type: ignore[dict-item]
+    executor = LocalExecutor(Store(tmp_path / "store"), {"a": action}, {}, lambda event: None, run="r", cores=1)
     ended = executor.run(Plan([step], ["s/1"]))["s/1"]
     assert isinstance(ended.error, StoreError)

@@ -180,7 +180,7 @@ def test_a_tolerant_step_sees_what_there_is(world: World) -> None:
 
 def test_retries_are_counted_and_the_last_error_told(world: World) -> None:
     world.failing["a"] = StepFailed("again")
-    world.cancel.wait = lambda timeout=None: False  # type: ignore[method-assign, assignment]
+    world.cancel.wait = lambda timeout=None: False  # type: ignore[method-assign]
     outcomes = world.run([step("a", limits=StepLimits(retries=2))], "a")
     assert len(world.commands) == 3
     assert str(outcomes["a"].error) == "again"

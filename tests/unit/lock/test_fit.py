@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.base.errors import UsageError
 from rwkvflow.base.hashing import file_digest
@@ -16,6 +15,7 @@ from rwkvflow.documents.recipe import Recipe
 from rwkvflow.lock.fit import check_recipe_versions, check_versions
 from rwkvflow.plan.matrix import Artifact, expand
 from rwkvflow.store.store import Store
+from tests.helpers import checkpoints
 
 SPLIT = "split: 100kB\n"
 

@@ -119,4 +119,4 @@ def test_the_person_may_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         pipeline.prepare(request, silent)
     for said in ({"allow_outside": True}, {"workflow": folder / "flow.yaml"}):
         with pytest.raises(Reached):
-            pipeline.prepare(pipeline.Request(folder / "recipe.yaml", **said), silent)  # type: ignore[arg-type]
+            pipeline.prepare(pipeline.Request(folder / "recipe.yaml", **said), silent)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers.releases import RECIPE, made
 
 from rwkvflow.base.errors import DocumentError
 from rwkvflow.documents.destinations import DESTINATIONS, Destination, parse_destination, tag_name
@@ -21,6 +20,7 @@ from rwkvflow.plan.step import LocalInput, Step
 from rwkvflow.publish.base import Changes, Given, Published
 from rwkvflow.release.release import Release
 from rwkvflow.store.store import Store
+from tests.helpers.releases import RECIPE, made
 
 SHELVES: dict[str, dict[str, object]] = {}
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rwkvflow.base import outputs
 from rwkvflow.base.errors import PublishError, StoreError
 from rwkvflow.base.files import remove
 from rwkvflow.base.hashing import file_digest, text_digest
@@ -208,7 +208,7 @@ def test_a_damaged_blob_stops_publishing_and_the_old_release_stays(made: Made, t
 def test_without_an_atomic_exchange_it_still_ends_right(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outputs.sys, "platform", "darwin")
+    monkeypatch.setattr(sys, "platform", "darwin")
     made.artifact("m/q@i", b"weights")
     publish(made.release(("m", "q", "i")), tmp_path / "demo")
     made.artifact("m/r@i", b"others")

@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers.publishing import release
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +29,7 @@ from rwkvflow.publish.hub import git_blob_id, lfs_attributes, weight_suffixes
 from rwkvflow.publish.oci import OciPublisher, manifest_bytes
 from rwkvflow.publish.places import publisher as opened
 from rwkvflow.release.release import Release
+from tests.helpers.publishing import release
 
 
 @pytest.mark.parametrize(

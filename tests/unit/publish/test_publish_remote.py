@@ -9,12 +9,12 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from helpers.publishing import contents, release
 
 from rwkvflow.base.errors import PublishError, RwkvflowError, StoreError
 from rwkvflow.net.progress import Told
 from rwkvflow.publish.remote_folder import RemoteFolderPublisher
 from rwkvflow.release.names import STATE, SUMS
+from tests.helpers.publishing import contents, release
 
 OLD = {"a/a.bin": b"a" * 5000, "a/b.safetensors": b"b" * 5000, "gone/gone.bin": b"g"}
 NEW = {"a/a.bin": b"A" * 5000, "a/b.safetensors": b"b" * 5000, "empty.json": b""}

@@ -14,9 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import checkpoints
-from helpers.releases import Made, made
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +25,8 @@ from rwkvflow.release.model_card.card import cell, human_count, human_size, quot
 from rwkvflow.release.model_card.front_matter import yaml_text
 from rwkvflow.release.model_card.runtimes import runtimes
 from rwkvflow.worker.formats.runtimes import RUNTIMES
+from tests.helpers import checkpoints
+from tests.helpers.releases import Made, made
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "card"
 
@@ -80,6 +80,7 @@ def test_the_card_of_a_hub_release_is_the_golden_one(run: Made) -> None:
 def test_the_hubs_client_reads_the_front_matter_and_the_results(run: Made) -> None:
     run.params["card"] = {"license": "apache-2.0", "language": ["en", "no"]}
     data = ModelCard(text_of(run)).data
+    assert isinstance(data, ModelCardData)
     assert data.license == "apache-2.0"
     assert data.language == ["en", "no"], "Norwegian is no boolean"
     assert data.base_model == ["someone/tiny7"]
@@ -361,4 +362,6 @@ def test_no_control_sequence_is_left_in_a_card(run: Made, tmp_path: Path, templa
     assert shown(text) == text
     assert "\\x1b[2J" in text
     if template is None:
-        assert ModelCard(text).data.tags[-1] == f"x{hostile}"
+        data = ModelCard(text).data
+        assert isinstance(data, ModelCardData)
+        assert (data.tags or [])[-1] == f"x{hostile}"

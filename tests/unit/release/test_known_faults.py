@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.release.known_faults import known_faults
 from rwkvflow.worker.read.shards import shard_name
+from tests.helpers import checkpoints
 
 Q4_K, Q5_K = 144, 176  # bytes of a block of 256
 
@@ -55,6 +56,7 @@ def test_a_chat_template_of_two_words(tmp_path: Path) -> None:
     config = tmp_path / "tokenizer_config.json"
     config.write_text(json.dumps({"chat_template": "rwkv-world"}))
     assert len(faults(config)) == 1
+    other: Any
     for other in ({"chat_template": "{% for m in messages %}{% endfor %}"}, {}, [], {"chat_template": None}):
         config.write_text(json.dumps(other))
         assert faults(config) == []

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from google.protobuf import json_format
-from helpers.releases import COMMIT, WHEEL, Made, made
 from hypothesis import given
 from hypothesis import strategies as st
 from in_toto_attestation.predicates.provenance.v1 import provenance_pb2
@@ -22,6 +21,7 @@ from rwkvflow.release.names import UNLISTED_IN_STATEMENT, is_plain
 from rwkvflow.release.provenance.materials import TREE, materials, public_uri, shown_source
 from rwkvflow.release.provenance.statement import BUILD_TYPE, dependencies, read_statement
 from rwkvflow.release.sums import parse_sums, sums_text
+from tests.helpers.releases import COMMIT, WHEEL, Made, made
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -115,7 +115,7 @@ def test_a_time_is_in_it_only_where_source_date_epoch_gives_one(run: Made) -> No
 CODE = """
 import hashlib, sys
 from pathlib import Path
-from helpers.releases import made
+from tests.helpers.releases import made
 for file in made(Path(sys.argv[1])).assemble().files:
     print(file.digest, file.path)
 """

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.releases import made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from rwkvflow.release.check import check_release
 from rwkvflow.release.labels import Box, Spot, place
 from rwkvflow.release.plot import plot_svg, ticks
 from rwkvflow.release.quality import ArtifactFigures, Quality, quality_bytes, quality_of, read_quality
+from tests.helpers.releases import made
 
 SVG = "{http://www.w3.org/2000/svg}"
 NAMES = [f"ggml-{kind}" for kind in ("f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
-from helpers.releases import COMMIT, WHEEL, Made, made
+
+from tests.helpers.releases import COMMIT, WHEEL, Made, made
 
 
 @pytest.fixture

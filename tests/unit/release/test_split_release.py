@@ -6,8 +6,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from helpers import releases
-
 from rwkvflow.documents.load import recipe_from_text
 from rwkvflow.plan.matrix import expand
 from rwkvflow.release.artifacts import gather
@@ -20,6 +18,7 @@ from rwkvflow.worker.formats.base import Split
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.read.inspect import describe
 from rwkvflow.worker.read.open import open_checkpoint
+from tests.helpers import releases
 from tests.unit.stages.test_publish_stage import blueprint
 
 
@@ -66,13 +65,13 @@ def test_a_release_with_split_artifacts(tmp_path: Path) -> None:
     ((_, commands),) = said["Plain weights (`.safetensors`)"]
     assert "glob" in commands[0]
     assert "tiny7/tiny7.pth" in commands[0]
-    folder = run.publish(tmp_path / "release")
-    assert check_release(folder).problems == []
+    release = run.publish(tmp_path / "release")
+    assert check_release(release).problems == []
     for path in paths:
-        assert describe(folder / path)["architecture"]
-    assert f"{paths[0]}" in (folder / "README.md").read_text()
-    for path in gathered.files:
-        assert (folder / path.path).stat().st_size == path.size
+        assert describe(release / path)["architecture"]
+    assert f"{paths[0]}" in (release / "README.md").read_text()
+    for listed in gathered.files:
+        assert (release / listed.path).stat().st_size == listed.size
 
 
 def test_only_formats_that_split_get_a_folder_and_only_a_split_changes_a_step(tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.releases import made
 
 from rwkvflow.app.rebuild import rebuild
 from rwkvflow.base.errors import EnvironmentMissing
 from rwkvflow.base.events import silent
 from rwkvflow.release.check import check_release
 from rwkvflow.release.sums import sums_text
+from tests.helpers.releases import made
 
 Change = Callable[[list[dict[str, Any]]], None]
 DEEP = b"[" * 200_000
@@ -60,13 +60,21 @@ def find(items: list[dict[str, Any]], start: str) -> dict[str, Any]:
     return next(item for item in items if item["name"].startswith(start))
 
 
+def without(start: str) -> Change:
+    return lambda items: items.remove(find(items, start))
+
+
+def twice(start: str) -> Change:
+    return lambda items: items.append(dict(find(items, start)))
+
+
 MATERIALS: dict[str, tuple[Change, str]] = {
     **{
-        f"no {start}": (lambda items, start=start: items.remove(find(items, start)), "missing among what went in")
+        f"no {start}": (without(start), "missing among what went in")
         for start in ("model/tiny7", "model/tiny4", "worker", "engine", "wheel/")
     },
     **{
-        f"{start} twice": (lambda items, start=start: items.append(dict(find(items, start))), "2 times")
+        f"{start} twice": (twice(start), "2 times")
         for start in ("model/tiny7", "worker", "engine", "wheel/", "recipe.lock.yaml")
     },
     "a second digest": (
@@ -121,7 +129,7 @@ def test_no_document_of_a_release_ends_the_check(name: str, content: bytes, rele
     assert all(len(problem) < 2000 for problem in found.problems)
 
 
-ODD = [None, [], {}, "x", 7, True, ["x"], {"x": 1}, {"digest": "x"}, {"digest": []}, [[]]]
+ODD: list[Any] = [None, [], {}, "x", 7, True, ["x"], {"x": 1}, {"digest": "x"}, {"digest": []}, [[]]]
 
 
 @pytest.mark.parametrize(

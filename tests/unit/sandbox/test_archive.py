@@ -17,7 +17,7 @@ from rwkvflow.sandbox.base import EnvironmentSpec
 from rwkvflow.sandbox.image.archive import ArchiveEntry, context, folder_entries, parse_requirements, stream, wheels_of
 from tests.wheels import make_wheel, requirement
 
-NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1).filter(
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1).filter(
     lambda name: name not in (".", "..") and name == name.strip()
 )
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map("/".join).filter(lambda path: len(path.encode()) < 250)

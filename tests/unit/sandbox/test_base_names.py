@@ -31,7 +31,8 @@ def test_the_command_is_the_one_that_made_the_name(suite: str, packages: list[st
     found = {"--suite": [], "--package": []}  # type: dict[str, list[str]]
     for option, value in zip(words[::2], words[1::2], strict=True):
         found[option].append(value)
-    assert default_tag(*(found["--suite"] or ["bookworm"]), found["--package"]) == tag
+    (told,) = found["--suite"] or ["bookworm"]
+    assert default_tag(told, found["--package"]) == tag
 
 
 @pytest.mark.parametrize("name", ["", "-x", "a", "A1", "a_b", "a b", "a,b", "a\n"])

@@ -188,7 +188,7 @@ def test_missing_input_and_environment(sandbox: HostSandbox, run: Run, tmp_path:
 
 
 def _changed(spec: EnvironmentSpec, **changes: object) -> EnvironmentSpec:
-    return EnvironmentSpec(**{**spec.__dict__, **changes})  # type: ignore[arg-type]
+    return EnvironmentSpec(**{**spec.__dict__, **changes})
 
 
 def test_wrong_hash_is_refused_and_nothing_stays(sandbox: HostSandbox, spec: EnvironmentSpec) -> None:

@@ -35,7 +35,8 @@ def test_what_an_engine_says_of_a_lost_layer_is_known(said: str, kind: type) -> 
 
 @pytest.mark.parametrize(("failures", "built"), [(0, True), (BUILDS - 1, True), (BUILDS, False)])
 def test_a_lost_layer_is_built_again(failures: int, built: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs, lines = [], []
+    runs: list[int] = []
+    lines: list[str] = []
 
     class Losing:
         def __init__(self, *_: Any) -> None:

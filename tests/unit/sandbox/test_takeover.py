@@ -56,6 +56,14 @@ def deep(folder: Path, count: int) -> None:
     os.close(handle)
 
 
+def folders(count: int) -> Callable[[Path, Place], object]:
+    def make(path: Path, place: Place) -> None:
+        path.mkdir()
+        deep(path, count)
+
+    return make
+
+
 def a_folder(make: Callable[[Path, Place], object]) -> Callable[[Path, Place], object]:
     """The same inside of an honest folder."""
 
@@ -151,12 +159,12 @@ LINKS: dict[str, Callable[[Path, Place], object]] = {
     "petabyte of nothing": hole(1 << 50),
     "more than any output": hole(takeover.SIZE + 1),
 }
-WAYS = {
+WAYS: dict[str, Callable[[Path, Place], object]] = {
     **LINKS,
     **{f"folder with a {name}": a_folder(make) for name, make in LINKS.items() if name != "two names"},
     "out is a link": out_is_a_link,
-    "three thousand folders": lambda path, place: (path.mkdir(), deep(path, 3000)),
-    "one folder too deep": lambda path, place: (path.mkdir(), deep(path, takeover.DEPTH)),
+    "three thousand folders": folders(3000),
+    "one folder too deep": folders(takeover.DEPTH),
     "too many files": many,
     "path too long": long_path,
     "name with an escape": named("\x1b[2Jx"),

@@ -71,7 +71,7 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
 
 def status(rules: Rules, path: str = "/v1/models", method: str = "GET", **headers: str) -> int:
     async def ask() -> int:
-        transport = httpx.ASGITransport(Guard(_app, rules))  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(Guard(_app, rules))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8080") as client:
             return (await client.request(method, path, headers=headers)).status_code
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.toy_model import ToyModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from rwkvflow.serve.batching.job import Done, Failed, First, Piece, Read, TextJo
 from rwkvflow.serve.batching.scheduler import Scheduler, Settings
 from rwkvflow.serve.errors import ApiError
 from rwkvflow.worker.model.tokenizers import Bytes
+from tests.helpers.toy_model import ToyModel
 
 
 class Heard:
@@ -75,9 +75,9 @@ def serve() -> Iterator[Callable[..., Scheduler]]:
     made: list[Scheduler] = []
 
     def start(model: ToyModel | None = None, draft: ToyModel | None = None, **options: Any) -> Scheduler:
-        opened = model or ToyModel()
-        open_draft = None if draft is None else lambda: draft
-        made.append(Scheduler(lambda: opened, Bytes(), Settings(**options), open_draft))  # type: ignore[arg-type]
+        opened: Any = model or ToyModel()
+        open_draft: Callable[[], Any] | None = None if draft is None else lambda: draft
+        made.append(Scheduler(lambda: opened, Bytes(), Settings(**options), open_draft))
         return made[-1]
 
     yield start
@@ -173,7 +173,8 @@ def test_the_whole_prompt_in_the_cache_has_its_own_logits(serve: Callable[..., S
         answers.append(heard.answer())
     assert answers[0] == answers[1]
     assert answers[2] == answers[3] != answers[0]
-    assert sum(sum(lengths) for lengths in scheduler.model.passes if max(lengths) > 1) == 4  # type: ignore[attr-defined]
+    passes: list[list[int]] = scheduler.model.passes  # type: ignore[attr-defined]
+    assert sum(sum(lengths) for lengths in passes if max(lengths) > 1) == 4
 
 
 def test_choices_of_one_prompt_read_it_once(serve: Callable[..., Scheduler]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers.releases import RECIPE, lock_of, zeros
 
 from rwkvflow.base.errors import DocumentError, UsageError
 from rwkvflow.documents.load import load_workflow, recipe_from_text
@@ -13,6 +12,7 @@ from rwkvflow.plan.matrix import expand
 from rwkvflow.plan.step import LocalInput, Step
 from rwkvflow.stages import publish
 from rwkvflow.stages.blueprint import Blueprint
+from tests.helpers.releases import RECIPE, lock_of, zeros
 
 
 @pytest.fixture

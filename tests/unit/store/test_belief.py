@@ -236,7 +236,10 @@ def test_a_damaged_blob_is_mended(damage: str, tmp_path: Path) -> None:
     blob.chmod(0o644)
     if damage in ("a link", "a folder"):
         blob.unlink()
-        _ = blob.mkdir() if damage == "a folder" else blob.symlink_to("/etc/hostname")
+        if damage == "a folder":
+            blob.mkdir()
+        else:
+            blob.symlink_to("/etc/hostname")
     else:
         blob.write_bytes(b"evil" if damage == "other bytes" else b"g")
     (tmp_path / "good").write_bytes(b"good")

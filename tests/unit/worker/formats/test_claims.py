@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.engine.prompts import template
 from rwkvflow.release.artifacts import Row
@@ -21,6 +20,7 @@ from rwkvflow.worker.formats.transformers.layout import _world
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.model.tokenizers import WORLD, PseudoRandom, open_tokenizer, world_vocabulary
+from tests.helpers import checkpoints
 
 STRATEGIES = (
     "cpu fp32",

@@ -5,16 +5,18 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.ncnn.layout import BIN, CONFIG, PARAM, layouts
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.model.versions import VERSIONS
 from rwkvflow.worker.model.weight_types import F16, F32
 from rwkvflow.worker.write.layout import Layout
+from tests.helpers import checkpoints
 
 # How often each layer stands in a model of two layers.
 OPERATORS = {
@@ -44,7 +46,7 @@ class Layer:
         return int(self.parameters[key])
 
 
-def folder(version: str, kind: int = F32, **sizes: int) -> dict[str, Layout]:
+def folder(version: str, kind: int = F32, **sizes: Any) -> dict[str, Layout]:
     shapes = checkpoints.shapes(version, **sizes)
     tensors = {name: TensorInfo(name, "bf16", shape) for name, shape in shapes.items()}
     return layouts(architecture_of(tensors), tensors, kind)
@@ -66,13 +68,13 @@ def layers_of(layout: Layout) -> list[Layer]:
     return out
 
 
-@pytest.mark.parametrize("version", checkpoints.VERSIONS)
+@pytest.mark.parametrize("version", VERSIONS)
 def test_operators(version: str) -> None:
     found = Counter(layer.kind for layer in layers_of(folder(version)[PARAM]))
     assert " ".join(f"{kind} {count}" for kind, count in sorted(found.items())) == OPERATORS[version]
 
 
-@pytest.mark.parametrize("version", checkpoints.VERSIONS)
+@pytest.mark.parametrize("version", VERSIONS)
 def test_every_blob_is_written_once_and_read_once(version: str) -> None:
     written: set[str] = set()
     read: set[str] = set()
@@ -107,7 +109,7 @@ def test_inputs() -> None:
     assert found["7"] == {"token": [(0, "1")], "state_0_in": wide, "state_1_in": heads, "state_2_in": wide}
 
 
-@pytest.mark.parametrize("version", checkpoints.VERSIONS)
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("kind", [F32, F16])
 def test_the_bin_holds_what_the_layers_load(version: str, kind: int) -> None:
     """Walks the layers as ncnn does: each takes the next weights, with a flag or without."""

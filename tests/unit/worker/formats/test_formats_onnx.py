@@ -5,18 +5,20 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from helpers import checkpoints
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvflow.worker.formats.onnx.layout import CONFIG, DATA, MODEL, layouts
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.model.versions import VERSIONS
 from rwkvflow.worker.model.weight_types import F16, F32
 from rwkvflow.worker.write import onnx_writer
 from rwkvflow.worker.write.layout import Layout
+from tests.helpers import checkpoints
 
 Fields = dict[int, list[int | bytes]]
 
@@ -33,7 +35,7 @@ OPERATORS = {
 }
 
 
-def folder(version: str, kind: int = F32, dtype: str = "bf16", **sizes: int) -> dict[str, Layout]:
+def folder(version: str, kind: int = F32, dtype: str = "bf16", **sizes: Any) -> dict[str, Layout]:
     shapes = checkpoints.shapes(version, **sizes)
     tensors = {name: TensorInfo(name, dtype, shape) for name, shape in shapes.items()}
     return layouts(architecture_of(tensors), tensors, kind)
@@ -101,7 +103,7 @@ def values(graph: Fields, tag: int) -> dict[str, tuple[int, tuple[int, ...]]]:
     return out  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("version", checkpoints.VERSIONS)
+@pytest.mark.parametrize("version", VERSIONS)
 def test_operators(version: str) -> None:
     graph = graph_of(folder(version)[MODEL])
     found = Counter(text(node, 4) for node in messages(graph, 1))
@@ -127,7 +129,7 @@ def test_inputs_and_outputs_of_later_versions(version: str) -> None:
     assert list(values(graph, 12).items()) == [*((f"output_{n}", v) for n, v in own), ("logits", (1, (320,)))]
 
 
-@pytest.mark.parametrize("version", checkpoints.VERSIONS)
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("kind", [F32, F16])
 def test_weights_lie_where_the_graph_says(version: str, kind: int) -> None:
     """External data is aligned, without overlaps, and holds every tensor of the checkpoint."""

@@ -27,7 +27,7 @@ class Sums:
         self.calls: list[int] = []
 
     def eval(self, token: int, state: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        after = np.float32([token]) + (0 if state is None else state)
+        after: np.ndarray[Any, Any] = np.array([token], np.float32) + (0 if state is None else state)
         return after * np.arange(VOCAB, dtype=np.float32) / np.float32(100), after
 
     def eval_sequences(

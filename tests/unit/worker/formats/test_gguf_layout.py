@@ -8,20 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
-from rwkvflow.worker.formats.gguf.layout import FUSED, KINDS, Gguf
+from rwkvflow.worker.formats.gguf.layout import KINDS, Gguf
 from rwkvflow.worker.formats.gguf.tokens import _by_size, vocabulary
+from rwkvflow.worker.maps.gguf import FUSED
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.model.tokenizers import World, world_vocabulary
 from rwkvflow.worker.model.weight_types import BF16, BLOCKS, F16, F32, Q4_0, Q8_0, TYPE_OF_DTYPE
 from rwkvflow.worker.read.gguf_file import read_gguf_index
 from rwkvflow.worker.write.layout import Layout
+from tests.helpers import checkpoints
 
 gguf = pytest.importorskip("gguf")
 NAMES = [f"gguf-{kind}" for kind in KINDS]

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
@@ -15,6 +14,7 @@ from rwkvflow.worker.formats.gguf.tokens import CONTROL, NORMAL, OWN, UNUSED, vo
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.model.tokenizers import misfit_of_kind, open_tokenizer
+from tests.helpers import checkpoints
 
 BPE: dict[str, Any] = {
     "added_tokens": [

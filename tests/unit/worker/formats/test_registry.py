@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import outside as package
 
 from rwkvflow.worker import formats as registry
 from rwkvflow.worker.formats import FORMATS, outside
 from rwkvflow.worker.formats.cards import card_of
+from tests.helpers import outside as package
 
 PACKAGE = Path(registry.__file__).resolve().parents[2]
 

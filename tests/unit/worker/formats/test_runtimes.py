@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.worker.errors import UnknownModelError
 from rwkvflow.worker.formats import FORMATS
@@ -15,6 +14,7 @@ from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.model.variants import VARIANTS, refuse_variant
 from rwkvflow.worker.model.versions import ALL_VERSIONS
+from tests.helpers import checkpoints
 
 FAMILIES = {item.family for item in FORMATS.values()}
 CALLED = {"rwkv": "the rwkv package", "transformers": "RwkvForCausalLM of transformers"}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.releases import RECIPE, Made, engine_folder, lock_of, made, zeros
 
 from rwkvflow.base.errors import DocumentError
 from rwkvflow.documents.load import load_workflow, recipe_from_text
@@ -17,6 +16,7 @@ from rwkvflow.plan.step import Ref
 from rwkvflow.release.check import check_release
 from rwkvflow.stages import engine, publish
 from rwkvflow.stages.blueprint import Blueprint
+from tests.helpers.releases import RECIPE, Made, engine_folder, lock_of, made, zeros
 
 TARGETS = ["aarch64-linux-musl", "x86_64-windows-gnu"]
 MORE = f"engine: {{targets: [{', '.join(TARGETS)}]}}\n"

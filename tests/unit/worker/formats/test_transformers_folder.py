@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +23,7 @@ from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.model.tokenizers import World, world_vocabulary
 from rwkvflow.worker.write.folder import FolderWriter
 from rwkvflow.worker.write.layout import Layout
+from tests.helpers import checkpoints
 
 WORLD = "rwkv_vocab_v20230424.txt"
 
@@ -194,9 +194,9 @@ def test_transformers_loads_the_tokenizer_and_agrees_with_others(tmp_path: Path)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == len(folders)
-    for folder, (name, ids, back, special, saved) in zip(folders, rows, strict=True):
+    for made_in, (name, ids, back, special, saved) in zip(folders, rows, strict=True):
         assert name == "RwkvTokenizer"
-        assert ids == [list(text.encode()) if folder.endswith("-256") else others.encode(text) for text in texts]
+        assert ids == [list(text.encode()) if made_in.endswith("-256") else others.encode(text) for text in texts]
         assert back == texts
         assert special == [0, 0, ""]
         assert saved
@@ -243,7 +243,8 @@ def test_a_folder_holds_what_was_put_into_it(tmp_path_factory: pytest.TempPathFa
             if name != "__metadata__":
                 first, last = (8 + length + at for at in entry["data_offsets"])
                 assert data[first:last] in values.values()
-        assert safetensors.safe_open(file, framework="np").metadata() == {"format": "pt"}
+        opened: Any = safetensors.safe_open(file, framework="np")
+        assert opened.metadata() == {"format": "pt"}
 
 
 def test_an_unfinished_folder_leaves_nothing(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.worker import advice
 from rwkvflow.worker.advice import given_by_recipe
@@ -21,6 +20,7 @@ from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.strangers import refuse_unknown
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.smoke import judge
+from tests.helpers import checkpoints
 
 ROOT = Path(__file__).resolve().parents[4]
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]

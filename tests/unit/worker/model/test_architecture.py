@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from helpers import checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.architecture import Architecture, architecture_of, version_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.model.versions import VERSIONS
+from tests.helpers import checkpoints
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -34,7 +34,7 @@ def complaint(shapes: Shapes) -> str:
 
 
 @given(
-    st.sampled_from(checkpoints.VERSIONS),
+    st.sampled_from(VERSIONS),
     st.integers(1, 5),
     st.integers(1, 4),
     st.sampled_from([8, 64]),
@@ -57,7 +57,7 @@ def test_sizes_of_every_version(version: str, layers: int, heads: int, size: int
 
 
 def test_the_versions_are_those_of_the_maker() -> None:
-    assert checkpoints.VERSIONS == VERSIONS
+    assert vars(checkpoints)["VERSIONS"] == VERSIONS
 
 
 @given(st.data())
@@ -127,6 +127,7 @@ def test_time_first_by_either_name_but_not_both(version: str) -> None:
         if (shape := shapes.pop(f"blocks.0.att.{old}", None)) is not None:
             shapes[f"blocks.0.att.{new}"] = shape
             break
+    assert shape is not None
     assert read(shapes).version == version
     shapes["blocks.0.att.time_first"] = shapes["blocks.0.att.time_faaaa"] = shape
     assert "two names of one tensor" in complaint(shapes)

@@ -56,7 +56,7 @@ def test_shape_and_order_do_not_matter() -> None:
     x = np.random.default_rng(0).uniform(-100, 88, (7, 5, 3)).astype(np.float32)
     together = exp32(x)
     assert together.shape == x.shape
-    one_by_one = np.array([exp32(v) for v in x.reshape(-1)], np.float32).reshape(x.shape)
+    one_by_one = np.array([exp32(np.asarray(v)) for v in x.reshape(-1)], np.float32).reshape(x.shape)
     assert together.tobytes() == one_by_one.tobytes()
     assert exp32(x.transpose(2, 0, 1)).tobytes() == np.ascontiguousarray(together.transpose(2, 0, 1)).tobytes()
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import checkpoints
 
 from rwkvflow.cli import cli
 from rwkvflow.worker.errors import UnknownModelError
@@ -20,6 +19,7 @@ from rwkvflow.worker.model.variants import CALLED, VARIANTS, refuse_called, vari
 from rwkvflow.worker.model.versions import VERSIONS
 from rwkvflow.worker.read.inspect import describe
 from rwkvflow.worker.read.open import open_checkpoint
+from tests.helpers import checkpoints
 
 Shapes = dict[str, tuple[int, ...]]
 WIDTH = 64

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.worker.model.architecture import architecture_of, unknown
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.model.versions import SPECS, STATEFUL, VERSION_SPECS, VERSIONS, all_specs, tell_version
+from tests.helpers import checkpoints
 
 LETTERS = set("VCAFHNR")
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,8 +21,9 @@ from rwkvflow.worker.read.adapters import product
 from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import logits
+from tests.helpers import checkpoints
 
-SIZES = {"layers": 2, "width": 64, "vocab": 40}
+SIZES: dict[str, Any] = {"layers": 2, "width": 64, "vocab": 40}
 KEY = "blocks.1.att.key"
 
 
@@ -132,7 +132,7 @@ def test_the_reference_runs_what_was_merged(base: Path, tmp_path: Path) -> None:
         by_hand = [
             checkpoints.array_entry(
                 name,
-                rounded("bf16", plain.float32(name) + (delta if name == f"{KEY}.weight" else 0).astype(np.float32))
+                rounded("bf16", plain.float32(name) + delta.astype(np.float32))
                 if name == f"{KEY}.weight"
                 else plain.float32(name),
                 "bf16",
@@ -229,8 +229,8 @@ def test_states_go_along_into_formats_that_have_a_place(base: Path, tmp_path: Pa
             has = item.name.startswith(("safetensors", "web-rwkv"))
             assert (name in held) == has, item.name
             assert (item.left_out(held, found.tensors) == []) == has
-    for item, has in (("safetensors", True), ("ggml-f32", False)):
-        with source_of(item, Origin(base, state=file)) as found:
+    for kind, has in (("safetensors", True), ("ggml-f32", False)):
+        with source_of(kind, Origin(base, state=file)) as found:
             assert ("blocks.0.att.time_state" in found.tensors) == has
 
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import checkpoints
-from helpers.checkpoints import Entry, Pickle, array_entry
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +16,8 @@ from rwkvflow.worker.model.rounding import bf16_to_float32
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.read.checkpoint import NUMPY
 from rwkvflow.worker.read.open import open_checkpoint
+from tests.helpers import checkpoints
+from tests.helpers.checkpoints import Entry, Pickle, array_entry
 
 FILES = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SUFFIXES = (".pth", ".safetensors")
@@ -40,7 +40,9 @@ def raw_entry(name: str, dtype: str, shape: tuple[int, ...], seed: int) -> Entry
     st.integers(0, 2**32 - 1),
     st.sampled_from(SUFFIXES),
 )
-def test_every_dtype_and_shape_comes_back(tmp_path: Path, kinds: list, seed: int, suffix: str) -> None:
+def test_every_dtype_and_shape_comes_back(
+    tmp_path: Path, kinds: list[tuple[str, tuple[int, ...]]], seed: int, suffix: str
+) -> None:
     path = tmp_path / ("x" + suffix)
     entries = [raw_entry(f"t{i}.é", dtype, shape, seed + i) for i, (dtype, shape) in enumerate(kinds)]
     WRITERS[suffix](path, entries)
@@ -68,17 +70,17 @@ def test_views_of_a_shared_storage(tmp_path: Path, data: st.DataObject) -> None:
     storage = np.arange(data.draw(st.integers(1, 200)), dtype="<f4")
     views = []
     for _ in range(data.draw(st.integers(1, 4))):
-        shape, stride, room = [], [], len(storage)
+        sizes, steps, room = [], [], len(storage)
         offset = data.draw(st.integers(0, room - 1))
         room -= offset + 1
         for _ in range(data.draw(st.integers(0, 3))):
             step = data.draw(st.integers(0, 12))
             size = data.draw(st.integers(1, 1 + (min(room // step, 6) if step else 3)))
             room -= (size - 1) * step
-            shape.append(size)
-            stride.append(step)
-        if int(np.prod(shape)) <= len(storage):
-            views.append((offset, tuple(shape), tuple(stride)))
+            sizes.append(size)
+            steps.append(step)
+        if int(np.prod(sizes)) <= len(storage):
+            views.append((offset, tuple(sizes), tuple(steps)))
     if not views:
         return
     pickle = Pickle().op(b"}(")

@@ -14,8 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import checkpoints
-from helpers.checkpoints import Pickle, array_entry
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +21,8 @@ from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.read.torch_file import pickle_reader
 from rwkvflow.worker.read.torch_file.pickle_reader import PickleReader
+from tests.helpers import checkpoints
+from tests.helpers.checkpoints import Pickle, array_entry
 
 FILES = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

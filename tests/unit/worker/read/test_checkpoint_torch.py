@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.model.versions import VERSIONS
 from rwkvflow.worker.read.open import open_checkpoint
+from tests.helpers import checkpoints
 
 torch: Any = pytest.importorskip("torch")
 
@@ -123,7 +124,7 @@ def test_the_old_format_says_how_to_save_again(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "x.pth")
 
 
-@pytest.mark.parametrize("version", checkpoints.VERSIONS)
+@pytest.mark.parametrize("version", VERSIONS)
 def test_torch_reads_what_the_maker_writes(tmp_path: Path, version: str) -> None:
     path = checkpoints.make(tmp_path / "x.pth", version=version, width=64, vocab=50)
     loaded = torch.load(path, weights_only=True)

@@ -9,21 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import checkpoints
-from helpers.folders import folder_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.maps import hf_config
+from rwkvflow.worker.maps.huggingface import own_name
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.read import hf_source
 from rwkvflow.worker.read.compare import compare
 from rwkvflow.worker.read.inspect import describe
 from rwkvflow.worker.read.open import open_checkpoint
+from tests.helpers import checkpoints
+from tests.helpers.folders import folder_of
 
-SIZES = {"layers": 2, "width": 64, "vocab": 40}
+SIZES: dict[str, Any] = {"layers": 2, "width": 64, "vocab": 40}
 FOLDERS = ("4", "6", "7")
 
 
@@ -351,7 +352,7 @@ def test_a_header_of_10_gb_and_a_shard_that_is_missing(tmp_path: Path) -> None:
 @given(name=st.text(st.sampled_from("abcdefghijklmnopqrstuvwxyz0127_."), max_size=60) | st.text(max_size=30))
 def test_any_name_has_one_of_the_authors(name: str) -> None:
     for whole in (name, f"rwkv.blocks.1.{name}", f"model.layers.12.{name}", f"model.layers.0.attn.{name}"):
-        ours, change = hf_source.own_name(whole)
+        ours, change = own_name(whole)
         assert isinstance(ours, str)
         assert change in ("", "row", "transposed")
 

@@ -18,14 +18,16 @@ import zipfile
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers import checkpoints
+
+from tests.helpers import checkpoints
 
 ROOT = Path(__file__).resolve().parents[4]
 ROOM = 384 << 20  # bytes of address space beyond what the program takes without any file
 SECONDS = 20.0  # of the processor, for one file: far above any, and far below what grows out of proportion
-SIZES = {"layers": 1, "width": 64, "vocab": 40}
+SIZES: dict[str, Any] = {"layers": 1, "width": 64, "vocab": 40}
 Make = Callable[[Path], Path]
 
 

@@ -8,14 +8,15 @@ import struct
 from pathlib import Path
 
 import pytest
-from helpers import checkpoints
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.model.versions import VERSIONS
 from rwkvflow.worker.read.ggml_file import TYPES, read_ggml_index
 from rwkvflow.worker.read.gguf_file import read_gguf_index
 from rwkvflow.worker.read.inspect import describe
+from tests.helpers import checkpoints
 
 FILES = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -30,7 +31,7 @@ def refused(path: Path, *words: str) -> None:
 # ---- checkpoints
 
 
-@pytest.mark.parametrize("version", checkpoints.VERSIONS)
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_checkpoints(tmp_path: Path, version: str, suffix: str) -> None:
     path = checkpoints.make(tmp_path / f"x.{suffix}", version=version, width=64, vocab=50)

@@ -6,10 +6,10 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.lock.header import refuse_shapes
 from rwkvflow.worker.errors import UnknownModelError, WorkerError
@@ -17,8 +17,9 @@ from rwkvflow.worker.maps.prefixes import plain_names
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.strangers import refuse_unknown
 from rwkvflow.worker.read.open import open_checkpoint
+from tests.helpers import checkpoints
 
-SIZES = {"layers": 2, "width": 64, "vocab": 40}
+SIZES: dict[str, Any] = {"layers": 2, "width": 64, "vocab": 40}
 WRITERS = {".pth": checkpoints.write_pth, ".safetensors": checkpoints.write_safetensors}
 #: What each wrapping makes of a name.
 WRAPPINGS: dict[str, Callable[[str], str]] = {

@@ -6,10 +6,10 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from helpers import checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,15 +18,16 @@ from rwkvflow.worker.read.compare import compare
 from rwkvflow.worker.read.inspect import describe
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.read.shards import open_model, shard_name
+from tests.helpers import checkpoints
 
-SIZES = {"layers": 1, "width": 64, "vocab": 40}
+SIZES: dict[str, Any] = {"layers": 1, "width": 64, "vocab": 40}
 
 
 def split(folder: Path, parts: int = 3, suffix: str = ".safetensors") -> Path:
     """The index of a split checkpoint."""
     folder.mkdir(exist_ok=True)
     entries = checkpoints.entries("7", "bf16", **SIZES)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(parts):
         name = shard_name("model", number + 1, parts, suffix)
         own = entries[number::parts]
@@ -70,7 +71,7 @@ def truncated(index: Path) -> None:
     part.write_bytes(part.read_bytes()[:-1])
 
 
-def edited(change: Callable[[dict[str, str]], object]) -> Callable[[Path], None]:
+def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     def edit(index: Path) -> None:
         content = json.loads(index.read_text())
         change(content["weight_map"])

@@ -20,16 +20,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.read.inspect import describe
 from rwkvflow.worker.read.open import open_checkpoint
+from tests.helpers import checkpoints
 
 torch: Any = pytest.importorskip("torch")
 
-SIZES = {"layers": 2, "width": 64, "vocab": 40}
+SIZES: dict[str, Any] = {"layers": 2, "width": 64, "vocab": 40}
 State = dict[str, Any]
 
 
@@ -178,7 +178,7 @@ def script(path: Path, state: State) -> None:
                 made.add_module(stem, module({k: v for k, v in rest.items() if f"{stem}.{k}" in items}))
         return made
 
-    class Whole(torch.nn.Module):
+    class Whole(torch.nn.Module):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             for name, child in module(state).named_children():
@@ -222,7 +222,7 @@ def tar(path: Path, state: State) -> None:
 
 
 #: How each is saved, and what the message calls it. Where it holds more than a dict, dicts are nested.
-REFUSED: dict[str, tuple[Callable[[Path, State], None], str]] = {
+REFUSED: dict[str, tuple[Callable[[Path, State], object], str]] = {
     **{f"legacy {n}": (legacy(n), f"before torch 1.6.*{n if n != 2 else ''}") for n in (1, 2, 3, 4, 5)},
     "legacy nested": (lambda path, state: legacy(2)(path, {"model": state, "step": 1}), "before torch 1.6"),
     "legacy nested 1": (lambda path, state: legacy(1)(path, {"model": state, "at": Settings()}), "protocol 1"),

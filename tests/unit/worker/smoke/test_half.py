@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.chatrwkv.layout import of_strategy
@@ -16,9 +15,11 @@ from rwkvflow.worker.formats.runner import answer
 from rwkvflow.worker.model.tokenizers import PseudoRandom
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference.model import Reference as Forward
+from rwkvflow.worker.requests import AskParams, SmokeJobRequest
 from rwkvflow.worker.smoke.judge import Stored
 from rwkvflow.worker.smoke.questions import Questions, SmokeReference, read_reference, write_reference
 from rwkvflow.worker.tasks import smoke
+from tests.helpers import checkpoints
 
 ASKED = Questions((1, 2, 3, 4, 5, 6), 6, ((1,),), 2)
 HALF = sorted(name for name, item in FORMATS.items() if item.computes_in_f16)
@@ -42,8 +43,10 @@ def reference(path: Path, version: str, factors: dict[str, float]) -> SmokeRefer
 
 def judged(found: SmokeReference, name: str, tmp_path: Path) -> tuple[str | None, dict[str, Any]]:
     """The verdict on an artifact that gives the very answers of the reference in fp32."""
-    job = {"id": "x", "params": {"format": name}, "outputs": {"smoke": str(tmp_path / "smoke.json")}}
-    failure = smoke._judge(job, found, found.answers, {"prompts": ["a"]}, PseudoRandom(64, ""), Stored(1, 1))
+    outputs = {"smoke": str(tmp_path / "smoke.json")}
+    job: SmokeJobRequest = {"id": "x", "params": {"format": name, "input": "x"}, "outputs": outputs}
+    params: AskParams = {"tokenizer": "auto", "group_norm_eps": None, "prompts": ["a"], "tokens": 2}
+    failure = smoke._judge(job, found, found.answers, params, PseudoRandom(64, ""), Stored(1, 1))
     return failure, json.loads((tmp_path / "smoke.json").read_text())
 
 

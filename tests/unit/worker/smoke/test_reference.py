@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference, logits
+from tests.helpers import checkpoints
 
 VERSIONS = ("4", "5.0", "5.1", "5.2", "6", "7")
 SCRIPT = Path(__file__).with_name("run_pypi_rwkv.py")
@@ -93,8 +93,8 @@ def test_memory_follows_the_width_and_not_the_layers_or_the_vocabulary(
 
     monkeypatch.setattr(model, "HEAD_BYTES", 1 << 18)
     tokens, peaks = some_tokens(16, 320), []
-    for name, sizes in (("small", {"layers": 2, "vocab": 4096}), ("large", {"layers": 12, "vocab": 24576})):
-        path = checkpoints.make(tmp_path / f"{name}.pth", version="7", width=256, **sizes)
+    for name, layers, vocab in (("small", 2, 4096), ("large", 12, 24576)):
+        path = checkpoints.make(tmp_path / f"{name}.pth", version="7", width=256, layers=layers, vocab=vocab)
         with open_checkpoint(path) as checkpoint:
             tracemalloc.start()
             reference = Reference(checkpoint, cache_bytes=0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ class Ggml:
             at += length
             self._add(version, name, np.frombuffer(data, "<f4", int(np.prod(shape)), at).reshape(shape))
             at += 4 * int(np.prod(shape))
-        self.tensors = {n: TensorInfo(n, "f32", v.shape) for n, v in self.values.items()}
+        self.tensors: Mapping[str, Any] = {n: TensorInfo(n, "f32", v.shape) for n, v in self.values.items()}
 
     def _add(self, version: str, name: str, value: np.ndarray) -> None:
         if name.endswith("att.x_rwkvag"):

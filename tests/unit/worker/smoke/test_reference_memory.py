@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference, memory, model
+from tests.helpers import checkpoints
 
 GIB = 1 << 30
 

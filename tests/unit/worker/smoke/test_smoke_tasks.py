@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import checkpoints
 
 from rwkvflow.worker.advice import given_by_recipe
 from rwkvflow.worker.errors import WorkerError
@@ -21,6 +20,7 @@ from rwkvflow.worker.smoke.questions import read_reference
 from rwkvflow.worker.tasks import ask as ask_task
 from rwkvflow.worker.tasks import reference as reference_task
 from rwkvflow.worker.tasks import smoke as smoke_task
+from tests.helpers import checkpoints
 
 PARAMS: dict[str, Any] = {"tokenizer": "auto", "prompts": ["The ", ""], "tokens": 4, "group_norm_eps": None}
 TEXT = "The quiet owl lived at the edge of the forest. " * 8
@@ -38,13 +38,18 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def request(task: str, params: dict[str, Any], jobs: list[dict[str, Any]]) -> Any:
+    """As the host sends it."""
+    return {"task": task, "params": {**PARAMS, **params}, "jobs": jobs}
+
+
 def make_reference(capsys: pytest.CaptureFixture[str], **params: Any) -> list[dict[str, Any]]:
-    job = {
+    job: dict[str, Any] = {
         "id": "reference/m@i",
         "params": {},
         "outputs": {"reference": "out/deep/reference.npz", "questions": "out/q"},
     }
-    reference_task.run({"task": "reference", "params": {**PARAMS, **params}, "jobs": [job]})
+    reference_task.run(request("reference", params, [job]))
     Path("out/deep/reference.npz").rename("in/reference")
     Path("out/q").rename("in/questions")
     return messages(capsys)
@@ -55,7 +60,7 @@ def messages(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 
 
 def run_smoke(capfd: pytest.CaptureFixture[str], *jobs: dict[str, Any], **params: Any) -> list[dict[str, Any]]:
-    full = [
+    full: list[dict[str, Any]] = [
         {
             "id": f"smoke/{n}",
             "params": {"format": "safetensors", "limits": {"logits": 1e-4, "perplexity": 1e-4}, **job},
@@ -64,14 +69,14 @@ def run_smoke(capfd: pytest.CaptureFixture[str], *jobs: dict[str, Any], **params
         for n, job in enumerate(jobs)
     ]
     asked = [{**job, "outputs": {"answers": f"out/answers-{n}"}} for n, job in enumerate(full)]
-    ask_task.run({"task": "ask", "params": {**PARAMS, **params}, "jobs": asked})
+    ask_task.run(request("ask", params, asked))
     found = messages(capfd)
     told = {output["job"] for output in of("output", found)}
     found = [message for message in found if "output" not in message]
     for n, job in enumerate(full):  # one at a time: here several jobs may have the same format
         if job["id"] in told:
             Path(f"out/answers-{n}").replace(f"in/answers-{job['params']['format']}")
-            smoke_task.run({"task": "smoke", "params": {**PARAMS, **params}, "jobs": [job]})
+            smoke_task.run(request("smoke", params, [job]))
     return found + messages(capfd)
 
 

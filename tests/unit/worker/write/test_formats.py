@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import checkpoints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,9 +20,11 @@ from rwkvflow.worker.formats.base import FileFormat as FileFormatBase
 from rwkvflow.worker.formats.ggml.layout import KINDS
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.model.versions import VERSIONS
 from rwkvflow.worker.model.weight_types import QUANTIZED
 from rwkvflow.worker.write.file import FileWriter
 from rwkvflow.worker.write.layout import Layout, LayoutBuilder, Slot
+from tests.helpers import checkpoints
 
 Tensors = Mapping[str, TensorInfo]
 
@@ -80,7 +81,7 @@ def test_a_single_head_is_refused_where_the_file_could_not_tell_it(version: str)
 
 
 def test_another_epsilon_is_refused_where_the_runtime_has_its_own() -> None:
-    for version in checkpoints.VERSIONS:
+    for version in VERSIONS:
         architecture = architecture_of(tensors_of(version), 1e-5)
         for name, item in FORMATS.items():
             told = item.refuse(architecture)
@@ -103,7 +104,7 @@ FILES = [
     (name, version)
     for name, item in FORMATS.items()
     if isinstance(item, FileFormatBase)
-    for version in checkpoints.VERSIONS
+    for version in VERSIONS
     if version in item.versions
 ]
 

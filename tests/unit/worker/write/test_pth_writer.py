@@ -41,10 +41,13 @@ def write(path: Path, tensors: list[PthTensor], data: dict[str, bytes], seed: in
 
 @given(st.lists(st.tuples(kinds, shapes), min_size=1, max_size=6), st.integers(0, 9))
 @settings(deadline=None)
-def test_what_is_written_reads_back(tmp_path_factory: pytest.TempPathFactory, found: list[object], seed: int) -> None:
+def test_what_is_written_reads_back(
+    tmp_path_factory: pytest.TempPathFactory, found: list[tuple[str, tuple[int, ...]]], seed: int
+) -> None:
     path = tmp_path_factory.mktemp("pth") / "x.pth"
-    tensors, data = [], {}
-    for index, (dtype, shape) in enumerate(found):  # type: ignore[misc]
+    tensors: list[PthTensor] = []
+    data: dict[str, bytes] = {}
+    for index, (dtype, shape) in enumerate(found):
         name = f"t{index}"
         tensors.append(PthTensor(name, dtype, shape, name, Encoding(None), len(shape) == 2 and seed % 2 == 1))
         data[name] = random.Random(f"{seed} {index}").randbytes(tensors[-1].nbytes)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from helpers import checkpoints
-from helpers.folders import folder_of
 
 from rwkvflow.worker.conversion.jobs import ConversionJob, ConversionOutcome
 from rwkvflow.worker.conversion.written import check_written, opened
@@ -16,6 +14,8 @@ from rwkvflow.worker.formats.ggml.layout import MAX_KEY, MOST_DIMS, Ggml
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.write.layout import Written
+from tests.helpers import checkpoints
+from tests.helpers.folders import folder_of
 
 
 def outcome(path: Path, name: str) -> ConversionOutcome:
