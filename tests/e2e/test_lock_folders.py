@@ -13,7 +13,7 @@ import pytest
 
 from rwkvflow.base.errors import FetchError
 from rwkvflow.documents.load import load_workflow, lock_from_text
-from rwkvflow.documents.lock import Lock, disagreements, pinned_files, recipe_digest
+from rwkvflow.documents.lock import Lock, LockedWheels, disagreements, pinned_files, recipe_digest
 from rwkvflow.documents.lock_text import lock_text
 from rwkvflow.documents.recipe import Recipe
 from rwkvflow.lock import fit
@@ -101,6 +101,9 @@ def needed(folder: Path) -> set[str]:
 
 
 def blueprint(recipe: Recipe, locked: Lock, folder: Path) -> Blueprint:
+    wheels = {"linux-x86_64": LockedWheels(worker=())}  # the plan asks which there are
+    images = {name: image.model_copy(update={"platforms": wheels}) for name, image in locked.images.items()}
+    locked = locked.model_copy(update={"images": images})
     return Blueprint(
         recipe=recipe,
         recipe_path=folder / "recipe.yaml",
