@@ -26,7 +26,7 @@ def split(checkpoint: Path, name: str, path: Path, stem: str) -> Path:
     """A split artifact of zeros."""
     item = replace(FORMATS[name], split=Split(40_000, stem))
     with open_checkpoint(checkpoint) as opened:
-        writer = item.open(path, architecture_of(opened.tensors), opened.tensors, Path())
+        writer = item.open(path, architecture_of(opened.tensors), opened.tensors, path.with_name("engine"))
         for slots in writer.slots.values():
             for slot in slots:
                 writer.write(slot, 0, memoryview(bytes(slot.size)))
