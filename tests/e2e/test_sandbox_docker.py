@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def _changed(spec: EnvironmentSpec, **changes: object) -> EnvironmentSpec:
 def spec(base: LockedBase, wheelhouse: Path, tmp_path_factory: pytest.TempPathFactory) -> EnvironmentSpec:
     folder = tmp_path_factory.mktemp("context")
     for name, text in (
-        ("code/rwkvflow/worker/__main__.py", WORKER),
+        # Another one each time, so that the builder's cache does not have it.
+        ("code/rwkvflow/worker/__main__.py", f"{WORKER}# {uuid.uuid4()}\n"),
         ("engine/librwkv.txt", "an engine\n"),
         ("requests/librwkv.json", "{}"),
     ):

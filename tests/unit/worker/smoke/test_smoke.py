@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from rwkvflow.worker.advice import given_by_recipe
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.smoke import judge
 from rwkvflow.worker.smoke.questions import (
@@ -55,7 +56,8 @@ def test_the_worst_logit_is_found_and_named() -> None:
     figures = judge.compare(answers(), replace(answers(), logits=logits))
     assert figures.token == 3
     assert figures.logits == pytest.approx(abs(logits[2, 7] - answers().logits[2, 7]) / spread, rel=1e-5)
-    (problem,) = judge.problems("ggml-q4_0", figures, LIMITS)
+    with given_by_recipe():
+        (problem,) = judge.problems("ggml-q4_0", figures, LIMITS)
     assert "worst after 3 tokens" in problem
     assert "allows 0.1" in problem
     assert "limits: {ggml-q4_0: {logits: …}}" in problem
@@ -65,10 +67,13 @@ def test_a_perplexity_over_the_limit_is_named_and_a_lower_one_is_fine() -> None:
     worse = replace(answers(), losses=answers().losses + np.float32(0.05))
     figures = judge.compare(answers(), worse)
     assert figures.rise == pytest.approx(np.exp(0.05) - 1, rel=1e-4)
-    (problem,) = judge.problems("ggml-q4_0", figures, LIMITS)
+    with given_by_recipe():
+        (problem,) = judge.problems("ggml-q4_0", figures, LIMITS)
     assert "5.13% above" in problem
     assert "allows 2.00%" in problem
     assert "perplexity: …" in problem
+    (plain,) = judge.problems("ggml-q4_0", figures, LIMITS)
+    assert plain.endswith("allows 2.00%"), "without a recipe, none is named"
     better = replace(answers(), losses=answers().losses - np.float32(0.5))
     assert judge.problems("ggml-q4_0", judge.compare(answers(), better), LIMITS) == []
 
