@@ -114,8 +114,7 @@ def _build(root: Path, emit: Listener) -> Path:
     request = pipeline.Request(recipe, sandbox="host", store=root, publish=False)
     prepared = pipeline.only_stages(pipeline.prepare(request, emit), ["engine"])
     finished = pipeline.execute(prepared, emit)
-    if (error := finished.error()) is not None:
-        raise error
+    finished.check()
     (target,) = prepared.plan.targets
     folder = Store(root).path(finished.outcomes[target].outputs["engine"].digest)
     if folder is None:

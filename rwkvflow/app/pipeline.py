@@ -71,6 +71,11 @@ class Finished:
     published: tuple[str, ...] = ()
     failures: tuple[str, ...] = field(default=())
 
+    def check(self) -> None:
+        """Raises the error that the command should end with, if any."""
+        if (error := self.error()) is not None:
+            raise error
+
     def error(self) -> RwkvflowError | None:
         """The error that the command should end with, or None when all went well."""
         failed = [(name, outcome) for name, outcome in self.outcomes.items() if outcome.status == "failed"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,8 +135,7 @@ def publish(recipe: Path, as_json: bool, verbose: bool, dry_run: bool, **options
 
     if options["only"]:
         raise UsageError("--only would publish a part of the release", remedy="leave it out")
-    display = display_for(as_json=as_json, verbose=verbose)
-    try:
+    with closing(display_for(as_json=as_json, verbose=verbose)) as display:
         prepared = pipeline.publish_only(pipeline.prepare(request_of(recipe, options), display))
         if not prepared.plan.targets:
             raise UsageError(f"{recipe} names no place to publish to", remedy="add `publish:` to it")
@@ -152,8 +152,4 @@ def publish(recipe: Path, as_json: bool, verbose: bool, dry_run: bool, **options
             return
         look_again(prepared.store, prepared.plan)  # whoever asks for it by name wants to be sure
         finished = pipeline.execute(prepared, display, stages=frozenset({"publish"}))
-    finally:
-        display.close()
-    error = finished.error()
-    if error is not None:
-        raise error
+    finished.check()

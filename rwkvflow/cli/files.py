@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,10 +146,9 @@ def convert(
             raise UsageError(f"--push: {target} is no name of a folder", remedy="name the folder OUT")
         _push(Push(sources, formats, target, repository, lora, alpha, state, ignore, limit), sandbox, store)
         return
-    display = display_for(as_json=False, verbose=False)
     root = store or default_root()
     several = len(sources) > 1 or len(formats) > 1
-    try:
+    with closing(display_for(as_json=False, verbose=False)) as display:
         for source in sources:
             path = model_path(source, root, display)
             read = [item for item in (path, *_files(path), lora, state, library, imatrix) if item is not None]
@@ -169,8 +169,6 @@ def convert(
             )
             for line in carry_out(order, display):
                 click.echo(line)
-    finally:
-        display.close()
 
 
 def _push(push: Push, sandbox: str, store: Path | None) -> None:
@@ -178,13 +176,9 @@ def _push(push: Push, sandbox: str, store: Path | None) -> None:
     from rwkvflow.app.pipeline import Request
     from rwkvflow.display import display_for
 
-    display = display_for(as_json=False, verbose=False)
-    try:
+    with closing(display_for(as_json=False, verbose=False)) as display:
         finished = pushing.carry_out(push, Request(push.recipe, sandbox=sandbox, store=store), display)
-    finally:
-        display.close()
-    if (error := finished.error()) is not None:
-        raise error
+    finished.check()
 
 
 def _format(name: str, strategy: str | None) -> str:

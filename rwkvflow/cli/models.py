@@ -102,13 +102,10 @@ def open_model(name: str | Path, options: dict[str, Any], form: str | None = Non
     from rwkvflow.store.store import default_root
 
     library, root = library_of(options), options["store"] or default_root()
-    display = display_for(as_json=False, verbose=False)
-    try:
+    with contextlib.closing(display_for(as_json=False, verbose=False)) as display:
         path = playable(
             model_path(str(name), root, display), root, display, library, options["threads"], form or CHAT_FORMAT
         )
-    finally:
-        display.close()
     return Model(path, library, options["threads"] or default_threads(), options["group_norm_eps"])
 
 

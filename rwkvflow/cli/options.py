@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,13 +172,8 @@ def run_stages(recipe: Path, options: dict[str, Any], stages: list[str]) -> tupl
     from rwkvflow.app import pipeline
     from rwkvflow.display import display_for
 
-    display = display_for(as_json=False, verbose=False)
-    try:
+    with closing(display_for(as_json=False, verbose=False)) as display:
         prepared = pipeline.only_stages(pipeline.prepare(request_of(recipe, options), display), stages)
         finished = pipeline.execute(prepared, display)
-    finally:
-        display.close()
-    error = finished.error()
-    if error is not None:
-        raise error
+    finished.check()
     return prepared, finished

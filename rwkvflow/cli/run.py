@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,10 @@ def run(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
     from rwkvflow.app import pipeline
     from rwkvflow.display import display_for
 
-    display = display_for(as_json=as_json, verbose=verbose)
-    try:
+    with closing(display_for(as_json=as_json, verbose=verbose)) as display:
         prepared = pipeline.prepare(request_of(recipe, options), display)
         finished = pipeline.execute(prepared, display)
-    finally:
-        display.close()
-    error = finished.error()
-    if error is not None:
-        raise error
+    finished.check()
 
 
 @click.command()
@@ -98,11 +94,8 @@ def lock(recipe: Path, sandbox: str, store: Path | None, fresh: bool) -> None:
     from rwkvflow.display import display_for
     from rwkvflow.documents.lock import lock_path
 
-    display = display_for(as_json=False, verbose=False)
-    try:
+    with closing(display_for(as_json=False, verbose=False)) as display:
         changes = relock(Request(recipe, sandbox=sandbox, store=store), display, fresh=fresh)
-    finally:
-        display.close()
     for change in changes:
         click.echo(shown(change))
     click.echo(f"{lock_path(recipe)} {'written' if changes else 'is up to date'}")

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,11 +140,8 @@ def _rebuild(folder: Path, recipe: Path | None, sandbox: str, allow_outside: boo
     from rwkvflow.app.rebuild import rebuild
     from rwkvflow.display import display_for
 
-    display = display_for(as_json=False, verbose=False)
-    try:
+    with closing(display_for(as_json=False, verbose=False)) as display:
         compared = rebuild(folder, display, recipe=recipe, sandbox=sandbox, allow_outside=allow_outside)
-    finally:
-        display.close()
     found.problems += compared.problems
     found.notes += [f"rebuild: {note}" for note in compared.notes]
     if compared.same and not compared.problems:
