@@ -20,6 +20,7 @@ def step_id(stage: ExtraStage, which: Artifact) -> str:
 
 def steps(blueprint: Blueprint) -> Iterator[Step]:
     """One step a stage and artifact (or model and image)."""
+    consumers = image.of_consumers(blueprint)
     for stage in blueprint.workflow.extra:
         seen: set[str] = set()
         for which in blueprint.artifacts:
@@ -43,10 +44,10 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
                         for key, what in stage.inputs.items()
                         for name, found in _input(blueprint, key, what, which).items()
                     },
-                    "environment": Ref(image.of_consumers(blueprint, which.image), "environment"),
+                    "environment": Ref(consumers[which.image], "environment"),
                 },
                 outputs=stage.outputs,
-                environment=image.of_consumers(blueprint, which.image),
+                environment=consumers[which.image],
                 limits=limits_of(stage),
                 after=tuple(f"{stage_of}/{fellow.id}" for fellow in fellows),
             )

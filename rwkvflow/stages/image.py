@@ -36,19 +36,18 @@ def _identity(blueprint: Blueprint, image: str, wheels: tuple[LockedWheel, ...])
     }
 
 
-def is_split(blueprint: Blueprint, image: str) -> bool:
-    """Whether consumers have an environment of their own in this image."""
-    wheels = locked_wheels(blueprint, image).worker
-    return judging(wheels) != wheels
-
-
-def of_consumers(blueprint: Blueprint, image: str) -> str:
-    """Id of the step that makes the environment in which consumers and extra stages run."""
-    return consumers_step(image) if is_split(blueprint, image) else image_step(image)
+def of_consumers(blueprint: Blueprint) -> dict[str, str]:
+    """By image, the id of the step that makes the environment in which consumers and extra stages run."""
+    found = {}
+    for image in blueprint.images:
+        wheels = locked_wheels(blueprint, image).worker
+        found[image] = image_step(image) if judging(wheels) == wheels else consumers_step(image)
+    return found
 
 
 def steps(blueprint: Blueprint) -> Iterator[Step]:
     """The wheels of an image, and its environment or both of them."""
+    consumers = of_consumers(blueprint)
     for image in blueprint.images:
         locked, wheels = locked_image(blueprint, image), locked_wheels(blueprint, image)
         every = {wheel.filename: wheel for wheel in (*wheels.installer, *wheels.toolchain, *wheels.worker)}
@@ -73,7 +72,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
                 **({LLAMA: llama.SOURCE} if llama.wanted(blueprint, image) else {}),
             },
         )
-        if is_split(blueprint, image):  # engines are inputs of its commands
+        if consumers[image] != image_step(image):  # engines are inputs of its commands
             yield _environment(blueprint, image, wheels.model_copy(update={"toolchain": ()}), {}, {}, consumers=True)
 
 

@@ -28,7 +28,7 @@ def report(which: Artifact) -> Ref:
 
 def steps(blueprint: Blueprint) -> Iterator[Step]:
     """One reference a model and image, one smoke an artifact."""
-    text = _text(blueprint)
+    text, consumers = _text(blueprint), image.of_consumers(blueprint)
     seen: set[str] = set()
     for which in blueprint.artifacts:
         reference = f"reference/{which.model}@{which.image}"
@@ -48,7 +48,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
                 limits=blueprint.limits("reference"),
             )
         name = f"artifact-{which.format}"
-        apart = image.of_consumers(blueprint, which.image) if image.is_split(blueprint, which.image) else None
+        apart = consumers[which.image] if consumers[which.image] != image_step(which.image) else None
         yield Step(
             id=f"smoke/{which.id}",
             stage="smoke",
