@@ -23,9 +23,14 @@ WORKED_WITH = frozenset({"numpy", "safetensors", "tokenizers", "pyrwkv-tokenizer
 
 
 @cache
+def _document() -> dict[str, Any]:
+    """images/pins.yaml."""
+    found: dict[str, Any] = yaml.safe_load(shipped("images/pins.yaml").read_text(encoding="utf-8"))
+    return found
+
+
 def _pins() -> dict[str, dict[str, list[dict[str, Any]]]]:
-    document = yaml.safe_load(shipped("images/pins.yaml").read_text(encoding="utf-8"))
-    return {role: document[role] for role in (*ROLES, CONSUMERS)}
+    return {role: _document()[role] for role in (*ROLES, CONSUMERS)}
 
 
 def pinned(python: str, toolchain: str = "zig") -> dict[str, tuple[str, ...]]:
@@ -58,9 +63,8 @@ def package(name: str) -> LockedPackage:
     return LockedPackage.model_validate(_packages()[name])
 
 
-@cache
 def _packages() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(shipped("images/pins.yaml").read_text(encoding="utf-8"))["packages"]
+    found: dict[str, Any] = _document()["packages"]
     return found
 
 
@@ -91,8 +95,7 @@ def brings(lock: Lock) -> str | None:
 
 @cache
 def _known() -> frozenset[str]:
-    document = yaml.safe_load(shipped("images/pins.yaml").read_text(encoding="utf-8"))
-    names = [*document["worker"], *document[CONSUMERS], *document["dependencies"]]
+    names = [*_pins()["worker"], *_pins()[CONSUMERS], *_document()["dependencies"]]
     return WORKED_WITH | {canonicalize_name(name) for name in names}
 
 
