@@ -133,6 +133,12 @@ class Format(ABC):
         """Begin an artifact at `path`. Raises WorkerError when these tensors cannot be written so, and OSError."""
 
 
+def named_tokenizer(engine: Path) -> Path | None:
+    """The tokenizer that the recipe names, which stands beside the engine of a task; None where it names none."""
+    named = engine.with_name("tokenizer")
+    return named if named.is_file() else None
+
+
 @dataclass(frozen=True)
 class FileFormat(Format):
     """A format of a single file, described by a Layout."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rwkvflow.worker.errors import WorkerError
-from rwkvflow.worker.formats.base import FileFormat, Limits, Split
+from rwkvflow.worker.formats.base import FileFormat, Limits, Split, named_tokenizer
 from rwkvflow.worker.formats.gguf.pairs import gguf_text, head, imatrix_pairs, model_pairs, split_pairs, token_pairs
 from rwkvflow.worker.formats.gguf.tokens import vocabulary
 from rwkvflow.worker.formats.safetensors.layout import grouped
@@ -88,11 +88,8 @@ class Gguf(FileFormat):
     named: Path | None = None  # the file of a tokenizer that the recipe names; not of the registry's instances
 
     def open(self, path: Path, architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path) -> Writer:
-        """Begin an artifact at `path`. A tokenizer that the recipe names is beside the engine."""
-        named = engine.with_name("tokenizer")
-        return FileFormat.open(
-            replace(self, named=named if named.is_file() else None), path, architecture, tensors, engine
-        )
+        """Begin an artifact at `path`, with the tokenizer that the recipe names."""
+        return FileFormat.open(replace(self, named=named_tokenizer(engine)), path, architecture, tensors, engine)
 
     def refuse(self, architecture: Architecture) -> str | None:
         """Why this format cannot hold the model; None if it can."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from rwkvflow.engine.prompts import template
 from rwkvflow.worker import advice
 from rwkvflow.worker.errors import WorkerError
-from rwkvflow.worker.formats.base import Format, Limits, Split
+from rwkvflow.worker.formats.base import Format, Limits, Split, named_tokenizer
 from rwkvflow.worker.formats.safetensors.layout import TensorEntry, safetensors_parts
 from rwkvflow.worker.maps.huggingface import name_of
 from rwkvflow.worker.model.tokenizers import BYTES, WORLD, WORLD_FILE, refuse_misfit, world_vocabulary
@@ -73,10 +73,10 @@ class Transformers(Format):
         return self.split.size if self.split else SHARD
 
     def open(self, path: Path, architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path) -> Writer:
-        """Begin an artifact at `path`. A tokenizer.json that the recipe names is beside the engine."""
+        """Begin an artifact at `path`, with the tokenizer.json that the recipe names."""
         from rwkvflow.worker.write.folder import FolderWriter
 
-        named = engine.with_name("tokenizer")
+        named = named_tokenizer(engine)
         return FolderWriter(path, layouts(architecture, tensors, tokenizer=named, shard=self._shard))
 
 
@@ -202,7 +202,7 @@ def _config(architecture: Architecture) -> dict[str, Any]:
 
 def _tokenizer(architecture: Architecture, named: Path | None, remarks: list[str]) -> dict[str, bytes]:
     """Files of the tokenizer: what the recipe names, else what the size of the vocabulary tells."""
-    if named is not None and named.is_file():
+    if named is not None:
         refuse_misfit(named, architecture.n_vocab)
         return _named(named.read_bytes())
     size = architecture.n_vocab
