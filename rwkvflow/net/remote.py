@@ -5,12 +5,12 @@ A class of `rwkvflow.documents.sources` names its own as module:function, import
 
 from __future__ import annotations
 
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rwkvflow.base.errors import FetchError
+from rwkvflow.base.named import named
 from rwkvflow.documents.sources import Source, WebSource, public_url
 from rwkvflow.net.http import Connection, netrc_login, retrying, temporary
 
@@ -67,8 +67,7 @@ def remote_of(source: Source) -> RemoteSource:
     """How a source that is not of this machine is asked for. Raises FetchError."""
     if source.remote is None:
         raise FetchError(f"{source} is a file of this machine")
-    module, _, name = source.remote.partition(":")
-    made: RemoteSource = getattr(importlib.import_module(module), name)(source)
+    made: RemoteSource = named(source.remote)(source)
     return made
 
 

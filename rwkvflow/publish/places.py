@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rwkvflow.base.files import read_json
+from rwkvflow.base.named import named
 from rwkvflow.documents.destinations import FolderDestination, parse_destination
 from rwkvflow.net.progress import Told
 from rwkvflow.publish.base import Changes, FileChange, Given, Published, Publisher
@@ -19,8 +19,7 @@ from rwkvflow.release.release import Release
 def publisher(params: Mapping[str, Any], folder: Path, key: str) -> Publisher:
     """The publisher of a publish step. `folder` is the recipe's; `key` is the step's, which a folder remembers."""
     place = parse_destination(str(params["to"]))
-    module, _, name = place.publisher.partition(":")
-    made: Publisher = getattr(importlib.import_module(module), name)(place, Given(params, folder, key))
+    made: Publisher = named(place.publisher)(place, Given(params, folder, key))
     return made
 
 
