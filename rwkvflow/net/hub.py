@@ -112,21 +112,13 @@ class Hub:
 
     def files(self, repo: str, revision: str | None, connection: Connection) -> list[HubSource]:
         """All files of a repository, at the commit that the revision names now. Raises FetchError."""
-        source = HubSource(repo, "README.md", revision)
-        info = self._call(
-            lambda: self.api().model_info(repo, revision=revision, timeout=API_TIMEOUT_S), source, connection
-        )
-        if not info.sha:
-            raise FetchError(f"{repo}: the hub names no commit for {revision or 'its branch'}")
-        return [HubSource(repo, entry.rfilename, info.sha) for entry in info.siblings or ()]
+        info = self._info(HubSource(repo, "README.md", revision), connection)
+        commit = _commit(info, repo, revision)
+        return [HubSource(repo, entry.rfilename, commit) for entry in info.siblings or ()]
 
     def sizes(self, repo: str, revision: str | None, connection: Connection) -> dict[str, int | None]:
         """The bytes of each file of a repository; None where the hub does not say. Raises FetchError."""
-        info = self._call(
-            lambda: self.api().model_info(repo, revision=revision, files_metadata=True, timeout=API_TIMEOUT_S),
-            HubSource(repo, "README.md", revision),
-            connection,
-        )
+        info = self._info(HubSource(repo, "README.md", revision), connection, files_metadata=True)
         return {entry.rfilename: entry.size for entry in info.siblings or ()}
 
     def resolve(self, source: HubSource, connection: Connection) -> PinnedFile:
@@ -135,15 +127,8 @@ class Hub:
         Raises FetchError where the repository, the revision or the file is absent or may not be read.
         """
         if not source.pinned:
-            wanted = source
-            info = self._call(
-                lambda: self.api().model_info(wanted.repo, revision=wanted.revision, timeout=API_TIMEOUT_S),
-                source,
-                connection,
-            )
-            if not info.sha:
-                raise FetchError(f"{source.repo}: the hub names no commit for {source.revision or 'its branch'}")
-            source = source.at(info.sha)
+            info = self._info(source, connection)
+            source = source.at(_commit(info, source.repo, source.revision))
         url, token = self.url(source), self.token or False
         metadata = self._call(
             lambda: library().get_hf_file_metadata(url, token=token, endpoint=self.endpoint, timeout=API_TIMEOUT_S),
@@ -152,6 +137,14 @@ class Hub:
         )
         etag = (metadata.etag or "").lower()
         return PinnedFile(source, metadata.size, etag if _SHA256.fullmatch(etag) else None)
+
+    def _info(self, source: HubSource, connection: Connection, **more: Any) -> Any:
+        """What the hub says of the repository at the source's revision."""
+        return self._call(
+            lambda: self.api().model_info(source.repo, revision=source.revision, timeout=API_TIMEOUT_S, **more),
+            source,
+            connection,
+        )
 
     def _call(self, function: Any, source: HubSource, connection: Connection) -> Any:
         from huggingface_hub import errors
@@ -221,6 +214,12 @@ class HubRemote(RemoteSource):
         if not names:
             raise FetchError(f"{source.repo} has no file and no folder {source.path!r}")
         return Listing(str(source.at(str(there[0].revision))), names)
+
+
+def _commit(info: Any, repo: str, revision: str | None) -> str:
+    if not info.sha:
+        raise FetchError(f"{repo}: the hub names no commit for {revision or 'its branch'}")
+    return str(info.sha)
 
 
 def library() -> Any:
