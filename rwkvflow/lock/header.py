@@ -15,13 +15,16 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rwkvflow.base.errors import FetchError, LockError, UsageError
 from rwkvflow.documents.sources import Source, SourceError, parse_source
 from rwkvflow.net.http import Authorize, Connection, Policy, TemporaryProblemError
 from rwkvflow.net.remote import RemoteSource, remote_of
 from rwkvflow.worker.errors import UnknownModelError, WorkerError
+
+if TYPE_CHECKING:
+    from rwkvflow.worker.model.tensorinfo import TensorInfo
 
 BLOCK: Final = 1 << 18  # bytes of the least range that is asked for
 MOST: Final = 96 << 20  # bytes of all ranges of a file
@@ -156,7 +159,6 @@ def describe_source(text: str, connection: Connection | None = None) -> dict[str
     Raises UsageError where that does not say it: a file of another kind, or a server that gives no ranges. Raises
     FetchError where there is no such file, or it may not be read.
     """
-    from rwkvflow.worker.model.tensorinfo import TensorInfo
     from rwkvflow.worker.read.inspect import described
 
     remedy = "download it, and inspect the file"
@@ -178,8 +180,7 @@ def describe_source(text: str, connection: Connection | None = None) -> dict[str
         raise UsageError(f"{text}: {why}", remedy=remedy) from error
     except TemporaryProblemError as error:
         raise FetchError(f"{text}: {error}", remedy="try again later") from error
-    tensors = {name: TensorInfo(name, dtype, shape) for name, (dtype, shape) in shapes.items()}
-    return {"file": text, "bytes": file.size, **described(kind, tensors, {})}
+    return {"file": text, "bytes": file.size, **described(kind, _tensors(shapes), {})}
 
 
 def _refusal(remote: RemoteSource, error: _UnreadableError) -> FetchError:
@@ -195,15 +196,11 @@ def _refuse_remote(source: Source, ignore: Sequence[str], connection: Connection
 
 def refuse_shapes(shapes: dict[str, tuple[str, tuple[int, ...]]], ignore: Sequence[str] = ()) -> None:
     """Raises UnknownModelError for a checkpoint with tensors of these names, types and shapes."""
-    from rwkvflow.worker.maps.prefixes import plain
     from rwkvflow.worker.model.architecture import architecture_of
     from rwkvflow.worker.model.strangers import ignored, refuse_unknown
-    from rwkvflow.worker.model.tensorinfo import TensorInfo
     from rwkvflow.worker.model.variants import refuse_variant
 
-    with suppress(WorkerError):  # of several models, say: whoever reads it says so
-        shapes = plain(shapes, "checkpoint")
-    tensors = {name: TensorInfo(name, dtype, shape) for name, (dtype, shape) in shapes.items()}
+    tensors = _tensors(shapes)
     refuse_variant(tensors)
     for name in ignored(tensors, ignore):
         del tensors[name]
@@ -214,6 +211,16 @@ def refuse_shapes(shapes: dict[str, tuple[str, tuple[int, ...]]], ignore: Sequen
     except WorkerError:
         return  # of a folder's parts, say, or under other names
     refuse_unknown(tensors, architecture)
+
+
+def _tensors(shapes: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, TensorInfo]:
+    """By the names that a reader of the file gives them: without what wrapped the model."""
+    from rwkvflow.worker.maps.prefixes import plain
+    from rwkvflow.worker.model.tensorinfo import TensorInfo
+
+    with suppress(WorkerError):  # of several models, say: whoever reads it says so
+        shapes = plain(shapes, "checkpoint")
+    return {name: TensorInfo(name, dtype, shape) for name, (dtype, shape) in shapes.items()}
 
 
 def _shapes(file: _Ranges) -> tuple[str, dict[str, tuple[str, tuple[int, ...]]]]:

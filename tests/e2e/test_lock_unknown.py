@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,18 @@ def test_a_checkpoint_elsewhere_is_described_by_its_header(net: StandIn, tmp_pat
         header.describe_source("hf://owner/model/notes.pth")
     with pytest.raises(FetchError, match="absent"):
         header.describe_source("hf://owner/model/absent.pth")
+
+
+def test_what_wraps_a_model_is_off_its_names_elsewhere_too(net: StandIn, tmp_path: Path) -> None:
+    entries = checkpoints.entries("7", layers=1, width=64, vocab=256)
+    wrapped = [replace(entry, name=f"module.{entry.name}") for entry in entries]
+    checkpoints.write_safetensors(tmp_path / "m.safetensors", wrapped)
+    net.hub.create("owner/model").commit({"m.safetensors": (tmp_path / "m.safetensors").read_bytes()})
+    here = describe(tmp_path / "m.safetensors")
+    there = header.describe_source("hf://owner/model/m.safetensors")
+    assert there["architecture"] == here["architecture"]
+    assert there["architecture"]["version"] == "7"
+    assert there["problem"] is None
 
 
 def test_of_a_repository_the_checkpoints_are_listed_to_choose_from(net: StandIn, tmp_path: Path) -> None:
