@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -44,12 +45,15 @@ def forge(release: Path) -> None:
     (release / "SHA256SUMS").write_text("".join(lines))
 
 
-def test_an_honest_release_is_made_again_bit_by_bit(published: Project) -> None:
-    before = sorted(path.name for path in (published.store / "index").rglob("*.json"))
-    done = published("verify", "out", "--rebuild", "--recipe", "recipe.yaml", *HOST)
+def test_an_honest_release_is_made_again_bit_by_bit(published: Project, tmp_path: Path) -> None:
+    # The store of the fixture is shared with tests that write to it meanwhile; of this one, only downloads are known.
+    usual = tmp_path / "store"
+    shutil.copytree(published.store / "downloads", usual / "downloads", copy_function=os.link)
+    here = {"RWKVFLOW_STORE": str(usual)}
+    done = published("verify", "out", "--rebuild", "--recipe", "recipe.yaml", *HOST, env=here)
     assert done.code == 0, done.err
     assert "ok      rebuild: 7 files made again, each with the same bytes" in done.out
-    assert sorted(path.name for path in (published.store / "index").rglob("*.json")) == before, "in a store of its own"
+    assert not list((usual / "index").rglob("*.json")), "in a store of its own"
 
 
 def test_a_forgery_that_is_consistent_is_found_by_making_it_again(published: Project, tmp_path: Path) -> None:
