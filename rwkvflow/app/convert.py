@@ -19,6 +19,7 @@ from rwkvflow.documents.formats import file_name, folder_name, suffixes
 if TYPE_CHECKING:
     from rwkvflow.worker.conversion.convert import ConversionOutcome
     from rwkvflow.worker.conversion.jobs import ConversionJob
+    from rwkvflow.worker.model.about import About
     from rwkvflow.worker.model.origin import Origin
 
 
@@ -39,6 +40,7 @@ class Order:
     store: Path | None = None
     imatrix: Path | None = None
     dry_run: bool = False  # only say what would be written
+    about: About | None = None  # what files say of their model, where they have a place for it
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,16 @@ class _Place:
     split_to: Path | None
     stem: str
     partial: Path
+
+
+def told_of(source: str) -> About | None:
+    """What files say of a model from elsewhere; None for one of this machine, whose path is nobody's business."""
+    from rwkvflow.documents.sources import is_remote
+    from rwkvflow.documents.template import guess_name
+    from rwkvflow.stages.about import about
+    from rwkvflow.worker.model.about import about_of
+
+    return about_of(about(None, guess_name(source), source)) if is_remote(source) else None
 
 
 def carry_out(order: Order, emit: Listener) -> Iterator[str]:
@@ -81,7 +93,9 @@ def carry_out(order: Order, emit: Listener) -> Iterator[str]:
     try:
         weights = read_imatrix(order.imatrix) if order.imatrix else None
         jobs = [
-            ConversionJob(p.format, p.format, p.partial, Split(order.split, p.stem) if order.split else None, weights)
+            ConversionJob(
+                p.format, p.format, p.partial, Split(order.split, p.stem) if order.split else None, weights, order.about
+            )
             for p in places
         ]
         if order.dry_run:

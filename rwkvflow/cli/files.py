@@ -127,7 +127,7 @@ def convert(
     With --push, the recipe OUT.yaml is written and run: every format is then tested by what its users run it with, and
     OUT is a release, as is the repository. --sandbox is for that alone.
     """
-    from rwkvflow.app.convert import Order, carry_out
+    from rwkvflow.app.convert import Order, carry_out, told_of
     from rwkvflow.app.push import Push
     from rwkvflow.display import display_for
     from rwkvflow.store.store import default_root
@@ -166,6 +166,7 @@ def convert(
                 store=store,
                 imatrix=imatrix,
                 dry_run=dry_run,
+                about=told_of(source),
             )
             for line in carry_out(order, display):
                 click.echo(line)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from rwkvflow.documents.names import repository_page
 from rwkvflow.store.history import hide, read, secrets
 from rwkvflow.store.store import Store
 
@@ -165,7 +166,7 @@ def _address(place: str, file: str, beside: Path) -> str:
     if place.startswith("hf://"):
         owner, _, rest = place.removeprefix("hf://").partition("/")
         repository, _, revision = f"{owner}/{rest}".partition("@")
-        address = f"https://huggingface.co/{quote(repository)}"
+        address = repository_page(quote(repository))
         return address + (f"/blob/{quote(revision or 'main')}/{quote(file)}" if file else "")
     if place.startswith("https://"):
         return place + (f"/{quote(file)}" if file else "")

@@ -19,6 +19,7 @@ from typing import ClassVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from rwkvflow.base.errors import UsageError
+from rwkvflow.documents.names import repository_page
 from rwkvflow.documents.yaml.nearest import did_you_mean, shown
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -70,6 +71,11 @@ class Source(ABC):
         """owner/name, where it is of a model repository."""
         return None
 
+    @property
+    def page(self) -> str | None:
+        """Where people read of it in a browser; None for a file of this machine."""
+        return None
+
     def below(self, recipe_folder: Path) -> Path | None:
         """Where the file of this machine is; None for any other."""
         return None
@@ -114,6 +120,11 @@ class HubSource(Source):
     def repository(self) -> str:
         """The repository itself."""
         return self.repo
+
+    @property
+    def page(self) -> str:
+        """The repository's, whatever the revision."""
+        return repository_page(self.repo)
 
     @property
     def pinned(self) -> bool:
@@ -163,6 +174,11 @@ class WebSource(Source):
     def name(self) -> str:
         """The last part of the path."""
         return PurePosixPath(self.url.partition("?")[0]).name
+
+    @property
+    def page(self) -> str:
+        """The address, without a query that may be a signature."""
+        return self.url.partition("?")[0]
 
 
 @dataclass(frozen=True)

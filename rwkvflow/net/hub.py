@@ -16,13 +16,13 @@ from typing import Any
 from urllib.parse import quote
 
 from rwkvflow.base.errors import FetchError
+from rwkvflow.documents.names import HUB
 from rwkvflow.documents.sources import HubSource
 from rwkvflow.documents.yaml.nearest import did_you_mean
 from rwkvflow.net.http import TEMPORARY, Connection, TemporaryProblemError, origin, retry_after, retrying, scrub
 from rwkvflow.net.hub_session import install
 from rwkvflow.net.remote import Listing, PinnedFile, RemoteSource
 
-DEFAULT_ENDPOINT = "https://huggingface.co"
 API_TIMEOUT_S = 20.0
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -37,7 +37,7 @@ class Hub:
     @classmethod
     def of_environment(cls) -> Hub:
         """HF_ENDPOINT, and the token of HF_TOKEN or of `hf auth login`."""
-        endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or DEFAULT_ENDPOINT
+        endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
             raise FetchError("HF_HUB_OFFLINE is set", remedy="unset it to download from the hub")
         token = os.environ.get("HF_TOKEN", "").strip() or None

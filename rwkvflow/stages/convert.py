@@ -9,6 +9,7 @@ from rwkvflow.documents.formats import folder_name
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, Ref, Step
 from rwkvflow.stages import engine, fetch
+from rwkvflow.stages.about import about
 from rwkvflow.stages.blueprint import WORKER_COMMAND, Blueprint, environment, image_step
 from rwkvflow.worker.formats import FORMATS
 
@@ -36,10 +37,12 @@ def _params(blueprint: Blueprint, which: Artifact) -> ConvertParams:
 
 
 def _job(blueprint: Blueprint, which: Artifact) -> ConvertJob:
-    size = blueprint.recipe.split_of(which.format)
-    if size is None:
-        return {"format": which.format}
-    return {"format": which.format, "split": {"size": size, "stem": folder_name(which.model, which.format)[1]}}
+    job: ConvertJob = {"format": which.format}
+    if (size := blueprint.recipe.split_of(which.format)) is not None:
+        job["split"] = {"size": size, "stem": folder_name(which.model, which.format)[1]}
+    if FORMATS[which.format].tells:
+        job["about"] = about(blueprint.recipe.card, which.model, blueprint.lock.models[which.model].resolved)
+    return job
 
 
 def steps(blueprint: Blueprint) -> Iterator[Step]:

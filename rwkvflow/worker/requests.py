@@ -37,11 +37,25 @@ class SplitParams(TypedDict):
     stem: str  # how the names of the files begin
 
 
+class AboutParams(TypedDict, total=False):
+    """What a file says of its model; see model/about.About."""
+
+    name: str
+    license: str
+    license_name: str
+    license_link: str
+    url: str
+    base_models: list[list[str]]  # name and page of each
+    languages: list[str]
+    quantized_by: str
+
+
 class ConvertJob(TypedDict):
     """One artifact to write."""
 
     format: str
     split: NotRequired[SplitParams]
+    about: NotRequired[AboutParams]  # of formats that have a place for it
 
 
 class QuestionParams(OriginParams):

@@ -15,6 +15,7 @@ from rwkvflow.worker.write.layout import Written
 
 if TYPE_CHECKING:
     from rwkvflow.worker.formats.gguf.imatrix import Imatrix
+    from rwkvflow.worker.model.about import About
     from rwkvflow.worker.model.architecture import Architecture
     from rwkvflow.worker.model.tensorinfo import TensorInfo
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 class ConversionJob:
     """An artifact to make: `id` is for whoever asked. `split`: no file of it should be larger than that.
 
-    `imatrix`: the importance matrix that it is quantized with, where its format takes one.
+    `imatrix`: the importance matrix that it is quantized with, where its format takes one. `about`: what the file says
+    of its model, where its format has a place for that.
     """
 
     id: str
@@ -31,6 +33,7 @@ class ConversionJob:
     path: Path
     split: Split | None = None
     imatrix: Imatrix | None = None
+    about: About | None = None
 
 
 @dataclass
@@ -47,7 +50,10 @@ class ConversionOutcome:
 def format_of(job: ConversionJob) -> Format | None:
     """The format of a job, split as it wants; None for an unknown one."""
     found: Format | None = FORMATS.get(job.format)
-    return found and replace(found, split=job.split, imatrix=job.imatrix if found.weighs else None)
+    if found is None:
+        return None
+    imatrix, about = job.imatrix if found.weighs else None, job.about if found.tells else None
+    return replace(found, split=job.split, imatrix=imatrix, about=about)
 
 
 def check_room(

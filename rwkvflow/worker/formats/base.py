@@ -20,6 +20,7 @@ from rwkvflow.worker.write.folder import FolderWriter
 
 if TYPE_CHECKING:
     from rwkvflow.worker.formats.gguf.imatrix import Imatrix
+    from rwkvflow.worker.model.about import About
     from rwkvflow.worker.model.architecture import Architecture
     from rwkvflow.worker.model.tensorinfo import TensorInfo
     from rwkvflow.worker.write.layout import Layout, Writer
@@ -80,6 +81,8 @@ class Format(ABC):
     splits: bool = field(default=False, kw_only=True)  # whether its runtime reads a model that is split over files
     weighs: bool = field(default=False, kw_only=True)  # whether its quantizer takes an importance matrix
     imatrix: Imatrix | None = field(default=None, kw_only=True, compare=False)  # what was asked for, as `split`
+    tells: bool = field(default=False, kw_only=True)  # whether a file says of its model what the recipe says
+    about: About | None = field(default=None, kw_only=True)  # which is this; not of the registry's instances
     split: Split | None = field(default=None, kw_only=True)  # what the recipe asks for; not of the registry's instances
 
     @property

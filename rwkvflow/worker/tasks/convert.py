@@ -1,7 +1,8 @@
 """Task `convert`: in/checkpoint and in/engine to one artifact for each job, {"params": {"format": name}}.
 
 Beside the checkpoint in/lora, with the parameter lora_alpha, and in/state; see origin.
-A job may have {"split": {"size": bytes, "stem": how names of files begin}} beside its format.
+A job may have {"split": {"size": bytes, "stem": how names of files begin}} beside its format, and {"about": ...}, what
+the file says of its model.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.formats.base import Split
+from rwkvflow.worker.model.about import about_of
 from rwkvflow.worker.model.origin import origin_of
 from rwkvflow.worker.protocol import emit, progress
 
@@ -48,4 +50,7 @@ def run(request: ConvertRequest) -> None:
 
 def _job(name: str, params: ConvertJob, path: Path) -> ConversionJob:
     split = params.get("split")
-    return ConversionJob(name, params["format"], path, Split(split["size"], split["stem"]) if split else None)
+    about = about_of(params.get("about"))
+    return ConversionJob(
+        name, params["format"], path, Split(split["size"], split["stem"]) if split else None, about=about
+    )

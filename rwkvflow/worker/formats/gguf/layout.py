@@ -154,8 +154,10 @@ class Gguf(FileFormat):
         if left := [name for name in architecture.extra if name not in _sources(plan)]:
             build.remark(f"{self.name}: llama.cpp has no place for {', '.join(left[:4])}; left out")
         listed = list(zip(plan, kinds, strict=True))
+        file_type = BY_NUMBER[self.kind].file_type if self.file_type is None else self.file_type
+        weights = sum(math.prod(tensor.shape) for tensor in plan)
         return listed, [
-            *model_pairs(architecture, BY_NUMBER[self.kind].file_type if self.file_type is None else self.file_type),
+            *model_pairs(architecture, file_type, self.about, weights),
             *token_pairs(words),
             *self._how(listed, build),
         ]
@@ -355,6 +357,7 @@ def _format(short: str, from_f16: bool = True) -> Gguf:
         fixed_epsilon=True,
         tokenizer=True,
         splits=True,
+        tells=True,
         quantization=short + ("" if from_f16 else FROM_F32) if BY_NAME[type_name].is_quantized else "",
         kind=BY_NAME[type_name].number,
         from_f16=from_f16,

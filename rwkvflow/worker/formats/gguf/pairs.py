@@ -8,6 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from rwkvflow.worker.formats.gguf.tokens import Vocabulary
+from rwkvflow.worker.model.about import About, size_label
 from rwkvflow.worker.model.versions import LAYER_NORM_EPS, RESCALE_EVERY
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 VERSION = 3
 CONTEXT = 1048576  # what llama.cpp's converter says of models that have no limit
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
-UINT16, UINT32, INT32, FLOAT32, TEXT, ARRAY = 2, 4, 5, 6, 8, 9
+UINT16, UINT32, INT32, FLOAT32, BOOL, TEXT, ARRAY = 2, 4, 5, 6, 7, 8, 9
 
 
 def head(tensors: int, pairs: Sequence[bytes]) -> bytes:
@@ -24,8 +25,13 @@ def head(tensors: int, pairs: Sequence[bytes]) -> bytes:
     return b"GGUF" + struct.pack("<IQQ", VERSION, tensors, len(pairs)) + b"".join(pairs)
 
 
-def model_pairs(architecture: Architecture, file_type: int | None) -> list[bytes]:
-    """Metadata of the model; `file_type` is the llama_ftype. Raises ValueError for None: a type that makes no file."""
+def model_pairs(
+    architecture: Architecture, file_type: int | None, about: About | None = None, weights: int = 0
+) -> list[bytes]:
+    """Metadata of the model, of so many weights; `file_type` is the llama_ftype.
+
+    Raises ValueError for None: a type that makes no file.
+    """
     if file_type is None:
         raise ValueError("no GGUF file is mostly of this type")
     name = f"rwkv{architecture.version}"
@@ -50,11 +56,42 @@ def model_pairs(architecture: Architecture, file_type: int | None) -> list[bytes
     return [
         pair("general.architecture", TEXT, gguf_text(name.encode())),
         pair("general.type", TEXT, gguf_text(b"model")),
+        *about_pairs(about or About(), weights),
         *(pair(f"{name}.{key}", UINT32, struct.pack("<I", size)) for key, size in sizes.items()),
         pair(f"{name}.attention.layer_norm_epsilon", FLOAT32, struct.pack("<f", LAYER_NORM_EPS)),
         pair("general.file_type", UINT32, struct.pack("<I", file_type)),
         pair("general.quantization_version", UINT32, struct.pack("<I", QUANTIZATION_VERSION)),
     ]
+
+
+def about_pairs(about: About, weights: int) -> list[bytes]:
+    """Where a model comes from and what it is called, with llama.cpp's keys; what nobody said is left out."""
+    texts = {
+        "name": about.name,
+        "basename": about.basename,
+        "quantized_by": about.quantized_by,
+        "size_label": size_label(weights),
+        "license": about.license,
+        "license.name": about.license_name,
+        "license.link": about.license_link,
+        "url": about.url,
+    }
+    found = [_text(f"general.{key}", text) for key, text in texts.items() if text]
+    if about.base_models:
+        found.append(pair("general.base_model.count", UINT32, struct.pack("<I", len(about.base_models))))
+    for number, (name, page) in enumerate(about.base_models):
+        owner, slash, _ = name.rpartition("/")
+        key = f"general.base_model.{number}"
+        found += [_text(f"{key}.name", name.rpartition("/")[2])]
+        found += [_text(f"{key}.organization", owner)] if slash else []
+        found += [_text(f"{key}.repo_url", page)]
+    if about.languages:
+        found.append(pair("general.languages", ARRAY, _texts([word.encode() for word in about.languages])))
+    return found
+
+
+def _text(key: str, text: str) -> bytes:
+    return pair(key, TEXT, gguf_text(text.encode()))
 
 
 @cache
@@ -70,6 +107,7 @@ def token_pairs(words: Vocabulary) -> tuple[bytes, ...]:
         pair("tokenizer.ggml.token_type", ARRAY, kinds),
         *([] if not words.merges else [pair("tokenizer.ggml.merges", ARRAY, _texts(words.merges))]),
         *(pair(f"tokenizer.ggml.{x}_token_id", UINT32, struct.pack("<I", token)) for x, token in words.special),
+        pair("tokenizer.ggml.add_bos_token", BOOL, b"\0"),  # a text begins with its own first token
     ]
     if words.template:
         pairs.append(pair("tokenizer.chat_template", TEXT, gguf_text(words.template.encode())))

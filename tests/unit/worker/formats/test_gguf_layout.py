@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.gguf.layout import KINDS, Gguf
 from rwkvflow.worker.formats.gguf.tokens import _by_size, vocabulary
 from rwkvflow.worker.maps.gguf import FUSED
+from rwkvflow.worker.model.about import About, size_label
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.model.tokenizers import World, world_vocabulary
@@ -65,12 +67,40 @@ def test_the_gguf_package_reads_it_and_places_every_tensor(version: str, name: s
     assert list(index.tensors) == [tensor.name for tensor in reader.tensors]
 
 
+BASE = "https://example.org/BlinkDL/rwkv7-g1"
+SAID = About(
+    name="rwkv7-g1d-0.1b-20260129",
+    license="other",
+    license_name="own",
+    license_link="https://example.org/LICENSE",
+    url=BASE,
+    base_models=(("BlinkDL/rwkv7-g1", BASE), ("own", BASE)),
+    languages=("en", "zh"),
+    quantized_by="rwkvflow",
+)
+
+
+class Said:
+    """llama.cpp's writer, which is given no value that nobody said."""
+
+    def __init__(self, writer: Any) -> None:
+        self.writer = writer
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self.writer, name)
+        return lambda *values: call(*values) if values[-1] else None
+
+
+@pytest.mark.parametrize("about", [About(), SAID], ids=["nothing", "all"])
 @pytest.mark.parametrize("version", ["6", "7"])
-def test_keys_are_those_of_llama_cpps_writer(version: str, tmp_path: Path) -> None:
+def test_keys_are_those_of_llama_cpps_writer(version: str, about: About, tmp_path: Path) -> None:
     """The same values through the calls that convert_hf_to_gguf.py makes."""
     tensors = tensors_of(version, layers=7, width=192, vocab=256)
     architecture = architecture_of(tensors)
-    ours = gguf.GGUFReader(write(layout_of("gguf-f16", tensors), tmp_path / "ours.gguf"))
+    item = FORMATS["gguf-f16"]
+    assert isinstance(item, Gguf)
+    item = replace(item, about=about)
+    ours = gguf.GGUFReader(write(item.layout(architecture, tensors), tmp_path / "ours.gguf"))
     writer = gguf.GGUFWriter(tmp_path / "theirs.gguf", f"rwkv{version}")
     writer.add_type("model")
     writer.add_context_length(1048576)
@@ -96,6 +126,24 @@ def test_keys_are_those_of_llama_cpps_writer(version: str, tmp_path: Path) -> No
     writer.add_token_types([gguf.TokenType.NORMAL] * 256)
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
+    writer.add_add_bos_token(False)
+    gguf.Metadata(
+        name=about.name,
+        basename=about.name and "rwkv7-g1d",
+        quantized_by=about.quantized_by,
+        size_label=gguf.size_label(sum(int(tensor.n_elements) for tensor in ours.tensors), 0, 0, 0),
+        license=about.license,
+        license_name=about.license_name,
+        license_link=about.license_link,
+        url=about.url,
+        base_models=[
+            {"name": "rwkv7-g1", "organization": "BlinkDL", "repo_url": BASE},
+            {"name": "own", "repo_url": BASE},
+        ]
+        if about.base_models
+        else None,
+        languages=about.languages and list(about.languages),
+    ).set_gguf_meta_model(Said(writer))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -275,3 +323,23 @@ def test_a_dtype_that_is_the_files_own_is_not_encoded() -> None:
     assert BLOCKS[BF16] == BLOCKS[F16] == (1, 2)
     kinds = {slot.encoding.kind for slots in layout_of("gguf-q4_0", tensors_of("7")).slots.values() for slot in slots}
     assert kinds == {F32, F16, Q4_0, Q8_0}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1000, 5 * 10**12))
+def test_a_size_is_written_as_llama_cpp_writes_it(weights: int) -> None:
+    assert size_label(weights) == gguf.size_label(weights, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [
+        ("rwkv7-g1d-0.1b-20260129-ctx8192", "rwkv7-g1d"),
+        ("RWKV-x070-World-1.5B", "RWKV-x070-World"),
+        ("rwkv7_2.9B_v3", "rwkv7"),
+        ("rwkv7-demo", "rwkv7-demo"),
+        ("a-4bit", "a-4bit"),
+    ],
+)
+def test_the_name_before_a_size(name: str, base: str) -> None:
+    assert About(name=name).basename == base
