@@ -17,6 +17,7 @@ from rwkvflow.documents.load import load_lock, load_recipe, load_workflow
 from rwkvflow.documents.lock import Lock, disagreements, lock_path
 from rwkvflow.documents.lock_text import dump_lock
 from rwkvflow.documents.recipe import Recipe
+from rwkvflow.documents.workflow import Workflow
 from rwkvflow.lock.fit import check_versions
 from rwkvflow.lock.local_files import changed_engine, changed_files
 from rwkvflow.lock.outside import check_inside
@@ -127,14 +128,19 @@ def open_store(request: Request, emit: Listener = silent) -> Store:
     return store
 
 
+def documents(request: Request) -> tuple[Recipe, Workflow]:
+    """Recipe and workflow of a request. Raises UsageError where the recipe reaches outside of its folder unasked."""
+    recipe, workflow = load_recipe(request.recipe), load_workflow(request.workflow)
+    if not (request.allow_outside or workflow.allow_outside):
+        check_inside(recipe, request.recipe.absolute().parent)
+    return recipe, workflow
+
+
 def prepare(request: Request, emit: Listener) -> Prepared:
     """Read and check the documents, choose the sandbox, make or check the lock, and plan."""
     from rwkvflow.sandbox.choose import brings_code, check_kept_in, choose
 
-    recipe = load_recipe(request.recipe)
-    workflow = load_workflow(request.workflow)
-    if not (request.allow_outside or workflow.allow_outside):
-        check_inside(recipe, request.recipe.absolute().parent)
+    recipe, workflow = documents(request)
     store = open_store(request, emit)
     bases = [image.base for image in recipe.images]
     sandbox, why = choose(request.sandbox, store.root, bases, brings_code(recipe, workflow))
@@ -266,8 +272,8 @@ def relock(request: Request, emit: Listener, *, fresh: bool = False) -> list[str
     """Resolve and write the lock; what changed, as a diff. Entries that still agree are kept unless `fresh`."""
     from rwkvflow.sandbox.choose import choose
 
-    recipe = load_recipe(request.recipe)
-    store = open_store(request)
+    recipe, _ = documents(request)
+    store = open_store(request, emit)
     sandbox, _ = choose(request.sandbox, store.root, [image.base for image in recipe.images])
     path = lock_path(request.recipe)
     before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []

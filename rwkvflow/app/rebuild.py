@@ -87,7 +87,7 @@ def _prepare(
     recipe = recipe_from_text((release / RECIPE).read_bytes().decode(), str(release / RECIPE), place.parent)
     lock = load_lock(release / LOCK)
     stages = load_workflow(workflow)
-    if not allow_outside:
+    if not (allow_outside or stages.allow_outside):
         check_inside(recipe, place.parent)
     chosen, why = choose(sandbox, root, (), brings_code(recipe, stages))
     if chosen.name == "host" and sandbox != "host":

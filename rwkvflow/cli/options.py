@@ -105,10 +105,16 @@ store_option = click.option(
     envvar="RWKVFLOW_STORE",
     help="Folder for finished steps; default: rwkvflow in your cache folder",
 )
+workflow_option = click.option(
+    "--workflow", type=DocumentPath(), help="Limits and further stages; default: the shipped workflow.yaml"
+)
+allow_outside_option = click.option(
+    "--allow-outside",
+    is_flag=True,
+    help="Let the recipe name templates, texts, keys and engine sources outside of its folder",
+)
 _RUN_OPTIONS: tuple[Callable[..., Any], ...] = (
-    click.option(
-        "--workflow", type=DocumentPath(), help="Limits and further stages; default: the shipped workflow.yaml"
-    ),
+    workflow_option,
     sandbox_option,
     store_option,
     click.option(
@@ -123,11 +129,7 @@ _RUN_OPTIONS: tuple[Callable[..., Any], ...] = (
         envvar="RWKVFLOW_REMOTE_READ_ONLY",
         help="Take from the remote store, and send nothing to it",
     ),
-    click.option(
-        "--allow-outside",
-        is_flag=True,
-        help="Let the recipe name templates, texts, keys and engine sources outside of its folder",
-    ),
+    allow_outside_option,
     click.option("--locked", is_flag=True, help="Refuse if the lock is missing or disagrees with the recipe"),
     click.option(
         "--only", multiple=True, metavar="ID", help="Make only these artifacts: model/format@image, globs allowed"

@@ -15,12 +15,14 @@ from rwkvflow.base.outputs import write_text
 from rwkvflow.base.text import shown
 from rwkvflow.cli.options import (
     DocumentPath,
+    allow_outside_option,
     prepared_run,
     recipe_argument,
     request_of,
     run_options,
     sandbox_option,
     store_option,
+    workflow_option,
 )
 
 
@@ -82,10 +84,14 @@ def explain(step: str, recipe: Path, **options: Any) -> None:
 
 @click.command()
 @recipe_argument
+@workflow_option
 @sandbox_option
 @store_option
+@allow_outside_option
 @click.option("--fresh", is_flag=True, help="Resolve everything again: hub branches move, wheels may be newer")
-def lock(recipe: Path, sandbox: str, store: Path | None, fresh: bool) -> None:
+def lock(
+    recipe: Path, workflow: Path | None, sandbox: str, store: Path | None, allow_outside: bool, fresh: bool
+) -> None:
     """Pin every input to its digest, in recipe.lock.yaml.
 
     Entries that still agree with the recipe are kept, unless --fresh is given. Prints the changes as a diff.
@@ -95,7 +101,8 @@ def lock(recipe: Path, sandbox: str, store: Path | None, fresh: bool) -> None:
     from rwkvflow.documents.lock import lock_path
 
     with closing(display_for(as_json=False, verbose=False)) as display:
-        changes = relock(Request(recipe, sandbox=sandbox, store=store), display, fresh=fresh)
+        asked = Request(recipe, workflow=workflow, sandbox=sandbox, store=store, allow_outside=allow_outside)
+        changes = relock(asked, display, fresh=fresh)
     for change in changes:
         click.echo(shown(change))
     click.echo(f"{lock_path(recipe)} {'written' if changes else 'is up to date'}")

@@ -38,7 +38,7 @@ def changed_engine(recipe: Recipe, lock: Lock, folder: Path) -> list[str]:
     source = recipe.engine.source
     if lock.engine.digest is None or isinstance(source, Git):
         return []
-    path = PACKAGE / "engine" if source == "builtin" else folder / source.path
+    path = PACKAGE / "engine" if source == "builtin" else folder / Path(source.path).expanduser()
     if not path.is_dir():
         return [f"engine: {path} is no folder"]
     if tree_digest(path) == lock.engine.digest:

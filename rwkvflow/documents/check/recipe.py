@@ -36,6 +36,10 @@ def check_recipe(source: DocumentSource, folder: Path) -> None:
     _publish(source)
     _card(source, folder)
     _matrix(source, formats, images)
+    for key in ("engine.source.path", "sign.key"):
+        for path, text in source.texts(key):
+            if control := control_character(text):
+                source.add(path, f"the control character {control} cannot stand in a path")
 
 
 def _unique(source: DocumentSource, found: Iterable[tuple[Path_, str]], what: str, *, fold: bool = True) -> None:
@@ -262,9 +266,7 @@ def _card(source: DocumentSource, folder: Path) -> None:
         if not text or control_character(text) or not (folder / text).is_file():
             source.add(path, f"there is no file {shown(text)} beside the recipe")
     for path, text in source.texts("sign.key"):
-        if control := control_character(text):
-            source.add(path, f"the control character {control} cannot stand in a path")
-        elif "-----BEGIN" in text:
+        if "-----BEGIN" in text:
             source.add(path, "this is the key itself; put it into a file that is not committed, and name the file")
 
 

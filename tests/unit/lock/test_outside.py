@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -12,6 +14,7 @@ from rwkvflow.app import pipeline
 from rwkvflow.base.errors import RwkvflowError, UsageError
 from rwkvflow.base.events import silent
 from rwkvflow.cli import cli
+from rwkvflow.cli.options import RecipePath
 from rwkvflow.documents.load import load_workflow, recipe_from_text
 from rwkvflow.lock.outside import check_inside
 
@@ -117,6 +120,87 @@ def test_the_person_may_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     request = pipeline.Request(folder / "recipe.yaml")
     with pytest.raises(UsageError):
         pipeline.prepare(request, silent)
+    with pytest.raises(UsageError):
+        pipeline.relock(request, silent)
     for said in ({"allow_outside": True}, {"workflow": folder / "flow.yaml"}):
         with pytest.raises(Reached):
             pipeline.prepare(pipeline.Request(folder / "recipe.yaml", **said), silent)
+        with pytest.raises(Reached):
+            pipeline.relock(pipeline.Request(folder / "recipe.yaml", **said), silent)
+
+
+def commands(command: click.Command, *names: str) -> Iterator[tuple[str, ...]]:
+    """The words of every command that takes a recipe, up to its options; other arguments it needs are made up."""
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from commands(found, *names, name)
+        return
+    arguments = [item for item in command.params if isinstance(item, click.Argument)]
+    if any(isinstance(item.type, RecipePath) for item in arguments) or names == ("validate",):
+        takes = {"step": "image/py3.11", "place": "oci://registry.example/x"}
+        yield (*names, *(takes.get(str(item.name), "RECIPE") for item in arguments))
+
+
+#: Commands that look at a recipe alone and open nothing that it names, or at its checkpoints alone.
+LOOKERS = {"ci github", "ci gitlab", "matrix", "validate"}
+OPENED: list[str] = []
+LISTENING: list[bool] = []
+
+
+def _hear(event: str, arguments: tuple[object, ...]) -> None:
+    if LISTENING and event in ("open", "os.listdir", "os.scandir"):
+        OPENED.append(str(arguments[0]))
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[list[str]]:
+    """What this process opens from now on."""
+    sys.addaudithook(_hear)
+    LISTENING.append(True)
+    yield OPENED
+    LISTENING.clear()
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("words", list(commands(cli)), ids=" ".join)
+def test_no_command_reads_it(
+    words: tuple[str, ...], key: str, tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command that there is, and one that comes some day: it asks, or opens nothing of it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RWKVFLOW_STORE", str(tmp_path / "store"))
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a command asked the network first"))
+    folder, canary = tmp_path / "recipe", tmp_path / "canary"
+    folder.mkdir()
+    if key.startswith("engine"):
+        canary.mkdir()
+        (canary / "CMakeLists.txt").touch()
+    else:
+        canary.write_text("canary")
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(PLAIN + KEYS[key].format("../canary"))
+    opened.clear()
+    result = CliRunner().invoke(cli, [str(recipe) if word == "RECIPE" else word for word in words])
+    if " ".join(word for word in words if word != "RECIPE") not in LOOKERS:
+        assert isinstance(result.exception, UsageError)
+        assert "--allow-outside" in str(result.exception)
+    assert str(recipe) in opened, "the hook hears what is opened, or this test shows nothing"
+    assert not [path for path in opened if "canary" in path]
+    assert not (tmp_path / "store").exists(), "nothing was done before"
+    assert [path.name for path in folder.iterdir()] == ["recipe.yaml"]
+
+
+def test_the_person_says_so_to_every_command_that_asks() -> None:
+    for words in commands(cli):
+        names = [word for word in words if word not in ("RECIPE", "image/py3.11", "oci://registry.example/x")]
+        command: click.Command = cli
+        for name in names:
+            assert isinstance(command, click.Group)
+            found = command.get_command(click.Context(command), name)
+            assert found is not None
+            command = found
+        asks = {item.name for item in command.params} >= {"allow_outside", "workflow"}
+        assert asks != (" ".join(names) in LOOKERS), names
