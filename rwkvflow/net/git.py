@@ -15,10 +15,11 @@ from pathlib import Path
 
 from rwkvflow.base import process
 from rwkvflow.base.errors import EnvironmentMissing, FetchError, Interrupted, LockError
-from rwkvflow.base.files import remove
+from rwkvflow.base.files import no_space, remove
 from rwkvflow.documents.sources import COMMIT, git_url, local_repository
 from rwkvflow.documents.yaml.nearest import did_you_mean
 from rwkvflow.net.http import scrub
+from rwkvflow.worker.build.space import DiskSpace
 
 TIMEOUT_S = 3600.0
 _REF = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+-]{0,200}")
@@ -80,7 +81,7 @@ def fetch_git(
 
     `submodules`: all of them and theirs, or those at these paths alone. One of a repository on this machine may have
     its submodules on this machine; of no other. `cwd` is where relative repository paths start.
-    Raises FetchError, EnvironmentMissing without git, Interrupted.
+    Raises FetchError, EnvironmentMissing without git, StoreError for a full disk, Interrupted.
     """
     url = git_url(url)
     if not COMMIT.fullmatch(commit):
@@ -95,9 +96,15 @@ def fetch_git(
 
         def git(*arguments: str) -> list[str]:
             where = ["-C", str(clone), *arguments]
-            return _git(where, url, timeout=TIMEOUT_S, on_line=on_line, cancel=cancel, local=local)
+            return _git(where, url, timeout=TIMEOUT_S, on_line=on_line, cancel=cancel, local=local, into=clone)
 
-        _git(["init", "--quiet", "--template=", "--", str(clone)], url, timeout=60, cancel=cancel)
+        _git(
+            ["init", "--quiet", "--template=", "--", str(clone)],
+            url,
+            timeout=60,
+            cancel=cancel,
+            into=destination.parent,
+        )
         try:
             git("fetch", "--quiet", "--no-tags", "--depth=1", "--", url, commit)
         except FetchError:  # servers may refuse single commits that no ref points to
@@ -173,7 +180,9 @@ def _git(
     on_line: Callable[[str], None] | None = None,
     cancel: threading.Event | None = None,
     local: bool | None = None,
+    into: Path | None = None,
 ) -> list[str]:
+    """The lines that git says; `into` is a folder on the disk that it writes to."""
     local = local_repository(url) is not None if local is None else local
     lines: list[str] = []
 
@@ -183,9 +192,10 @@ def _git(
             on_line(scrub(line))
 
     try:
-        done = process.run(
-            ["git", *arguments], cwd=cwd, env=_environment(local), timeout=timeout, on_line=hear, cancel=cancel
-        )
+        with DiskSpace([into] if into else []) as disk:
+            done = process.run(
+                ["git", *arguments], cwd=cwd, env=_environment(local), timeout=timeout, on_line=hear, cancel=cancel
+            )
     except EnvironmentMissing as error:
         raise EnvironmentMissing(
             "an engine from git needs the git program", remedy="install git, or use a local folder as engine.source"
@@ -194,6 +204,8 @@ def _git(
         raise Interrupted("git was stopped")
     if done.timed_out:
         raise FetchError(f"{scrub(url)}: git did not end within {timeout:g} s", remedy="check the network")
+    if done.exit_code != 0 and disk.full:
+        raise no_space(scrub(url))
     if done.exit_code != 0:
         raise _explained(scrub(url), scrub("\n".join(lines[-8:])))
     return lines

@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 
 from rwkvflow.base import process
 from rwkvflow.base.errors import EnvironmentMissing, StepFailed
-from rwkvflow.base.files import clear_errors, read_json, remove, write_json
+from rwkvflow.base.files import clear_errors, no_space, read_json, remove, write_json
 from rwkvflow.base.hashing import SKIPPED
 from rwkvflow.plan.step import StepLimits
 from rwkvflow.sandbox.base import WAITING, Command, EnvironmentSpec, OnLine, Result
@@ -34,6 +34,7 @@ from rwkvflow.sandbox.isolation.disk import DiskLimit
 from rwkvflow.sandbox.isolation.memory import MemoryLimit
 from rwkvflow.sandbox.isolation.walls import behind, of_python, walls
 from rwkvflow.sandbox.pythons import find_python
+from rwkvflow.worker.build.space import DiskSpace
 
 MARKER = "complete.json"
 LOCK_POLL_S = 0.2
@@ -100,9 +101,10 @@ class HostSandbox:
             left = None if deadline is None else max(0.1, deadline - time.monotonic())
             environment = {**ENVIRONMENT, "PATH": os.environ.get("PATH", os.defpath), "HOME": str(folder)}
             del environment["PYTHONDONTWRITEBYTECODE"]  # pip compiles what it installs
-            done = process.run(
-                [str(part) for part in argv], env=environment, timeout=left, on_line=on_line, cancel=cancel
-            )
+            with DiskSpace([folder, tempfile.gettempdir()]) as disk:
+                done = process.run(
+                    [str(part) for part in argv], env=environment, timeout=left, on_line=on_line, cancel=cancel
+                )
             if done.cancelled:
                 raise StepFailed(f"environment {spec.image}: cancelled")
             if done.timed_out:
@@ -110,6 +112,8 @@ class HostSandbox:
                     f"environment {spec.image}: took longer than {limits.time_s:g} s",
                     remedy="raise the stage's time limit in workflow.yaml",
                 )
+            if done.exit_code != 0 and disk.full:
+                raise no_space(f"environment {spec.image}")
             if done.exit_code != 0:
                 raise StepFailed(f"environment {spec.image}: {argv[0]} ended with {done.exit_code}\n{done.tail}")
 

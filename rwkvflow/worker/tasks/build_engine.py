@@ -7,7 +7,6 @@ build.json, none of which knows this machine.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import platform
@@ -24,6 +23,7 @@ from rwkvflow.worker.build.cmake_patch import CMakeRule, Report, Situation
 from rwkvflow.worker.build.messages import failure
 from rwkvflow.worker.build.patch_rules import shipped_rules, with_recipe
 from rwkvflow.worker.build.scratch import copy_tree, cores, scratch
+from rwkvflow.worker.build.space import DiskSpace
 from rwkvflow.worker.digest import canonical, file_digest, json_digest, tree_digest
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.protocol import emit, progress
@@ -34,7 +34,7 @@ DEFAULT_LIBRARY = "**/librwkv.*"
 STEPS = ("configure", "patch", "build", "strip", "collect")
 STATE_FILES = re.compile(r"CMakeCache\.txt|CMakeFiles/[^/]+/CMake\w+\.cmake")
 LARGEST_PATCHED = 64 << 20
-FULL = 1 << 20  # bytes; a disk with less is what a build failed for
+WRITTEN = ("TMPDIR", "ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")  # folders that compilers write to besides
 RESERVED = ("CMAKE_TOOLCHAIN_FILE", "CMAKE_SUPPRESS_REGENERATION", "CMAKE_MAKE_PROGRAM")
 
 
@@ -235,6 +235,15 @@ class BuildRun:
     def _call(self, argv: Sequence[str], step: str) -> None:
         """Run a program, showing its output with this machine's paths hidden."""
         lines: list[str] = []
+        with DiskSpace(
+            [self.build.parent, *(self.tools.env[name] for name in WRITTEN if name in self.tools.env)]
+        ) as disk:
+            code = self._watched(argv, step, lines)
+        if code:
+            raise WorkerError(failure(step, lines, code, self.tools.name)) from disk.error()
+
+    def _watched(self, argv: Sequence[str], step: str, lines: list[str]) -> int:
+        """Run a program; returns its exit code, and what it said in `lines`."""
         try:
             process = subprocess.Popen(
                 list(argv),
@@ -256,10 +265,7 @@ class BuildRun:
                 print(line, flush=True)
                 if step == "build" and (found := re.match(r"\[\s*(\d+)(?:/(\d+)|%)\]", line)):
                     progress(int(found[1]), int(found[2] or 100), "files" if found[2] else "%", "build")
-        if process.returncode:  # a compiler does not say by kind why it failed
-            full = shutil.disk_usage(self.build.parent).free < FULL
-            cause = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else None
-            raise WorkerError(failure(step, lines, process.returncode, self.tools.name)) from cause
+        return process.returncode
 
     def _strip(self, path: Path) -> None:
         data = path.read_bytes()
