@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkvflow.base.errors import LockError, PublishError, RwkvflowError, SmokeFailed, StepFailed, StoreError
+from rwkvflow.base.errors import LockError, PublishError, RwkvflowError, SmokeFailed, StepFailed, StoreError, UsageError
 from rwkvflow.base.events import Event, Listener, Notice, RunFinished, RunStarted, silent
 from rwkvflow.documents.load import load_lock, load_recipe, load_workflow
 from rwkvflow.documents.lock import Lock, disagreements, lock_path
@@ -33,6 +33,7 @@ from rwkvflow.store.store import Store, run_id
 if TYPE_CHECKING:
     from rwkvflow.execute.base import Outcome
     from rwkvflow.sandbox.base import Sandbox
+    from rwkvflow.store.trust import Trust
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Request:
     publish: bool = True
     remote: str | None = None
     remote_read_only: bool = False
+    trust: tuple[str, ...] = ()  # public keys whose records in the remote store count
+    store_key: Path | None = None  # private key that signs what is sent to it
     allow_outside: bool = False
 
 
@@ -115,16 +118,32 @@ def make_plan(blueprint: Blueprint, *, publishing: bool = True) -> Plan:
     return Plan(steps, [step.id for step in steps if step.stage in final])
 
 
-def open_store(request: Request, emit: Listener = silent) -> Store:
+def open_store(request: Request, emit: Listener = silent, workflow: Workflow | None = None) -> Store:
     """The store of a run, with the remote one below it where the request names one."""
     from rwkvflow.store.store import default_root
 
     store = Store(request.store or default_root())
     if request.remote:
+        from rwkvflow.store.keys import load_signer
         from rwkvflow.store.remote import Remote
 
-        told = lambda text: emit(Notice(text, "warning"))  # noqa: E731
-        store.remote = Remote(request.remote, told, write=not request.remote_read_only)
+        def told(text: str) -> None:
+            emit(Notice(text, "warning"))
+
+        store.remote = Remote(
+            request.remote,
+            told,
+            write=not request.remote_read_only,
+            trust=_trust(request, store, workflow or load_workflow(request.workflow)),
+            signer=load_signer(request.store_key) if request.store_key else None,
+        )
+        if not store.remote.trust and store.first_time(f"{store.remote.id}.told"):
+            told(
+                f"remote store {store.remote.shown}: whoever may write to it decides what its steps made; "
+                "`rwkvflow cache trust` lets only those count who have a key"
+            )
+    elif request.trust:
+        raise UsageError("--trust is about the records of a remote store", remedy="name it with --remote")
     return store
 
 
@@ -136,12 +155,25 @@ def documents(request: Request) -> tuple[Recipe, Workflow]:
     return recipe, workflow
 
 
+def _trust(request: Request, store: Store, workflow: Workflow) -> Trust:
+    from rwkvflow.store.keys import parse_public
+    from rwkvflow.store.trust import Trust, TrustedKey, date, kept_keys
+
+    return Trust(
+        [
+            *(TrustedKey(key.key, key.name, date(key.before) if key.before else "") for key in workflow.trust),
+            *(TrustedKey(parse_public(text)) for text in request.trust),
+            *kept_keys(store.root),
+        ]
+    )
+
+
 def prepare(request: Request, emit: Listener) -> Prepared:
     """Read and check the documents, choose the sandbox, make or check the lock, and plan."""
     from rwkvflow.sandbox.choose import brings_code, check_kept_in, choose
 
     recipe, workflow = documents(request)
-    store = open_store(request, emit)
+    store = open_store(request, emit, workflow)
     bases = [image.base for image in recipe.images]
     sandbox, why = choose(request.sandbox, store.root, bases, brings_code(recipe, workflow))
     lock = ensure_lock(request, recipe, store, sandbox, emit)

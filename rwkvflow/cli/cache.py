@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import click
 
 from rwkvflow.base.errors import UsageError
 from rwkvflow.base.text import shown
-from rwkvflow.cli.options import store_option
+from rwkvflow.cli.options import recipe_argument, request_of, run_options, store_option
 
 
 @click.group()
@@ -100,6 +101,113 @@ def cache_forget_remote(store: Any, url: str | None) -> None:
     with store.exclusive():
         count = forget_remote(store, text_digest(url).removeprefix("sha256:")[:16] if url else None)
     click.echo(f"{count} record{'' if count == 1 else 's'} forgotten")
+
+
+@cache.command("trust")
+@click.argument("key")
+@click.option("--name", default="", metavar="NAME", help="Whose key it is")
+@click.pass_obj
+def cache_trust(store: Any, key: str, name: str) -> None:
+    """Count KEY's records in remote stores, and from now on only those of trusted keys.
+
+    KEY is ed25519:… or a public key's PEM file. A recipe cannot say whom you trust.
+    """
+    from rwkvflow.store.trust import add
+
+    added = add(store.root, key, name)
+    click.echo(shown(f"{added.key} {added.name}".rstrip() + " is trusted"))
+
+
+@cache.command("keys")
+@click.option(
+    "--new",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Make a private key, and print its public half",
+)
+@click.option(
+    "--of",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Print the public half of a private key",
+)
+@click.pass_obj
+def cache_keys(store: Any, new: Path | None, of: Path | None) -> None:
+    """List the keys whose records in remote stores count."""
+    from rwkvflow.store.keys import load_signer, new_key
+    from rwkvflow.store.trust import kept_keys
+
+    signers = [*([new_key(new)] if new else []), *([load_signer(of)] if of else [])]
+    if signers:
+        for signer in signers:
+            click.echo(signer.key)
+        return
+    found = kept_keys(store.root)
+    for key in found:
+        until = f"  revoked: only what it signed before {key.before}" if key.before else ""
+        click.echo(shown(f"{key.key}  {key.name or '-'}{until}" + (f"  ({key.why})" if key.why else "")))
+    if not found:
+        click.echo("none: whoever may write to a remote store decides what its steps made")
+
+
+@cache.command("revoke")
+@click.argument("key")
+@click.option(
+    "--before", metavar="DATE", help="Keep what it signed before this day or time (UTC); default: nothing of it counts"
+)
+@click.pass_obj
+def cache_revoke(store: Any, key: str, before: str | None) -> None:
+    """Let KEY, or the key of that name, count no more, or only for what it signed before a date.
+
+    The date is held against the signature's, and against the time at which the store says that the record was written.
+    """
+    from rwkvflow.store.trust import NEVER, date, revoke
+
+    revoked = revoke(store.root, key, date(before) if before else NEVER)
+    kept = f"what it signed before {revoked.before} counts" if before else "nothing that it signed counts"
+    click.echo(shown(f"{revoked.key} {revoked.name}".rstrip() + f" is revoked; {kept}"))
+
+
+@cache.command("audit")
+@recipe_argument
+@run_options
+@click.option("--sample", default="5%", show_default=True, metavar="SHARE", help="How much of it to make again")
+@click.option("--purge", is_flag=True, help="Remove what a liar signed from the remote store too")
+@click.pass_obj
+def cache_audit(own: Any, /, recipe: Path, sample: str, purge: bool, **options: Any) -> None:
+    """Make a sample of what the remote store said of RECIPE's steps again, and drop all of whoever said what is not so.
+
+    Engines and artifacts are checked, whose bytes are the same everywhere. The key of a liar is revoked.
+    """
+    import threading
+
+    from rwkvflow.app.audit import audit, share_of
+    from rwkvflow.app.pipeline import prepare
+    from rwkvflow.base.errors import StepFailed, StoreError
+    from rwkvflow.display import display_for
+
+    share = share_of(sample)
+    with closing(display_for(as_json=False, verbose=False)) as display:
+        prepared = prepare(request_of(recipe, {**options, "store": options["store"] or own.root}), display)
+        with prepared.store.using():
+            found = audit(prepared, share, display, threading.Event(), purge=purge)
+    for line in (*(f"ok      {step}" for step in found.same), *(f"unclear {text}" for text in found.unclear)):
+        click.echo(shown(line))
+    for step in found.lies:
+        click.echo(shown(f"LIE     {step}"))
+    for liar in found.liars:
+        click.echo(shown(f"dropped what came from {liar}: {found.dropped} records"))
+    if found.lies:
+        raise StoreError(
+            f"the remote store said what is not so of {len(found.lies)} of {len(found.same) + len(found.lies)} steps",
+            remedy="run the recipe again; and tell the others, who can revoke that key as well",
+        )
+    if found.unclear:
+        raise StepFailed(f"{len(found.unclear)} steps could not be made again")
+    checked = len(found.same)
+    click.echo(
+        f"{checked} of {found.known} steps made again, each with the same bytes" if checked else "nothing to check"
+    )
 
 
 @cache.command("models")

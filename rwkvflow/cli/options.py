@@ -129,6 +129,18 @@ _RUN_OPTIONS: tuple[Callable[..., Any], ...] = (
         envvar="RWKVFLOW_REMOTE_READ_ONLY",
         help="Take from the remote store, and send nothing to it",
     ),
+    click.option(
+        "--trust",
+        multiple=True,
+        metavar="KEY",
+        help="Count only records of the remote store that this key signed: ed25519:… or a PEM file",
+    ),
+    click.option(
+        "--store-key",
+        type=DocumentPath(),
+        envvar="RWKVFLOW_STORE_KEY",
+        help="Private key (PEM) that signs what is sent to the remote store",
+    ),
     allow_outside_option,
     click.option("--locked", is_flag=True, help="Refuse if the lock is missing or disagrees with the recipe"),
     click.option(
@@ -157,6 +169,8 @@ def request_of(recipe: Path, options: dict[str, Any]) -> Request:
         only=tuple(options["only"]),
         remote=options["remote"],
         remote_read_only=options["remote_read_only"],
+        trust=tuple(options["trust"]),
+        store_key=options["store_key"],
         allow_outside=options["allow_outside"],
     )
 

@@ -9,6 +9,8 @@ from pydantic import Field, StringConstraints
 from rwkvflow.documents.recipe import Many, Name, Strict
 
 DURATION = r"^[0-9]{1,9}(\.[0-9]{1,6})?(s|m|h)$"
+STORE_KEY = r"^ed25519:[A-Za-z0-9+/]{43}=$"
+DAY = r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])$"
 SIZE = r"^[0-9]{1,9}(\.[0-9]{1,6})?(MiB|GiB)$"
 
 Duration = Annotated[str, StringConstraints(pattern=DURATION)]
@@ -61,12 +63,27 @@ class ExtraStage(StageLimits):
     publish: bool = Field(default=False, description="Publish the outputs beside the artifact")
 
 
+class StoreKey(Strict):
+    """A key whose signed records of a remote store count."""
+
+    key: Annotated[str, StringConstraints(pattern=STORE_KEY)] = Field(
+        description="Public key, as `rwkvflow cache keys` prints it"
+    )
+    name: Name = Field(description="Whose it is, for messages")
+    before: Annotated[str, StringConstraints(pattern=DAY)] | None = Field(
+        default=None, description="Day from which on what it signs counts for nothing, as 2026-11-30"
+    )
+
+
 class Workflow(Strict):
     """workflow.yaml as a whole."""
 
     version: Literal[1] = Field(default=1, description="Of the workflow's format, not of your workflow")
     allow_outside: bool = Field(
         default=False, description="Recipes may name templates, texts, keys and engine sources outside of their folder"
+    )
+    trust: Many[StoreKey] = Field(
+        default=(), description="Keys whose records in a remote store count; none: everybody's do"
     )
     stages: Stages = Field(default=Stages(), description="Limits; a stage left out keeps the shipped ones")
     extra: Many[ExtraStage] = Field(default=(), description="Stages of your own")

@@ -59,6 +59,17 @@ def forget_remote(store: Store, remote: str | None = None) -> int:
     return count
 
 
+def forget_signed(store: Store, by: str) -> int:
+    """Drop the records of remote stores that a key signed; how many there were."""
+    count = 0
+    for path, record in _records(store):
+        signature = record.get("signature")
+        if record.get("remote") and isinstance(signature, dict) and signature.get("by") == by:
+            path.unlink(missing_ok=True)
+            count += 1
+    return count
+
+
 def entries(store: Store) -> list[StoreEntry]:
     """Everything in blobs/ and trees/, largest first."""
     steps: dict[str, set[str]] = {}

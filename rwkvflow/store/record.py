@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rwkvflow.base.errors import RwkvflowError
 from rwkvflow.base.names import checked_part
+
+TIMES = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)  # fixed width: earlier is less
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,16 @@ class Output:
 
 
 @dataclass(frozen=True)
+class RecordSignature:
+    """Who signed a record, and when. Times are UTC, as 2026-11-30T12:00:00Z."""
+
+    by: str  # public key, as text
+    at: str  # as the signer says
+    value: str  # base64
+    kept: str = ""  # when the remote store says that the record was written; no part of what is signed
+
+
+@dataclass(frozen=True)
 class Record:
     """What the index holds for a step key."""
 
@@ -29,6 +42,7 @@ class Record:
     seconds: float = 0.0
     notes: dict[str, str] = field(default_factory=dict)
     remote: str = field(default="", compare=False)  # id of the remote store that said so; "" for what was done here
+    signature: RecordSignature | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,8 @@ def record_json(record: Record) -> dict[str, Any]:
     entry = asdict(record)
     if not record.remote:
         del entry["remote"]
+    if record.signature is None:
+        del entry["signature"]
     return entry
 
 
@@ -70,7 +86,14 @@ def parse_record(entry: Any) -> Record:
     try:
         outputs = {str(name): _output(value) for name, value in entry["outputs"].items()}
         notes = {str(name): str(value) for name, value in entry["notes"].items()}
-        record = Record(str(entry["step"]), outputs, float(entry["seconds"]), notes, str(entry.get("remote", "")))
+        record = Record(
+            str(entry["step"]),
+            outputs,
+            float(entry["seconds"]),
+            notes,
+            str(entry.get("remote", "")),
+            _signature(entry.get("signature")),
+        )
     except (KeyError, TypeError, AttributeError, OverflowError, RwkvflowError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     if not outputs:
@@ -89,6 +112,15 @@ def _output(value: Mapping[str, Any]) -> Output:
         raise ValueError(f"not an output: {str(value)[:200]}")
     digest_hex(output.digest)
     return output
+
+
+def _signature(value: Mapping[str, Any] | None) -> RecordSignature | None:
+    if value is None:
+        return None
+    at, kept = str(value["at"]), str(value.get("kept", ""))
+    if not TIMES.fullmatch(at) or not (kept == "" or TIMES.fullmatch(kept)):
+        raise ValueError(f"its signature has no time: {at!a:.40}")
+    return RecordSignature(str(value["by"]), at, str(value["value"]), kept)
 
 
 def digest_hex(digest: str) -> str:

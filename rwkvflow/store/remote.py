@@ -5,27 +5,33 @@
     <url>/trees/<aa>/<hex>.tar    folders, named by hashing.tree_digest; the bytes of the archive depend on it alone
 
 Nothing in it is believed: sizes are checked before and hashes after a download, and what does not fit is ignored, told,
-and made again. Only the index cannot be checked so: whoever may write there decides what a step's result is. Trouble
-with the remote never ends a run; it goes on without.
+and made again. Only the index cannot be checked so: whoever may write there decides what a step's result is, unless
+keys are given; then a record that none of them signed is not there. Of two that make the same step, the first is
+recorded. Trouble with the remote never ends a run; it goes on without.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rwkvflow.base.errors import RwkvflowError, UsageError
 from rwkvflow.base.hashing import file_digest, text_digest, tree_digest
+from rwkvflow.store.conditional import create, protocols
+from rwkvflow.store.keys import TIME, StoreSigner, is_signed
 from rwkvflow.store.record import Output, Record, Wanted, digest_hex, parse_record, record_json
 from rwkvflow.store.store import Store
 from rwkvflow.store.tree_archive import ArchiveError, pack, unpack
+from rwkvflow.store.trust import Trust, TrustedKey
 
 T = TypeVar("T")
 Tell = Callable[[str], None]
@@ -43,19 +49,34 @@ class Damaged(Exception):
 class Remote:
     """One remote store. Methods never raise for trouble with it: they tell, and answer as if nothing were there."""
 
-    def __init__(self, url: str, tell: Tell, *, write: bool = True) -> None:
+    def __init__(
+        self, url: str, tell: Tell, *, write: bool = True, trust: Trust | None = None, signer: StoreSigner | None = None
+    ) -> None:
         self.shown = redacted(url)
         self.id = text_digest(url).removeprefix("sha256:")[:16]
         self._url = url
         self.write = write
+        self.trust = trust or Trust()
+        self.signer = signer
+        if signer is not None and self.trust:  # what one made oneself counts
+            self.trust = Trust([*self.trust.keys.values(), TrustedKey(signer.key, "you")])
         self._tell = tell
         self._guard = threading.Lock()
         self._absent: dict[str, float] = {}
         self._damaged: set[str] = set()
         self._troubles = {"reading": 0, "writing": 0}  # a remote that may only be read is a usual thing
         self._fs, self._root = _open(url)
-        protocol = self._fs.protocol
-        self._rename = bool(RENAMED.intersection((protocol,) if isinstance(protocol, str) else protocol))
+        self._rename = bool(RENAMED & protocols(self._fs))
+        self._said: set[str] = set()
+
+    @property
+    def mark(self) -> str:
+        """Tells apart what was sent to which store, signed by whom; fit for a file name."""
+        return f"{self.id}-{text_digest(self.signer.key)[7:15]}" if self.signer else self.id
+
+    def accepts(self, key: str, record: Record) -> bool:
+        """Whether a step's record counts, by who signed it."""
+        return self.trust.problem(key, record) is None
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
@@ -65,10 +86,14 @@ class Remote:
         if since is not None and time.monotonic() - since < MISSING_FOR_S:
             return None
         path = self._path("index", key, ".json")
-        data = self._try(f"reading {path}", lambda: self._read(path))
-        if data is not None:
+        found = self._try(f"reading {path}", lambda: self._read(path))
+        if found is not None:
             try:
-                record = _record(key, data)
+                record = self._dated(_record(key, found[0]), found[1])
+                if distrust := self.trust.problem(key, record):
+                    words = f"the record {key[:12]} does not count: {ascii(distrust)[1:-1]}"
+                    self._once("distrust", f"{words}; that and others like it are made anew")
+                    return None
                 if wanted is not None and (problem := wanted.problem(record)):
                     raise ValueError(problem)
                 return record
@@ -77,6 +102,13 @@ class Remote:
                 self._tell(f"remote store: the record {key[:12]} is damaged ({words}); ignored")
         self._absent[key] = time.monotonic()
         return None
+
+    def _dated(self, record: Record, info: Mapping[str, Any]) -> Record:
+        """The record with the time at which the store says it was written, in place of what it says itself."""
+        if record.signature is None:
+            return record
+        found = next((info[name] for name in ("LastModified", "updated", "mtime", "created") if info.get(name)), None)
+        return replace(record, signature=replace(record.signature, kept=_time(found)))
 
     def has(self, output: Output) -> bool:
         """Whether the bytes seem to be there; only `bring` can be sure."""
@@ -142,20 +174,60 @@ class Remote:
         if not self.write:
             return False
 
+        if self.trust and self.signer is None:
+            words = "nothing is sent to it: only signed records count there, and there is no key to sign with"
+            self._once("unsigned", f"{words}; name one with --store-key")
+            return False
+
         def copy() -> bool:
             for output in record.outputs.values() if contents else ():
                 path = store.path(output.digest)
                 if path is None:
                     return False
                 self._send_output(output, path, store)
-            text = json.dumps(
-                {"key": key, **record_json(replace(record, remote=""))}, sort_keys=True, ensure_ascii=False
-            )
-            self._write(self._path("index", key, ".json"), text.encode())
+            self._record(key, record)
             self._absent.pop(key, None)
             return True
 
         return bool(self._try(f"sending {record.step}", copy, "writing"))
+
+    def _record(self, key: str, record: Record) -> None:
+        """Write the record of a step unless there is one that counts; of two that were made at once, one stays."""
+        place = self._path("index", key, ".json")
+        signature = self.signer.sign(key, record) if self.signer else None
+        entry = {"key": key, **record_json(replace(record, remote="", signature=signature))}
+        data = json.dumps(entry, sort_keys=True, ensure_ascii=False).encode()
+        with contextlib.suppress(NotImplementedError):
+            if create(self._fs, place, data):
+                return
+        found = self._read(place)
+        known = self._standing(key, found) if found is not None else None
+        if known is None:
+            self._write(place, data)
+        elif known.outputs != record.outputs:
+            if all(self.has(output) for output in known.outputs.values()):
+                by = f", signed by {known.signature.by}" if known.signature else ""
+                self._tell(f"remote store: {record.step} came out otherwise here than it is recorded there{by}")
+            else:
+                self._write(place, data)
+
+    def _standing(self, key: str, found: tuple[bytes, Mapping[str, Any]]) -> Record | None:
+        """A record that is there already and counts; None where it is to be replaced."""
+        try:
+            record = self._dated(_record(key, found[0]), found[1])
+        except ValueError:
+            return None
+        if self.trust:
+            return record if self.accepts(key, record) else None
+        return record if self.signer is None or is_signed(key, record) else None
+
+    def _once(self, kind: str, text: str) -> None:
+        """Tell the first of a kind: a stranger's records may be thousands."""
+        with self._guard:
+            told = kind in self._said
+            self._said.add(kind)
+        if not told:
+            self._tell(f"remote store {self.shown}: {text}")
 
     def _send_output(self, output: Output, path: Path, store: Store) -> None:
         place = self._place(output)
@@ -188,6 +260,22 @@ class Remote:
                 self._fs.rm(at)
             raise
 
+    def purge(self, signers: Collection[str]) -> int:
+        """Remove the records of these signers ("": of nobody); how many there were."""
+
+        def clear() -> int:
+            count = 0
+            for place in self._fs.find(f"{self._root}/index"):
+                found = self._read(place)
+                with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                    signature = json.loads(found[0]).get("signature") if found else None
+                    if found and (str(signature["by"]) if signature else "") in signers:
+                        self._fs.rm_file(place)
+                        count += 1
+            return count
+
+        return (self._try("removing records", clear, "writing") or 0) if self.write else 0
+
     # ---- the file system ---------------------------------------------------------------------------------------
 
     def _path(self, folder: str, name: str, suffix: str = "") -> str:
@@ -204,10 +292,12 @@ class Remote:
         except FileNotFoundError:
             return None
 
-    def _read(self, place: str) -> bytes | None:
+    def _read(self, place: str) -> tuple[bytes, Mapping[str, Any]] | None:
+        """A record's bytes, and what the file system says of it."""
         try:
             with self._fs.open(place, "rb") as file:
-                return bytes(file.read(RECORD_BYTES))
+                data = bytes(file.read(RECORD_BYTES))
+                return data, getattr(file, "details", None) or (self._fs.info(place) if self.trust else {})
         except FileNotFoundError:
             return None
 
@@ -238,6 +328,18 @@ class Remote:
 def redacted(url: str) -> str:
     """A URL without what may be secret in it."""
     return re.sub(r"(?<=://)[^/@]*@", "", url.split("?", 1)[0])
+
+
+def _time(found: Any) -> str:
+    """A file system's time of writing as signatures have theirs; "" for none."""
+    if isinstance(found, str):
+        with contextlib.suppress(ValueError):
+            found = datetime.fromisoformat(found)
+    if isinstance(found, int | float):
+        found = datetime.fromtimestamp(found, UTC)
+    if not isinstance(found, datetime):
+        return ""
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC).strftime(TIME)
 
 
 def _open(url: str) -> tuple[Any, str]:

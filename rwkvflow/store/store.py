@@ -42,6 +42,13 @@ class Second(Protocol):
     def id(self) -> str:
         """Tells remote stores apart; fit for a file name."""
 
+    @property
+    def mark(self) -> str:
+        """Tells apart what was sent to which store, signed by whom; fit for a file name."""
+
+    def accepts(self, key: str, record: Record) -> bool:
+        """Whether a step's record that this store said counts still, by who signed it."""
+
     def lookup(self, key: str, wanted: Wanted | None = None) -> Record | None:
         """The record of a step that somebody finished, where it is as it has to be."""
 
@@ -173,7 +180,7 @@ class Store:
         except ValueError:
             record = None
         if record is not None and record.remote:
-            known = self.remote is not None and self.remote.id == record.remote
+            known = self.remote is not None and self.remote.id == record.remote and self.remote.accepts(key, record)
             record = record if known and (wanted is None or wanted.problem(record) is None) else None
         if record is None:
             return self._lookup_remote(key, wanted)
@@ -237,8 +244,17 @@ class Store:
         if self.remote.send(key, record, self, contents=contents):
             self._shared(key).touch()
 
+    def first_time(self, name: str) -> bool:
+        """Whether this is asked for the first time here: for what a user is told once."""
+        path = self.root / "shared" / name
+        if path.exists():
+            return False
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+        return True
+
     def _shared(self, key: str) -> Path:
-        folder = self.root / "shared" / (self.remote.id if self.remote else "")
+        folder = self.root / "shared" / (self.remote.mark if self.remote else "")
         folder.mkdir(parents=True, exist_ok=True)
         return folder / key
 

@@ -211,6 +211,7 @@ def test_one_that_may_only_be_read(pair: Pair, tmp_path: Path, monkeypatch: pyte
 
     for name in ("put_file", "pipe_file"):
         monkeypatch.setattr(type(pair.fs), name, refuse)
+    monkeypatch.setattr("rwkvflow.store.remote.create", refuse)
     for number in range(TROUBLES + 2):
         pair.yours.share(f"{number:064}", record, contents=False, again=False)
         assert pair.yours.lookup(KEY) == record
