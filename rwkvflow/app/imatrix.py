@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from rwkvflow.base.errors import UsageError
 from rwkvflow.base.files import remove
 from rwkvflow.base.outputs import beside, put
-from rwkvflow.base.shipped import PACKAGE
+from rwkvflow.stages import fetch
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-CALIBRATION = PACKAGE / "worker" / "data" / "calibration.txt"
+CALIBRATION = fetch.SHIPPED_CALIBRATION_TEXT
 
 
 def write_imatrix(

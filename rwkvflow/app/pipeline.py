@@ -25,7 +25,7 @@ from rwkvflow.lock.pins import brings, strangers
 from rwkvflow.plan.matrix import expand, select
 from rwkvflow.plan.plan import Plan
 from rwkvflow.plan.step import Step
-from rwkvflow.stages import convert, engine, extra, fetch, image, llama, publish, smoke
+from rwkvflow.stages import convert, engine, extra, fetch, image, imatrix, llama, publish, smoke
 from rwkvflow.stages.blueprint import Blueprint
 from rwkvflow.store.history import History
 from rwkvflow.store.store import Store, run_id
@@ -107,6 +107,7 @@ def make_plan(blueprint: Blueprint, *, publishing: bool = True) -> Plan:
         *([llama.step(blueprint)] if llama.wanted(blueprint) else []),
         *image.steps(blueprint),
         *engine.steps(blueprint),
+        *imatrix.steps(blueprint),
         *convert.steps(blueprint),
         *smoke.steps(blueprint),
         *extra.steps(blueprint),

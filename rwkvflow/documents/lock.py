@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -132,6 +132,9 @@ class Lock(Strict):
     )
     loras: dict[Part, LockedFile] | None = Field(default=None, description="By model: what is merged into it")
     states: dict[Part, LockedFile] | None = Field(default=None, description="By model: its initial states")
+    texts: dict[Part, LockedFile] | None = Field(
+        default=None, description="By model: what its importance matrix is computed over, where the recipe has a file"
+    )
     images: dict[Part, LockedImage]
     engine: LockedEngine
     packages: dict[Part, LockedPackage] | None = Field(
@@ -144,6 +147,7 @@ class Lock(Strict):
 
 
 LLAMA = "llama.cpp"
+SHIPPED_CALIBRATION = "calibration"  # the text of that name ships, and is a file of nobody's
 BUILTIN_TOKENIZERS = frozenset({"auto", "bytes", "world"})
 
 
@@ -164,6 +168,7 @@ def locked_parts(recipe: Recipe) -> dict[str, Any]:
                 "sha256": model.sha256,
                 "tokenizer": _tokenizer(model),
                 **{kind: [item.source, item.sha256] for kind, item in adapters_of(model).items()},
+                **({"text": text} if (text := calibration_file(model)) else {}),
             }
             for model in recipe.models
         },
@@ -192,15 +197,26 @@ def adapters_of(model: Model) -> dict[str, Lora | InitialState]:
     return {kind: item for kind, item in named.items() if item is not None}
 
 
+def calibration_file(model: Model) -> str | None:
+    """The file that a model's importance matrix is computed over; None where there is none, or the text ships."""
+    named = model.imatrix.text if model.imatrix else SHIPPED_CALIBRATION
+    return None if named == SHIPPED_CALIBRATION else named
+
+
+def files_beside(lock: Lock) -> dict[str, Mapping[str, LockedFile]]:
+    """What a lock pins of models beside their checkpoints, by kind and model."""
+    named = {"tokenizer": lock.tokenizers, "lora": lock.loras, "state": lock.states, "text": lock.texts}
+    return {kind: entries or {} for kind, entries in named.items()}
+
+
 def pinned_files(lock: Lock) -> Iterator[tuple[str, str, LockedFile | LockedPart]]:
     """(place in the lock, source of the file, its pin) of every file that is fetched, those of folders one by one."""
-    named = {"models": lock.models, "loras": lock.loras, "states": lock.states, "tokenizers": lock.tokenizers}
-    for kind, entries in named.items():
-        for name, locked in sorted((entries or {}).items()):
+    for kind, entries in {"model": lock.models, **files_beside(lock)}.items():
+        for name, locked in sorted(entries.items()):
             if locked.files is None:
-                yield f"{kind}.{name}", locked.resolved, locked
+                yield f"{kind}s.{name}", locked.resolved, locked
             for part, pin in sorted((locked.files or {}).items()):
-                yield f"{kind}.{name}", part_of(locked.resolved, part), pin
+                yield f"{kind}s.{name}", part_of(locked.resolved, part), pin
 
 
 def packages_of(recipe: Recipe) -> tuple[str, ...]:
@@ -287,11 +303,15 @@ def _models(recipe: Recipe, lock: Lock) -> Iterator[str]:
                 yield _was(f"{kind}s.{name}", "source", file.source, item.source)
             elif file and item.sha256 not in (None, file.sha256):
                 yield _was(f"{kind}s.{name}", "sha256", file.sha256, item.sha256)
-    wanted = {model.name: tokenizer for model in recipe.models if (tokenizer := _tokenizer(model))}
-    yield from _names("tokenizers", set(wanted), set(lock.tokenizers))
-    for name, tokenizer in sorted(wanted.items()):
-        if (file := lock.tokenizers.get(name)) and file.source != tokenizer:
-            yield _was(f"tokenizers.{name}", "source", file.source, tokenizer)
+    for kind, of, entries in (
+        ("tokenizers", _tokenizer, lock.tokenizers),
+        ("texts", calibration_file, lock.texts or {}),
+    ):
+        wanted = {model.name: source for model in recipe.models if (source := of(model))}
+        yield from _names(kind, set(wanted), set(entries))
+        for name, source in sorted(wanted.items()):
+            if (file := entries.get(name)) and file.source != source:
+                yield _was(f"{kind}.{name}", "source", file.source, source)
 
 
 def _image(image: Image, locked: LockedImage, toolchain: str, wanted: tuple[str, ...]) -> Iterator[str]:

@@ -54,6 +54,19 @@ class InitialState(Strict):
     sha256: Sha256 | None = Field(default=None, description="Expected digest of the file")
 
 
+class Calibration(Strict):
+    """What a model's importance matrix is computed over; its quantized gguf-* files are then made with it."""
+
+    text: str = Field(
+        default="calibration",
+        min_length=1,
+        description="calibration: the text that ships, of English, Chinese, code, numbers and dialogue; or a UTF-8 "
+        "file, relative to the recipe",
+    )
+    chunks: int = Field(default=128, ge=1, le=100_000, description="Read at most so many chunks of the text")
+    chunk_size: int = Field(default=512, ge=8, le=65_536, description="Tokens of a chunk")
+
+
 class Model(Strict):
     """One checkpoint to convert."""
 
@@ -75,6 +88,9 @@ class Model(Strict):
     ignore_tensors: Many[Annotated[str, StringConstraints(min_length=1, max_length=200)]] = Field(
         default=(),
         description="Globs of names: tensors that rwkvflow does not know and that are left out, which the card says",
+    )
+    imatrix: Calibration | None = Field(
+        default=None, description="Compute an importance matrix, and quantize gguf-* files with it"
     )
     group_norm_eps: float | None = Field(
         default=None, gt=0, lt=1, description="Epsilon of the head group norm (ln_x) of versions 5 to 7; default 64e-5"
@@ -329,6 +345,13 @@ class FormatEntry(Strict):
     split: Annotated[str, StringConstraints(pattern=SPLIT)] | None = Field(
         default=None, description="As the recipe's `split`, for this format; none: never split or refuse it"
     )
+    tensor_types: dict[str, str] = Field(
+        default_factory=dict,
+        description="gguf-* only: regular expression → type of the tensors in whose names it is found; the first that "
+        "is decides, as with llama-quantize --tensor-type",
+    )
+    output_type: str | None = Field(default=None, description="gguf-* only: type of output.weight")
+    embedding_type: str | None = Field(default=None, description="gguf-* only: type of token_embd.weight")
     strategy: str | None = Field(
         default=None,
         description="chatrwkv only: which layers the rwkv package computes where, "
@@ -375,10 +398,14 @@ class Recipe(Strict):
         """The names of `formats`, in order."""
         return tuple(item if isinstance(item, str) else item.name for item in self.formats)
 
+    def entry_of(self, name: str) -> FormatEntry | None:
+        """What the recipe says of a format beside its name."""
+        return next((item for item in self.formats if isinstance(item, FormatEntry) and item.name == name), None)
+
     def split_of(self, name: str) -> int | None:
         """Bytes above which a file of the format has to be split; None where it is written as it is."""
-        own = next((i.split for i in self.formats if isinstance(i, FormatEntry) and i.name == name), None)
-        size = own or self.split
+        entry = self.entry_of(name)
+        size = (entry and entry.split) or self.split
         return None if size in (None, "none") else split_bytes(str(size))
 
     @model_validator(mode="before")

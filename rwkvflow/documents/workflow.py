@@ -38,6 +38,9 @@ class Stages(Strict):
     wheels: StageLimits = Field(default=StageLimits(), description="Downloads of wheels")
     image: StageLimits = Field(default=StageLimits(), description="The container image or virtual environment")
     engine: StageLimits = Field(default=StageLimits(), description="Building the native engine")
+    imatrix: StageLimits = Field(
+        default=StageLimits(), description="The importance matrix of a model, where the recipe wants one"
+    )
     convert: StageLimits = Field(default=StageLimits(), description="All formats of a model in one read")
     reference: StageLimits = Field(default=StageLimits(), description="The fp32 reference of a model")
     smoke: StageLimits = Field(default=StageLimits(), description="Each artifact against the reference")

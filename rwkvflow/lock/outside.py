@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rwkvflow.base.errors import UsageError
 from rwkvflow.base.names import leads_outside
+from rwkvflow.documents.lock import calibration_file
 from rwkvflow.documents.recipe import Git, LocalFolder, Recipe
 from rwkvflow.documents.sources import local_repository
 
@@ -26,6 +27,8 @@ def named_files(recipe: Recipe) -> dict[str, str]:
         "engine.source.path": source.path if isinstance(source, LocalFolder) else None,
         "engine.source.git": local_repository(source.git) if isinstance(source, Git) else None,
     }
+    for model in recipe.models:
+        named[f"models.{model.name}.imatrix.text"] = calibration_file(model)
     return {key: path for key, path in named.items() if path}
 
 

@@ -34,6 +34,7 @@ from rwkvflow.documents.lock import (
     LockedWheels,
     adapters_of,
     added_by,
+    calibration_file,
     consumers_of,
     packages_of,
     recipe_digest,
@@ -75,6 +76,7 @@ def resolve(
     models: dict[str, LockedFile] = {}
     adapters: dict[str, dict[str, LockedFile]] = {"lora": {}, "state": {}}
     tokenizers: dict[str, LockedFile] = {}
+    texts: dict[str, LockedFile] = {}
     images: dict[str, LockedImage] = {}
     engines: list[LockedEngine] = []
     tasks = _Tasks()
@@ -103,6 +105,9 @@ def resolve(
             tasks.add(
                 f"tokenizers.{model.name}", tokenizers, model.name, files.file, name, model.tokenizer, None, before
             )
+        if (text := calibration_file(model)) is not None:
+            before = (previous.texts or {}).get(model.name) if previous else None
+            tasks.add(f"texts.{model.name}", texts, model.name, files.file, f"{model.name}/text", text, None, before)
     bases = cache(base_of)
     for image in recipe.images:
         tasks.add(f"images.{image.name}", images, image.name, work.image, image, platforms, bases)
@@ -114,6 +119,7 @@ def resolve(
         tokenizers=tokenizers,
         loras=adapters["lora"] or None,
         states=adapters["state"] or None,
+        texts=texts or None,
         images=images,
         engine=engines[0],
         packages=packages_for(recipe),

@@ -87,6 +87,10 @@ def gather(params: Mapping[str, Any], inputs: Mapping[str, Path], digests: Mappi
         beside = {file.path: file for file in _beside(path, entries, inputs)}
         files |= own | beside
         rows.append(_row(path, entries, own, inputs, digests, split=split is not None))
+    for model in sorted({row.model for row in rows}):
+        if (matrix := inputs.get(f"imatrix/{model}")) is not None:
+            name = params["imatrices"][model]["file"]
+            files[name] = from_file(name, matrix)
     for target in params.get("targets", ()):
         if (folder := inputs.get(f"target/{target}")) is None:
             left_out[f"{ENGINE}/{target}"] = "it was not built"

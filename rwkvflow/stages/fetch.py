@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rwkvflow.base.errors import LockError
-from rwkvflow.base.hashing import tree_digest
-from rwkvflow.documents.lock import LockedFile, LockedPart, adapters_of
+from rwkvflow.base.hashing import file_digest, tree_digest
+from rwkvflow.base.shipped import PACKAGE
+from rwkvflow.documents.lock import LockedFile, LockedPart, adapters_of, calibration_file
 from rwkvflow.documents.recipe import Git, LocalFolder
 from rwkvflow.documents.sources import part_of
 from rwkvflow.plan.step import Input, LocalInput, Ref, Step
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 ENGINE_SOURCE = "fetch/engine-source"
 BUILTIN_TOKENIZERS = ("auto", "bytes", "world")
+SHIPPED_CALIBRATION_TEXT = PACKAGE / "worker" / "data" / "calibration.txt"
 
 
 def checkpoint(blueprint: Blueprint, model: str, name: str = "checkpoint") -> dict[str, Input]:
@@ -43,10 +45,23 @@ def origin_params(blueprint: Blueprint, model: str) -> OriginParams:
     }
 
 
+def tokenizer_kind(blueprint: Blueprint, model: str) -> str:
+    """How tasks open a model's tokenizer: see worker/model/tokenizers."""
+    named = blueprint.models[model].tokenizer
+    return named if named in BUILTIN_TOKENIZERS else "tokenizer.json"
+
+
 def tokenizer(blueprint: Blueprint, model: str) -> Ref | None:
     """The tokenizer.json of a model, where it has one of its own."""
     named = blueprint.models[model].tokenizer
     return None if named in BUILTIN_TOKENIZERS else Ref(f"fetch/{model}/tokenizer", "file")
+
+
+def calibration(blueprint: Blueprint, model: str) -> Input:
+    """The text that a model's importance matrix is computed over."""
+    if calibration_file(blueprint.models[model]) is None:
+        return LocalInput(file_digest(SHIPPED_CALIBRATION_TEXT), SHIPPED_CALIBRATION_TEXT)
+    return Ref(f"fetch/{model}/text", "file")
 
 
 def engine_source(blueprint: Blueprint) -> Input:
@@ -71,6 +86,9 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
         if tokenizer(blueprint, model):
             locked = _locked(blueprint.lock.tokenizers, model)
             yield _file(blueprint, f"fetch/{model}/tokenizer", locked.resolved, locked)
+        if calibration_file(blueprint.models[model]) is not None:
+            locked = _locked(blueprint.lock.texts or {}, model)
+            yield _file(blueprint, f"fetch/{model}/text", locked.resolved, locked)
     source = blueprint.recipe.engine.source
     if isinstance(source, Git):
         url, _, commit = blueprint.lock.engine.resolved.rpartition("@")

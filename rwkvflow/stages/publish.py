@@ -19,7 +19,7 @@ from rwkvflow.documents.recipe import LocalFolder
 from rwkvflow.lock.local_files import local_path
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, LocalInput, Ref, Step
-from rwkvflow.stages import convert, engine, extra, llama, smoke
+from rwkvflow.stages import convert, engine, extra, imatrix, llama, smoke
 from rwkvflow.stages.blueprint import Blueprint
 from rwkvflow.stages.image import identity
 
@@ -80,6 +80,8 @@ def release_of(blueprint: Blueprint) -> tuple[dict[str, Any], dict[str, Input]]:
     for which in blueprint.artifacts:
         refs[f"artifact/{which.id}"] = convert.artifact(which)
         refs[f"smoke/{which.id}"] = smoke.report(which)
+        if imatrix.wanted(blueprint, which):
+            refs.setdefault(f"imatrix/{which.model}", imatrix.of(which))
         additions = {}
         for stage in blueprint.workflow.extra:
             if stage.publish:
@@ -164,6 +166,11 @@ def _adapters(blueprint: Blueprint) -> dict[str, Any]:
             found.setdefault("loras", {})[name] = {**_pin(blueprint.lock.loras[name]), "alpha": model.lora.alpha}
         if model.state is not None and blueprint.lock.states:
             found.setdefault("states", {})[name] = _pin(blueprint.lock.states[name])
+        if name in (blueprint.lock.texts or {}):
+            found.setdefault("texts", {})[name] = _pin((blueprint.lock.texts or {})[name])
+        if any(imatrix.wanted(blueprint, which) for which in blueprint.artifacts if which.model == name):
+            file = f"{name}/{imatrix.file_name(name)}"
+            found.setdefault("imatrices", {})[name] = {"file": file, "text": imatrix.text_name(blueprint, name)}
         if model.ignore_tensors:
             found.setdefault("ignored", {})[name] = list(model.ignore_tensors)
     return found

@@ -105,9 +105,8 @@ def _inputs(blueprint: Blueprint, which: Artifact) -> dict[str, Input]:
 
 def _common(blueprint: Blueprint, which: Artifact) -> QuestionParams:
     model, smoke = blueprint.models[which.model], blueprint.recipe.smoke
-    kind = model.tokenizer if model.tokenizer in fetch.BUILTIN_TOKENIZERS else "tokenizer.json"
     return {
-        "tokenizer": kind,
+        "tokenizer": fetch.tokenizer_kind(blueprint, which.model),
         "group_norm_eps": model.group_norm_eps,
         "prompts": list(smoke.prompts),
         "tokens": smoke.tokens,
@@ -116,7 +115,10 @@ def _common(blueprint: Blueprint, which: Artifact) -> QuestionParams:
 
 
 def _job(blueprint: Blueprint, which: Artifact, name: str) -> SmokeJob:
-    return {"format": which.format, "input": name, "limits": _limits(blueprint, which.format)}
+    job: SmokeJob = {"format": which.format, "input": name, "limits": _limits(blueprint, which.format)}
+    if (given := convert.mix(blueprint, which.format)) is not None:
+        job["mix"] = given
+    return job
 
 
 def _limits(blueprint: Blueprint, name: str) -> LimitParams:

@@ -7,6 +7,7 @@ are plain dicts, as they come out of JSON.
 | task | params | params of a job |
 | --- | --- | --- |
 | convert | ConvertParams | ConvertJob |
+| imatrix | ImatrixParams | none |
 | reference | AskParams | none |
 | ask, smoke | AskParams | SmokeJob |
 | build-engine | see tasks/build_engine.Params, which checks them | none |
@@ -50,12 +51,33 @@ class AboutParams(TypedDict, total=False):
     quantized_by: str
 
 
+class MixParams(TypedDict, total=False):
+    """Types of single tensors; see worker/formats/mix."""
+
+    tensor_types: list[tuple[str, str]]  # (regular expression, type)
+    output_type: str
+    embedding_type: str
+    searched: bool  # whether those of the others stand in in/types/<format>, as the task `assign` leaves them
+
+
 class ConvertJob(TypedDict):
     """One artifact to write."""
 
     format: str
     split: NotRequired[SplitParams]
     about: NotRequired[AboutParams]  # of formats that have a place for it
+    imatrix: NotRequired[str]  # the name that in/imatrix goes by, where the artifact is quantized with it
+    mix: NotRequired[MixParams]
+
+
+class ImatrixParams(OriginParams):
+    """Of the task `imatrix`."""
+
+    tokenizer: str  # as QuestionParams has it
+    group_norm_eps: float | None
+    text: str  # what the text is called
+    chunks: int  # of it, at most
+    chunk_size: int  # tokens
 
 
 class QuestionParams(OriginParams):
@@ -88,6 +110,7 @@ class SmokeJob(TypedDict):
     format: str
     input: str  # its name below in/
     limits: NotRequired[LimitParams | None]
+    mix: NotRequired[MixParams]  # as it was converted with
 
 
 class JobRequest(TypedDict):
@@ -114,6 +137,13 @@ class ConvertRequest(TypedDict):
 
     params: ConvertParams
     jobs: list[ConversionJobRequest]
+
+
+class ImatrixRequest(TypedDict):
+    """A request to `imatrix`; its one job has no parameters."""
+
+    params: ImatrixParams
+    jobs: list[JobRequest]
 
 
 class ReferenceRequest(TypedDict):

@@ -9,6 +9,7 @@ with RWKVFLOW_SOAK=1 it is built in the image, as a user's run does.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -40,6 +41,7 @@ TEXT = "The quiet owl lived at the edge of the forest. 猫头鹰 Ünder the roof
 # Of what each layer adds to the residual stream. Without it errors grow from layer to layer, as in no trained model,
 # and those of four bits are as large as the logits.
 GENTLE = 0.25
+CALIBRATION = {"text": "text.txt", "chunks": 2, "chunk_size": 16}
 BASE = "rwkvflow-base:bookworm_mesa-vulkan-drivers"
 
 
@@ -71,6 +73,7 @@ class Ran:
 
     project: Project
     reports: dict[str, dict[str, Any]]  # by artifact, model/format
+    imatrix: str  # sha256
 
 
 def make(path: Path, version: str) -> None:
@@ -119,6 +122,7 @@ def recipe(base: str) -> dict[str, Any]:
         {"name": f"rwkv{version}-random", "source": f"models/{version}.pth", "tokenizer": "world"}
         for version in VERSIONS
     ]
+    document["models"][-1]["imatrix"] = CALIBRATION
     document["matrix"]["exclude"] = [
         {"model": f"rwkv{version}-random", "format": name}
         for name in FORMATS
@@ -142,13 +146,15 @@ def ran(base_tag: str, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     done = made("run", "recipe.yaml", "--sandbox", "docker", "--json", timeout=2700)  # nine minutes, on an idle machine
     failed = [event.get("message") for event in done.events if event.get("status") == "failed"]
     assert done.code == 0, done.err + "\n".join(map(str, failed))
-    reports = {}
+    reports, imatrix = {}, ""
     for event in done.events:
         if event["event"] == "StepFinished" and event["step"].startswith("smoke/"):
             digest = event["outputs"]["smoke"].removeprefix("sha256:")
             path = made.store / "blobs" / digest[:2] / digest
             reports[event["step"].removeprefix("smoke/").partition("@")[0]] = json.loads(path.read_text())
-    return Ran(made, reports)
+        elif event["event"] == "StepFinished" and event["step"].startswith("imatrix/"):
+            imatrix = event["outputs"]["imatrix"].removeprefix("sha256:")
+    return Ran(made, reports, imatrix)
 
 
 def test_every_row_of_the_table_is_there(ran: Ran) -> None:
@@ -176,6 +182,15 @@ def test_its_consumer_gives_the_references_logits(name: str, ran: Ran) -> None:
         elif not name.startswith("faster-rwkv"):
             assert bool(proof) == FORMATS[name].computes_in_f16
         assert ("its arithmetic in fp16 was not run" in proof) == FORMATS[name].computes_in_f16
+
+
+def test_an_importance_matrix_has_one_sha256_in_docker_and_on_the_host(ran: Ran) -> None:
+    """Of the recipe's step in a container, and of the command here, with other threads."""
+    size, chunks = str(CALIBRATION["chunk_size"]), str(CALIBRATION["chunks"])
+    words = ("imatrix", "models/7.pth", "text.txt", "-o", "m.gguf", "--chunk-size", size, "--chunks", chunks)
+    done = ran.project(*words, "--store", str(CACHE / "store"), "--threads", "3", "--tokenizer", "world")
+    assert done.code == 0, done.err
+    assert hashlib.sha256((ran.project.folder / "m.gguf").read_bytes()).hexdigest() == ran.imatrix
 
 
 def test_a_format_that_cannot_hold_a_version_is_refused(ran: Ran) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from rwkvflow.worker.read.open import open_checkpoint
 from tests.engine import encoder, librwkv
 from tests.helpers import checkpoints
 
+ROOT = Path(__file__).resolve().parents[2]
 TOKENS = [(7 * k * k + k) % 96 for k in range(150)]
 PROGRAM = """
 import hashlib, sys
@@ -165,3 +167,42 @@ def test_the_command_and_what_is_quantized_with_its_file(
     refused = call("convert", other_model, tmp_path / "x.gguf", "--format", "gguf-q4_0", "--imatrix", out, code=1)
     assert "an importance matrix of another one" in refused
     assert not (tmp_path / "x.gguf").exists()
+
+
+def worker(folder: Path, request: dict[str, object]) -> None:
+    (folder / "in" / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "rwkvflow.worker", "in/request.json"]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_tasks_of_a_recipe_make_what_the_commands_make(
+    library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sha256 by a worker as by the command; and the file quantized with it says so."""
+    monkeypatch.setenv("RWKVFLOW_LIBRARY", str(library))
+    monkeypatch.setenv("RWKVFLOW_STORE", str(tmp_path / "store"))
+    source = checkpoints.make(tmp_path / "m.pth", "7", layers=1, width=256, vocab=256, ffn=256)
+    text = tmp_path / "mine.txt"
+    text.write_text("The quick brown fox. " * 20, encoding="utf-8")
+    words = ["imatrix", source, text, "-o", tmp_path / "m.gguf", "--chunks", 3, "--chunk-size", 64]
+    assert CliRunner().invoke(cli, [str(word) for word in words]).exit_code == 0
+    (tmp_path / "in" / "engine" / "lib").mkdir(parents=True)
+    for name, target in (("checkpoint", source), ("text", text), ("engine/lib/librwkv.so", library)):
+        (tmp_path / "in" / name).symlink_to(target)
+    params = {"tokenizer": "bytes", "group_norm_eps": None, "text": "mine.txt", "chunks": 3, "chunk_size": 64}
+    job = {"id": "imatrix", "params": {}, "outputs": {"imatrix": "out/imatrix"}}
+    worker(tmp_path, {"task": "imatrix", "params": params, "jobs": [job]})
+    assert (tmp_path / "out" / "imatrix").read_bytes() == (tmp_path / "m.gguf").read_bytes()
+    (tmp_path / "in" / "imatrix").symlink_to(tmp_path / "out" / "imatrix")
+    job = {
+        "id": "a",
+        "params": {"format": "gguf-q4_k_m", "imatrix": "m-imatrix.gguf"},
+        "outputs": {"artifact": "a.gguf"},
+    }
+    worker(tmp_path, {"task": "convert", "params": {}, "jobs": [job]})
+    metadata = read_gguf_index(tmp_path / "a.gguf").metadata
+    assert metadata["quantize.imatrix.file"] == "m-imatrix.gguf"
+    assert metadata["quantize.imatrix.dataset"] == "mine.txt"
+    assert metadata["quantize.imatrix.chunks_count"] == 3

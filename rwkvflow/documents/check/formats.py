@@ -21,6 +21,7 @@ def listed_formats(source: DocumentSource) -> list[tuple[Path_, str]]:
         if isinstance(item, str):
             if not is_format(item):
                 source.add(path, unknown_format(item, source.file))
+            _mix(source, path, {}, item)
             found.append((path, item))
         elif isinstance(item, dict) and isinstance(name := item.get("format"), str) and name:
             strategy = item.get("strategy")
@@ -37,6 +38,7 @@ def listed_formats(source: DocumentSource) -> list[tuple[Path_, str]]:
             found.append((place, name))
             if isinstance(item.get("split"), str) and item["split"] != "none" and is_format(name):
                 _can_split(source, (*path, "split"), name)
+            _mix(source, path, item, name)
     for pattern in ("split", "formats.*.split"):
         for path, text in source.texts(pattern):
             try:
@@ -54,6 +56,26 @@ def _in_lock(name: str, file: str) -> tuple[str, str] | None:
         return next((package, str(item["version"])) for package, item in listed.items() if name in item["names"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, RwkvflowError):
         return None  # there is no lock, or none that says so
+
+
+def _mix(source: DocumentSource, path: Path_, item: dict[str, object], name: str) -> None:
+    """Types of single tensors: of formats that take them, expressions and types that are some."""
+    from rwkvflow.worker.formats import FORMATS
+    from rwkvflow.worker.formats.mix import problem
+
+    for key in ("tensor_types", "output_type", "embedding_type"):
+        value = item.get(key)
+        if value is None:
+            continue
+        if is_format(name) and not FORMATS[name].mixes:
+            source.add((*path, key), f"only quantized gguf-* formats take {key}; {shown(name)} has none", at_key=True)
+        given = list(value.items()) if isinstance(value, dict) else [("", value)]
+        for rule, kind in given:
+            if isinstance(rule, str) and isinstance(kind, str) and (why := problem(rule, kind)):
+                source.add((*path, key, rule) if isinstance(value, dict) else (*path, key), why)
+    if is_format(name) and name.endswith("-mixed") and not item.get("tensor_types"):
+        place = (*path, "format") if item else path
+        source.add(place, f"{shown(name)} wants tensor_types: without them it is the plain format")
 
 
 def _can_split(source: DocumentSource, path: Path_, name: str) -> None:

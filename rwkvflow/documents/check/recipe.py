@@ -14,6 +14,7 @@ from rwkvflow.base.names import path_problem
 from rwkvflow.documents.check.formats import listed_formats, unknown_format
 from rwkvflow.documents.destinations import Destination, parse_destination, takers
 from rwkvflow.documents.formats import file_name, is_format
+from rwkvflow.documents.lock import SHIPPED_CALIBRATION
 from rwkvflow.documents.recipe import image_name
 from rwkvflow.documents.sources import SourceError, control_character, git_url, source_problem
 from rwkvflow.documents.yaml.nearest import did_you_mean, nearest, one_of, shown
@@ -23,11 +24,9 @@ TOKENIZERS = ("auto", "bytes", "world")
 
 
 def check_recipe(source: DocumentSource, folder: Path) -> None:
-    """Add findings to `source`. `folder` is where the recipe stands; only `smoke.text` and `card.template` are
-    looked up there.
-    """
+    """Add findings to `source`. `folder` is where the recipe stands; texts and `card.template` are looked up there."""
     _unique(source, source.texts("models.*.name"), "model")
-    _models(source)
+    _models(source, folder)
     formats = _formats(source)
     images = _images(source)
     _file_names(source, formats)
@@ -52,11 +51,15 @@ def _unique(source: DocumentSource, found: Iterable[tuple[Path_, str]], what: st
             source.add(path, f"duplicate {what} {shown(name)}{case}; the first is {render_path(before[0])}")
 
 
-def _models(source: DocumentSource) -> None:
-    for key, folder in (("source", True), ("lora.source", False), ("state.source", False)):
+def _models(source: DocumentSource, folder: Path) -> None:
+    for key, may_be_folder in (("source", True), ("lora.source", False), ("state.source", False)):
         for path, text in source.texts(f"models.*.{key}"):
-            if problem := source_problem(text, folder=folder):
+            if problem := source_problem(text, folder=may_be_folder):
                 source.add(path, problem)
+    for path, text in source.texts("models.*.imatrix.text"):
+        if text != SHIPPED_CALIBRATION and (control_character(text) or not (folder / text).is_file()):
+            what = f"there is no file {shown(text)} beside the recipe"
+            source.add(path, f"{what}; {SHIPPED_CALIBRATION} is the text that ships")
     for path, text in source.texts("models.*.tokenizer"):
         if text in TOKENIZERS:
             continue

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rwkvflow.base.names import path_problem
+from rwkvflow.documents.lock import files_beside
 from rwkvflow.release.names import LOCK
 from rwkvflow.release.provenance.statement import dependencies
 
 if TYPE_CHECKING:
     from rwkvflow.documents.lock import Lock
 
-_PINNED = ("model", "tokenizer", "lora", "state", "package", "wheel")
+_PINNED = ("model", "tokenizer", "lora", "state", "text", "package", "wheel")
 
 
 def material_problems(statement: Mapping[str, Any], lock: Lock | None) -> list[str]:
@@ -65,9 +66,8 @@ def _files(lock: Lock, models: set[str]) -> tuple[dict[str, str], set[str]]:
     """(name → sha256 of the files and packages that the lock pins, the names that releases of these models need)."""
     pinned: dict[str, str] = {}
     needed: set[str] = set()
-    kinds = {"model": lock.models, "tokenizer": lock.tokenizers, "lora": lock.loras, "state": lock.states}
-    for kind, entries in kinds.items():
-        for model, file in (entries or {}).items():
+    for kind, entries in {"model": lock.models, **files_beside(lock)}.items():
+        for model, file in entries.items():
             parts = {part: pin.sha256 for part, pin in file.files.items()} if file.files else {"": file.sha256}
             files = {f"{kind}/{model}" + (f"/{part}" if part else ""): sha256 for part, sha256 in parts.items()}
             pinned |= files

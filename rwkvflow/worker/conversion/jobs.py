@@ -15,6 +15,7 @@ from rwkvflow.worker.write.layout import Written
 
 if TYPE_CHECKING:
     from rwkvflow.worker.formats.gguf.imatrix import Imatrix
+    from rwkvflow.worker.formats.mix import Mix
     from rwkvflow.worker.model.about import About
     from rwkvflow.worker.model.architecture import Architecture
     from rwkvflow.worker.model.tensorinfo import TensorInfo
@@ -25,7 +26,7 @@ class ConversionJob:
     """An artifact to make: `id` is for whoever asked. `split`: no file of it should be larger than that.
 
     `imatrix`: the importance matrix that it is quantized with, where its format takes one. `about`: what the file says
-    of its model, where its format has a place for that.
+    of its model, where its format has a place for that. `mix`: types of single tensors, where it takes some.
     """
 
     id: str
@@ -34,6 +35,7 @@ class ConversionJob:
     split: Split | None = None
     imatrix: Imatrix | None = None
     about: About | None = None
+    mix: Mix | None = None
 
 
 @dataclass
@@ -53,7 +55,7 @@ def format_of(job: ConversionJob) -> Format | None:
     if found is None:
         return None
     imatrix, about = job.imatrix if found.weighs else None, job.about if found.tells else None
-    return replace(found, split=job.split, imatrix=imatrix, about=about)
+    return replace(found, split=job.split, imatrix=imatrix, about=about, mix=job.mix if found.mixes else None)
 
 
 def check_room(

@@ -20,6 +20,7 @@ from rwkvflow.worker.write.folder import FolderWriter
 
 if TYPE_CHECKING:
     from rwkvflow.worker.formats.gguf.imatrix import Imatrix
+    from rwkvflow.worker.formats.mix import Mix
     from rwkvflow.worker.model.about import About
     from rwkvflow.worker.model.architecture import Architecture
     from rwkvflow.worker.model.tensorinfo import TensorInfo
@@ -83,6 +84,8 @@ class Format(ABC):
     imatrix: Imatrix | None = field(default=None, kw_only=True, compare=False)  # what was asked for, as `split`
     tells: bool = field(default=False, kw_only=True)  # whether a file says of its model what the recipe says
     about: About | None = field(default=None, kw_only=True)  # which is this; not of the registry's instances
+    mixes: bool = field(default=False, kw_only=True)  # whether single tensors may be given types of their own
+    mix: Mix | None = field(default=None, kw_only=True, compare=False)  # these, as `split`
     split: Split | None = field(default=None, kw_only=True)  # what the recipe asks for; not of the registry's instances
 
     @property

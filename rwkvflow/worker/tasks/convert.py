@@ -2,27 +2,34 @@
 
 Beside the checkpoint in/lora, with the parameter lora_alpha, and in/state; see origin.
 A job may have {"split": {"size": bytes, "stem": how names of files begin}} beside its format, and {"about": ...}, what
-the file says of its model.
+the file says of its model; {"imatrix": name} where it is to be quantized with in/imatrix, and {"mix": ...} where single
+tensors have types of their own (see given).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.formats.base import Split
+from rwkvflow.worker.formats.gguf.imatrix import Imatrix, read_imatrix
 from rwkvflow.worker.model.about import about_of
 from rwkvflow.worker.model.origin import origin_of
 from rwkvflow.worker.protocol import emit, progress
+from rwkvflow.worker.tasks.given import given_mix
 
 if TYPE_CHECKING:
     from rwkvflow.worker.requests import ConvertJob, ConvertRequest
 
+IMATRIX = Path("in/imatrix")
+
 
 def run(request: ConvertRequest) -> None:
     """Emits an output or a failure for each job. Raises WorkerError when none can be done."""
-    jobs = [_job(job["id"], job["params"], Path(job["outputs"]["artifact"])) for job in request["jobs"]]
+    weights = read_imatrix(IMATRIX) if IMATRIX.is_file() else None
+    jobs = [_job(job["id"], job["params"], Path(job["outputs"]["artifact"]), weights) for job in request["jobs"]]
 
     def on_progress(done: int, total: int, label: str) -> None:
         progress(done, total, "B", label)
@@ -48,9 +55,14 @@ def run(request: ConvertRequest) -> None:
             )
 
 
-def _job(name: str, params: ConvertJob, path: Path) -> ConversionJob:
-    split = params.get("split")
-    about = about_of(params.get("about"))
+def _job(name: str, params: ConvertJob, path: Path, weights: Imatrix | None) -> ConversionJob:
+    split, called = params.get("split"), params.get("imatrix")
     return ConversionJob(
-        name, params["format"], path, Split(split["size"], split["stem"]) if split else None, about=about
+        name,
+        params["format"],
+        path,
+        Split(split["size"], split["stem"]) if split else None,
+        replace(weights, name=called) if weights and called else None,
+        about_of(params.get("about")),
+        given_mix(params["format"], params.get("mix")),
     )

@@ -27,7 +27,7 @@ from rwkvflow.worker.smoke.told import read_told
 from rwkvflow.worker.tasks.outputs import finish
 
 if TYPE_CHECKING:
-    from rwkvflow.worker.requests import AskParams, SmokeJobRequest, SmokeRequest
+    from rwkvflow.worker.requests import AskParams, MixParams, SmokeJobRequest, SmokeRequest
 
 REFERENCE = Path("in/reference")
 
@@ -41,7 +41,7 @@ def run(request: SmokeRequest) -> None:
     kind = reference.tokenizer
     tokenizer = open_tokenizer(kind, reference.answers.logits.shape[1], tokenizer_of(Path("in"), kind))
     jobs = request["jobs"]
-    stored = _stored([job["params"]["format"] for job in jobs], request["params"])
+    stored = _stored({job["params"]["format"]: job["params"].get("mix") for job in jobs}, request["params"])
     for done, job in enumerate(jobs):
         name = job["params"]["format"]
         about(job["id"])
@@ -103,7 +103,7 @@ def _judge(
     return None
 
 
-def _stored(names: list[str], params: AskParams) -> dict[str, judge.Stored]:
+def _stored(names: dict[str, MixParams | None], params: AskParams) -> dict[str, judge.Stored]:
     """How each format keeps the weights, from a process that may load the engine. Raises WorkerError."""
     root = str(Path(__file__).resolve().parents[3])
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))

@@ -1,6 +1,6 @@
 """The process in which the task "smoke" asks layouts how they keep weights, since for that the engine is loaded.
 
-    python3 -m rwkvflow.worker.tasks.stored '{"formats": [...], "params": {...}}'
+    python3 -m rwkvflow.worker.tasks.stored '{"formats": {name: mix or null}, "params": {...}}'
 
 Prints {format: [how many values the tensors have, bytes that they take]}.
 """
@@ -10,14 +10,17 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.mix import Mix
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.origin import origin_of
 from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.open import open_checkpoint
+from rwkvflow.worker.tasks.given import given_mix
 
 
 def main(argv: list[str]) -> int:
@@ -25,7 +28,7 @@ def main(argv: list[str]) -> int:
     asked = json.loads(argv[0])
     try:
         with open_checkpoint(origin_of(Path("in"), asked["params"])) as checkpoint:
-            found = {name: _stored(name, checkpoint) for name in dict.fromkeys(asked["formats"])}
+            found = {name: _stored(name, given_mix(name, mix), checkpoint) for name, mix in asked["formats"].items()}
     except (WorkerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -33,9 +36,9 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _stored(name: str, checkpoint: Checkpoint) -> tuple[int, int]:
+def _stored(name: str, mix: Mix | None, checkpoint: Checkpoint) -> tuple[int, int]:
     """What the layout of such a file gives the checkpoint's tensors; nothing is written but empty files."""
-    item, architecture = FORMATS[name], architecture_of(checkpoint.tensors)
+    item, architecture = replace(FORMATS[name], mix=mix), architecture_of(checkpoint.tensors)
     held = item.held(architecture, checkpoint.tensors)
     with tempfile.TemporaryDirectory(prefix=".layout-") as folder:
         writer = item.open(Path(folder) / "empty", architecture, held, Path("in/engine"))

@@ -211,6 +211,8 @@ class Gguf(FileFormat):
         if tensor.name.endswith(NEVER_QUANTIZED):
             return F16 if self.from_f16 else F32
         cols, wanted = tensor.shape[-1], self._wanted(tensor.name)
+        if self.mix is not None and (given := self.mix.kind_of(tensor.name)) is not None:
+            wanted = given
         for kind in (wanted, NARROWER.get(wanted, wanted)):
             if cols % BLOCKS[kind][0] == 0:
                 return kind
@@ -336,7 +338,7 @@ SMALL = {"q3_k_s": 11, "q4_k_s": 14, "q5_k_s": 16}
 #: Names of types in the names of formats.
 KINDS = tuple(LIMITS)
 ROUGH = frozenset({"q3_k_m", "q3_k_s", "iq3_s", "iq3_xxs", "q2_k"})
-FROM_F32 = "-from-f32"
+FROM_F32, MIXED = "-from-f32", "-mixed"
 
 
 def _format(short: str, from_f16: bool = True) -> Gguf:
@@ -364,6 +366,7 @@ def _format(short: str, from_f16: bool = True) -> Gguf:
         file_type=SMALL.get(short),
         rough=short in ROUGH,
         weighs=BY_NAME[type_name].is_quantized and short != "q8_0",
+        mixes=BY_NAME[type_name].is_quantized,
     )
 
 
@@ -371,8 +374,18 @@ FORMATS = tuple(_format(short) for short in LIMITS)
 
 
 def named(name: str) -> Gguf | None:
-    """A quantized format made from F32 values, which the list of formats leaves out: `gguf-q4_k_m-from-f32`."""
-    short = name.removeprefix("gguf-").removesuffix(FROM_F32)
-    if name != f"gguf-{short}{FROM_F32}" or short not in LIMITS or short in ("f32", "f16", "bf16"):
+    """Quantized formats that the list leaves out: made from F32 values, `gguf-q4_k_m-from-f32`, and for a file that
+    stands beside the plain one, with types of single tensors that the recipe gives, `gguf-q4_k_m-mixed`.
+    """
+    plain = name.removesuffix(MIXED)
+    short = plain.removeprefix("gguf-").removesuffix(FROM_F32)
+    from_f16 = not plain.endswith(FROM_F32)
+    usual = plain == f"gguf-{short}" and plain == name  # which stands in the list
+    whole = plain == f"gguf-{short}{'' if from_f16 else FROM_F32}"
+    if usual or not whole or short not in LIMITS or short in ("f32", "f16", "bf16"):
         return None
-    return _format(short, from_f16=False)
+    found = _format(short, from_f16)
+    if plain == name:
+        return found
+    suffix = found.suffix.replace(".gguf", f"{MIXED}.gguf")
+    return replace(found, name=name, suffix=suffix, weighs=True, quantization=found.quantization + MIXED)
