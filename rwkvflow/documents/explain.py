@@ -11,21 +11,21 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from rwkvflow.base.errors import Finding
-from rwkvflow.documents import recipe, workflow
+from rwkvflow.documents import parts, recipe, workflow
 from rwkvflow.documents.yaml.nearest import did_you_mean, nearest, one_of, shown
 from rwkvflow.documents.yaml.source import DocumentSource, Items, Node, Scalar, render_path, resolve
 
 _PATTERNS = {
-    recipe.NAME: "a name of letters, digits, '.', '-' and '_' that starts with a letter or digit (100 at most)",
-    recipe.SHA256: "a sha256 of 64 digits and lower-case letters a to f",
-    recipe.COMMIT: "a full commit hash of 40 digits and lower-case letters a to f",
-    recipe.IMAGE_REFERENCE: "an image reference such as debian:bookworm or registry/name@sha256:…",
-    recipe.PYTHON: 'a Python version such as "3.11" (no patch version)',
-    recipe.TORCH: 'a PyTorch version such as "2.13.0"',
-    recipe.EXPECT: 'a count of matches: "3", "1+" or "any"',
-    recipe.TARGET: "a target triple such as x86_64-linux-gnu",
-    recipe.SPLIT: "a size such as 5GB, 500MB or 2GiB, or none",
-    recipe.CMAKE_OPTION: "the name of a CMake option, without -D",
+    parts.NAME: "a name of letters, digits, '.', '-' and '_' that starts with a letter or digit (100 at most)",
+    parts.SHA256: "a sha256 of 64 digits and lower-case letters a to f",
+    parts.COMMIT: "a full commit hash of 40 digits and lower-case letters a to f",
+    parts.IMAGE_REFERENCE: "an image reference such as debian:bookworm or registry/name@sha256:…",
+    parts.PYTHON: 'a Python version such as "3.11" (no patch version)',
+    parts.TORCH: 'a PyTorch version such as "2.13.0"',
+    parts.EXPECT: 'a count of matches: "3", "1+" or "any"',
+    parts.TARGET: "a target triple such as x86_64-linux-gnu",
+    parts.SPLIT: "a size such as 5GB, 500MB or 2GiB, or none",
+    parts.CMAKE_OPTION: "the name of a CMake option, without -D",
     workflow.DURATION: "a duration such as 90s, 30m or 2h",
     workflow.SIZE: "a size such as 512MiB or 4GiB",
     r"^sha256:[0-9a-f]{64}$": "a digest: sha256: and 64 digits and lower-case letters a to f",

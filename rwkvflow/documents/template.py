@@ -10,7 +10,7 @@ import re
 from urllib.parse import unquote
 
 from rwkvflow.base.errors import UsageError
-from rwkvflow.documents.recipe import NAME
+from rwkvflow.documents.parts import NAME
 from rwkvflow.documents.sources import source_problem
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from rwkvflow.documents.recipe import Many, Name, Strict
+from rwkvflow.documents.parts import Many, Name, Strict
 
 DURATION = r"^[0-9]{1,9}(\.[0-9]{1,6})?(s|m|h)$"
 STORE_KEY = r"^ed25519:[A-Za-z0-9+/]{43}=$"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rwkvflow.documents.recipe import COMMIT, IMAGE_REFERENCE, PYTHON
+from rwkvflow.documents.parts import COMMIT, IMAGE_REFERENCE, PYTHON
 from rwkvflow.documents.sources import SourceError, control_character, git_url, parse_source
 from rwkvflow.documents.yaml.nearest import shown
 from rwkvflow.documents.yaml.source import DocumentSource

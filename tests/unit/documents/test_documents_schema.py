@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from rwkvflow.base.errors import DocumentError, UsageError
 from rwkvflow.documents.load import load_workflow, recipe_from_text
-from rwkvflow.documents.recipe import NAME, Recipe
+from rwkvflow.documents.parts import NAME
+from rwkvflow.documents.recipe import Recipe
 from rwkvflow.documents.schema import DOCUMENTS, Document, schema_of, schema_text
 from rwkvflow.documents.sources import source_problem
 from rwkvflow.documents.template import guess_name, recipe_template

@@ -1,0 +1,108 @@
+"""What documents are made of: strict models, names, and of a recipe its formats and its smoke test."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+
+from rwkvflow.documents.formats import strategy_format
+
+# Patterns say [0-9], never \d: pydantic's regular expressions take the digits of all scripts for \d.
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+SHA256 = r"^[0-9a-f]{64}$"
+COMMIT = r"^[0-9a-f]{40}$"
+IMAGE_REFERENCE = r"^[A-Za-z0-9][A-Za-z0-9._/:@-]{0,254}$"
+PYTHON = r"^3\.[0-9]{1,2}$"
+TORCH = r"^[0-9]+(\.[0-9]+){1,2}(\+[a-z0-9.]+)?$"
+EXPECT = r"^(any|[0-9]{1,6}\+?)$"
+TARGET = r"^[a-z0-9][a-z0-9_.-]{0,99}$"
+LICENSE = r"^[A-Za-z0-9][A-Za-z0-9.+-]{0,99}$"
+LANGUAGE = r"^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$"
+REPOSITORY = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+SPLIT = r"^([0-9]{1,6}(\.[0-9]{1,3})? ?(kB|MB|GB|KiB|MiB|GiB)|none)$"
+CMAKE_OPTION = r"^[A-Za-z_][A-Za-z0-9_.-]{0,99}(:[A-Z]+)?$"
+
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+Sha256 = Annotated[str, StringConstraints(pattern=SHA256)]
+Commit = Annotated[str, StringConstraints(pattern=COMMIT)]
+
+T = TypeVar("T")
+# Strict tuples refuse lists, and lists are what YAML and JSON have; the items stay strict.
+Many = Annotated[tuple[T, ...], Field(strict=False)]
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors; values are not silently converted; a loaded document does not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def _format_kind(value: Any) -> str | None:
+    return "(name)" if isinstance(value, str) else "(entry)" if isinstance(value, dict | FormatEntry) else None
+
+
+class Limit(Strict):
+    """What a format may lose against the fp32 reference."""
+
+    logits: float | None = Field(
+        default=None,
+        gt=0,
+        description="Largest allowed difference of a logit, relative to the "
+        "standard deviation of the reference's logits",
+    )
+    perplexity: float | None = Field(
+        default=None, gt=0, description="Largest allowed rise of the perplexity, as a ratio: 0.01 is one percent"
+    )
+
+
+class Smoke(Strict):
+    """How each artifact is run and compared with its checkpoint."""
+
+    prompts: Many[str] = Field(default=("The ",), min_length=1, description="Continued greedily and shown")
+    tokens: int = Field(default=32, ge=1, le=4096, description="Length of each continuation")
+    text: str | None = Field(
+        default=None, description="Text file for the perplexity, relative to the recipe; default shipped"
+    )
+    limits: dict[str, Limit] = Field(default_factory=dict, description="By format; the rest keep their defaults")
+    speed: bool = Field(
+        default=False,
+        description="Also measure the decode speed; the release then says how fast this one machine was, and another "
+        "machine's differs",
+    )
+
+
+class FormatEntry(Strict):
+    """A format with what is special about it."""
+
+    format: str = Field(min_length=1, description="`rwkvflow formats` lists them; chatrwkv with a strategy")
+    split: Annotated[str, StringConstraints(pattern=SPLIT)] | None = Field(
+        default=None, description="As the recipe's `split`, for this format; none: never split or refuse it"
+    )
+    tensor_types: dict[str, str] = Field(
+        default_factory=dict,
+        description="gguf-* only: regular expression → type of the tensors in whose names it is found; the first that "
+        "is decides, as with llama-quantize --tensor-type",
+    )
+    output_type: str | None = Field(default=None, description="gguf-* only: type of output.weight")
+    embedding_type: str | None = Field(default=None, description="gguf-* only: type of token_embd.weight")
+    strategy: str | None = Field(
+        default=None,
+        description="chatrwkv only: which layers the rwkv package computes where, "
+        'e.g. "cuda fp16i8 *10 -> cuda fp16 *0+ -> cpu fp32"',
+    )
+
+    @property
+    def name(self) -> str:
+        """The format's own name. Raises ValueError for what is no strategy."""
+        return self.format if self.strategy is None else strategy_format(self.strategy)
+
+
+FormatItem = Annotated[
+    Annotated[str, Tag("(name)")] | Annotated[FormatEntry, Tag("(entry)")],
+    Discriminator(
+        _format_kind,
+        custom_error_type="expected",
+        custom_error_message="the name of a format, or a mapping with format:",
+    ),
+]
