@@ -5,11 +5,8 @@ Standard library only, and old syntax only: it also tells a Python 3.6 that it i
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
-
-WHEELHOUSE = "/wheelhouse/"
 
 
 def check_python(wanted):
@@ -29,34 +26,13 @@ def check_toolchain():
         sys.exit(f"the base image lacks {names}: `toolchain: system` needs them, `toolchain: zig` brings its own")
 
 
-def install(role, target):
-    """Install a role's wheels into a folder: no index, every hash checked, nothing that is not listed."""
-    (wheel,) = Path(WHEELHOUSE, "installer").glob("pip-*.whl")
-    argv = [
-        sys.executable,
-        "-I",
-        str(wheel / "pip"),
-        "--isolated",
-        "install",
-        "--no-index",
-        "--find-links",
-        WHEELHOUSE + role,
-    ]
-    argv += ["--require-hashes", "--no-deps", "--no-compile", "--no-cache-dir", "--disable-pip-version-check"]
-    argv += ["--root-user-action", "ignore", "--target", target, "-r", WHEELHOUSE + role + ".txt"]
-    code = subprocess.call(argv)
-    if code:
-        sys.exit(code)
-    if role == "worker":
-        compile_all(target)
-
-
 def compile_all(folder):
     """Bytecode that holds no time stamp: the final image cannot write any, and imports are ten times faster with it."""
     import compileall
     import py_compile
 
-    compileall.compile_dir(folder, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    compileall.compile_dir(folder, quiet=2, invalidation_mode=mode, workers=0)  # 0: a process a core
 
 
 def own(folder, user):
@@ -66,7 +42,7 @@ def own(folder, user):
     os.chown(folder, int(uid), int(gid))
 
 
-COMMANDS = {"check-python": check_python, "check-toolchain": check_toolchain, "install": install, "own": own}
+COMMANDS = {"check-python": check_python, "check-toolchain": check_toolchain, "compile": compile_all, "own": own}
 
 if __name__ == "__main__":
     COMMANDS[sys.argv[1]](*sys.argv[2:])

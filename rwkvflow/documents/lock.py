@@ -62,13 +62,13 @@ class LockedBase(Strict):
 
 
 class LockedWheels(Strict):
-    """The wheels of one platform by role, sorted by name. Stages of the Dockerfile install exactly one role each."""
+    """The wheels of one platform by role, sorted by name. Stages of the Dockerfile get exactly one role each."""
 
     worker: Many[LockedWheel] = Field(description="numpy, safetensors, torch, extra wheels, tokenizers")
     toolchain: Many[LockedWheel] = Field(
         default=(), description="ziglang, cmake, ninja; empty for the system toolchain"
     )
-    installer: Many[LockedWheel] = Field(default=(), description="pip itself, so that no image needs one")
+    installer: Many[LockedWheel] = Field(default=(), description="pip itself, which fills the virtual environments of the host")
 
     @field_validator("worker", "toolchain", "installer")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ import docker.errors
 import pytest
 
 from rwkvflow.base.errors import EnvironmentMissing, StepFailed
+from rwkvflow.base.hashing import file_digest
 from rwkvflow.documents.lock import LockedBase
 from rwkvflow.plan.step import StepLimits
 from rwkvflow.sandbox import daemon
@@ -26,6 +28,7 @@ from rwkvflow.sandbox.docker import DockerSandbox, reference
 from rwkvflow.sandbox.image.archive import context, stream
 from rwkvflow.sandbox.image.base_image import base_digest, ensure_base
 from rwkvflow.sandbox.image.dockerfile import pinned_reference, render_dockerfile
+from rwkvflow.sandbox.image.unpack import unpacked
 from tests.wheels import requirement
 
 pytestmark = pytest.mark.docker
@@ -83,6 +86,24 @@ def spec(base: LockedBase, wheelhouse: Path, tmp_path_factory: pytest.TempPathFa
         },
         labels={"org.rwkvflow.recipe": "y"},
     )
+
+
+def test_wheels_are_unpacked_as_pip_installs_them(wheelhouse: Path, tmp_path: Path) -> None:
+    wheels = [path for path in sorted(wheelhouse.glob("*.whl")) if not path.name.startswith("pip-")]
+    argv = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-compile"]
+    subprocess.run([*argv, "--target", str(tmp_path), *map(str, wheels)], check=True)
+    shutil.rmtree(tmp_path / "bin", ignore_errors=True)  # scripts that pip makes of entry points, and ninja's own
+    made_by_pip = ("INSTALLER", "RECORD", "REQUESTED", "direct_url.json")
+    theirs = {
+        path.relative_to(tmp_path).as_posix(): (path.read_bytes(), os.access(path, os.X_OK))
+        for path in tmp_path.rglob("*")
+        if path.is_file() and path.name not in made_by_pip
+    }
+    ours = {}
+    for name, member in unpacked({path: frozenset({file_digest(path)[7:]}) for path in wheels}).items():
+        if not name.startswith("bin/") and not name.endswith(made_by_pip):
+            ours[name] = (member.open()[1].read(), member.executable)
+    assert ours == theirs
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
@@ -17,17 +18,19 @@ from rwkvflow.base.errors import StepFailed
 from rwkvflow.base.hashing import file_digest, walk
 from rwkvflow.base.shipped import shipped
 from rwkvflow.sandbox.base import EnvironmentSpec
+from rwkvflow.sandbox.image.unpack import Member, unpacked
 
 CHUNK = 1 << 20
+INSTALLED = ("worker", "toolchain")  # roles that the Dockerfile copies; an image needs no installer
 _REQUIREMENT = re.compile(r"^(?P<name>[^\s=]+)==(?P<version>\S+)(?P<hashes>(\s+--hash=sha256:[0-9a-f]{64})+)$")
 
 
 @dataclass(frozen=True)
 class ArchiveEntry:
-    """One file of the archive: where it stands, and its content as bytes or as a file on this machine."""
+    """One file of the archive: where it stands, and its content: bytes, a file on this machine or one of a wheel."""
 
     name: str  # relative POSIX path
-    content: bytes | Path
+    content: bytes | Path | Member
     executable: bool = False
     sha256: frozenset[str] = frozenset()  # where not empty, the content must have one of these
 
@@ -52,10 +55,10 @@ def stream(entries: Iterable[ArchiveEntry], check: Callable[[], None] = lambda: 
 
 def _file(entry: ArchiveEntry, check: Callable[[], None]) -> Iterator[bytes]:
     digest = hashlib.sha256()
-    size = len(entry.content) if isinstance(entry.content, bytes) else entry.content.stat().st_size
-    yield _header(entry.name, size, 0o755 if entry.executable else 0o644, tarfile.REGTYPE)
+    size, opened = _open(entry.content)
     left = size
-    with io.BytesIO(entry.content) if isinstance(entry.content, bytes) else entry.content.open("rb") as file:
+    with opened as file:
+        yield _header(entry.name, size, 0o755 if entry.executable else 0o644, tarfile.REGTYPE)
         while piece := file.read(min(CHUNK, left)):
             check()
             digest.update(piece)
@@ -70,6 +73,14 @@ def _file(entry: ArchiveEntry, check: Callable[[], None]) -> Iterator[bytes]:
         )
     if padding := -size % tarfile.BLOCKSIZE:
         yield bytes(padding)
+
+
+def _open(content: bytes | Path | Member) -> tuple[int, IO[bytes]]:
+    if isinstance(content, bytes):
+        return len(content), io.BytesIO(content)
+    if isinstance(content, Member):
+        return content.open()
+    return content.stat().st_size, content.open("rb")
 
 
 def _header(name: str, size: int, mode: int, kind: bytes) -> bytes:
@@ -139,11 +150,10 @@ def context(spec: EnvironmentSpec) -> list[ArchiveEntry]:
         ArchiveEntry("Dockerfile", spec.dockerfile.encode()),
         ArchiveEntry("stage.py", shipped("images/stage.py")),
     ]
-    for name, text in spec.requirements.items():
-        role = name.removesuffix(".txt")
-        entries.append(ArchiveEntry(f"requirements/{role}.txt", text.encode()))
-        for path, hashes in wheels_of(text, spec.wheels).items():
-            entries.append(ArchiveEntry(f"wheelhouse/{role}/{path.name}", path, sha256=hashes))
+    for role, text in requirements_by_role(spec.requirements).items():
+        if role in INSTALLED:
+            for place, member in unpacked(wheels_of(text, spec.wheels)).items():
+                entries.append(ArchiveEntry(f"{role}/{place}", member, member.executable))
     for name, folder in spec.context.items():
         entries.extend(folder_entries(name, folder))
     return entries

@@ -2,8 +2,7 @@
 
 The build context that it expects:
 
-    wheelhouse/<role>/*.whl   the wheels of each role (installer, toolchain, worker)
-    requirements/<role>.txt   the same as pip --require-hashes files
+    worker/, toolchain/       the files of the wheels of these roles, as if installed there; see unpack.py
     engines/<name>/           CMake project of each engine
     requests/<name>.json      its build-engine request
     code/                     the folder above rwkvflow/worker

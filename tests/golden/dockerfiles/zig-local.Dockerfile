@@ -1,6 +1,6 @@
 # Made by rwkvflow; change the recipe instead of this file.
 # Base: docker-daemon:rwkvflow-base:bookworm@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
-# stage.py: sha256:75f968d7a8df34b22020378e2c6e769eb2a2cd27a6fb7dae2bfa61701375ef2c
+# stage.py: sha256:7e7b2cad1062a01350202fe0e4e1cf26494330a8134e661e7182e78261a35d0d
 FROM rwkvflow/base:0123456789abcdef01234567 AS base
 USER 0:0
 ENTRYPOINT []
@@ -9,19 +9,14 @@ ENV "LANG"="C.UTF-8" "LC_ALL"="C.UTF-8" "TZ"="UTC" "SOURCE_DATE_EPOCH"="17040672
 COPY stage.py /rwkvflow/
 RUN ["python3", "/rwkvflow/stage.py", "check-python", "3.11"]
 
-# What the worker imports, installed from wheels in the build context and nothing else.
+# What the worker imports: the files of its wheels, each held against the lock when it was unpacked, and nothing else.
 FROM base AS wheels
-COPY wheelhouse/installer/ /wheelhouse/installer/
-COPY wheelhouse/worker/ /wheelhouse/worker/
-COPY requirements/worker.txt /wheelhouse/worker.txt
-RUN ["python3", "/rwkvflow/stage.py", "install", "worker", "/opt/rwkvflow/site"]
+COPY worker/ /opt/rwkvflow/site/
+RUN ["python3", "/rwkvflow/stage.py", "compile", "/opt/rwkvflow/site"]
 
 # Compiler, CMake and Ninja. Independent of the worker's wheels, so that images with other wheels share the engine.
 FROM base AS toolchain
-COPY wheelhouse/installer/ /wheelhouse/installer/
-COPY wheelhouse/toolchain/ /wheelhouse/toolchain/
-COPY requirements/toolchain.txt /wheelhouse/toolchain.txt
-RUN ["python3", "/rwkvflow/stage.py", "install", "toolchain", "/opt/rwkvflow/toolchain"]
+COPY toolchain/ /opt/rwkvflow/toolchain/
 ENV "RWKVFLOW_TOOLCHAIN"="/opt/rwkvflow/toolchain"
 
 # Engine librwkv, built by a user that is not root.
@@ -35,9 +30,8 @@ COPY requests/librwkv.json /job/in/request.json
 USER 65534:65534
 RUN ["python3", "-m", "rwkvflow.worker", "in/request.json"]
 
-# What runs: interpreter, wheels, code and engines. No compiler, no installer, no wheelhouse.
-FROM base AS worker
-COPY --from=wheels /opt/rwkvflow/site /opt/rwkvflow/site
+# What runs: interpreter, wheels, code and engines. No compiler and no installer.
+FROM wheels AS worker
 COPY --from=engine-librwkv /job/out/engine /opt/rwkvflow/engine/librwkv
 COPY code/ /opt/rwkvflow/code/
 ENV "PYTHONPATH"="/opt/rwkvflow/code:/opt/rwkvflow/site" "HOME"="/tmp"

@@ -101,13 +101,15 @@ def test_context_holds_the_locked_wheels_by_role_and_no_others(tmp_path: Path) -
     hello = make_wheel(wheels, "hello_world", "1.0", {"hello.py": ""})
     make_wheel(wheels, "stranger", "1.0", {"stranger.py": ""})
     text = requirement(hello).replace("hello_world", "hello-world")
-    spec = EnvironmentSpec("t", "i", "FROM x\n", "x", "3.11", wheels, {"worker.txt": text}, {"code/a": code})
+    spec = EnvironmentSpec(
+        "t", "i", "FROM x\n", "x", "3.11", wheels, {"worker.txt": text, "installer.txt": text}, {"code/a": code}
+    )
     names = {entry.name for entry in context(spec)}
     assert names == {
         "Dockerfile",
         "stage.py",
-        "requirements/worker.txt",
-        "wheelhouse/worker/hello_world-1.0-py3-none-any.whl",
+        "worker/hello.py",
+        *(f"worker/hello_world-1.0.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL")),
         "code/a/x.py",
     }
 

@@ -70,9 +70,10 @@ def test_classic_builder_without_network_can_build_it(name: str) -> None:
 
 def test_final_stage_has_no_toolchain_and_no_root() -> None:
     text = render_dockerfile(**CASES["zig-local"])  # type: ignore[arg-type]
-    final = text[text.index("FROM base AS worker") :]
+    final = text[text.index("FROM wheels AS worker") :]
+    wheels = text[text.index("FROM base AS wheels") : text.index("FROM base AS toolchain")]
     assert "toolchain" not in final
-    assert "wheelhouse" not in final
+    assert "toolchain" not in wheels
     assert [line for line in final.splitlines() if line.startswith("USER")] == ["USER 65534:65534"]
     assert text[text.index("AS engine-librwkv") :].index("USER 65534") < text[text.index("AS engine-librwkv") :].index(
         "rwkvflow.worker"

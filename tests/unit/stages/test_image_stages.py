@@ -114,7 +114,7 @@ def test_the_second_image_builds_nothing_and_needs_no_compiler() -> None:
         assert words not in "\n".join(line for line in second.splitlines() if not line.startswith(("#", "LABEL")))
     assert [line for line in second.splitlines() if line.startswith("FROM")][1:] == [
         "FROM base AS wheels",
-        "FROM base AS worker",
+        "FROM wheels AS worker",
     ]
 
 
