@@ -68,7 +68,7 @@ class LockedWheels(Strict):
     toolchain: Many[LockedWheel] = Field(
         default=(), description="ziglang, cmake, ninja; empty for the system toolchain"
     )
-    installer: Many[LockedWheel] = Field(default=(), description="pip itself, which fills the virtual environments of the host")
+    installer: Many[LockedWheel] = Field(default=(), description="pip itself, for environments on the host")
 
     @field_validator("worker", "toolchain", "installer")
     @classmethod
