@@ -31,7 +31,13 @@ class KeptModel:
     size: int
 
 
-def fetched(text: str, root: Path, emit: Listener, cancel: threading.Event | None = None) -> Path:
+def fetched(
+    text: str,
+    root: Path,
+    emit: Listener,
+    cancel: threading.Event | None = None,
+    endings: Sequence[str] = CHECKPOINTS,
+) -> Path:
     """The file of a source that is on the hub or the web: from the store, else downloaded into it.
 
     What is there for the same commit and hash is not fetched again, and will do where the hub cannot be asked. A
@@ -45,7 +51,7 @@ def fetched(text: str, root: Path, emit: Listener, cancel: threading.Event | Non
         raise UsageError(f"{text}: {error}") from error
     if (path := source.below(Path())) is not None:
         return path
-    if source.folders and PurePosixPath(source.name).suffix not in CHECKPOINTS:
+    if source.folders and PurePosixPath(source.name).suffix not in endings:
         raise _which(source)
     folder = folder_of(text, root)
     return _fetch(text, folder, folder / (source.name or "model"), root, emit, cancel)

@@ -109,9 +109,14 @@ def _refuse_unknown(source: str) -> None:
 
 
 @click.command()
-@click.argument("document", type=click.Choice(["recipe", "workflow", "lock"]), default="recipe")
-def schema(document: Literal["recipe", "workflow", "lock"]) -> None:
-    """Print the JSON Schema of a document, for editors."""
-    from rwkvflow.documents.schema import schema_text
+@click.argument("document", type=click.Choice(["recipe", "workflow", "lock", "catalogue"]), default="recipe")
+def schema(document: Literal["recipe", "workflow", "lock", "catalogue"]) -> None:
+    """Print the JSON Schema of a document, for editors, or of a release's catalogue.json, for programs."""
+    from rwkvflow.documents.schema import printed, schema_for, schema_text
 
+    if document == "catalogue":
+        from rwkvflow.release.catalogue import Catalogue
+
+        click.echo(printed(schema_for(document, Catalogue)), nl=False)
+        return
     click.echo(schema_text(document), nl=False)

@@ -8,17 +8,17 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rwkvflow.base.errors import PublishError, UsageError
-from rwkvflow.base.text import shown
+from rwkvflow.base.text import json_shown, shown
 
 if TYPE_CHECKING:
     from rwkvflow.release.check import Findings
-    from rwkvflow.release.quality import Quality
 
 
 @click.command()
@@ -149,54 +149,48 @@ def _rebuild(folder: Path, recipe: Path | None, sandbox: str, allow_outside: boo
 
 
 @click.command()
-@click.argument("release", type=click.Path(exists=True, path_type=Path))
+@click.argument("release", metavar="RELEASE")
 @click.option("--memory", "size", required=True, metavar="SIZE", help="Memory that there is for the model, such as 2GB")
 @click.option("--runtime", metavar="NAME", help="Only files that this program reads, such as llama.cpp")
 @click.option("--model", metavar="NAME", help="Only files of this model of the release")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON")
-def choose(release: Path, size: str, runtime: str | None, model: str | None, as_json: bool) -> None:
+def choose(release: str, size: str, runtime: str | None, model: str | None, as_json: bool) -> None:
     """Say which file of RELEASE loses least in so much memory.
 
-    RELEASE is a release folder, or its quality.json. All files are listed with what running them takes, about, and how
-    far they are from the checkpoint; the best that fits is marked.
+    RELEASE is a release folder, its catalogue.json or quality.json, or a hub repository with a release, owner/name or
+    hf://owner/name. All files are listed with what running them takes, about, how many times less memory a token reads
+    than with 16 bits a weight, and how far they are from the checkpoint; the best that fits is marked.
     """
+    from rwkvflow.app.choose import listed
+    from rwkvflow.display import display_for
     from rwkvflow.release.choose import best, choices
     from rwkvflow.worker.formats.runtimes import BY_NAME
 
     memory = _bytes(size)
     if runtime is not None and runtime not in BY_NAME:
         raise UsageError(f"--runtime: {runtime} is not known", remedy=f"there are {', '.join(BY_NAME)}")
-    quality = _quality(release)
-    if model is not None and model not in (known := {item.model for item in quality.artifacts}):
+    with closing(display_for(as_json=False, verbose=False)) as display:
+        name, every = listed(release, display)
+    if model is not None and model not in (known := {item.model for item in every}):
         raise UsageError(f"--model: there is no {model}", remedy=f"there are {', '.join(sorted(known))}")
-    found = choices(quality, runtime, model)
+    found = choices(every, runtime, model)
     if not found:
-        raise UsageError(f"{quality.release} has no file that {runtime or 'a known program'} reads")
+        raise UsageError(f"{name} has no file that {runtime or 'a known program'} reads")
     chosen = best(found, memory)
     if as_json:
-        rows = [
-            {
-                "path": item.figures.path,
-                "format": item.figures.format,
-                "size": item.figures.size,
-                "memory": item.memory,
-                "kl_divergence": item.figures.kl_divergence,
-                "runtimes": item.runtimes,
-                "best": item is chosen,
-            }
-            for item in found
-        ]
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        rows = [asdict(item) | {"memory": item.memory, "best": item is chosen} for item in found]
+        click.echo(json_shown(json.dumps(rows, indent=2, ensure_ascii=False)))
     else:
-        width = max(len(shown(item.figures.path)) for item in found)
+        width = max(len(shown(item.path)) for item in found)
         for item in found:
-            loss = "not measured" if item.figures.kl_divergence is None else f"KL {item.figures.kl_divergence:.2g}"
+            loss = "not measured" if item.kl_divergence is None else f"KL {item.kl_divergence:.2g}"
+            speed = "" if item.speed_class is None else f"{item.speed_class:g}x"
             mark = "*" if item is chosen else " " if item.memory <= memory else "-"
-            line = f"{mark} {shown(item.figures.path):<{width}}  {item.figures.size / 1e6:9.1f} MB"
-            click.echo(f"{line}  about {item.memory / 1e9:.2f} GB  {loss:<12}  {', '.join(item.runtimes)}")
+            line = f"{mark} {shown(item.path):<{width}}  {item.size / 1e6:9.1f} MB  about {item.memory / 1e9:.2f} GB"
+            click.echo(f"{line}  {speed:>5}  {loss:<12}  {shown(', '.join(item.runtimes))}")
     if chosen is None:
         least = min(found, key=lambda item: item.memory)
-        raise UsageError(f"nothing fits into {size}: {least.figures.path} takes about {least.memory / 1e9:.2f} GB")
+        raise UsageError(f"nothing fits into {size}: {least.path} takes about {least.memory / 1e9:.2f} GB")
 
 
 def _bytes(text: str) -> int:
@@ -206,16 +200,3 @@ def _bytes(text: str) -> int:
         return any_bytes(text)
     except ValueError as error:
         raise UsageError(f"--memory: {error}") from None
-
-
-def _quality(release: Path) -> Quality:
-    from rwkvflow.release.names import QUALITY
-    from rwkvflow.release.quality import read_quality
-
-    path = release / QUALITY if release.is_dir() else release
-    try:
-        return read_quality(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}", remedy="name a release folder") from None
-    except ValueError as error:
-        raise UsageError(f"{path} is no quality.json of a release: {error}") from None

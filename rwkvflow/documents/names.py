@@ -1,4 +1,4 @@
-"""The types of names in documents that become paths: everything that a lock or a recipe calls by a name of its own."""
+"""Names in documents: the types of those that become paths, and the page of one that is a repository's."""
 
 from __future__ import annotations
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 from rwkvflow.documents.formats import format_names
 from rwkvflow.documents.lock import Lock
 from rwkvflow.documents.recipe import Recipe
@@ -22,21 +24,27 @@ _MODELS: dict[Document, type[Recipe] | type[Workflow] | type[Lock]] = {
 
 def schema_of(document: Document) -> dict[str, Any]:
     """JSON Schema (2020-12) of a document."""
-    schema = _MODELS[document].model_json_schema()
-    _untitle(schema)
-    schema = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": f"rwkvflow {document}",
-        **schema,
-    }
+    schema = schema_for(document, _MODELS[document])
     if document == "recipe":
         _finish_recipe(schema)
     return schema
 
 
+def schema_for(name: str, model: type[BaseModel]) -> dict[str, Any]:
+    """JSON Schema of what a model of pydantic describes."""
+    schema = model.model_json_schema()
+    _untitle(schema)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"rwkvflow {name}", **schema}
+
+
 def schema_text(document: Document) -> str:
     """The schema as `rwkvflow schema` prints it."""
-    return json.dumps(schema_of(document), indent=2, ensure_ascii=False) + "\n"
+    return printed(schema_of(document))
+
+
+def printed(schema: dict[str, Any]) -> str:
+    """A schema as it is printed."""
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
 def _finish_recipe(schema: dict[str, Any]) -> None:

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from rwkvflow.base.errors import PublishError, RwkvflowError
 from rwkvflow.base.hashing import file_digest
+from rwkvflow.release.catalogue import catalogue_problems
 from rwkvflow.release.known_faults import known_faults
 from rwkvflow.release.names import (
+    CATALOGUE,
     LOCK,
     PROVENANCE,
     QUALITY,
@@ -277,6 +279,7 @@ def _quality(folder: Path, digests: Mapping[str, str], found: Findings) -> None:
     except (OSError, ValueError, RecursionError) as error:
         found.problems.append(f"{QUALITY} cannot be read: {error}")
         return
+    reports: dict[str, dict[str, Any]] = {}
     for item in quality.artifacts:
         if not is_plain(item.path) or not (folder / item.path).exists():
             found.problems.append(f"{QUALITY}: the release has no {item.path}")
@@ -286,7 +289,9 @@ def _quality(folder: Path, digests: Mapping[str, str], found: Findings) -> None:
         if report not in digests:
             continue
         try:
-            differing = differences(item, json.loads((folder / report).read_bytes()))
+            told = json.loads((folder / report).read_bytes())
+            differing = differences(item, told)
+            reports[item.path] = told
         except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
             found.problems.append(f"{report} cannot be read: {error}")
             continue
@@ -295,6 +300,10 @@ def _quality(folder: Path, digests: Mapping[str, str], found: Findings) -> None:
     if len(found.problems) == before:
         count = len(quality.artifacts)
         found.checked.append(f"{QUALITY}: {count} artifact{'s' if count != 1 else ''}, as their smoke reports say")
+    problems = catalogue_problems(folder, digests, reports)
+    found.problems += problems
+    if not problems and (folder / CATALOGUE).is_file():
+        found.checked.append(f"{CATALOGUE}: the files of the release, its lock and its recipe")
 
 
 # ---- the signature ---------------------------------------------------------------------------------------------

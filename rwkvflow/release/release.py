@@ -8,8 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from rwkvflow.release.artifacts import ReleaseFile, Row, from_bytes, from_file, gather
+from rwkvflow.release.catalogue import catalogue_bytes, catalogue_of
 from rwkvflow.release.model_card.card import render_card
-from rwkvflow.release.names import CARD, ENGINE, LOCK, PLOT, PROVENANCE, QUALITY, RECIPE, SBOM, SIGNATURE, SUMS
+from rwkvflow.release.names import (
+    CARD,
+    CATALOGUE,
+    ENGINE,
+    LOCK,
+    PLOT,
+    PROVENANCE,
+    QUALITY,
+    RECIPE,
+    SBOM,
+    SIGNATURE,
+    SUMS,
+)
+from rwkvflow.release.ollama import ollama_files
 from rwkvflow.release.plot import plot_svg
 from rwkvflow.release.provenance.materials import engines
 from rwkvflow.release.quality import quality_bytes, quality_of
@@ -60,6 +74,9 @@ def assemble(
     files.append(from_bytes(QUALITY, quality_bytes(quality)))
     if plot := plot_svg(quality):
         files.append(from_bytes(PLOT, plot.encode()))
+    license_id = (params.get("card") or {}).get("license")
+    files.append(from_bytes(CATALOGUE, catalogue_bytes(catalogue_of(params, found.rows, files))))
+    files += ollama_files(found.rows, license_id)
     card = render_card(
         str(params["name"]),
         found.rows,
@@ -70,7 +87,6 @@ def assemble(
         plot=plot is not None,
     )
     files.append(from_bytes(CARD, card.encode()))
-    license_id = (params.get("card") or {}).get("license")
     files.append(from_bytes(SBOM, sbom_bytes(params, found.rows, built, license_id)))
     statement = statement_bytes(params, files, found.rows, built, found.left_out, signed_by)
     files.append(from_bytes(PROVENANCE, statement))

@@ -8,8 +8,10 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from rwkvflow.base.errors import PublishError, StoreError
+from rwkvflow.base.errors import FetchError, PublishError, StoreError
+from rwkvflow.cli import cli
 from rwkvflow.net.progress import Told
 from rwkvflow.publish.hub import LARGEST, HubOptions, HubPublisher, weight_suffixes
 from rwkvflow.release.artifacts import from_file
@@ -17,6 +19,7 @@ from rwkvflow.release.names import PROVENANCE, SUMS
 from rwkvflow.release.provenance.statement import BUILD_TYPE, PREDICATE_TYPE
 from rwkvflow.release.release import Release
 from tests.helpers import publishing
+from tests.helpers import releases as runs
 from tests.helpers.hub_releases import NEW, OLD, REPO, TOKEN, commits, holds, publish, uploads
 from tests.helpers.publishing import POLICY, contents, release
 from tests.standin import StandIn
@@ -248,3 +251,21 @@ def test_release_files_come_from_disk_too(tmp_path: Path) -> None:
     made = release(OLD, tmp_path / "r")
     assert contents(publishing.from_folder(tmp_path / "r")) == contents(made)
     assert from_file("x", tmp_path / "r" / "README.md").size == len(publishing.CARD_TEXT)
+
+
+def test_choose_asks_a_repository_for_its_catalogue_alone(
+    net: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = runs.made(tmp_path / "run").assemble()
+    HubPublisher(REPO, policy=POLICY).apply(made, Told())
+    monkeypatch.setenv("RWKVFLOW_STORE", str(tmp_path / "store"))
+    monkeypatch.chdir(tmp_path)
+    net.seen.clear()
+    done = CliRunner().invoke(cli, ["choose", REPO, "--memory", "1GB", "--runtime", "librwkv", "--model", "tiny7"])
+    assert done.exit_code == 0, done.exception
+    assert done.output.startswith("* tiny7/tiny7-Q5_1.bin")
+    assert {
+        str(request.path).rpartition("/")[2] for request in net.requests("GET") if "/resolve/" in str(request.path)
+    } <= {"catalogue.json"}
+    missing = CliRunner().invoke(cli, ["choose", "me/others", "--memory", "1GB"])
+    assert isinstance(missing.exception, FetchError)

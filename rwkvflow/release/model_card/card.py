@@ -5,22 +5,25 @@ A template of the user's sees what the shipped one sees (`context` below) and ma
     {% extends "README.md.j2" %}
     {% block about %}Trained by me on …{% endblock %}
 
-Blocks: head, about, files, samples, running, origin, again, check. It is rendered in a sandbox: a recipe may come from
-anybody.
+Blocks: head, about, files, choice, samples, running, origin, again, check. It is rendered in a sandbox: a recipe may
+come from anybody.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rwkvflow.base.text import shown
+from rwkvflow.documents.formats import family_of
 from rwkvflow.release.artifacts import Row
+from rwkvflow.release.choose import Runnable, best_for_some, of_rows
 from rwkvflow.release.model_card.front_matter import front_matter, yaml_text
 from rwkvflow.release.model_card.runtimes import runtimes
 from rwkvflow.release.model_card.template import render_apart
-from rwkvflow.release.names import ENGINE, LOCK, PLOT, PROVENANCE, QUALITY, RECIPE, SBOM, SIGNATURE, SUMS
+from rwkvflow.release.names import CATALOGUE, ENGINE, LOCK, PLOT, PROVENANCE, QUALITY, RECIPE, SBOM, SIGNATURE, SUMS
 from rwkvflow.release.provenance.materials import public_uri, shown_source
 
 if TYPE_CHECKING:
@@ -75,6 +78,7 @@ def environment_of() -> Environment:
         "rate": rate,
         "quoted": quoted,
         "count": human_count,
+        "times": times,
         "source": shown_source,
         "yaml": yaml_text,
     }
@@ -99,6 +103,7 @@ def context(
         "front_matter": front_matter(name, rows, params),
         "rows": rows,
         "left_out": left_out,
+        "picks": _picks(rows),
         "notes": _notes(rows),
         "proofs": _proofs(rows),
         "machines": _machines(rows),
@@ -117,6 +122,7 @@ def context(
             "sums": SUMS,
             "signature": SIGNATURE,
             "quality": QUALITY,
+            "catalogue": CATALOGUE,
             "engine": ENGINE,
         },
     }
@@ -134,6 +140,30 @@ def _model(rows: Sequence[Row], model: str, locked: Mapping[str, Any]) -> dict[s
         "parameters": facts.get("parameters"),
         "remote": public_uri(str(locked["source"])) is not None,
     }
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A file that is the best of its family for some size of memory, with what a reader chooses by."""
+
+    path: str
+    size: int
+    memory: int
+    kl_divergence: float | None
+    speed_class: float | None
+    runtimes: tuple[str, ...]
+
+
+def _picks(rows: Sequence[Row]) -> list[Pick]:
+    """Of each model and family of formats, the files that are the best for some size of memory."""
+    kinds: dict[tuple[str, str], list[Runnable]] = {}
+    for item in of_rows(rows):
+        kinds.setdefault((item.model, family_of(item.format)), []).append(item)
+    return [
+        Pick(item.path, item.size, item.memory, item.kl_divergence, item.speed_class, item.runtimes)
+        for listed in kinds.values()
+        for item in best_for_some(listed)
+    ]
 
 
 def _notes(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
@@ -229,6 +259,11 @@ def rate(value: object) -> str:
     if not isinstance(value, float | int):
         return "–"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def times(value: object) -> str:
+    """3.5 → "3.5×"."""
+    return f"{value:g}×" if isinstance(value, float | int) else "–"
 
 
 def quoted(text: object) -> str:

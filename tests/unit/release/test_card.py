@@ -315,7 +315,7 @@ def test_nothing_from_a_recipe_breaks_out_of_its_place(title: str, source: str, 
     assert data["base_model"] == [source] or not source
     body = card[card.index("\n---\n") + 5 :]
     tables = [line for line in body.splitlines() if line.startswith("|")]
-    assert len(tables) == 6, "no row was added or broken"
+    assert len(tables) == 9, "no row was added or broken"
     assert body.count("```") == 2 * len(re.findall(r"^```sh$", body, re.MULTILINE))
     assert "<script" not in body
     assert len(re.findall(r"^# ", body, re.MULTILINE)) == 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rwkvflow.base.errors import UsageError
 from rwkvflow.cli import cli
-from rwkvflow.release.choose import ROOM, best, choices, memory_of
+from rwkvflow.release.choose import ROOM, best, best_for_some, choices, memory_of, of_quality, speed_class
 from rwkvflow.release.quality import ArtifactFigures, Quality, quality_bytes
 
 GB = 10**9
@@ -42,16 +42,16 @@ def quality(*more: ArtifactFigures) -> Quality:
     ],
 )
 def test_the_least_loss_that_fits(memory: float, runtime: str | None, wanted: str | None) -> None:
-    found = best(choices(quality(), runtime), int(memory * GB))
-    assert (found and found.figures.format) == wanted
+    found = best(choices(of_quality(quality()), runtime), int(memory * GB))
+    assert (found and found.format) == wanted
 
 
 def test_what_was_not_measured_is_the_last_choice() -> None:
     found = quality(figures("gguf-q6_k", 0.5, None))
     for memory, wanted in ((4.0, "gguf-q8_0"), (1.0, "gguf-q6_k")):
-        chosen = best(choices(found), int(memory * GB))
+        chosen = best(choices(of_quality(found)), int(memory * GB))
         assert chosen is not None
-        assert chosen.figures.format == wanted
+        assert chosen.format == wanted
 
 
 @settings(max_examples=100, deadline=None)
@@ -59,12 +59,31 @@ def test_what_was_not_measured_is_the_last_choice() -> None:
 def test_nothing_that_fits_loses_less(sizes: list[int], memory: int, data: Any) -> None:
     losses = [data.draw(st.none() | st.floats(0, 1)) for _ in sizes]
     rows = [figures(f"gguf-q{i}", size / GB, loss) for i, (size, loss) in enumerate(zip(sizes, losses, strict=True))]
-    found = choices(Quality(release="r", text=None, models={}, artifacts=tuple(rows)))
+    found = choices(of_quality(Quality(release="r", text=None, models={}, artifacts=tuple(rows))))
     chosen = best(found, memory)
     fitting = [item for item in found if item.memory <= memory]
     assert (chosen is None) == (not fitting)
     assert chosen is None or all(chosen.loss <= item.loss for item in fitting)
-    assert all(item.memory == memory_of(item.figures.size) >= item.figures.size + ROOM for item in found)
+    assert all(item.memory == memory_of(item.size) >= item.size + ROOM for item in found)
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes=st.lists(st.integers(0, 10**9), min_size=1, max_size=8), memory=st.integers(0, 2 * 10**9), data=st.data())
+def test_marked_are_those_that_are_the_best_for_some_memory(sizes: list[int], memory: int, data: Any) -> None:
+    losses = [data.draw(st.none() | st.sampled_from([0.0, 0.1, 0.2])) for _ in sizes]
+    rows = [figures(f"gguf-q{i}", size / GB, loss) for i, (size, loss) in enumerate(zip(sizes, losses, strict=True))]
+    found = of_quality(Quality(release="r", text=None, models={}, artifacts=tuple(rows)))
+    marked = best_for_some(found)
+    assert all(best(found, item.memory) == item for item in marked)
+    chosen = best(found, memory)
+    assert chosen is None or chosen in marked
+
+
+@pytest.mark.parametrize(
+    ("bits", "wanted"), [(None, None), (16.0, 1.0), (4.83, 3.5), (8.5, 2.0), (32.0, 0.5), (99, 0.5)]
+)
+def test_speed_goes_by_the_bytes_that_a_token_reads(bits: float | None, wanted: float | None) -> None:
+    assert speed_class(bits) == wanted
 
 
 def call(*words: object) -> Any:

@@ -132,7 +132,7 @@ def test_the_bytes_do_not_depend_on_place_time_locale_or_hash_seed(tmp_path: Pat
         )  # fmt: skip
         told.append(done.stdout)
     assert told[0] == told[1]
-    assert len(told[0].splitlines()) == 17
+    assert len(told[0].splitlines()) == 18
 
 
 @pytest.mark.parametrize(
