@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from rwkvflow.base.events import Listener
 from rwkvflow.base.files import remove
 from rwkvflow.documents.load import load_lock, load_workflow, recipe_from_text
 from rwkvflow.documents.lock import Lock, pinned_files
+from rwkvflow.documents.recipe import Recipe
 from rwkvflow.lock.local_files import changed_files
 from rwkvflow.lock.outside import check_inside
 from rwkvflow.plan.matrix import expand
@@ -36,6 +36,7 @@ from rwkvflow.store.store import Store, default_root
 class Comparison:
     """Files of a release by how they compare with those made again. A note is a difference that is no failure."""
 
+    sandbox: str = ""  # in which it was made again
     same: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -49,27 +50,34 @@ def rebuild(
     workflow: Path | None = None,
     sandbox: str = "auto",
     allow_outside: bool = False,
+    store: Path | None = None,
 ) -> Comparison:
     """Run the recipe of a release anew and compare every artifact and engine file, bit by bit.
 
     `recipe` is where the release's recipe lies beside its local files; without it they are looked for in the release.
     What is made comes from the release's own recipe and lock in any case. `allow_outside`: the recipe may name files
-    outside of its folder. Nothing runs on the host unless `sandbox` says so. Errors as those of a run.
+    outside of its folder. Nothing runs on the host unless `sandbox` says so. From `store` is taken what was downloaded
+    before, and nothing else. The sandbox may be another than the one that the release was made in; where the lock pins
+    no base image for it, the one that the recipe names is taken, and a note says which that was. Errors as those of a
+    run.
     """
     for name in (RECIPE, LOCK, PROVENANCE):
         if not (release / name).is_file():
             raise UsageError(f"{release}: without {name}, this release cannot be made again")
     statement = read_statement((release / PROVENANCE).read_bytes())
     with _fresh_store() as root:
-        prepared = _prepare(release, recipe, workflow, sandbox, allow_outside, root, emit)
-        _seed(root, prepared.blueprint.lock)
+        prepared, bases = _prepare(release, recipe, workflow, sandbox, allow_outside, root, emit)
+        _seed(root, prepared.blueprint.lock, store)
         finished = pipeline.execute(prepared, emit)
         params, refs = release_of(prepared.blueprint)
         inputs, digests = _made(prepared, finished, refs)
         try:
-            return _compare(statement, params, inputs, digests)
+            found = _compare(statement, params, inputs, digests)
         except PublishError as error:  # nothing was made at all; why is the run's to say
             raise finished.error() or error from None
+    found.sandbox = prepared.sandbox.name
+    found.notes += bases
+    return found
 
 
 def _prepare(
@@ -80,7 +88,7 @@ def _prepare(
     allow_outside: bool,
     root: Path,
     emit: Listener,
-) -> pipeline.Prepared:
+) -> tuple[pipeline.Prepared, list[str]]:
     from rwkvflow.sandbox.choose import brings_code, choose
 
     place = (beside or release / RECIPE).absolute()
@@ -95,10 +103,11 @@ def _prepare(
             f"a release may be anybody's, and making it again would run its wheels and engine on this machine: {why}",
             remedy="make Docker work (`rwkvflow doctor`), or say --sandbox host if you know who made it",
         )
+    lock, bases = _with_bases(recipe, lock) if chosen.name == "docker" else (lock, [])
     if problems := pipeline.lacks(recipe, lock, chosen):
         raise LockError(
             f"the lock of {release} does not do here:" + "".join(f"\n  {problem}" for problem in problems),
-            remedy="rebuild on the platform that it was made on, in the same kind of sandbox",
+            remedy="rebuild on the platform that it was made on",
         )
     blueprint = Blueprint(
         recipe=recipe,
@@ -119,7 +128,21 @@ def _prepare(
     plan = pipeline.make_plan(blueprint, publishing=False)
     crossed = [engine.cross(blueprint, target).step for target in blueprint.recipe.engine.targets]
     plan = Plan(list(plan), [*plan.targets, *crossed])
-    return pipeline.Prepared(request, blueprint, plan, pipeline.open_store(request), chosen, why)
+    return pipeline.Prepared(request, blueprint, plan, pipeline.open_store(request), chosen, why), bases
+
+
+def _with_bases(recipe: Recipe, lock: Lock) -> tuple[Lock, list[str]]:
+    """The lock with base images where it pins none, as one that was made on the host; and which those are."""
+    from rwkvflow.sandbox.image.base_image import base_digest
+
+    notes, images = [], dict(lock.images)
+    for image in recipe.images:
+        known = images.get(image.name)
+        if known is not None and known.base is None:
+            base = base_digest(image.base)
+            images[image.name] = known.model_copy(update={"base": base})
+            notes.append(f"the lock pins no base image for {image.name}: {base.reference} was taken, {base.digest}")
+    return lock.model_copy(update={"images": images}), notes
 
 
 @contextmanager
@@ -131,9 +154,9 @@ def _fresh_store() -> Iterator[Path]:
         remove(root)
 
 
-def _seed(root: Path, lock: Lock) -> None:
+def _seed(root: Path, lock: Lock, named: Path | None) -> None:
     """Give the fresh store what was downloaded before, and nothing that was made. A fetch hashes what it finds."""
-    usual = Path(os.environ.get("RWKVFLOW_STORE") or default_root())
+    usual = named or default_root()
     if not usual.is_dir():
         return
     store, downloads = Store(usual), root / "downloads"

@@ -21,19 +21,19 @@ if TYPE_CHECKING:
     from rwkvflow.release.check import Findings
 
 
+def _existing() -> click.Path:
+    return click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
 @click.command()
 @click.argument("target", metavar="RELEASE")
-@click.option(
-    "--key",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Public key (PEM) that the release must be signed with",
-)
+@click.option("--key", type=_existing(), help="Public key (PEM) that the release must be signed with")
 @click.option(
     "--rebuild", "again", is_flag=True, help="Also rebuild it from its recipe and lock, and compare all bytes"
 )
 @click.option(
     "--recipe",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=_existing(),
     help="For --rebuild: the recipe whose folder holds the checkpoints that the release names by path",
 )
 @click.option(
@@ -44,41 +44,99 @@ if TYPE_CHECKING:
     help="For --rebuild: where commands run",
 )
 @click.option(
+    "--store",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="RWKVFLOW_STORE",
+    help="For --rebuild: take from this store what was downloaded before, and nothing else",
+)
+@click.option(
     "--allow-outside",
     is_flag=True,
     help="For --rebuild: let the recipe name texts, keys and engine sources outside of its folder",
 )
+@click.option(
+    "--attest", type=_existing(), metavar="KEY", help="For --rebuild: sign a statement that all bytes came out equal"
+)
+@click.option("--attest-as", default="", metavar="NAME", help="For --attest: who says so; default: the key's SHA-256")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="For --attest: file to write; default: named as the release and the key",
+)
+@click.option(
+    "--require-rebuilds",
+    "wanted",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Also require that N trusted people have made it again with the same bytes",
+)
+@click.option(
+    "--rebuilder",
+    "rebuilders",
+    multiple=True,
+    metavar="NAME=KEY",
+    help="For --require-rebuilds: a trusted person's public key (PEM)",
+)
+@click.option(
+    "--rebuilder-identity",
+    "identities",
+    nargs=2,
+    multiple=True,
+    metavar="IDENTITY ISSUER",
+    help="For --require-rebuilds: a trusted identity that signs without a key, and who vouches for it",
+)
+@click.option(
+    "--trust-root", type=_existing(), help="For --rebuilder-identity: Sigstore's trusted root (JSON), if not the public"
+)
+@click.option(
+    "--attestations",
+    "places",
+    multiple=True,
+    metavar="PLACE",
+    help="For --require-rebuilds: also look in a file, a folder, hf://owner/name or oci://registry/name:tag",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON")
-def verify(
-    target: str,
-    key: Path | None,
-    again: bool,
-    recipe: Path | None,
-    sandbox: str,
-    allow_outside: bool,
-    as_json: bool,
-) -> None:
+def verify(target: str, key: Path | None, again: bool, as_json: bool, **options: Any) -> None:
     """Check the checksums, statement, lock and signature of a release.
 
     RELEASE is a folder, or hf://owner/name[@revision], which is downloaded first. No file may be missing or extra.
     Prints what was checked and every problem; the exit code is 9 if there is one. So it is for files that are as they
     were published, and that an older version of rwkvflow made wrongly.
     """
-    if recipe is not None and not again:
+    if options["recipe"] is not None and not again:
         raise UsageError("--recipe says where --rebuild finds local files", remedy="add --rebuild, or leave it out")
+    if options["attest"] is not None and not again:
+        raise UsageError("--attest says that the release was made again", remedy="add --rebuild")
+    wanted = options["wanted"]
+    if wanted is not None and wanted > len(options["rebuilders"]) + len(options["identities"]):
+        raise UsageError(
+            f"--require-rebuilds {wanted} needs as many people whom you trust",
+            remedy="name them: --rebuilder ann=ann.pub",
+        )
+    offer: list[str] = []
     with _here(target) as folder:
         found = _checked(folder, key)
         if again and not found.problems:
-            _rebuild(folder, recipe, sandbox, allow_outside, found)
+            offer = _rebuild(folder, target, options, found)
+        if wanted is not None and not found.problems:
+            _require(folder, wanted, options, found)
+    _tell(found, target, as_json)
+    for line in offer if not as_json else ():
+        click.echo(line)
+
+
+def _tell(found: Findings, target: str, as_json: bool) -> None:
+    """Print what was found. Raises PublishError for problems and for faults."""
     told = {"name": found.name, "files": found.files, "bytes": found.bytes}
     if as_json:
         lists = {"checked": found.checked, "notes": found.notes, "problems": found.problems, "faults": found.faults}
         click.echo(json.dumps({"release": target, **told, **lists}, indent=2, ensure_ascii=False))
     else:
         for line in found.checked:
-            click.echo(f"ok      {line}")
+            click.echo(f"ok      {shown(line)}")
         for line in found.notes:
-            click.echo(f"note    {line}")
+            click.echo(f"note    {shown(line)}")
         for line in found.problems:
             click.echo(f"WRONG   {line}")
         for line in found.faults:
@@ -136,16 +194,45 @@ def _checked(folder: Path, key: Path | None) -> Findings:
         return check_release(folder, key=key, on_bytes=on_bytes)
 
 
-def _rebuild(folder: Path, recipe: Path | None, sandbox: str, allow_outside: bool, found: Findings) -> None:
+def _rebuild(folder: Path, target: str, options: dict[str, Any], found: Findings) -> list[str]:
+    """Make it again; what to say of an attestation, where one was written."""
     from rwkvflow.app.rebuild import rebuild
     from rwkvflow.display import display_for
 
     with closing(display_for(as_json=False, verbose=False)) as display:
-        compared = rebuild(folder, display, recipe=recipe, sandbox=sandbox, allow_outside=allow_outside)
+        compared = rebuild(
+            folder,
+            display,
+            recipe=options["recipe"],
+            sandbox=options["sandbox"],
+            allow_outside=options["allow_outside"],
+            store=options["store"],
+        )
     found.problems += compared.problems
     found.notes += [f"rebuild: {note}" for note in compared.notes]
-    if compared.same and not compared.problems:
-        found.checked.append(f"rebuild: {len(compared.same)} files made again, each with the same bytes")
+    if not compared.same or compared.problems:
+        return []
+    count = len(compared.same)
+    found.checked.append(f"rebuild: {count} files made again, each with the same bytes ({compared.sandbox})")
+    if options["attest"] is None:
+        return []
+    from rwkvflow.app.vouching import attest, offers
+
+    path = attest(folder, compared, options["attest"], who=options["attest_as"], output=options["output"])
+    return [f"{path} says so; to offer it to whoever published the release:", *offers(found.name, path, target)]
+
+
+def _require(folder: Path, wanted: int, options: dict[str, Any], found: Findings) -> None:
+    """Hold the release against who else made it."""
+    from rwkvflow.app.vouching import rebuilders_of, vouched
+
+    rebuilders = rebuilders_of(options["rebuilders"], options["identities"], options["trust_root"])
+    vouching = vouched(folder, options["places"], rebuilders)
+    for name, words in vouching.by.items():
+        found.checked.append(f"rebuilt by {name} with the same bytes ({words})")
+    found.notes += vouching.notes
+    if (problem := vouching.problem(wanted, rebuilders)) is not None:
+        found.problems.append(shown(problem))
 
 
 @click.command()

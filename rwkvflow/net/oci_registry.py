@@ -109,6 +109,40 @@ class OciRegistry:
 
         return self._patiently(ask)
 
+    def referrers(self, digest: str) -> dict[str, Any] | None:
+        """The index of what says that it is about a manifest; None where the registry keeps no such list."""
+
+        def ask() -> dict[str, Any] | None:
+            with self._send("GET", f"referrers/{digest}", headers={"Accept": INDEX}) as response:
+                if response.status_code in (400, 404, 405):
+                    return None
+                self._judge(response, 200)
+                data = response.read()
+            try:
+                value = json.loads(data)
+            except ValueError:
+                return None
+            return value if isinstance(value, dict) and value.get("mediaType") == INDEX else None
+
+        return self._patiently(ask)
+
+    def blob(self, digest: str, most: int) -> bytes:
+        """The bytes of a small blob. Raises PublishError where they are more, or others than the digest's."""
+
+        def ask() -> bytes:
+            with self._send("GET", f"blobs/{digest}", follow=True) as response:
+                self._judge(response, 200)
+                data = b""
+                for chunk in response.iter_bytes():
+                    data += chunk
+                    if len(data) > most:
+                        raise PublishError(f"{self.place}: {digest} has more than {most} bytes")
+            if text_digest(data) != digest:
+                raise PublishError(f"{self.place}: the bytes of {digest} are others")
+            return data
+
+        return self._patiently(ask)
+
     # ---- writing -----------------------------------------------------------------------------------------------
 
     def upload(self, file: ReleaseFile, on_bytes: Callable[[int], None]) -> None:

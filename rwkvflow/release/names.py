@@ -21,8 +21,11 @@ STATE = MARKER  # which step key made the folder, and the size and time of each 
 UNLISTED_IN_STATEMENT = frozenset({PROVENANCE, SUMS, SIGNATURE})
 UNLISTED_IN_SUMS = frozenset({SUMS, SIGNATURE})
 
+# What others say of a release, which comes later than it. No model can be called so: names begin with no dot.
+ATTESTATIONS = ".attestations"
+
 # What publishing, git and the hub's client leave in a folder; nothing that anybody loads as part of a model.
-NOT_OF_A_RELEASE = (STATE, ".gitattributes", ".git", ".cache/huggingface")
+NOT_OF_A_RELEASE = (STATE, ATTESTATIONS, ".gitattributes", ".git", ".cache/huggingface")
 
 
 def belongs(path: str) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.cli import Project, project
+from tests.unit.release.test_verify import key_pair
 
 HOST = ("--sandbox", "host")
 ARTIFACT = "tiny4/tiny4-Q5_1.bin"
@@ -49,11 +50,42 @@ def test_an_honest_release_is_made_again_bit_by_bit(published: Project, tmp_path
     # The store of the fixture is shared with tests that write to it meanwhile; of this one, only downloads are known.
     usual = tmp_path / "store"
     shutil.copytree(published.store / "downloads", usual / "downloads", copy_function=os.link)
-    here = {"RWKVFLOW_STORE": str(usual)}
-    done = published("verify", "out", "--rebuild", "--recipe", "recipe.yaml", *HOST, env=here)
+    key_pair(tmp_path, "ann")
+    said = ("--attest", f"{tmp_path}/ann.key", "-o", f"{tmp_path}/ann.json")
+    done = published("verify", "out", "--rebuild", "--recipe", "recipe.yaml", *HOST, "--store", str(usual), *said)
     assert done.code == 0, done.err
-    assert "ok      rebuild: 7 files made again, each with the same bytes" in done.out
+    assert "ok      rebuild: 7 files made again, each with the same bytes (host)" in done.out
     assert not list((usual / "index").rglob("*.json")), "in a store of its own"
+    asked = ("--require-rebuilds", "1", "--rebuilder", f"ann={tmp_path}/ann.pub")
+    assert published("verify", "out", *asked).code == 9
+    done = published("verify", "out", *asked, "--attestations", f"{tmp_path}/ann.json")
+    assert done.code == 0, done.out
+    assert "ok      rebuilt by ann with the same bytes (" in done.out
+
+
+@pytest.mark.soak
+def test_a_release_of_the_host_is_made_again_in_docker_and_both_vouch_for_it(
+    published: Project, tmp_path: Path
+) -> None:
+    pytest.importorskip("docker")
+    lines = []
+    for name, sandbox in (("ann", "host"), ("bob", "docker")):
+        key_pair(tmp_path, name)
+        said = ("--attest", f"{tmp_path}/{name}.key", "-o", f"{tmp_path}/said/{name}.json")
+        (tmp_path / "said").mkdir(exist_ok=True)
+        done = published("verify", "out", "--rebuild", "--recipe", "recipe.yaml", "--sandbox", sandbox, *said)
+        assert done.code == 0, done.out + done.err
+        assert f"7 files made again, each with the same bytes ({sandbox})" in done.out
+        lines += [line for line in done.out.splitlines() if "differs" in line]
+    assert not [line for line in lines if "patch" in line], "the published patch is the same as well"
+    people = [text for name in ("ann", "bob") for text in ("--rebuilder", f"{name}={tmp_path}/{name}.pub")]
+    asked = ("--require-rebuilds", "2", "--attestations", f"{tmp_path}/said", *people)
+    done = published("verify", "out", *asked)
+    assert done.code == 0, done.out
+    (tmp_path / "said/bob.json").unlink()
+    done = published("verify", "out", *asked)
+    assert done.code == 9
+    assert "nothing that counts came from bob" in done.out
 
 
 def test_a_forgery_that_is_consistent_is_found_by_making_it_again(published: Project, tmp_path: Path) -> None:

@@ -22,10 +22,11 @@ from rwkvflow.release.names import NOT_OF_A_RELEASE, SIGNATURE
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 PASSWORD = "RWKVFLOW_SIGN_PASSWORD"  # noqa: S105 - the name of the environment variable
 MAKE_A_KEY = "make one with: openssl ecparam -name prime256v1 -genkey -noout -out sign.key"
-_PAYLOAD_TYPE = "application/vnd.in-toto+json"
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _CURVES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
 
 
@@ -49,19 +50,19 @@ def sign(name: str, digests: Mapping[str, str], key: Path) -> bytes:
     private = _private(key)
     payload = _payload(name, digests)
     algorithm = getattr(hashes, _CURVES[private.curve.name])()
-    signature = private.sign(_envelope(payload), ec.ECDSA(algorithm, deterministic_signing=True))
+    signature = private.sign(envelope_bytes(payload), ec.ECDSA(algorithm, deterministic_signing=True))
     bundle = {
         "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
         "verificationMaterial": {"publicKey": {"hint": _hint(private.public_key())}, "tlogEntries": []},
         "dsseEnvelope": {
             "payload": base64.b64encode(payload).decode(),
-            "payloadType": _PAYLOAD_TYPE,
+            "payloadType": PAYLOAD_TYPE,
             "signatures": [{"keyid": "", "sig": base64.b64encode(signature).decode()}],
         },
     }
     data = (json.dumps(bundle, sort_keys=True) + "\n").encode()
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "key.pub").write_bytes(_pem(private.public_key()))
+        (Path(folder) / "key.pub").write_bytes(public_pem(private.public_key()))
         try:
             check_signature(data, Path(folder) / "key.pub", digests)
         except SignatureProblem as error:
@@ -142,43 +143,54 @@ def _payload(name: str, digests: Mapping[str, str]) -> bytes:
     return json.dumps(content, sort_keys=True, ensure_ascii=False).encode()
 
 
-def _envelope(payload: bytes) -> bytes:
+def envelope_bytes(payload: bytes) -> bytes:
     """DSSE's pre-authentication encoding: what is signed of an envelope."""
-    kind = _PAYLOAD_TYPE.encode()
+    kind = PAYLOAD_TYPE.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
 
 
 def _private(path: Path) -> EllipticCurvePrivateKey:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+
+    key = private_key(path)
+    assert isinstance(key, EllipticCurvePrivateKey)  # noqa: S101 - no other is asked for
+    return key
+
+
+def private_key(path: Path, *, ed25519: bool = False) -> EllipticCurvePrivateKey | Ed25519PrivateKey:
+    """A private key's PEM file: on a curve of NIST's, or ed25519 where that will do too. Raises PublishError."""
     _packages()
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     password = os.environ.get(PASSWORD)
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise PublishError(
-            f"the key that the recipe names cannot be read: {path.name}: {error.strerror}", remedy=MAKE_A_KEY
-        ) from error
+        raise PublishError(f"the key cannot be read: {path.name}: {error.strerror}", remedy=MAKE_A_KEY) from error
     try:
         key = serialization.load_pem_private_key(data, password.encode() if password else None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         wanted = "" if password else f"; a password goes into {PASSWORD}"
         raise PublishError(f"{path.name} is no private key that can be used{wanted}", remedy=MAKE_A_KEY) from error
+    if isinstance(key, Ed25519PrivateKey) and ed25519:
+        return key
     if not isinstance(key, EllipticCurvePrivateKey) or key.curve.name not in _CURVES:
         raise PublishError(f"{path.name} is no key on the curve P-256, P-384 or P-521", remedy=MAKE_A_KEY)
     return key
 
 
-def _pem(key: EllipticCurvePublicKey) -> bytes:
+def public_pem(key: EllipticCurvePublicKey | Ed25519PublicKey) -> bytes:
+    """A public key as PEM."""
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     return key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def _hint(key: EllipticCurvePublicKey) -> str:
-    return hashlib.sha256(_pem(key)).hexdigest()
+    return hashlib.sha256(public_pem(key)).hexdigest()
 
 
 def _packages() -> tuple[Any, Any]:

@@ -198,7 +198,8 @@ def check(reports: Sequence[Report], files: Mapping[str, str], names: Sequence[s
 def unified_diff(before: Mapping[str, str], after: Mapping[str, str], redact: Mapping[str, str]) -> str:
     """One unified diff of all files that differ, in the order of their names, without times.
 
-    Whatever of this machine is a key of `redact` shows as its value, longest key first.
+    Whatever of this machine is a key of `redact` shows as its value, longest key first. Line numbers count the lines
+    that the diff shows: what CMake writes in between is longer on one machine than on another.
     """
     pieces: list[str] = []
     for name in sorted(before):
@@ -206,8 +207,25 @@ def unified_diff(before: Mapping[str, str], after: Mapping[str, str], redact: Ma
             continue
         old, new = (hide(text, redact).split("\n") for text in (before[name], after[name]))
         lines = list(difflib.unified_diff(old, new, f"a/{name}", f"b/{name}", lineterm=""))
-        pieces.extend(line + "\n" for line in lines)
+        pieces.extend(line + "\n" for line in _counted(lines))
     return "".join(pieces)
+
+
+_HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@")
+
+
+def _counted(lines: Sequence[str]) -> Iterator[str]:
+    """The lines of one file's diff, its hunks numbered as if nothing stood between them."""
+    before = after = 1
+    left = 0  # lines of a hunk that are still to come, of which none is a header
+    for line in lines:
+        if left == 0 and (match := _HUNK.fullmatch(line)):
+            counts = [1 if count is None else int(count) for count in match.groups()]
+            yield f"@@ -{before},{counts[0]} +{after},{counts[1]} @@"
+            before, after, left = before + counts[0], after + counts[1], sum(counts)
+            continue
+        left -= 2 if line.startswith(" ") else 1 if left else 0
+        yield line
 
 
 def hide(text: str, redact: Mapping[str, str]) -> str:

@@ -302,6 +302,22 @@ def test_the_diff_knows_no_order_of_files(files: dict[str, str], random: Any) ->
     assert (diff == "") == (files == after)
 
 
+@given(st.lists(st.integers(0, 40), min_size=2, max_size=4), st.lists(st.integers(0, 40), min_size=2, max_size=4))
+def test_line_numbers_tell_nothing_of_what_is_not_shown(one: list[int], other: list[int]) -> None:
+    """CMake writes more lines on one machine than on another, and the published patch is the same."""
+
+    def diff(gaps: list[int]) -> str:
+        between = ["\n".join(f"line {number}" for number in range(gap)) for gap in gaps]
+        near = "\nx\ny\nz\n-march=native\n-- odd\n++ odd\nx\ny\nz\n"
+        text = near.join(between)
+        return cmake_patch.unified_diff({"f": text}, {"f": text.replace("-march=native", "-O3")}, {})
+
+    count = min(len(one), len(other))
+    gaps = [[20 + gap for gap in gaps[:count]] for gaps in (one, other)]
+    assert diff(gaps[0]) == diff(gaps[1])
+    assert diff(gaps[0]).count("\n@@ -") == count - 1
+
+
 def test_the_diff_hides_the_longest_path_first() -> None:
     diff = cmake_patch.unified_diff({"a": f"{ROOT}/source/x {ROOT}\n"}, {"a": "y\n"}, REDACT)
     assert "-@SOURCE@/x @ROOT@\n+y\n" in diff
