@@ -80,7 +80,13 @@ def runtimes() -> str:
         (runtime.name, *(runtime.runs.get(version) or runtime.instead.get(version, "–") for version in VERSIONS))
         for runtime in RUNTIMES
     ]
-    return table(("runtime", *VERSIONS), rows)
+    remarks: dict[str, list[str]] = {}
+    for runtime in RUNTIMES:
+        for version, remark in runtime.remarks.items():
+            remarks.setdefault(f"{runtime.name}, version %s: {remark}", []).append(version)
+    return "\n".join(
+        [table(("runtime", *VERSIONS), rows), "", *(text % " and ".join(found) for text, found in remarks.items())]
+    )
 
 
 def proofs() -> str:
@@ -93,6 +99,20 @@ def proofs() -> str:
         row = (item.family, *(proof_of(item, version) or "refused" for version in VERSIONS))
         found.setdefault(row, []).append(code(item.name))
     return table(("formats", *VERSIONS), [(", ".join(names), *row[1:]) for row, names in found.items()])
+
+
+def half() -> str:
+    """How formats are proved whose runtime computes in fp16."""
+    from rwkvflow.worker.formats import FORMATS
+    from rwkvflow.worker.formats.base import BOUNDED, EMULATED, RUN
+
+    said = {
+        RUN: "run in fp16 by the runtime itself, on the processor",
+        EMULATED: "its operations are carried out in fp16, one by one, by the forward pass over what the file holds",
+        BOUNDED: "run in fp32; it fails where the model passes what fp16 holds, and the report says *types only*",
+    }
+    rows = [(", ".join(code(n) for n, i in FORMATS.items() if i.half == how), text) for how, text in said.items()]
+    return table(("formats", "how they are proved"), rows)
 
 
 def config_keys() -> str:
@@ -464,7 +484,13 @@ FILES: Mapping[str, Parts] = {
     "docs/reference/workflow.md": {"workflow-keys": lambda: keys("workflow")},
     "docs/reference/lock.md": {"lock-keys": lambda: keys("lock")},
     "docs/concepts/smoke.md": {"limits": limits},
-    "docs/reference/proofs.md": {"runtimes": runtimes, "proofs": proofs, "variants": variants, "config": config_keys},
+    "docs/reference/proofs.md": {
+        "runtimes": runtimes,
+        "proofs": proofs,
+        "half": half,
+        "variants": variants,
+        "config": config_keys,
+    },
     "docs/concepts/engine.md": {"patch-rules": patch_rules, "baselines": baselines},
     "docs/concepts/sandboxes.md": {"pins": pins},
     "docs/reference/python-api.md": {"public-names": public_names, "format-names": format_names},

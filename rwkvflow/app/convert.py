@@ -182,6 +182,8 @@ def _judged(
             unproved += [f"{place.format}: {problem}" for problem in found.problems]
             continue
         yield _placed(place, outcome, found)
+        for remark in () if found is None else found.remarks:
+            emit(Notice(f"{place.format}: {remark}", "warning"))
         if order.check and found is None:
             emit(Notice(f"{place.format} is not tested here: a recipe does that (`rwkvflow init`)"))
     if failures:

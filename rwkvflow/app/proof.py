@@ -24,13 +24,14 @@ CONSUMER = "librwkv"
 
 @dataclass(frozen=True)
 class Proof:
-    """How far a file is from its checkpoint, and what of it is over the format's limits."""
+    """How far a file is from its checkpoint, what of it is over the format's limits, and what else is to be said."""
 
     format: str
     perplexity: float
     rise: float
     logits: float
     problems: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def provable(name: str) -> bool:
@@ -72,6 +73,7 @@ def prove(origin: Origin, library: Path, files: Sequence[tuple[str, Path]]) -> I
     from rwkvflow.worker.errors import WorkerError
     from rwkvflow.worker.formats import FORMATS
     from rwkvflow.worker.formats.runner import Task, answer, run_artifact
+    from rwkvflow.worker.formats.runtimes import infinite_in
     from rwkvflow.worker.model.tokenizers import open_tokenizer
     from rwkvflow.worker.read.open import open_checkpoint
     from rwkvflow.worker.reference import Reference as Forward
@@ -100,7 +102,9 @@ def prove(origin: Origin, library: Path, files: Sequence[tuple[str, Path]]) -> I
                 figures = judge.compare(truth, answers)
                 limits = {"logits": FORMATS[name].limits.logits, "perplexity": FORMATS[name].limits.perplexity}
                 found = tuple(judge.problems(name, figures, limits))
-                yield Proof(name, figures.perplexity, figures.rise, figures.logits, found)
+                not_for = infinite_in(item, forward.architecture.n_ffn, forward.peaks.square, forward.peaks.block)
+                remarks = tuple(f"not for {runtime}: {why}" for runtime, why in not_for.items())
+                yield Proof(name, figures.perplexity, figures.rise, figures.logits, found, remarks)
     except WorkerError as error:
         raise RwkvflowError(str(error)) from error
 

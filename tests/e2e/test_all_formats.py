@@ -24,6 +24,7 @@ import pytest
 import yaml
 
 from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.base import BOUNDED
 from rwkvflow.worker.formats.runtimes import TENSORS, proof_of
 from rwkvflow.worker.formats.web_rwkv.run import RUNS
 from rwkvflow.worker.model.versions import VERSIONS
@@ -180,8 +181,8 @@ def test_its_consumer_gives_the_references_logits(name: str, ran: Ran) -> None:
         elif name in ("chatrwkv-cuda-fp16", "chatrwkv-cuda-fp16i8"):
             assert "rwkv" in proof
         elif not name.startswith("faster-rwkv"):
-            assert bool(proof) == FORMATS[name].computes_in_f16
-        assert ("its arithmetic in fp16 was not run" in proof) == FORMATS[name].computes_in_f16
+            assert bool(proof) == bool(FORMATS[name].half)
+        assert ("its arithmetic in fp16 was not run" in proof) == (FORMATS[name].half == BOUNDED)
 
 
 def test_an_importance_matrix_has_one_sha256_in_docker_and_on_the_host(ran: Ran) -> None:

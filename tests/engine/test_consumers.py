@@ -27,6 +27,7 @@ CHATRWKV = tuple(name for name in FORMATS if name.startswith("chatrwkv-"))
 FASTER = ("faster-rwkv-f16", "faster-rwkv-f32")
 TENSORS = ("safetensors-f16", "safetensors-f32", "web-rwkv")
 QUESTIONS = Questions(tuple(int(x) for x in np.random.default_rng(5).integers(1, 90, 24)), 12, ((3, 4), (7,)), 4)
+LOUD = {"ffn.key.weight": 300.0, "ffn.value.weight": 1 / 9e4}  # k² is multiplied, and what comes of it is not
 Place = Callable[..., Path]
 
 
@@ -173,7 +174,7 @@ def test_web_rwkv_runs_it(version: str, engine: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", CHATRWKV)
 def test_the_rwkv_package_agrees(name: str, version: str, engine: Path, tmp_path: Path) -> None:
-    """It runs what is for the CPU; what is for CUDA is what it writes itself."""
+    """It runs every file in the types of its strategy; what is for CUDA is also what it writes itself."""
     pytest.importorskip("rwkv")
     if version not in FORMATS[name].versions:
         pytest.skip("not a version of this format")
@@ -183,7 +184,7 @@ def test_the_rwkv_package_agrees(name: str, version: str, engine: Path, tmp_path
         figures = judge.compare(expected(source), answers)
         assert judge.problems(name, figures, vars(FORMATS[name].limits)) == []
         assert bool(answers.note) == ("cuda" in name)
-        assert answers.runtime == ("cpu" in name)
+        assert answers.runtime
 
 
 STRATEGIES = (
@@ -198,7 +199,7 @@ STRATEGIES = (
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_any_strategy_is_what_the_rwkv_package_makes_of_it(strategy: str, engine: Path, tmp_path: Path) -> None:
-    """Tensor by tensor where a GPU would be needed to run it; run by the package where none is."""
+    """Run by the package; tensor by tensor as well where a GPU would be needed to run it as it is."""
     pytest.importorskip("rwkv")
     item = chatrwkv.of_strategy(strategy)
     version = VERSIONS[STRATEGIES.index(strategy) % 5]
@@ -214,6 +215,42 @@ def test_any_strategy_is_what_the_rwkv_package_makes_of_it(strategy: str, engine
             ask(other.name, path, source)
     with open_checkpoint(path) as opened:
         assert opened.metadata["_strategy"] == strategy
+
+
+HALVES = (*(name for name in CHATRWKV if "fp16" in name), "web-rwkv", "faster-rwkv-f16")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_passes_fp16_is_found_where_fp16_is_computed_in(version: str, engine: Path, tmp_path: Path) -> None:
+    """k² of the feed-forward reaches a million; in fp32 and bf16 the model is a good one."""
+    pytest.importorskip("rwkv")
+    pytest.importorskip("msgpack")
+    entries = []
+    for entry in checkpoints.entries(version, "f32", 3, layers=2, width=128, vocab=96):
+        factor = next((by for end, by in LOUD.items() if entry.name.endswith(end)), 1.0)
+        values = np.frombuffer(b"".join(entry.data()), "<f4").reshape(entry.shape) * np.float32(factor)
+        entries.append(checkpoints.array_entry(entry.name, values, "f32"))
+    source = tmp_path / "m.pth"
+    checkpoints.write_pth(source, entries)
+    for name in HALVES:
+        if version in FORMATS[name].versions:
+            assert "NaN" in (judge.finite(ask(name, artifact(source, engine, name), source)) or ""), name
+    name = "chatrwkv-cpu-bf16"
+    figures = judge.compare(expected(source), ask(name, artifact(source, engine, name), source))
+    assert judge.problems(name, figures, vars(FORMATS[name].limits)) == []
+
+
+def test_what_the_package_cannot_run_here_is_compared(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("rwkv")
+    source = small(tmp_path / "m.pth", "6", "f16")
+    path = artifact(source, engine, "chatrwkv-cuda-fp16")
+    monkeypatch.setattr("rwkvflow.worker.formats.chatrwkv.run.room", lambda: 1000)
+    answers = ask("chatrwkv-cuda-fp16", path, source)
+    assert not answers.runtime
+    assert answers.note is not None
+    assert answers.note.startswith("not run by the rwkv package: its 0 MiB are too many to be run without a GPU")
 
 
 def test_version_7_takes_plain_strategies_only(engine: Path, tmp_path: Path) -> None:

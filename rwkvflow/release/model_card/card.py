@@ -170,8 +170,11 @@ def _notes(rows: Sequence[Row]) -> list[tuple[str, list[str]]]:
     """What the smoke stage remarked, with the files that it is about; no files where it is about all of them."""
     notes: dict[str, list[str]] = {}
     for row in rows:
-        if note := row.smoke.get("note"):
-            notes.setdefault(str(note), []).append(row.path)
+        proof = row.smoke.get("proof") if row.smoke.get("evaluated") == "runtime" else None
+        not_for = row.smoke.get("not_for") or {}
+        for note in (row.smoke.get("note"), proof, *(f"not for {one}: {why}" for one, why in not_for.items())):
+            if note:
+                notes.setdefault(str(note), []).append(row.path)
     return [(note, [] if len(paths) == len(rows) else paths) for note, paths in notes.items()]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rwkvflow.release.artifacts import Row
@@ -48,4 +48,5 @@ def _version(row: Row) -> str:
 
 
 def _file(row: Row) -> cards.CardFile:
-    return cards.CardFile(row.path, row.files, _version(row))
+    not_for = row.smoke.get("not_for")
+    return cards.CardFile(row.path, row.files, _version(row), not_for if isinstance(not_for, Mapping) else {})

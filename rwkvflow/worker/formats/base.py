@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from rwkvflow.worker.write.layout import Layout, Writer
 
 
+RUN, EMULATED, BOUNDED = "run", "emulated", "bounded"  # see Format.half
+
+
 @dataclass(frozen=True)
 class Limits:
     """What smoke lets a format lose against the fp32 reference, where the recipe does not say.
@@ -68,9 +71,10 @@ class Format(ABC):
     requires: tuple[str, ...] = field(default=(), kw_only=True)
     needs_torch: bool = field(default=False, kw_only=True)
     engine: str | None = field(default=None, kw_only=True)  # what else has to be built for the consumer: "llama.cpp"
-    # Whether a runtime that the card names computes in fp16, and the smoke stage in fp32: smoke then also asks whether
-    # anything passes what fp16 holds.
-    computes_in_f16: bool = field(default=False, kw_only=True)
+    # Where a runtime that the card names computes in fp16, how the smoke stage shows that this holds: RUN by it in fp16
+    # (what it cannot run here is BOUNDED), EMULATED operation by operation, or BOUNDED: run in fp32, and nothing that
+    # the reference came to passes what fp16 holds. "" where none computes so.
+    half: str = field(default="", kw_only=True)
     # Versions that a runtime runs in the smoke stage, None for all; of the others the tensors are compared.
     runs_here: frozenset[str] | None = field(default=None, kw_only=True)
     # By version, who runs it where that is not the consumer.

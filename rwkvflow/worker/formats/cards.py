@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from rwkvflow.worker.formats.base import Format
 
 RECIPE = "{recipe}"  # in `setup`: stands for the recipe's file of the release
+ENGINE = f'ENGINE="$(rwkvflow engine build {RECIPE} --print-path)"'
 LAST = 1000
 
 
@@ -24,11 +25,13 @@ class CardFile:
     path     of the file or folder, in the release
     files    all files of it
     version  of the model, as Architecture has it; "" where it is not known
+    not_for  runtimes that the smoke stage found not to run this very file, and why
     """
 
     path: str
     files: tuple[str, ...] = ()
     version: str = ""
+    not_for: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import importlib
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from rwkvflow.worker.reference import Reference
 from rwkvflow.worker.smoke.questions import Answers, Questions
 from rwkvflow.worker.smoke.scores import Scores
 
+#: What a runner notes that computed in fp16 by itself, where the runtime cannot be run here.
+IN_HALF = "the figures are of its operations in fp16, one by one, each rounded as it is stored"
 HEAD_TOKENS = 128  # whose logits the forward pass computes at a time
 
 
@@ -114,10 +117,11 @@ def threads_for(size: int) -> int:
 
 
 def answer(reference: Reference, questions: Questions) -> Answers:
-    """The answers of the fp32 forward pass."""
-    hidden = reference.hidden([reference.start()], [questions.text])[0]
-    scores = Scores(questions)
-    for start in range(0, len(hidden), HEAD_TOKENS):
-        scores.take(reference.logits(hidden[start : start + HEAD_TOKENS]))
-    continuations = tuple(tuple(row) for row in reference.greedy(questions.prompts, questions.tokens))
+    """The answers of the forward pass."""
+    with np.errstate(over="ignore", invalid="ignore") if reference.in_half else nullcontext():  # the judge tells
+        hidden = reference.hidden([reference.start()], [questions.text])[0]
+        scores = Scores(questions)
+        for start in range(0, len(hidden), HEAD_TOKENS):
+            scores.take(reference.logits(hidden[start : start + HEAD_TOKENS]))
+        continuations = tuple(tuple(row) for row in reference.greedy(questions.prompts, questions.tokens))
     return scores.answers(continuations, threads=None, runtime=False)

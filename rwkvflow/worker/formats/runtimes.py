@@ -7,10 +7,12 @@ else, so a card names none that this table does not have.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from rwkvflow.worker.formats.base import Format
+from rwkvflow.worker.model.weight_types import BLOCKS, BY_NUMBER, LARGEST_F16, NARROWER
+from rwkvflow.worker.model.weight_types import BY_NAME as BY_NAME_OF_TYPE
 
 MEASURED, SOURCE = "measured", "by its source"
 _ALL: Final = ("4", "5.0", "5.1", "5.2", "6", "7")
@@ -24,12 +26,14 @@ class Runtime:
     runs      how it is known that it computes what the reference does, by version: MEASURED, with the program itself
               and against the reference, or SOURCE
     instead   what it does with a version that it does not run, where it says nothing itself
+    remarks   what is to be said of a version that it runs
     """
 
     name: str
     families: frozenset[str]
     runs: Mapping[str, str]
     instead: Mapping[str, str]
+    remarks: Mapping[str, str] = field(default_factory=dict)
 
 
 def _runtime(
@@ -40,13 +44,20 @@ def _runtime(
     return Runtime(name, frozenset(families), runs, others)
 
 
+_EPSILON: Final = (
+    "Its head group norm has an epsilon of 1e-5, and the author's code one of 64e-5: logits move by hundredths of "
+    "their standard deviation."
+)
 RUNTIMES: Final = (
     _runtime("librwkv", "ggml", "gguf", measured=_ALL),
-    _runtime(
-        "rwkv.cpp",
-        "ggml",
-        source=("4", "5.0", "5.2", "6", "7"),
-        v5_1="takes it for 5.2 and reads past its decay: another model",
+    replace(
+        _runtime(
+            "rwkv.cpp",
+            "ggml",
+            measured=("4", "5.0", "5.2", "6", "7"),
+            v5_1="takes it for 5.2 and reads past its decay: another model",
+        ),
+        remarks={"5.0": _EPSILON, "5.2": _EPSILON},
     ),
     _runtime("llama.cpp", "gguf", "transformers", measured=("6", "7")),
     _runtime(
@@ -59,7 +70,7 @@ RUNTIMES: Final = (
     _runtime("web-rwkv-py", "web", measured=("4", "5.1", "5.2", "6")),
     _runtime("the rwkv package", "chatrwkv", "safetensors", measured=_ALL),
     _runtime("RwkvForCausalLM of transformers", "transformers", measured=("4",)),
-    _runtime("flash-linear-attention", "transformers", source=("7",)),
+    _runtime("flash-linear-attention", "transformers", measured=("7",)),
     _runtime("faster-rwkv", "faster", source=("4", "5.0", "5.1", "5.2")),
     _runtime("onnxruntime", "onnx", measured=_ALL),
     _runtime("ncnn", "ncnn", measured=_ALL),
@@ -85,3 +96,40 @@ def proof_of(item: Format, version: str) -> str | None:
 
 
 TENSORS: Final = "tensors"
+#: In what ggml multiplies with weights of a type, where that is kept in fp16: values themselves, one in 127 of the
+#: largest of a block, or that and the sum of a block. K types keep a scale in fp32.
+_WHOLE, _SCALE, _SUM = "whole", "scale", "sum"
+IN_GGML: Final[Mapping[str, str]] = {
+    "f16": _WHOLE,
+    **dict.fromkeys(("q4_0", "q5_0", "q8_0", "iq4_nl"), _SCALE),
+    **dict.fromkeys(("q4_1", "q5_1"), _SUM),
+}
+GGML: Final = frozenset({"rwkv.cpp", "llama.cpp"})
+
+
+def infinite_in(item: Format, n_ffn: int, square: float, block: float) -> dict[str, str]:
+    """Which runtimes of a format take the model's activations for infinite, by name, and why.
+
+    `square` and `block`: the largest k² of the feed-forward that the reference came to, and the largest sum of 32;
+    `n_ffn` of them are multiplied at a time. It is what ggml makes of them before that; librwkv keeps them in fp32.
+    """
+    how = IN_GGML.get(_kind_of_rows(item, n_ffn)) if item.family in ("ggml", "gguf") else None
+    if how is None:
+        return {}
+    reached = {_WHOLE: square, _SCALE: square / 127, _SUM: max(block, square / 127)}[how]
+    if reached < LARGEST_F16:
+        return {}
+    what = {_WHOLE: "k²", _SCALE: "a scale of k²", _SUM: "the sum of 32 k²"}[how] + " of the feed-forward"
+    why = f"{what} reaches {reached:.3g}, which is infinite in the fp16 that it multiplies in"
+    return {one.name: why for one in RUNTIMES if one.name in GGML and item.family in one.families}
+
+
+def _kind_of_rows(item: Format, cols: int) -> str:
+    """In which type a format holds rows of so many columns; see its layout."""
+    name = (item.quantization or item.name.partition("-")[2]).removesuffix("-from-f32")
+    name = name.removesuffix("_m").removesuffix("_s") if "_k_" in name else name
+    wanted = BY_NAME_OF_TYPE[name].number
+    for kind in (wanted, NARROWER.get(wanted, wanted)):
+        if not cols % BLOCKS[kind][0]:
+            return BY_NUMBER[kind].name
+    return "f16"

@@ -14,6 +14,7 @@ from typing import Final
 F32, F16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, BF16 = 0, 1, 2, 3, 7, 8, 9, 30
 Q2_K, Q3_K, Q4_K, Q5_K, Q6_K = 11, 12, 13, 14, 15
 IQ3_XXS, IQ4_NL, IQ3_S, IQ4_XS = 18, 20, 21, 23
+LARGEST_F16: Final = 65504  # what is larger is infinite in F16
 
 
 @dataclass(frozen=True, slots=True)

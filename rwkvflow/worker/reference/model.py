@@ -15,9 +15,10 @@ import numpy as np
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
-from rwkvflow.worker.model.versions import HEAD_NORM_EPS, RESCALE_EVERY
+from rwkvflow.worker.model.versions import HEAD_NORM_EPS, RESCALE_EVERY, RESCALED
 from rwkvflow.worker.protocol import progress
 from rwkvflow.worker.reference import v4, v5, v6, v7
+from rwkvflow.worker.reference.half import exact, half
 from rwkvflow.worker.reference.memory import room
 from rwkvflow.worker.reference.primitives import Array, Get, State, layer_norm, linear
 
@@ -40,11 +41,13 @@ class Peaks:
     """The largest magnitudes that a forward pass came to, over all that it read.
 
     square: of the feed-forward's squared ReLU. residual: of what stands between layers, as runtimes in fp16 have it:
-    before version 7 they halve it after each six layers.
+    before version 7 they halve it after each six layers. block: of sums of 32 such squares, which ggml quantizes
+    together.
     """
 
     square: float = 0.0
     residual: float = 0.0
+    block: float = 0.0
 
 
 @dataclass
@@ -57,7 +60,8 @@ class Memory:
 class Reference:
     """The fp32 forward pass of one checkpoint. Not safe to use from several threads.
 
-    `cache_bytes`: models up to this size, in fp32, stay in memory; None: those that there is room for.
+    `cache_bytes`: models up to this size, in fp32, stay in memory; None: those that there is room for. `in_half`: as
+    runtimes compute in fp16 (rwkvflow.worker.reference.half), with what they halve after each six layers.
     """
 
     def __init__(
@@ -66,7 +70,10 @@ class Reference:
         group_norm_eps: float | None = None,
         cache_bytes: int | None = None,
         architecture: Architecture | None = None,
+        *,
+        in_half: bool = False,
     ) -> None:
+        self.in_half = in_half
         self.checkpoint = checkpoint
         self.architecture = architecture or architecture_of(checkpoint.tensors)
         self.eps = HEAD_NORM_EPS if group_norm_eps is None else group_norm_eps
@@ -101,8 +108,11 @@ class Reference:
         for layer in range(self.architecture.n_layer):
             prefix = f"blocks.{layer}."
 
-            def get(name: str, prefix: str = prefix) -> Array:
-                return self._tensor(prefix + name)
+            halvings = self._halvings(layer)
+
+            def get(name: str, prefix: str = prefix, halvings: int = halvings) -> Array:
+                found = self._tensor(prefix + name)
+                return half(found / 2**halvings) if halvings and self.in_half and name in RESCALED else found
 
             for index, x in enumerate(xs):
                 state = sequences[index].layers[layer]
@@ -113,15 +123,22 @@ class Reference:
                 x = x + y
                 xs[index] = x + self._channel_mix(get, layer_norm(x, get("ln2.weight"), get("ln2.bias")), state)
                 self._look(layer, xs[index], state)
+                if self.in_half and self._halvings(layer + 1) > halvings:
+                    xs[index] = xs[index] / np.float32(2)
             self._forget()
             if told:
                 progress(layer + 1, self.architecture.n_layer, "layers", "text")
         return [layer_norm(x, self._tensor("ln_out.weight"), self._tensor("ln_out.bias")) for x in xs]
 
     def _look(self, layer: int, x: Array, state: State) -> None:
-        halvings = 0 if self.architecture.version == "7" else layer // RESCALE_EVERY
+        halvings = 0 if self.in_half else self._halvings(layer)
         self.peaks.square = max(self.peaks.square, float(state["square"]))
+        self.peaks.block = max(self.peaks.block, float(state["block"]))
         self.peaks.residual = max(self.peaks.residual, float(np.abs(x).max()) / 2**halvings)
+
+    def _halvings(self, layer: int) -> int:
+        """How often runtimes in fp16 have halved what they have before a layer."""
+        return 0 if self.architecture.version == "7" else layer // RESCALE_EVERY
 
     def _embed(self, tokens: Sequence[int]) -> Array:
         vocabulary = self.architecture.n_vocab
@@ -129,7 +146,8 @@ class Reference:
             if not 0 <= token < vocabulary:
                 raise WorkerError(f"token {token} is outside the model's vocabulary of {vocabulary}")
         rows = {token: self.checkpoint.float32("emb.weight", token, 1)[0] for token in set(tokens)}
-        return np.stack([rows[token] for token in tokens])
+        found = np.stack([rows[token] for token in tokens])
+        return half(found) if self.in_half else found
 
     def _time_mix(
         self, layer: int, get: Get, x: Array, state: State, v_first: Array | None
@@ -162,7 +180,7 @@ class Reference:
                 weight = self._tensor("head.weight")[start : start + rows]
             else:
                 weight = self.checkpoint.float32("head.weight", start, rows)
-            yield start, linear(hidden, weight)
+            yield start, exact(linear(hidden, weight))
 
     def logits(self, hidden: Array) -> Array:
         """All logits of hidden [T, C]: [T, V]."""

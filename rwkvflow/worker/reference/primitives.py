@@ -1,4 +1,8 @@
-"""What all versions share: norms, activations, the token shift, products with row-major weights. All fp32."""
+"""What all versions share: norms, activations, the token shift, products with row-major weights.
+
+All in fp32, and where a pass is begun with values in fp16 (rwkvflow.worker.reference.half), what a runtime in fp16
+stores is rounded to it, while sums, exponents and the states of versions 4 to 7 are kept in fp32, as runtimes do.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvflow.worker.model.versions import LAYER_NORM_EPS
+from rwkvflow.worker.reference.half import exact, like
 
 Array = NDArray[np.float32]
 State = dict[str, Array]  # what one layer carries from token to token
 Get = Callable[[str], Array]  # a tensor of the current layer by its name below "blocks.{i}."
+BLOCK = 32  # values that ggml quantizes together
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, eps: float = LAYER_NORM_EPS) -> Array:
     """Normalizes the last dimension of x [..., C]; weight and bias [C]."""
-    centred = x - x.mean(-1, keepdims=True)
+    values = exact(x)
+    centred = values - values.mean(-1, keepdims=True)
     variance = np.square(centred).mean(-1, keepdims=True)
-    return f32(centred / np.sqrt(variance + np.float32(eps)) * weight + bias)
+    return like(x, centred / np.sqrt(variance + np.float32(eps)) * weight + bias)
 
 
 def head_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
@@ -30,7 +37,7 @@ def head_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
 
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)) without overflow."""
-    return f32(np.exp(-np.logaddexp(np.float32(0), -x)))
+    return like(x, np.exp(-np.logaddexp(np.float32(0), -exact(x))))
 
 
 def silu(x: Array) -> Array:
@@ -44,10 +51,13 @@ def linear(x: Array, weight: Array) -> Array:
 
 
 def squared_relu(x: Array, state: State) -> Array:
-    """max(x, 0)², of which the layer keeps the largest value: what is the first to pass what fp16 holds."""
+    """max(x, 0)², the first to pass what fp16 holds: the layer keeps the largest, and the largest sum of BLOCK."""
     found = np.square(np.maximum(x, 0))
-    state["square"] = found.max(initial=0)
-    return f32(found)
+    values = exact(found)
+    state["square"] = values.max(initial=0)
+    whole = values.shape[-1] // BLOCK * BLOCK
+    state["block"] = values[..., :whole].reshape(-1, BLOCK).sum(-1).max(initial=0)
+    return found
 
 
 def row(tensor: Array) -> Array:
@@ -67,9 +77,9 @@ def shift(x: Array, state: State, key: str) -> Array:
 def mix(x: Array, previous: Array, share: Array) -> Array:
     """Versions 4 and 5: `share` of the token and the rest of its predecessor."""
     share = row(share)
-    return x * share + previous * (1 - share)
+    return x * share + previous * like(x, 1 - share)
 
 
 def f32(x: Any) -> Array:
     """The same values as float32 (no copy where they are)."""
-    return np.asarray(x, np.float32)
+    return np.asanyarray(x, np.float32)

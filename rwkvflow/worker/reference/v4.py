@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from rwkvflow.worker.reference.half import exact, like
 from rwkvflow.worker.reference.primitives import Array, Get, State, f32, linear, mix, row, shift, sigmoid, squared_relu
 
 
@@ -15,8 +16,8 @@ def time_mix(get: Get, x: Array, state: State) -> Array:
     """
     previous = shift(x, state, "att")
     r = sigmoid(linear(mix(x, previous, get("att.time_mix_r")), get("att.receptance.weight")))
-    k = linear(mix(x, previous, get("att.time_mix_k")), get("att.key.weight"))
-    v = linear(mix(x, previous, get("att.time_mix_v")), get("att.value.weight"))
+    k = exact(linear(mix(x, previous, get("att.time_mix_k")), get("att.key.weight")))
+    v = exact(linear(mix(x, previous, get("att.time_mix_v")), get("att.value.weight")))
     decay, first = -np.exp(row(get("att.time_decay"))), row(get("att.time_first"))
     if "numerator" not in state:
         state["numerator"] = state["denominator"] = np.zeros_like(k[0])
@@ -33,7 +34,7 @@ def time_mix(get: Get, x: Array, state: State) -> Array:
         old, new = np.exp(past - largest), np.exp(k[t] - largest)
         above, below = old * above + new * v[t], old * below + new
     state["numerator"], state["denominator"], state["exponent"] = f32(above), f32(below), f32(largest)
-    return linear(r * wkv, get("att.output.weight"))
+    return linear(r * like(x, wkv), get("att.output.weight"))
 
 
 def channel_mix(get: Get, x: Array, state: State) -> Array:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from rwkvflow.worker.reference.half import exact, like
 from rwkvflow.worker.reference.primitives import Array, Get, State, head_norm, linear, mix, shift, silu
 
 
@@ -36,6 +37,7 @@ def recurrence(r: Array, k: Array, v: Array, decay: Array, bonus: Array, state: 
     r, k, v, decay [T, H, N]; bonus [H, N] or [H, 1]; the state S is [H, N, N], key by value. Returns [T, H, N].
     """
     heads, size = k.shape[1:]
+    given, r, k, v, decay = r, exact(r), exact(k), exact(v), exact(decay)
     s = state.get("wkv")
     if s is None:
         s = np.zeros((heads, size, size), np.float32)
@@ -45,4 +47,4 @@ def recurrence(r: Array, k: Array, v: Array, decay: Array, bonus: Array, state: 
         out[t] = (r[t][:, None, :] @ (s + bonus[:, :, None] * product))[:, 0]
         s = decay[t][:, :, None] * s + product
     state["wkv"] = s
-    return out
+    return like(given, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from rwkvflow.worker.reference.half import exact
 from rwkvflow.worker.reference.primitives import (
     Array,
     Get,
@@ -35,7 +36,7 @@ def time_mix(get: Get, x: Array, state: State, heads: int, eps: float) -> Array:
     v = linear(mixed["v"], get("att.value.weight")).reshape(tokens, heads, size)
     g = silu(linear(mixed["g"], get("att.gate.weight")))
     log_log = row(get("att.time_decay")) + np.tanh(mixed["w"] @ get("att.time_decay_w1")) @ get("att.time_decay_w2")
-    decay = np.exp(-np.exp(log_log)).reshape(tokens, heads, size)
+    decay = np.exp(-np.exp(exact(log_log))).reshape(tokens, heads, size)
     out = recurrence(r, k, v, decay, get("att.time_faaaa").reshape(heads, size), state)
     y = head_norm(out, get("att.ln_x.weight"), get("att.ln_x.bias"), eps)
     return linear(y * g, get("att.output.weight"))

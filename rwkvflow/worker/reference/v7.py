@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from rwkvflow.worker.reference.half import exact, like
 from rwkvflow.worker.reference.primitives import (
     Array,
     Get,
@@ -33,7 +34,7 @@ def time_mix(get: Get, x: Array, state: State, heads: int, eps: float, v_first: 
     k = linear(xk, get("att.key.weight"))
     v = linear(xv, get("att.value.weight"))
     raw = row(get("att.w0")) + f32(np.tanh(xw @ get("att.w1"))) @ get("att.w2")
-    w = f32(np.exp(np.float32(-math.exp(-0.5)) * sigmoid(raw)))
+    w = f32(np.exp(np.float32(-math.exp(-0.5)) * sigmoid(exact(raw))))
     a = sigmoid(row(get("att.a0")) + (xa @ get("att.a1")) @ get("att.a2"))
     g = sigmoid(xg @ get("att.g1")) @ get("att.g2")
     if v_first is None:
@@ -44,8 +45,9 @@ def time_mix(get: Get, x: Array, state: State, heads: int, eps: float, v_first: 
     def split(y: Array) -> Array:
         return y.reshape(tokens, heads, -1)
 
-    kappa = split(k * row(get("att.k_k")))
-    kappa = kappa / np.maximum(np.sqrt(np.square(kappa).sum(-1, keepdims=True)), np.float32(1e-12))
+    raw_kappa = split(k * row(get("att.k_k")))
+    kappa = exact(raw_kappa)
+    kappa = like(x, kappa / np.maximum(np.sqrt(np.square(kappa).sum(-1, keepdims=True)), np.float32(1e-12)))
     k = k * (1 + (a - 1) * row(get("att.k_a")))
     out = _recurrence(split(r), split(w), split(k), split(v), kappa, split(a), state)
     y = head_norm(out, get("att.ln_x.weight"), get("att.ln_x.bias"), eps)
@@ -56,6 +58,7 @@ def time_mix(get: Get, x: Array, state: State, heads: int, eps: float, v_first: 
 
 def _recurrence(r: Array, w: Array, k: Array, v: Array, kappa: Array, a: Array, state: State) -> Array:
     heads, size = k.shape[1:]
+    given, r, k, v, kappa, a = r, exact(r), exact(k), exact(v), exact(kappa), exact(a)
     s = state.get("wkv")
     if s is None:
         s = np.zeros((heads, size, size), np.float32)
@@ -65,7 +68,7 @@ def _recurrence(r: Array, w: Array, k: Array, v: Array, kappa: Array, a: Array, 
         s = s * w[t][:, None, :] + removed * (kappa[t] * a[t])[:, None, :] + v[t][:, :, None] * k[t][:, None, :]
         out[t] = (s @ r[t][:, :, None])[:, :, 0]
     state["wkv"] = s
-    return out
+    return like(given, out)
 
 
 def channel_mix(get: Get, x: Array, state: State) -> Array:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from rwkvflow.worker import advice
+from rwkvflow.worker.model.weight_types import LARGEST_F16
 from rwkvflow.worker.smoke.questions import Answers, SmokeReference
 
-LARGEST_F16 = 65504
 #: What the proof of an artifact says whose runtime computes in fp16: which the smoke stage does not.
 TYPES_ONLY = "its arithmetic in fp16 was not run: the figures show its types, and nothing passed what fp16 holds"
 
@@ -130,6 +130,7 @@ def report(
     limits: Mapping[str, float],
     continuations: list[tuple[str, str]],
     failed: list[str],
+    not_for: Mapping[str, str] | None = None,
 ) -> bytes:
     """Canonical JSON. Figures are rounded so coarsely that the order of a machine's additions does not show."""
     content: dict[str, Any] = {
@@ -137,6 +138,7 @@ def report(
         "consumer": consumer,
         **({"proof": answers.note} if answers.note else {}),
         "evaluated": "runtime" if answers.runtime else "tensors",
+        **({"not_for": dict(not_for)} if not_for else {}),
         "passed": not failed,
         "problems": failed,
         "logits": coarse(figures.logits),

@@ -84,7 +84,8 @@ class Answers:
 class SmokeReference:
     """The questions, the reference's answers, and how tokens become text ("kind" and note of the tokenizer).
 
-    square and residual are the largest magnitudes that it came to, as rwkvflow.worker.reference.model.Peaks has them.
+    square, residual and block are the largest magnitudes that it came to, as rwkvflow.worker.reference.model.Peaks has
+    them, and n_ffn is how many values the feed-forward squares for a token.
     The answers' logits are those of more tokens than the questions ask for: as many as TRUTH_BYTES hold.
     """
 
@@ -95,6 +96,8 @@ class SmokeReference:
     note: str | None
     square: float = 0.0
     residual: float = 0.0
+    block: float = 0.0
+    n_ffn: int = 0
 
     @property
     def judged(self) -> Questions:
@@ -201,7 +204,7 @@ def write_reference(path: Path, reference: SmokeReference) -> None:
         "group_norm_eps": reference.group_norm_eps,
         "tokenizer": reference.tokenizer,
         "note": reference.note,
-        "peaks": [reference.square, reference.residual],
+        "peaks": [reference.square, reference.residual, reference.block, reference.n_ffn],
     }
     write_arrays(path, _arrays(answers), meta)
 

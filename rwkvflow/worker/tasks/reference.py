@@ -57,7 +57,8 @@ def run(request: ReferenceRequest) -> None:
     output = Path(job["outputs"]["reference"])
     output.parent.mkdir(parents=True, exist_ok=True)
     told = (params.get("group_norm_eps"), params["tokenizer"], tokenizer.note)
-    reference = SmokeReference(questions, answers, *told, forward.peaks.square, forward.peaks.residual)
+    peaks = (forward.peaks.square, forward.peaks.residual, forward.peaks.block)
+    reference = SmokeReference(questions, answers, *told, *peaks, n_ffn=forward.architecture.n_ffn)
     write_reference(output, reference)
     if tokenizer.note:
         emit(note={"job": job["id"], "key": "tokenizer", "value": tokenizer.note})

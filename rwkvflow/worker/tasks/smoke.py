@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.base import BOUNDED, RUN
+from rwkvflow.worker.formats.runtimes import infinite_in
 from rwkvflow.worker.model.origin import tokenizer_of
 from rwkvflow.worker.model.tokenizers import ModelTokenizer, open_tokenizer
 from rwkvflow.worker.protocol import about, emit, progress
@@ -67,22 +69,26 @@ def _judge(
 ) -> str | None:
     """Writes the report; returns what is wrong with the artifact."""
     name = job["params"]["format"]
+    item = FORMATS[name]
     if trouble := judge.shape_problem(reference.answers, answers) or judge.finite(answers):
-        return f"{name}: {trouble}"
-    own, usual = job["params"].get("limits"), FORMATS[name].limits
+        return "; ".join([f"{name}: {trouble}", *(judge.overflow(name, reference) if item.half else ())])
+    own, usual = job["params"].get("limits"), item.limits
     limits = {
         "logits": (own and own.get("logits")) or usual.logits,
         "perplexity": (own and own.get("perplexity")) or usual.perplexity,
     }
     figures = judge.compare(reference.answers, answers)
     failed = judge.problems(name, figures, limits)
-    if FORMATS[name].computes_in_f16:
+    if item.half == BOUNDED or (item.half == RUN and not answers.runtime):
         failed += judge.overflow(name, reference)
         answers = replace(answers, note="; ".join(filter(None, (answers.note, judge.TYPES_ONLY))))
+    # A runtime that ran the file itself has shown what it does.
+    found = infinite_in(item, reference.n_ffn, reference.square, reference.block)
+    not_for = {one: why for one, why in found.items() if one != item.consumer}
     texts = [tokenizer.decode(tokens) for tokens in answers.continuations]
     continuations = list(zip(params["prompts"], texts, strict=True))
     content = judge.report(
-        name, FORMATS[name].consumer, reference, answers, figures, stored, limits, continuations, failed
+        name, item.consumer, reference, answers, figures, stored, limits, continuations, failed, not_for
     )
     output = Path(job["outputs"]["smoke"])
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +101,7 @@ def _judge(
         *((("tokens a second", f"{answers.pace.tokens_per_second:.3g}"),) if answers.pace else ()),
         *(("continuation", prompt + text) for prompt, text in continuations),
         *((("proof", answers.note),) if answers.note else ()),
+        *(("warning", f"not for {one}: {why}") for one, why in not_for.items()),
     ):
         emit(note={"job": job["id"], "key": key, "value": value})
     if failed:

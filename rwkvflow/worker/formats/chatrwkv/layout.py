@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rwkvflow.worker.errors import WorkerError
-from rwkvflow.worker.formats.base import FileFormat, Limits
+from rwkvflow.worker.formats.base import RUN, FileFormat, Limits
 from rwkvflow.worker.formats.chatrwkv import strategy as strategies
 from rwkvflow.worker.model.versions import RESCALE_EVERY, STATEFUL
 from rwkvflow.worker.model.weight_types import BF16, F16, F32
@@ -186,12 +186,14 @@ def _divided(divisor: int, dtype: str) -> Transform:
     return Transform(f"/ {divisor} in {dtype}", function, arithmetic=True, elementwise=True)
 
 
-# ln0 is folded in the checkpoint's type, which loses more than the strategy: 2^-9 of each value in bf16.
+# ln0 is folded in the checkpoint's type, which loses 2^-9 of each value in bf16; what is computed in fp16 loses 2^-11
+# at each operation, in bf16 2^-8.
 LIMITS = {
     "f32": Limits(logits=0.15, perplexity=0.01),
     "bf16": Limits(logits=0.5, perplexity=0.03),
-    "f16": Limits(logits=0.15, perplexity=0.01),
+    "f16": Limits(logits=0.3, perplexity=0.02),
     "i8": Limits(logits=1.0, perplexity=0.05),
+    "bf16i8": Limits(logits=2.0, perplexity=0.10),
 }
 
 
@@ -199,7 +201,7 @@ def of_strategy(strategy: str) -> ChatRwkv:
     """The format for any strategy. Raises ValueError with what is wrong with it."""
     stages = strategies.parse(strategy)
     short = strategies.slug(stages)
-    limits = [LIMITS["i8" if stage.matrices == "u8" else stage.dtype] for stage in stages]
+    limits = [LIMITS[_loss(stage)] for stage in stages]
     # The package knows no stages, no i8 and no streaming of version 7.
     plain = len(stages) == 1 and stages[0].matrices != "u8" and stages[0].layers is None
     return ChatRwkv(
@@ -216,9 +218,14 @@ def of_strategy(strategy: str) -> ChatRwkv:
         needs_torch=True,
         states=STATEFUL - {"7"},  # the package looks for none in 7
         strategy=strategies.normal(strategy),
-        runs_here=None if all(stage.device == "cpu" for stage in stages) else frozenset(),
-        computes_in_f16=any(stage.dtype == "f16" and stage.device != "cpu" for stage in stages),
+        half=RUN if any(stage.dtype == "f16" for stage in stages) else "",
     )
+
+
+def _loss(stage: strategies.Stage) -> str:
+    if stage.matrices != "u8":
+        return stage.dtype
+    return "bf16i8" if stage.dtype == "bf16" else "i8"
 
 
 def named(name: str) -> ChatRwkv | None:

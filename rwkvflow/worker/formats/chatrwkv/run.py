@@ -1,7 +1,8 @@
-"""`chatrwkv-*`: the `rwkv` package runs files for the CPU; those for CUDA must equal what the package itself writes.
+"""`chatrwkv-*`: the `rwkv` package runs the file in the types of its strategy, also in fp16 and bf16.
 
-Without a GPU the package cannot run a CUDA strategy, but it converts for one. Its file and ours are compared tensor by
-tensor, and the answers are those of the fp32 forward pass over what ours holds.
+Without a GPU the package runs on the processor what is for one: the same operations on the same tensors, stored in the
+same types. Such a file must also equal what the package itself writes for its strategy, tensor by tensor. What is too
+large to be run here is only compared, and the answers are those of the fp32 forward pass over what it holds.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from rwkvflow.worker.model.versions import HEAD_NORM_EPS, RESCALE_EVERY
 from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference
+from rwkvflow.worker.reference.memory import room
 from rwkvflow.worker.smoke.held import AsCheckpoint, Held, compare_held
 from rwkvflow.worker.smoke.questions import Answers, Questions
 
@@ -54,12 +56,14 @@ def run(task: Task, questions: Questions) -> Answers:
         other_eps = task.group_norm_eps not in (None, HEAD_NORM_EPS) and architecture.version != "4"
         _compare_states(checkpoint, artifact)
         on_gpu = any(stage.device != "cpu" for stage in strategies.parse(strategy))
-        if not on_gpu and not other_eps:
-            with _named(task.artifact, ".pth") as path:
-                return one_by_one(_step(path, strategy, architecture), questions, _torch_threads())
-        note = "the rwkv package has an epsilon of 64e-5 in its head group norm, and the recipe another"
-        if on_gpu:
-            note = "the rwkv package would need a GPU to run it"
+        why = _cannot_run(task, strategy) if on_gpu else None
+        if other_eps:
+            why = "it has an epsilon of 64e-5 in its head group norm, and the recipe another"
+        if not on_gpu and not why:
+            return _run(task, strategy, architecture, questions)
+        note = f"not run by the rwkv package: {why}"
+        if not why:
+            note = "run by the rwkv package in the types of its strategy, on the processor"
         if architecture.version == "7":
             dtype = artifact.tensors["emb.weight"].dtype if "emb.weight" in artifact.tensors else "f16"
             wanted = {name: Held(name, dtype, tuple(info.shape)) for name, info in checkpoint.tensors.items()}
@@ -73,9 +77,32 @@ def run(task: Task, questions: Questions) -> Answers:
                 if info.name not in chatrwkv.LN0
             }
             note += "; it equals what the package itself writes for this strategy"
+        if not why:
+            return replace(_run(task, strategies.on_processor(strategy), architecture, questions), note=note)
         view = AsCheckpoint(artifact, wanted, checkpoint.tensors)
         reference = Reference(view, task.group_norm_eps, architecture=architecture)
         return replace(answer(reference, questions), note=note)
+
+
+def _run(task: Task, strategy: str, architecture: Architecture, questions: Questions) -> Answers:
+    with _named(task.artifact, ".pth") as path:
+        return one_by_one(_step(path, strategy, architecture), questions, _torch_threads())
+
+
+def _cannot_run(task: Task, strategy: str) -> str | None:
+    """Why the package is not asked to run here what is for a GPU, None where it is."""
+    torch = importlib.import_module("torch")
+    try:
+        one = torch.ones(1, dtype=torch.float16)
+        torch.nn.functional.layer_norm(one @ one.view(1, 1), (1,), one, one)
+    except RuntimeError:
+        return f"PyTorch {torch.__version__} does not compute in fp16 without a GPU"
+    size = task.artifact.stat().st_size
+    # It works out matrices of bytes anew for every token.
+    allowed = room() // (8 if any(stage.matrices == "u8" for stage in strategies.parse(strategy)) else 1)
+    if size > allowed:
+        return f"its {size >> 20} MiB are too many to be run without a GPU, in the memory that is free"
+    return None
 
 
 def _torch_threads() -> int:
@@ -110,7 +137,8 @@ def _package(version: str) -> Any:
 def _step(path: Path, strategy: str, architecture: Architecture) -> Callable[[int, Any], tuple[Any, Any]]:
     package = _package(architecture.version)
     try:
-        model = package.RWKV(str(path.with_suffix("")), strategy)
+        with _opened_for(package, strategy):
+            model = package.RWKV(str(path.with_suffix("")), strategy)
     except (AssertionError, KeyError, RuntimeError, ValueError) as error:
         raise WorkerError(f"the rwkv package refused it: {type(error).__name__}: {error}") from None
 
@@ -121,6 +149,24 @@ def _step(path: Path, strategy: str, architecture: Architecture) -> Callable[[in
         return logits.float().numpy(), state
 
     return step
+
+
+@contextmanager
+def _opened_for(package: Any, strategy: str) -> Iterator[None]:
+    """While the package opens a file: what it was written for is this strategy, that differs in the devices alone."""
+    load = package.torch.load
+
+    def opened(*arguments: Any, **options: Any) -> Any:
+        found = load(*arguments, **options)
+        if "_strategy" in found:
+            found["_strategy"] = strategy
+        return found
+
+    package.torch.load = opened
+    try:
+        yield
+    finally:
+        package.torch.load = load
 
 
 @contextmanager

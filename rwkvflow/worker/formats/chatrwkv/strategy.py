@@ -72,6 +72,11 @@ def normal(strategy: str) -> str:
     )
 
 
+def on_processor(strategy: str) -> str:
+    """The same on the processor: every stage keeps its types and layers."""
+    return re.sub(r"\b(cuda(:\d+)?|mps) ", "cpu ", normal(strategy))
+
+
 def slug(stages: Sequence[Stage]) -> str:
     """A strategy as part of a name: "cuda fp16i8 *10 -> cuda fp16 *0+ -> cpu fp32" is
     cuda-fp16i8-x10-cuda-fp16-x0plus-cpu-fp32. `from_slug` gives it back.

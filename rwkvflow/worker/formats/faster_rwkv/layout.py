@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rwkvflow.worker.errors import WorkerError
-from rwkvflow.worker.formats.base import FileFormat, Limits
+from rwkvflow.worker.formats.base import EMULATED, FileFormat, Limits
 from rwkvflow.worker.formats.chatrwkv import layout as chatrwkv
 from rwkvflow.worker.formats.chatrwkv import strategy as strategies
 from rwkvflow.worker.model.versions import RESCALE_EVERY
@@ -189,11 +189,11 @@ def _format(short: str, strategy: str, limits: Limits) -> FasterRwkv:
         requires=("msgpack",),
         strategy=strategy,
         runs_here=frozenset(),
-        computes_in_f16=short == "f16",
+        half=EMULATED if short == "f16" else "",
     )
 
 
 FORMATS = (
-    _format("f16", "cuda fp16", Limits(logits=0.15, perplexity=0.01)),
+    _format("f16", "cuda fp16", Limits(logits=0.3, perplexity=0.02)),
     _format("f32", "cpu fp32", Limits(logits=0.15, perplexity=0.01)),
 )

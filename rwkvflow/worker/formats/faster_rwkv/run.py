@@ -1,4 +1,7 @@
-"""`faster-rwkv-*`: read by PyPI's msgpack as faster-rwkv reads it, compared with the checkpoint, and run in fp32."""
+"""`faster-rwkv-*`: PyPI's msgpack reads it as faster-rwkv does, and our own forward pass runs it.
+
+That pass is in fp32, or for `-f16` in fp16, as the CUDA strategy of such a file is.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from numpy.typing import NDArray
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.faster_rwkv.layout import FasterRwkv
-from rwkvflow.worker.formats.runner import Task, answer
+from rwkvflow.worker.formats.runner import IN_HALF, Task, answer
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
 from rwkvflow.worker.model.rounding import rounded
 from rwkvflow.worker.model.tensorinfo import TensorInfo
@@ -44,8 +47,11 @@ def run(task: Task, questions: Questions) -> Answers:
         }
         compare_held(checkpoint, artifact, wanted)
         view = AsCheckpoint(artifact, wanted, checkpoint.tensors)
-        answers = answer(Reference(view, task.group_norm_eps, architecture=architecture), questions)
-    return replace(answers, note="msgpack read it as faster-rwkv does, and its tensors are the checkpoint's")
+        answers = answer(
+            Reference(view, task.group_norm_eps, architecture=architecture, in_half=dtype == "f16"), questions
+        )
+    note = "msgpack read it as faster-rwkv does, and its tensors are the checkpoint's"
+    return replace(answers, note=f"{note}; {IN_HALF}" if dtype == "f16" else note)
 
 
 class FrFile:

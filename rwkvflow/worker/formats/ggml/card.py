@@ -5,11 +5,9 @@ from __future__ import annotations
 import shlex
 
 from rwkvflow.worker.formats.base import Format
-from rwkvflow.worker.formats.cards import RECIPE, Card, CardFile
+from rwkvflow.worker.formats.cards import ENGINE, Card, CardFile
 from rwkvflow.worker.formats.ggml.layout import Ggml
 from rwkvflow.worker.formats.runtimes import BY_NAME, runs
-
-ENGINE = f'ENGINE="$(rwkvflow engine build {RECIPE} --print-path)"'
 
 
 def card(item: Format, version: str) -> Card:
@@ -35,10 +33,12 @@ def card(item: Format, version: str) -> Card:
     return Card(
         "librwkv and rwkv.cpp (`.bin`)",
         "`rwkvflow engine build` builds librwkv and its tool `rwkv`, which takes and gives tokens; "
-        "[rwkv.cpp](https://github.com/RWKV/rwkv.cpp) reads the same files and has scripts for text and chat.",
+        "[rwkv.cpp](https://github.com/RWKV/rwkv.cpp) reads the same files and has scripts for text and chat."
+        + (f" {note}" if (note := BY_NAME["rwkv.cpp"].remarks.get(version)) else ""),
         (
             ENGINE,
             "git clone --recursive https://github.com/RWKV/rwkv.cpp && (cd rwkv.cpp && cmake . && cmake --build .)",
+            "pip install -r rwkv.cpp/python/requirements.txt",
         ),
         _both,
         order=20,
@@ -50,4 +50,6 @@ def _librwkv(file: CardFile) -> tuple[str, ...]:
 
 
 def _both(file: CardFile) -> tuple[str, ...]:
+    if why := file.not_for.get("rwkv.cpp"):
+        return (*_librwkv(file), f"# not with rwkv.cpp: {why}")
     return (*_librwkv(file), f'python rwkv.cpp/python/generate_completions.py "$PWD"/{shlex.quote(file.path)}')

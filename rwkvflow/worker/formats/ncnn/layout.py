@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from rwkvflow.worker.errors import WorkerError
-from rwkvflow.worker.formats.base import FolderFormat, Limits
+from rwkvflow.worker.formats.base import BOUNDED, FolderFormat, Limits
 from rwkvflow.worker.model.versions import LAYER_NORM_EPS
 from rwkvflow.worker.model.weight_types import F16, F32, size_of
 from rwkvflow.worker.write.graph import VERSIONS, Ops, config, forward, part_of, states
@@ -290,6 +290,6 @@ FORMATS = (
         suffix="-ncnn-FP16",
         limits=Limits(logits=0.02, perplexity=0.002),
         kind=F16,
-        computes_in_f16=True,  # where the processor can, as phones' do
+        half=BOUNDED,  # where the processor can, as phones' do
     ),
 )

@@ -39,10 +39,14 @@ def card(item: Format, version: str) -> Card:
 
 
 def _convert(file: CardFile) -> tuple[str, ...]:
-    return (f"python llama.cpp/convert_hf_to_gguf.py {shlex.quote(file.path)}",)
+    # In the type that it was proved in: llama.cpp multiplies in fp16 with what is F16.
+    return (f"python llama.cpp/convert_hf_to_gguf.py {shlex.quote(file.path)} --outtype f32",)
 
 
 def _commands(file: CardFile) -> tuple[str, ...]:
     fla = "import fla; " if file.version.startswith("7") else ""
-    call = f"pipeline('text-generation', {file.path!r}, trust_remote_code=True)('The ')"
+    # Of itself it computes in the checkpoint's type. In fp32 this was proved; fla's kernels want 16 bits, and of these
+    # bf16 holds what fp32 does.
+    dtype = "bfloat16" if file.version.startswith("7") else "float32"
+    call = f"pipeline('text-generation', {file.path!r}, dtype='{dtype}', trust_remote_code=True)('The ')"
     return (f'python -c "{fla}from transformers import pipeline; print({call})"',)

@@ -30,8 +30,8 @@ def card(item: Format, version: str) -> Card:
 
 
 def _example(file: CardFile) -> tuple[str, ...]:
-    call = f'--example chat -- --model "$PWD"/{shlex.quote(file.path)}'
-    return (f"cargo run --release --manifest-path web-rwkv/Cargo.toml {call}",)
+    # In its folder, where it looks for its vocabulary.
+    return (f'(cd web-rwkv && cargo run --release --example chat -- --model "$OLDPWD"/{shlex.quote(file.path)})',)
 
 
 def _commands(file: CardFile) -> tuple[str, ...]:

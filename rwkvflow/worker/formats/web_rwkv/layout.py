@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rwkvflow.worker.errors import WorkerError
-from rwkvflow.worker.formats.base import FileFormat, Limits
+from rwkvflow.worker.formats.base import EMULATED, FileFormat, Limits
 from rwkvflow.worker.formats.safetensors.layout import TensorEntry, safetensors_layout
 from rwkvflow.worker.model.versions import STATEFUL
 from rwkvflow.worker.model.weight_types import F16
@@ -88,10 +88,10 @@ FORMATS = (
         is_read_here=True,
         runner=f"{__package__}.run",
         card=f"{__package__}.card",
-        limits=Limits(logits=0.05, perplexity=0.005),
+        limits=Limits(logits=0.15, perplexity=0.01),
         requires=("web-rwkv-py",),
         states=STATEFUL,
         runs_here=frozenset(),  # its logits are looked at where it runs; the figures are of the tensors
-        computes_in_f16=True,
+        half=EMULATED,
     ),
 )

@@ -2,8 +2,8 @@
 
 web-rwkv-py needs Vulkan, if only Mesa's in software, and knows versions 4, 5 (with a gate) and 6. Its logits are
 compared after a few lengths of the text: it takes a second for each, and in software Vulkan the same tokens now and
-then give other values. So the figures of the report are those of the fp32 forward pass over what the file holds, and
-the report says what ran.
+then give other values. So the figures of the report are those of a forward pass over what the file holds, in fp16 as
+web-rwkv stores everything but states and logits, and the report says what ran.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvflow.worker.errors import WorkerError
-from rwkvflow.worker.formats.runner import Task, answer
+from rwkvflow.worker.formats.runner import IN_HALF, Task, answer
 from rwkvflow.worker.formats.web_rwkv import layout
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
@@ -46,8 +46,8 @@ def run(task: Task, questions: Questions) -> Answers:
         wanted = {name: held(info, architecture) for name, info in checkpoint.tensors.items()}
         compare_held(checkpoint, artifact, wanted)
         view = AsCheckpoint(artifact, wanted, checkpoint.tensors)
-        answers = answer(Reference(view, task.group_norm_eps, architecture=architecture), questions)
-    note = "its tensors were compared with the checkpoint's"
+        answers = answer(Reference(view, task.group_norm_eps, architecture=architecture, in_half=True), questions)
+    note = f"its tensors were compared with the checkpoint's, and {IN_HALF}"
     why = cannot_run(architecture, task.group_norm_eps)
     found = why or _in_a_process_of_its_own(task, questions.text[: questions.logits], answers.logits)
     if isinstance(found, str):

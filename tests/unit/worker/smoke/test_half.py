@@ -1,8 +1,9 @@
-"""Formats that are run in fp16 and proved in fp32: what fp16 does not hold fails, and the proof says what was shown."""
+"""Formats that are run in fp16: what fp16 does not hold fails, and the proof says how that was shown."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,22 @@ import numpy as np
 import pytest
 
 from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.base import BOUNDED, EMULATED, RUN
 from rwkvflow.worker.formats.chatrwkv.layout import of_strategy
 from rwkvflow.worker.formats.runner import answer
+from rwkvflow.worker.formats.runtimes import infinite_in
 from rwkvflow.worker.model.tokenizers import PseudoRandom
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference.model import Reference as Forward
 from rwkvflow.worker.requests import AskParams, SmokeJobRequest
+from rwkvflow.worker.smoke import judge
 from rwkvflow.worker.smoke.judge import Stored
 from rwkvflow.worker.smoke.questions import Questions, SmokeReference, read_reference, write_reference
 from rwkvflow.worker.tasks import smoke
 from tests.helpers import checkpoints
 
 ASKED = Questions((1, 2, 3, 4, 5, 6), 6, ((1,),), 2)
-HALF = sorted(name for name, item in FORMATS.items() if item.computes_in_f16)
+HALF = {name: item.half for name, item in FORMATS.items() if item.half}
 #: What is multiplied so that k² passes 65504 and the logits stay what they are, and what makes the residual large.
 LOUD = {"ffn.key.weight": 1e4, "ffn.value.weight": 1e-8}
 WIDE = {"att.output.weight": 1e8}
@@ -38,28 +42,34 @@ def reference(path: Path, version: str, factors: dict[str, float]) -> SmokeRefer
     with open_checkpoint(path) as checkpoint:
         forward = Forward(checkpoint)
         answers = answer(forward, ASKED)
-    return SmokeReference(ASKED, answers, None, "auto", None, forward.peaks.square, forward.peaks.residual)
+    peaks = (forward.peaks.square, forward.peaks.residual, forward.peaks.block, 256)
+    return SmokeReference(ASKED, answers, None, "auto", None, *peaks)
 
 
-def judged(found: SmokeReference, name: str, tmp_path: Path) -> tuple[str | None, dict[str, Any]]:
+def judged(
+    found: SmokeReference, name: str, tmp_path: Path, *, runtime: bool = False
+) -> tuple[str | None, dict[str, Any]]:
     """The verdict on an artifact that gives the very answers of the reference in fp32."""
     outputs = {"smoke": str(tmp_path / "smoke.json")}
     job: SmokeJobRequest = {"id": "x", "params": {"format": name, "input": "x"}, "outputs": outputs}
     params: AskParams = {"tokenizer": "auto", "group_norm_eps": None, "prompts": ["a"], "tokens": 2}
-    failure = smoke._judge(job, found, found.answers, params, PseudoRandom(64, ""), Stored(1, 1))
+    failure = smoke._judge(
+        job, found, replace(found.answers, runtime=runtime), params, PseudoRandom(64, ""), Stored(1, 1)
+    )
     return failure, json.loads((tmp_path / "smoke.json").read_text())
 
 
 def test_the_formats_that_are_run_in_fp16() -> None:
-    assert HALF == [
-        "chatrwkv-cuda-fp16",
-        "chatrwkv-cuda-fp16i8",
-        "faster-rwkv-f16",
-        "ncnn-f16",
-        "web-rwkv",
-    ]
-    assert of_strategy("cuda bf16 *3 -> cuda fp16i8 *1 -> cpu fp32").computes_in_f16
-    assert not of_strategy("cuda bf16 *3 -> cpu fp32").computes_in_f16
+    assert HALF == {
+        "chatrwkv-cuda-fp16": RUN,
+        "chatrwkv-cuda-fp16i8": RUN,
+        "faster-rwkv-f16": EMULATED,
+        "ncnn-f16": BOUNDED,
+        "web-rwkv": EMULATED,
+    }
+    assert of_strategy("cuda bf16 *3 -> cuda fp16i8 *1 -> cpu fp32").half == RUN
+    assert of_strategy("cpu fp16").half == RUN
+    assert not of_strategy("cuda bf16 *3 -> cpu fp32").half
 
 
 @pytest.mark.parametrize("version", ["4", "5.0", "5.1", "5.2", "6", "7"])
@@ -67,11 +77,13 @@ def test_the_formats_that_are_run_in_fp16() -> None:
 def test_what_fp16_does_not_hold_fails(version: str, factors: dict[str, float], tmp_path: Path) -> None:
     found = reference(tmp_path / "m.safetensors", version, factors)
     what = "k² of the feed-forward" if factors is LOUD else "what stands between layers"
-    for name in HALF:
+    for name in (name for name, how in HALF.items() if how != EMULATED):  # which gives NaN itself
         failure, report = judged(found, name, tmp_path)
         assert failure is not None
         assert f"{what} reaches" in failure
         assert not report["passed"]
+    assert judged(found, "chatrwkv-cuda-fp16", tmp_path, runtime=True)[0] is None  # it has run, and gave these answers
+    assert judged(found, "ncnn-f16", tmp_path, runtime=True)[0] is not None  # but in fp32
     for name in ("chatrwkv-cpu-bf16", "ggml-f16", "safetensors"):
         assert judged(found, name, tmp_path)[0] is None
 
@@ -83,8 +95,67 @@ def test_other_models_pass_and_the_proof_says_what_was_not_run(version: str, tmp
     write_reference(tmp_path / "reference.npz", found)
     read = read_reference(tmp_path / "reference.npz")
     assert (read.square, read.residual) == (found.square, found.residual)
-    for name in HALF:
+    for name, how in HALF.items():
         failure, report = judged(read, name, tmp_path)
         assert failure is None
-        assert "its arithmetic in fp16 was not run" in report["proof"]
+        assert ("its arithmetic in fp16 was not run" in report.get("proof", "")) == (how != EMULATED)
+    assert "proof" not in judged(read, "chatrwkv-cuda-fp16", tmp_path, runtime=True)[1]
     assert "proof" not in judged(read, "ggml-f16", tmp_path)[1]
+
+
+@pytest.mark.parametrize("version", ["4", "5.0", "5.1", "5.2", "6", "7"])
+def test_the_forward_pass_in_fp16_is_close_and_is_nan_where_fp16_does_not_hold_it(version: str, tmp_path: Path) -> None:
+    for factors in ({}, LOUD, WIDE):
+        found = reference(tmp_path / "m.safetensors", version, factors)
+        with open_checkpoint(tmp_path / "m.safetensors") as checkpoint:
+            answers = answer(Forward(checkpoint, in_half=True), ASKED)
+        assert (judge.finite(answers) is None) == (not factors)
+        if not factors:
+            assert 1e-5 < judge.compare(found.answers, answers).logits < 0.05
+    assert "what stands between layers reaches" in judge.overflow("web-rwkv", found)[0]
+
+
+def test_a_pass_in_fp16_halves_after_six_layers_as_runtimes_do(tmp_path: Path) -> None:
+    """Before version 7: else what they hold would be infinite."""
+    for version, holds in (("6", True), ("7", False)):
+        entries = []
+        for entry in checkpoints.entries(version, "f32", 3, layers=13, width=64, vocab=64):
+            values = np.frombuffer(b"".join(entry.data()), "<f4").reshape(entry.shape)
+            if entry.name.endswith("att.output.weight"):
+                values = values * np.float32(0)
+            if entry.name == "blocks.12.ffn.value.weight":
+                values = values * np.float32(40000)
+            entries.append(checkpoints.array_entry(entry.name, values.astype("<f4"), "f32"))
+        path = tmp_path / f"{version}.safetensors"
+        checkpoints.write_safetensors(path, entries)
+        with open_checkpoint(path) as checkpoint:
+            plain = Forward(checkpoint)
+            assert judge.finite(answer(plain, ASKED)) is None
+            assert (plain.peaks.residual < 65504) == holds
+            assert (judge.finite(answer(Forward(checkpoint, in_half=True), ASKED)) is None) == holds
+
+
+@pytest.mark.parametrize(
+    ("name", "runtimes"),
+    [
+        ("ggml-f16", ["rwkv.cpp"]),
+        ("ggml-q5_1", ["rwkv.cpp"]),
+        ("ggml-q4_1-from-f32", ["rwkv.cpp"]),
+        ("ggml-q8_0", []),  # of which a scale is 127 times as small
+        ("ggml-f32", []),
+        ("ggml-q4_k", []),
+        ("gguf-f16", []),  # llama.cpp itself has run it
+        ("web-rwkv", []),
+    ],
+)
+def test_a_file_is_not_for_what_would_multiply_in_fp16(name: str, runtimes: list[str], tmp_path: Path) -> None:
+    found = reference(tmp_path / "m.safetensors", "7", {"ffn.key.weight": 200.0, "ffn.value.weight": 1 / 4e4})
+    assert 65504 < found.square < 127 * 65504
+    report = judged(found, name, tmp_path)[1]
+    assert list(report.get("not_for", {})) == runtimes
+    assert "not_for" not in judged(replace(found, square=1.0, block=2.0), name, tmp_path)[1]
+    assert infinite_in(FORMATS["ggml-q8_0"], 256, 127 * 65504.0, 0.0).keys() == {"rwkv.cpp"}
+    assert infinite_in(FORMATS["gguf-f16"], 256, 65504.0, 0.0).keys() == {"llama.cpp"}
+    assert infinite_in(FORMATS["ggml-q4_k"], 256, 1e9, 1e9) == {}
+    # Rows that are no whole blocks of 256 are of a type with blocks of 32.
+    assert infinite_in(FORMATS["gguf-q4_k_m"], 896, 1e9, 1e9).keys() == {"llama.cpp"}
