@@ -143,7 +143,7 @@ for number in range(4):
 text = "\\n".join(["", *lines, ""])
 os.write(1, text.encode()); os.write(2, text.encode())
 opened = 0
-above = os.getppid()  # the worker, rwkvflow, and whatever started it: nobody else's files are to be spoilt
+parent = above = os.getppid()  # the worker, rwkvflow, and whatever started it: nobody else's files are to be spoilt
 paths = []
 while above > 1 and above != {pid}:
     paths += glob.glob("/proc/%d/fd/*" % above)
@@ -151,7 +151,7 @@ while above > 1 and above != {pid}:
         above = int(open("/proc/%d/stat" % above).read().rpartition(")")[2].split()[1])
     except OSError:
         break
-paths += glob.glob("/proc/%d/fd/*" % {pid})
+paths += [path for path in glob.glob("/proc/%d/fd/*" % {pid}) if int(path.rpartition("/")[2]) > 2]  # not a shell's
 for path in paths:
     try:
         if stat.S_ISREG(os.stat(path).st_mode):  # a channel is a pipe; what else the tests have open stays whole
@@ -161,7 +161,6 @@ for path in paths:
         opened += 1
     except OSError:
         pass
-parent = os.getppid()
 for name, mode in (("mem", os.O_RDWR), ("environ", os.O_RDONLY), ("maps", os.O_RDONLY)):
     try:
         os.read(os.open("/proc/%d/%s" % (parent, name), mode), 1)
