@@ -127,7 +127,7 @@ def tokenizer_of(kind: str, model: Model) -> ModelTokenizer:
         found = open_tokenizer("auto", n_vocab, path)
     if isinstance(found, PseudoRandom):
         remedy = {
-            WORLD: "pip install 'rwkvflow[world]', which brings World's vocabulary",
+            WORLD: "pip install rwkv, which brings World's vocabulary",
             TWENTY_B: "name the model's tokenizer.json with --tokenizer",
         }
         raise UsageError(

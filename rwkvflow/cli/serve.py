@@ -162,7 +162,7 @@ def native_tokenizer(kind: str, model: Model) -> Tokenizer:
         found = Tokenizer(None, library)
     elif kind == "world" or (kind == "auto" and n_vocab == WORLD):
         if vocabulary is None:
-            raise UsageError("World's vocabulary is not here", remedy="install pyrwkv-tokenizer")
+            raise UsageError("World's vocabulary is not here", remedy="pip install rwkv, which brings it")
         found = Tokenizer(vocabulary, library)
     elif kind == "auto":
         raise UsageError(f"no tokenizer for a vocabulary of {n_vocab} is here", remedy="name one with --tokenizer")

@@ -19,9 +19,9 @@ def given_by_recipe() -> Iterator[None]:
         _recipe = before
 
 
-def install(package: str, extra: str) -> str:
-    """How to get a package that is missing. `extra` is the one of rwkvflow that brings it."""
-    return f"add {package} to the image's `wheels`" if _recipe else f"run: pip install 'rwkvflow[{extra}]'"
+def install(package: str, beside: str | None = None) -> str:
+    """How to get a package that is missing: in an image `package`, beside rwkvflow the one that it depends on itself."""
+    return f"add {package} to the image's `wheels`" if _recipe else f"run: pip install {beside or package}"
 
 
 def name_tokenizer() -> str:

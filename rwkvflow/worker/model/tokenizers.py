@@ -1,7 +1,7 @@
 """Text to token ids and back, for the models that smoke runs.
 
-The World and 20B vocabularies are not part of this package: the first comes with PyPI's `pyrwkv-tokenizer` (or `rwkv`)
-in the image, the second is a tokenizer.json that the recipe names.
+The World and 20B vocabularies are not part of this package: the first comes with PyPI's `pyrwkv-tokenizer` in the image,
+and with `rwkv`, which rwkvflow depends on; the second is a tokenizer.json that the recipe names.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def open_tokenizer(kind: str, n_vocab: int, file: Path | None = None) -> ModelTo
     if kind == "world":
         path = file or world_vocabulary()
         if path is None:
-            raise WorkerError(f"the World tokenizer is not installed: {advice.install('pyrwkv-tokenizer', 'world')}")
+            raise WorkerError(f"the World tokenizer is not installed: {advice.install('pyrwkv-tokenizer', 'rwkv')}")
         world = World(path)
         if file is None and (why := misfit_of_kind(kind, n_vocab)):
             raise WorkerError(why)
@@ -73,7 +73,7 @@ def open_tokenizer(kind: str, n_vocab: int, file: Path | None = None) -> ModelTo
         path = world_vocabulary()
         if path is not None:
             return World(path)
-        remedy = advice.install("pyrwkv-tokenizer", "world")
+        remedy = advice.install("pyrwkv-tokenizer", "rwkv")
         return PseudoRandom(n_vocab, f"the World tokenizer is not installed; {remedy}")
     if TOKENIZERS.get(n_vocab) == "20b":
         return PseudoRandom(
@@ -268,7 +268,7 @@ class Json:
             import tokenizers
         except ImportError:
             raise WorkerError(
-                f"a tokenizer.json needs PyPI's tokenizers: {advice.install('tokenizers', 'tokenizers')}"
+                f"a tokenizer.json needs PyPI's tokenizers: {advice.install('tokenizers')}"
             ) from None
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))

@@ -68,7 +68,7 @@ def _by_size(size: int) -> Vocabulary:
         if path is None:
             raise WorkerError(
                 "the World vocabulary, which a GGUF contains, is not installed: "
-                + advice.install("pyrwkv-tokenizer", "world")
+                + advice.install("pyrwkv-tokenizer", "rwkv")
             )
         return _world(path, size)
     special = (("bos", 0), ("eos", 0))

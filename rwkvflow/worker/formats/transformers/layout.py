@@ -209,8 +209,9 @@ def _tokenizer(architecture: Architecture, named: Path | None, remarks: list[str
     if size == WORLD:
         path = world_vocabulary()
         if path is None:
-            raise WorkerError(f"the World vocabulary is not installed: {advice.install('pyrwkv-tokenizer', 'world')}")
-        return _world(path.read_bytes(), template())
+            raise WorkerError(f"the World vocabulary is not installed: {advice.install('pyrwkv-tokenizer', 'rwkv')}")
+        # One package has it with the line ends of Windows; the folder is the same from each.
+        return _world(path.read_bytes().replace(b"\r\n", b"\n"), template())
     if size == BYTES or (size > BYTES and architecture.version != "4"):
         if size != BYTES:
             remarks.append(
