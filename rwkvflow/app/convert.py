@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rwkvflow.app import proof
 from rwkvflow.app.library import find_library
-from rwkvflow.base.errors import RwkvflowError, SmokeFailed, UsageError
+from rwkvflow.base.errors import RwkvflowError, SmokeFailed, StoreError, UsageError
 from rwkvflow.base.events import Listener, Notice, StepProgress
 from rwkvflow.base.files import remove
 from rwkvflow.base.outputs import beside, check_output, is_own, mark, put
@@ -72,7 +72,7 @@ def carry_out(order: Order, emit: Listener) -> Iterator[str]:
     """
     from rwkvflow.worker.conversion.convert import ConversionJob
     from rwkvflow.worker.conversion.convert import convert as run
-    from rwkvflow.worker.errors import WorkerError
+    from rwkvflow.worker.errors import NoSpaceError, WorkerError
     from rwkvflow.worker.formats import FORMATS
     from rwkvflow.worker.formats.base import Split
     from rwkvflow.worker.formats.gguf.imatrix import read_imatrix
@@ -89,7 +89,7 @@ def carry_out(order: Order, emit: Listener) -> Iterator[str]:
             check_output(target, order.reads, force=order.force)
         if place.split_to is None:
             _fits(place.target, place.format)
-    _look(order.origin)
+    _look(order.origin, order.formats)
     try:
         weights = read_imatrix(order.imatrix) if order.imatrix else None
         jobs = [
@@ -114,6 +114,8 @@ def carry_out(order: Order, emit: Listener) -> Iterator[str]:
         for warning in dict.fromkeys(warning for outcome in outcomes for warning in outcome.warnings):
             emit(Notice(warning, "warning"))
         yield from _judged(order, library, list(zip(places, outcomes, strict=True)), emit)
+    except NoSpaceError as error:
+        raise StoreError(f"{order.target}: {error}") from error
     except WorkerError as error:
         raise RwkvflowError(str(error)) from error
     finally:
@@ -148,18 +150,25 @@ def _fits(target: Path, name: str) -> None:
         raise UsageError(f"{target.name} ends as another format does; {name} is written to .{own[2]} files")
 
 
-def _look(source: Origin) -> None:
-    """Say what is wrong with a file before librwkv is looked for, and built where there is none."""
+def _look(source: Origin, formats: Sequence[str]) -> None:
+    """Say what is wrong with a file, or with these formats of it, before librwkv is looked for, or built."""
     from rwkvflow.worker.errors import WorkerError
+    from rwkvflow.worker.formats import FORMATS, able_to_hold
     from rwkvflow.worker.model.architecture import architecture_of
     from rwkvflow.worker.model.strangers import refuse_unknown
     from rwkvflow.worker.read.open import open_checkpoint
 
     try:
         with open_checkpoint(source) as checkpoint:
-            refuse_unknown(checkpoint.tensors, architecture_of(checkpoint.tensors))
+            architecture = architecture_of(checkpoint.tensors)
+            refuse_unknown(checkpoint.tensors, architecture)
     except WorkerError as error:
         raise RwkvflowError(str(error)) from error
+    if bad := [name for name in formats if architecture.version not in FORMATS[name].versions]:
+        raise UsageError(
+            f"{source.path.name} is version {architecture.version}, which {' and '.join(bad)} cannot hold",
+            remedy=f"these can: {able_to_hold(architecture.version)}",
+        )
 
 
 def _judged(

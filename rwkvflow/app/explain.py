@@ -8,7 +8,7 @@ from pathlib import Path
 from rwkvflow.app import engine_diff
 from rwkvflow.app.pipeline import Prepared
 from rwkvflow.base.errors import StepFailed, UsageError
-from rwkvflow.documents.yaml.nearest import did_you_mean
+from rwkvflow.documents.yaml.nearest import did_you_mean, one_of
 from rwkvflow.execute.actions import probes
 from rwkvflow.plan.explain import differences
 from rwkvflow.plan.plan import Standing, input_digests, survey
@@ -99,7 +99,9 @@ def explanation(prepared: Prepared, name: str) -> list[str]:
         longer = [step for step in prepared.plan.steps if step.startswith(f"{name}@")]
         if len(longer) != 1:
             near = f"; did you mean {longer[0]!r}?" if longer else did_you_mean(name, prepared.plan.steps)
-            raise UsageError(f"there is no step {name}{near}")
+            within = [step for step in prepared.plan.steps if name in step]
+            remedy = f"steps of that name: {one_of(within, 6)}" if within else "`rwkvflow plan` lists the steps"
+            raise UsageError(f"there is no step {name}{near}", remedy=remedy)
         name = longer[0]
     step = prepared.plan.steps[name]
     shelf = StoreShelf(prepared)

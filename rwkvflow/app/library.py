@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from rwkvflow.base.errors import RwkvflowError, UsageError
-from rwkvflow.base.events import Listener, Notice, silent
+from rwkvflow.base.events import Event, Listener, Notice, StepFinished, silent
 from rwkvflow.base.files import clear_errors, read_json
 from rwkvflow.base.shipped import PACKAGE, shipped
 from rwkvflow.engine.binding import LIBRARY_VARIABLE, NAMES
@@ -16,6 +17,11 @@ from rwkvflow.store.store import Store, default_root
 
 RECIPE = "engine/engine.yaml"  # below the store; its lock stands beside it, so that a second build needs no network
 OURS = b"rwkvflow_set_option"  # a function that only librwkv has
+#: Whoever has no recipe can change none: this stands in the place of what messages of a build advise.
+INSTEAD = (
+    "install rwkvflow from the wheel of this platform, which has librwkv in it, or name one with --library; "
+    "`rwkvflow doctor` says what this machine lacks"
+)
 _TEXT = """# Written by rwkvflow: the engine for commands that have no recipe.
 name: engine
 models: [{{name: demo, source: {source}, tokenizer: bytes}}]
@@ -45,6 +51,7 @@ def find_library(named: Path | None = None, store: Path | None = None, emit: Lis
     try:
         return _build(root, emit)
     except RwkvflowError as error:
+        error.remedy = INSTEAD
         older = next((library for library in _all(root) if OURS in library.read_bytes()), None)
         if older is None:
             raise
@@ -112,14 +119,23 @@ def _build(root: Path, emit: Listener) -> Path:
         if not recipe.is_file() or recipe.read_text(encoding="utf-8") != text:
             recipe.write_text(text, encoding="utf-8")
     request = pipeline.Request(recipe, sandbox="host", store=root, publish=False)
-    prepared = pipeline.only_stages(pipeline.prepare(request, emit), ["engine"])
-    finished = pipeline.execute(prepared, emit)
+
+    def heard(event: Event) -> None:
+        emit(replace(event, message=_without_advice(event.message)) if isinstance(event, StepFinished) else event)
+
+    prepared = pipeline.only_stages(pipeline.prepare(request, heard), ["engine"])
+    finished = pipeline.execute(prepared, heard)
     finished.check()
     (target,) = prepared.plan.targets
     folder = Store(root).path(finished.outcomes[target].outputs["engine"].digest)
     if folder is None:
         raise RwkvflowError("the engine was built and is gone from the store", remedy="try again")
     return folder / "lib" / NAMES.get(sys.platform, "librwkv.so")
+
+
+def _without_advice(message: str) -> str:
+    """A step's message without what it advises to write into the recipe, which is none of the reader's."""
+    return "\n".join(line for line in message.splitlines() if not line.strip().startswith(("what to do:", "remedy:")))
 
 
 def _quoted(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +16,6 @@ from rwkvflow.documents.sources import Source, SourceError, parse_source, part_o
 FOLDER = "models"  # below the store: one folder a source, with source.json and the files
 CHAT_FORMAT = "ggml-q8_0"  # what checkpoints are run as: nearly as good as F16, and half of it to read a token
 CHECKPOINTS = (".pth", ".safetensors", ".gguf", ".bin", ".st")
-
-
-_PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/([^/]+/[^/]+)/(?:blob|resolve)/([^/]+)/([^?#]+)(?:\?[^#]*)?")
 
 
 @dataclass(frozen=True)
@@ -43,8 +39,6 @@ def fetched(
     What is there for the same commit and hash is not fetched again, and will do where the hub cannot be asked. A
     download that was broken off goes on. Raises UsageError for a name that is no file, FetchError, StoreError.
     """
-    if page := _PAGE.fullmatch(text):  # the address of a page about the file, copied out of a browser
-        text = f"hf://{page[1]}@{page[2]}/{page[3]}" if page[2] != "main" else f"hf://{page[1]}/{page[3]}"
     try:
         source = parse_source(text, folder=True)
     except SourceError as error:

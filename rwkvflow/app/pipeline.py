@@ -182,7 +182,7 @@ def prepare(request: Request, emit: Listener) -> Prepared:
     artifacts = tuple(expand(recipe))
     if request.only:
         artifacts = tuple(select(artifacts, request.only))
-    check_versions(artifacts, lock, request.recipe.absolute().parent, store, recipe)
+    check_versions(artifacts, lock, request.recipe.absolute().parent, store, recipe, request.recipe)
     blueprint = Blueprint(
         recipe=recipe,
         recipe_path=request.recipe.absolute(),

@@ -11,7 +11,7 @@ from pathlib import Path
 from rwkvflow.base.errors import FetchError, UsageError
 from rwkvflow.base.outputs import write_text
 from rwkvflow.base.shipped import shipped
-from rwkvflow.documents.sources import HubSource, SourceError, parse_source
+from rwkvflow.documents.sources import HubSource, SourceError, parse_source, without_page
 from rwkvflow.documents.yaml.nearest import nearest
 
 #: Of a repository with more checkpoints, the versions of no more than these are asked for.
@@ -111,5 +111,7 @@ def _version(text: str) -> str | None:
 
 
 def source_meant(text: str) -> str:
-    """`text`, or hf://owner/name where it is a bare owner/name and no file or folder here is called so."""
-    return f"hf://{text}" if _BARE.fullmatch(text) and not Path(text).exists() else text
+    """`text`, or hf://… where it is a bare owner/name or a page of the hub, and nothing here is called so."""
+    if Path(text).exists():
+        return text
+    return f"hf://{text}" if _BARE.fullmatch(text) else without_page(text)

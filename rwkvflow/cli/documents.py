@@ -11,7 +11,7 @@ import click
 from rwkvflow.base.errors import UsageError
 from rwkvflow.base.outputs import write_text
 from rwkvflow.base.text import shown
-from rwkvflow.cli.options import DocumentPath, prepared_run, recipe_argument, run_options
+from rwkvflow.cli.options import DocumentPath, prepared_run, recipe_argument, refuse_recipe, run_options
 
 
 @click.command()
@@ -20,7 +20,7 @@ def validate(documents: tuple[Path, ...]) -> None:
     """Check recipes, workflows and locks; print every error as file:line:column."""
     from rwkvflow.base.errors import DocumentError, Finding
     from rwkvflow.documents.load import load_document, load_recipe
-    from rwkvflow.lock.fit import check_recipe_versions
+    from rwkvflow.lock.fit import check_recipe_files, check_recipe_versions
 
     recipes: list[Path] = []
     findings: list[Finding] = []
@@ -34,7 +34,9 @@ def validate(documents: tuple[Path, ...]) -> None:
     if findings:
         raise DocumentError(findings)
     for recipe in recipes:
-        check_recipe_versions(load_recipe(recipe), recipe.absolute().parent)
+        loaded, folder = load_recipe(recipe), recipe.absolute().parent
+        check_recipe_files(loaded, folder, recipe)
+        check_recipe_versions(loaded, folder, recipe)
 
 
 @click.command()
@@ -75,6 +77,7 @@ def init(source: str | None, output: Path | None, name: str | None, as_list: boo
         written = starts.copy_recipe(name, output or Path(f"{name}.yaml"))
         click.echo(f"{', '.join(map(str, written))} written; next: rwkvflow run {written[0]}", err=True)
         return
+    refuse_recipe(source or "")
     source = _chosen(starts.source_meant(source or ""))
     text = recipe_template(source)
     _refuse_unknown(source)

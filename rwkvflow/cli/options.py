@@ -23,6 +23,15 @@ class DocumentPath(click.Path):
     def __init__(self, *, exists: bool = True) -> None:
         super().__init__(exists=exists, dir_okay=False, path_type=Path)
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path. Raises UsageError, with what was probably meant, where it must be there and is not."""
+        if self.exists and not Path(str(value)).exists():
+            raise UsageError(f"there is no file {value}", remedy=_instead_of(str(value)))
+        if self.exists and Path(str(value)).is_dir():
+            inside = sorted(str(path) for path in Path(str(value)).glob("*.y*ml"))[:6]
+            raise UsageError(f"{value} is a folder", remedy=f"name a file: {', '.join(inside)}" if inside else None)
+        return super().convert(value, param, ctx)
+
 
 class ModelPath(click.Path):
     """A model named on the command line: a file, the index or first file of a split one, or the folder of either."""
@@ -38,12 +47,19 @@ class ModelName(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name as text. Raises UsageError, with what was probably meant."""
-        from rwkvflow.documents.sources import is_remote
+        from rwkvflow.documents.sources import is_remote, without_page
 
-        text = str(value)
+        text = str(value) if Path(str(value)).exists() else without_page(str(value))
         if is_remote(text) or Path(text).exists():
+            refuse_recipe(text)
             return text
         raise UsageError(f"there is no file {text}", remedy=_instead_of(text))
+
+
+def refuse_recipe(text: str) -> None:
+    """Raise UsageError where a document is given in the place of a model."""
+    if text.endswith((".yaml", ".yml")) and Path(text).is_file():
+        raise UsageError(f"{text} is a recipe, not a model", remedy=f"rwkvflow run {text}")
 
 
 def _instead_of(text: str) -> str | None:
@@ -55,11 +71,8 @@ def _instead_of(text: str) -> str | None:
     near = nearest(path.name, names)
     if near:
         return f"did you mean {path.with_name(near)}?"
-    if text.startswith("huggingface.co/"):
-        return f"did you mean https://{text}?"
-    bare = text
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/.+)?", bare) and not path.parent.is_dir():
-        return f"did you mean hf://{bare}?"
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/.+)?", text) and not path.parent.is_dir():
+        return f"did you mean hf://{text}?"
     return None
 
 

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from rwkvflow.base.errors import DocumentError, LockError
+from rwkvflow.base.errors import DocumentError, Finding, LockError
 from rwkvflow.base.shipped import shipped
 from rwkvflow.documents.check.lock import check_lock
 from rwkvflow.documents.check.recipe import check_recipe
@@ -19,7 +19,7 @@ from rwkvflow.documents.explain import explain
 from rwkvflow.documents.lock import Lock
 from rwkvflow.documents.recipe import Recipe
 from rwkvflow.documents.workflow import Workflow
-from rwkvflow.documents.yaml.source import DocumentSource, parse, read_text
+from rwkvflow.documents.yaml.source import DocumentSource, Path_, parse, read_text
 
 M = TypeVar("M", bound=BaseModel)
 Check = Callable[[DocumentSource], None]
@@ -43,6 +43,11 @@ def recipe_from_text(text: str, file: str, folder: Path) -> Recipe:
     if findings := check_torch(recipe, source):
         raise DocumentError(findings)
     return recipe
+
+
+def finding(file: Path, place: Path_, message: str) -> Finding:
+    """A finding in a document that was loaded before, about what only shows later."""
+    return parse(read_text(file), str(file)).finding(place, message)
 
 
 def load_workflow(path: Path | None = None) -> Workflow:

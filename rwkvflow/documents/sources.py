@@ -28,6 +28,22 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,254}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SCP_LIKE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9][A-Za-z0-9.-]*:(?!//)[^-:][^:]*")
+_PAGE = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+)"
+    r"(?:/(blob|resolve|raw|tree)/([^/?#]+)((?:/[^?#]*)?))?/?(?:[?#].*)?"
+)
+_OTHER_PAGES = (
+    "api",
+    "blog",
+    "buckets",
+    "collections",
+    "datasets",
+    "docs",
+    "organizations",
+    "papers",
+    "spaces",
+    "tasks",
+)
 _HUB_HELP = "write hf://owner/name/file or hf://owner/name@revision/file"
 
 
@@ -164,7 +180,9 @@ class WebSource(Source):
 
     @classmethod
     def parse(cls, text: str, folder: bool) -> WebSource:
-        """A URL without a login; http:// on loopback only."""
+        """A URL without a login; http:// on loopback only. Raises SourceError for a page of the hub about a file."""
+        if re.search(r"/(blob|tree)/", text) and (meant := without_page(text)) != text:
+            raise SourceError(f"{shown(text)} is a page about it", remedy=f"write {meant}")
         return cls(_web(text))
 
     def __str__(self) -> str:
@@ -241,6 +259,19 @@ def parse_source(text: str, *, folder: bool = False) -> Source:
     if (meant := known.get(scheme.lower())) is not None and meant.remote is not None:
         raise SourceError(f"{shown(text)} lacks the // after the scheme")
     return LocalSource.parse(text, folder)
+
+
+def without_page(text: str) -> str:
+    """The hub source that an address of the hub's pages means, as it is copied out of a browser; else the text itself.
+
+    A page about a repository, a folder or a file, or the address of the file: all are asked for as hf:// is.
+    """
+    page = _PAGE.fullmatch(text)
+    if page is None or page[1].split("/")[0] in _OTHER_PAGES:
+        return text
+    repo, _, revision, path = page.groups()
+    at = f"@{revision}" if revision not in (None, "main") else ""
+    return f"hf://{repo}{at}{unquote(path or '').rstrip('/')}"
 
 
 def is_remote(text: str) -> bool:

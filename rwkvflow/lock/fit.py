@@ -10,39 +10,62 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from rwkvflow.base.errors import UsageError
+from rwkvflow.base.errors import DocumentError, UsageError
+from rwkvflow.documents.check.torch import place_of_format
+from rwkvflow.documents.load import finding
 from rwkvflow.documents.lock import Lock
 from rwkvflow.documents.recipe import Recipe
 from rwkvflow.documents.sources import parse_source
+from rwkvflow.documents.yaml.nearest import did_you_mean
 from rwkvflow.plan.matrix import Artifact, expand
 from rwkvflow.store.store import Store
-from rwkvflow.worker.formats import FORMATS, too_large
+from rwkvflow.worker.formats import FORMATS, able_to_hold, too_large
 from rwkvflow.worker.formats.base import Format, Split
 from rwkvflow.worker.model.versions import ALL_VERSIONS
 
 
 def check_versions(
-    artifacts: Iterable[Artifact], lock: Lock, folder: Path, store: Store, recipe: Recipe | None = None
+    artifacts: Iterable[Artifact],
+    lock: Lock,
+    folder: Path,
+    store: Store,
+    recipe: Recipe | None = None,
+    file: Path | None = None,
 ) -> None:
     """Raises UsageError that names every format and model that do not go together. `folder` is the recipe's.
 
-    With the recipe, its `split` and each model's group_norm_eps are looked at as well.
+    With the recipe, its `split` and each model's group_norm_eps are looked at as well; with its file, places are named.
     """
 
     def path(model: str) -> Path | None:
         locked = lock.models[model]
         return _local(locked.resolved, folder) or store.path(f"sha256:{locked.sha256}")
 
-    _check(artifacts, path, recipe)
+    _check(artifacts, path, recipe, file)
 
 
-def check_recipe_versions(recipe: Recipe, folder: Path) -> None:
+def check_recipe_versions(recipe: Recipe, folder: Path, file: Path | None = None) -> None:
     """Check the versions without a lock, for the checkpoints that the recipe names by their paths."""
     sources = {model.name: model.source for model in recipe.models}
-    _check(expand(recipe), lambda model: _local(sources[model], folder), recipe)
+    _check(expand(recipe), lambda model: _local(sources[model], folder), recipe, file)
 
 
-def _check(artifacts: Iterable[Artifact], path_of: Callable[[str], Path | None], recipe: Recipe | None) -> None:
+def check_recipe_files(recipe: Recipe, folder: Path, file: Path) -> None:
+    """Raises DocumentError for checkpoints that the recipe names by their paths and that are not there."""
+    findings = []
+    for index, model in enumerate(recipe.models):
+        path = _local(model.source, folder)
+        if path is not None and not path.exists():
+            names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+            near = did_you_mean(path.name, names)
+            findings.append(finding(file, ("models", index, "source"), f"there is no file {model.source}{near}"))
+    if findings:
+        raise DocumentError(findings)
+
+
+def _check(
+    artifacts: Iterable[Artifact], path_of: Callable[[str], Path | None], recipe: Recipe | None, file: Path | None
+) -> None:
     wanted: dict[str, dict[str, Format]] = {}
     for artifact in artifacts:
         size = recipe.split_of(artifact.format) if recipe else None
@@ -56,7 +79,8 @@ def _check(artifacts: Iterable[Artifact], path_of: Callable[[str], Path | None],
         ignore = models[model].ignore_tensors if model in models else ()
         tokenizer = models[model].tokenizer if model in models else "auto"
         try:
-            problems += _problems(model, path_of(model), eps, ignore, tokenizer, formats.values())
+            found = _problems(model, path_of(model), eps, ignore, tokenizer, formats.values())
+            problems += [_placed(text, name, recipe, file) for name, text in found]
         except UsageError as error:
             strange.append(error.message)
     if strange:
@@ -66,6 +90,13 @@ def _check(artifacts: Iterable[Artifact], path_of: Callable[[str], Path | None],
             "\n  ".join(problems),
             remedy="take the format out of the recipe, or the combination: matrix: {exclude: [{model: …, format: …}]}",
         )
+
+
+def _placed(text: str, name: str, recipe: Recipe | None, file: Path | None) -> str:
+    """A message about a format, with the place where the recipe asks for it."""
+    if recipe is None or file is None:
+        return text
+    return str(finding(file, place_of_format(recipe, name), text))
 
 
 def _local(source: str, folder: Path) -> Path | None:
@@ -79,8 +110,8 @@ def _problems(
     ignore: tuple[str, ...],
     tokenizer: str,
     formats: Iterable[Format],
-) -> list[str]:
-    """Why which formats cannot hold the model at `path`; nothing where it cannot be known yet.
+) -> list[tuple[str, str]]:
+    """(format, why) of those that cannot hold the model at `path`; nothing where it cannot be known yet.
 
     Only names and shapes are read. Raises UsageError for a model that is none of the versions, or whose
     tokenizer is another's.
@@ -110,12 +141,12 @@ def _problems(
         return []  # the stage that reads it says what is wrong with it
     if misfit := misfit_of_kind(tokenizer, architecture.n_vocab):
         raise UsageError(f"{model}: {misfit}")
-    version, problems = architecture.version, []
+    version = architecture.version
+    problems: list[tuple[str, str]] = []
     if bad := [item.name for item in picky if version not in item.versions]:
-        problems.append(
-            f"{model} is version {version}, which {' and '.join(bad)} cannot hold; "
-            f"these can: {', '.join(name for name, item in FORMATS.items() if version in item.versions)}"
-        )
+        which = " and ".join(bad)
+        text = f"{model} is version {version}, which {which} cannot hold; these can: {able_to_hold(version)}"
+        problems.append((bad[0], text))
     for item in picky:
         if item.name in bad:
             continue
@@ -126,5 +157,5 @@ def _problems(
             except WorkerError:
                 continue  # as above
         if why is not None:
-            problems.append(f"{model}: {why}")
+            problems.append((item.name, f"{model}: {why}"))
     return problems

@@ -212,7 +212,11 @@ class HubRemote(RemoteSource):
         start = f"{source.path}/" if source.path else ""
         names = tuple(item.path.removeprefix(start) for item in there if item.path.startswith(start))
         if not names:
-            raise FetchError(f"{source.repo} has no file and no folder {source.path!r}")
+            near = did_you_mean(source.path, [item.path for item in there])
+            raise FetchError(
+                f"{source.repo} has no file and no folder {source.path!r}{near}",
+                remedy=f"see the files at {self.hub.endpoint}/{source.repo}/tree/{source.revision or 'main'}",
+            )
         return Listing(str(source.at(str(there[0].revision))), names)
 
 

@@ -20,8 +20,13 @@ def given_by_recipe() -> Iterator[None]:
 
 
 def install(package: str, beside: str | None = None) -> str:
-    """How to get a package that is missing: in an image `package`, beside rwkvflow the one that it depends on itself."""
+    """How to get a missing package: in an image `package`, beside rwkvflow the one that it depends on itself."""
     return f"add {package} to the image's `wheels`" if _recipe else f"run: pip install {beside or package}"
+
+
+def system_toolchain() -> str:
+    """The other toolchain, for who can choose one."""
+    return ", or write toolchain: system in the recipe" if _recipe else ""
 
 
 def name_tokenizer() -> str:

@@ -13,6 +13,10 @@ class UnknownModelError(WorkerError):
     """Its tensors make something else than any version that is known; told before it is downloaded or converted."""
 
 
+class NoSpaceError(WorkerError):
+    """What is to be written does not fit the disk; told before anything is written."""
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error, or one that it comes from, says that a disk has no space left, or that a quota is used up."""
     while error is not None:

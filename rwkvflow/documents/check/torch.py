@@ -20,7 +20,7 @@ def check_torch(recipe: Recipe, source: DocumentSource) -> list[Finding]:
             lacking.setdefault(name, {})[image] = None
     return [
         source.finding(
-            _place(recipe, name),
+            place_of_format(recipe, name),
             f"{name} is tested with {needs_torch(name)}, which needs PyTorch, and image "
             f"{' and '.join(images)} has none; "
             'give it a version, e.g. torch: "2.13.0", or exclude it for this format in the matrix',
@@ -29,7 +29,8 @@ def check_torch(recipe: Recipe, source: DocumentSource) -> list[Finding]:
     ]
 
 
-def _place(recipe: Recipe, name: str) -> Path_:
+def place_of_format(recipe: Recipe, name: str) -> Path_:
+    """Where a recipe asks for a format."""
     if name in recipe.format_names:
         return ("formats", recipe.format_names.index(name))
     for index, rule in enumerate(recipe.matrix.include):

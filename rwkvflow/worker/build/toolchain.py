@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rwkvflow.worker import advice
 from rwkvflow.worker.build.patch_rules import NEUTRAL, baseline_cpu
 from rwkvflow.worker.errors import WorkerError
 
@@ -267,7 +268,7 @@ def _missing(package: str) -> WorkerError:
     place = f"in ${PACKAGES_VARIABLE} ({where})" if where else "for this Python"
     return WorkerError(
         f"the zig toolchain lacks {package} {place}\n"
-        "  what to do: python3 -m pip install ziglang cmake ninja, or write toolchain: system in the recipe"
+        f"  what to do: python3 -m pip install ziglang cmake ninja{advice.system_toolchain()}"
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.errors import NoSpaceError, WorkerError
 from rwkvflow.worker.formats import FORMATS, too_large
 from rwkvflow.worker.formats.base import Format, Split
 from rwkvflow.worker.write.layout import Written
@@ -86,7 +86,7 @@ def check_room(
         devices[device] = (devices.get(device, (0, 0))[0] + size, state.f_bavail * state.f_frsize)
     for size, free in devices.values():
         if size > free:
-            raise WorkerError(
+            raise NoSpaceError(
                 f"the artifacts need {shown_bytes(size)}, and {shown_bytes(free)} are free on the disk that takes them"
                 "; free some, or put the store on another disk"
             )

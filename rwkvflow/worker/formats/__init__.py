@@ -16,7 +16,7 @@ from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import Format
 from rwkvflow.worker.formats.outside import FormatPackage, packages
 
-__all__ = ["FORMATS", "Format", "package_of", "too_large"]
+__all__ = ["FORMATS", "Format", "able_to_hold", "package_of", "too_large"]
 
 
 class Registry(dict[str, Format]):
@@ -87,6 +87,18 @@ def package_of(item: Format) -> FormatPackage | None:
     return next(
         (found for found in FORMATS.packages if f"{type(item).__module__}.".startswith(f"{found.module}.")), None
     )
+
+
+def able_to_hold(version: str) -> str:
+    """The formats that hold a version, for a message: a name, or ggml-* where all that begin so do."""
+    able = [name for name, item in FORMATS.items() if version in item.versions]
+    rest = [name for name in FORMATS if name not in able]
+    shown: dict[str, None] = {}
+    for name in able:
+        begin = f"{name.partition('-')[0]}-"
+        alike = name.startswith(begin) and sum(other.startswith(begin) for other in able) > 1
+        shown[f"{begin}*" if alike and not any(other.startswith(begin) for other in rest) else name] = None
+    return ", ".join(shown)
 
 
 def too_large(item: Format, size: int) -> str | None:

@@ -1,7 +1,7 @@
 """Text to token ids and back, for the models that smoke runs.
 
-The World and 20B vocabularies are not part of this package: the first comes with PyPI's `pyrwkv-tokenizer` in the image,
-and with `rwkv`, which rwkvflow depends on; the second is a tokenizer.json that the recipe names.
+The World and 20B vocabularies are not part of this package: the first comes with PyPI's `pyrwkv-tokenizer` in the
+image, and with `rwkv`, which rwkvflow depends on; the second is a tokenizer.json that the recipe names.
 """
 
 from __future__ import annotations
@@ -267,9 +267,7 @@ class Json:
         try:
             import tokenizers
         except ImportError:
-            raise WorkerError(
-                f"a tokenizer.json needs PyPI's tokenizers: {advice.install('tokenizers')}"
-            ) from None
+            raise WorkerError(f"a tokenizer.json needs PyPI's tokenizers: {advice.install('tokenizers')}") from None
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the package raises bare Exception

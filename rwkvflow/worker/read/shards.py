@@ -124,6 +124,9 @@ def _in_folder(folder: Path) -> Path:
             return found[0]
     if _is_deepspeed(folder):
         raise WorkerError(f"{folder}: the folder of a DeepSpeed checkpoint: {GATHERING}")
+    if names := sorted(path.name for path in folder.glob("*.pth")):
+        some = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+        raise WorkerError(f"{folder}: a folder of checkpoints; name one of its files: {some}")
     raise WorkerError(
         f"{folder}: a folder without a model: it holds no .safetensors, no index of them, no .gguf and no "
         "pytorch_model.bin"

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from rwkvflow.app import library, pipeline
-from rwkvflow.base.errors import EnvironmentMissing, UsageError
-from rwkvflow.base.events import Event, Notice
+from rwkvflow.base.errors import EnvironmentMissing, StepFailed, UsageError
+from rwkvflow.base.events import Event, Notice, StepFinished
 from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.engine.binding import NAMES
 from rwkvflow.stages.engine import plain_request
@@ -93,6 +93,38 @@ def test_an_older_one_will_do_where_none_can_be_built_and_it_is_said(tmp_path: P
 def test_without_any_the_reason_is_told(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentMissing, match="there is no compiler"):
         library.find_library(None, tmp_path)
+
+
+def test_nobody_without_a_recipe_is_told_to_change_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the step that failed, nor by the error: the recipe is rwkvflow's own."""
+    from rwkvflow.worker.advice import given_by_recipe
+    from rwkvflow.worker.build.toolchain import _missing
+
+    with given_by_recipe():
+        of_recipe = str(_missing("ninja"))
+    assert "toolchain: system in the recipe" in of_recipe
+    assert "recipe" not in str(_missing("ninja"))
+
+    class Failing:
+        plan = type("Plan", (), {"targets": ("engine",)})()
+
+        def check(self) -> None:
+            raise StepFailed("1 step failed: engine", remedy="write toolchain: system in the recipe")
+
+    def execute(prepared: Any, emit: Any) -> Failing:
+        emit(StepFinished("engine", "engine", "failed", 1.0, of_recipe))
+        return Failing()
+
+    monkeypatch.setattr(pipeline, "prepare", lambda request, emit: None)
+    monkeypatch.setattr(pipeline, "only_stages", lambda prepared, stages: Failing())
+    monkeypatch.setattr(pipeline, "execute", execute)
+    heard: list[Event] = []
+    with pytest.raises(StepFailed) as caught:
+        library.find_library(None, tmp_path, heard.append)
+    told = "\n".join([str(caught.value), *(event.message for event in heard if isinstance(event, StepFinished))])
+    assert "the zig toolchain lacks ninja" in told
+    assert "toolchain:" not in told
+    assert "wheel of this platform" in told
 
 
 def test_the_recipe_that_builds_it_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

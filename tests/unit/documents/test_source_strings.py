@@ -18,9 +18,39 @@ from rwkvflow.documents.sources import (
     parse_repository,
     parse_source,
     source_problem,
+    without_page,
 )
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.mark.parametrize(
+    ("page", "meant"),
+    [
+        ("https://huggingface.co/owner/name", "hf://owner/name"),
+        ("https://huggingface.co/owner/name/", "hf://owner/name"),
+        ("huggingface.co/owner/name/blob/main/a/b%20c.pth", "hf://owner/name/a/b c.pth"),
+        ("https://hf.co/owner/name/tree/main", "hf://owner/name"),
+        ("https://huggingface.co/owner/name/tree/v1/sub", "hf://owner/name@v1/sub"),
+        ("https://huggingface.co/owner/name/resolve/main/m.pth?download=true", "hf://owner/name/m.pth"),
+        (f"https://www.huggingface.co/owner/name/blob/{COMMIT}/m.pth#L1", f"hf://owner/name@{COMMIT}/m.pth"),
+        ("https://huggingface.co/datasets/owner", "https://huggingface.co/datasets/owner"),
+        ("https://huggingface.co/owner/name/discussions/1", "https://huggingface.co/owner/name/discussions/1"),
+        ("https://example.org/owner/name/blob/main/m.pth", "https://example.org/owner/name/blob/main/m.pth"),
+        ("hf://owner/name/m.pth", "hf://owner/name/m.pth"),
+    ],
+)
+def test_a_page_of_the_hub_means_what_it_is_about(page: str, meant: str) -> None:
+    assert without_page(page) == meant
+    assert without_page(meant) == meant
+
+
+def test_a_page_is_no_source_of_a_recipe() -> None:
+    problem = source_problem("https://huggingface.co/owner/name/blob/main/m.pth")
+    assert problem is not None
+    assert "write hf://owner/name/m.pth" in problem
+    assert source_problem("https://huggingface.co/owner/name/resolve/main/m.pth") is None
+    assert source_problem("https://example.org/owner/name/blob/main/m.pth") is None
 
 
 @pytest.mark.parametrize(
