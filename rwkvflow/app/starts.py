@@ -11,7 +11,8 @@ from pathlib import Path
 from rwkvflow.base.errors import FetchError, UsageError
 from rwkvflow.base.outputs import write_text
 from rwkvflow.base.shipped import shipped
-from rwkvflow.documents.sources import HubSource, SourceError, parse_source, without_page
+from rwkvflow.documents.pages import without_page
+from rwkvflow.documents.sources import HubSource, SourceError, parse_source
 from rwkvflow.documents.yaml.nearest import nearest
 
 #: Of a repository with more checkpoints, the versions of no more than these are asked for.

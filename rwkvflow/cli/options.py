@@ -47,7 +47,8 @@ class ModelName(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name as text. Raises UsageError, with what was probably meant."""
-        from rwkvflow.documents.sources import is_remote, without_page
+        from rwkvflow.documents.pages import without_page
+        from rwkvflow.documents.sources import is_remote
 
         text = str(value) if Path(str(value)).exists() else without_page(str(value))
         if is_remote(text) or Path(text).exists():

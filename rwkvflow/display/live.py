@@ -1,13 +1,26 @@
-"""A live display for terminals: what runs now with its progress, and a line for each step that ended."""
+"""A live display for terminals: what runs now with its progress, how far the run is, and a line for each step that ended.
+
+Drawing costs time that the work could have: once a second is enough to see that something moves.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.text import Text
 
 from rwkvflow.base.events import (
@@ -23,6 +36,7 @@ from rwkvflow.base.events import (
 )
 from rwkvflow.display.words import duration, figures, headline, one_line, summary
 
+DRAWN_PER_SECOND = 1
 STEP_WIDTH = 38  # most ids of steps; longer ones push the rest to the right
 MARKS = {"done": ("✓", "green"), "failed": ("✗", "bold red"), "skipped": ("–", "yellow"), "cancelled": ("–", "yellow")}
 
@@ -33,6 +47,41 @@ class Bar:
 
     task: TaskID
     steps: set[str] = field(default_factory=set)
+    alone: bool = False  # nobody says when it begins and ends: it does when all of it is done
+
+
+@dataclass
+class Whole:
+    """How far a run is: steps that ended of all, bytes that were read or fetched, and since when."""
+
+    task: TaskID
+    steps: int
+    began: float
+    ended: int = 0
+    worked: int = 0  # of those, what was not found finished
+    bytes_of: dict[str, float] = field(default_factory=dict)
+
+    def amount(self) -> str:
+        """ "3 of 12 steps, 45.0 MB"."""
+        moved = sum(self.bytes_of.values())
+        return f"{self.ended} of {self.steps} steps" + (f", {moved / 1e6:.1f} MB" if moved else "")
+
+    def left(self, now: float) -> str:
+        """How long the rest takes, if its steps are like those so far; nothing before there are any."""
+        if not self.worked or self.ended >= self.steps:
+            return ""
+        return f"about {duration((now - self.began) / self.worked * (self.steps - self.ended))} left"
+
+
+class RateColumn(ProgressColumn):
+    """Bytes a second and the time left, of a task that counts bytes; of others the time left, where it is known."""
+
+    def render(self, task: Task) -> Text:
+        """ "12.3 MB/s, 4.0 s left"."""
+        told = [f"{task.speed / 1e6:.1f} MB/s"] if task.speed and task.fields.get("unit") == "B" else []
+        if task.time_remaining and not task.finished and task.fields.get("unit") is not None:
+            told.append(f"{duration(task.time_remaining)} left")
+        return Text(", ".join(told), style="dim")
 
 
 class LiveDisplay:
@@ -49,11 +98,14 @@ class LiveDisplay:
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("[dim]{task.fields[amount]}"),
+            RateColumn(),
             TimeElapsedColumn(),
             TextColumn("[dim]{task.fields[label]}"),
             console=self.console,
             transient=True,
+            refresh_per_second=DRAWN_PER_SECOND,
         )
+        self._whole: Whole | None = None
         self._progress.start()
 
     def __call__(self, event: Event) -> None:
@@ -70,16 +122,12 @@ class LiveDisplay:
         match event:
             case RunStarted():
                 self._print(Text(headline(event), style="bold"))
+                task = self._progress.add_task("all steps", total=event.steps, amount="", label="", unit=None)
+                self._whole = Whole(task, event.steps, time.monotonic())
             case StepStarted():
                 self._started(event)
-            case StepProgress() if event.step in self._bars_by_step:
-                self._progress.update(
-                    self._bars_by_step[event.step].task,
-                    completed=event.done,
-                    total=event.total,
-                    amount=amount(event),
-                    label=escape(one_line(event.label, 40)),
-                )
+            case StepProgress():
+                self._moved(event)
             case StepLog() if self.verbose:
                 self._print(Text(f"  {event.step} | {event.line}", style="dim"))
             case StepFinished():
@@ -88,12 +136,38 @@ class LiveDisplay:
                 style = "yellow" if event.level == "warning" else "dim"
                 self._print(Text(event.message, style=style))
             case RunFinished():
+                if self._whole is not None:
+                    self._progress.remove_task(self._whole.task)
+                    self._whole = None
                 self._print(Text(summary(event), style="bold red" if event.failed else "bold green"))
+
+    def _moved(self, event: StepProgress) -> None:
+        bar = self._bars_by_step.get(event.step)
+        if bar is None:
+            if event.total and event.done >= event.total:
+                return
+            task = self._progress.add_task(escape(event.step), total=None, amount="", label="", unit=event.unit)
+            bar = self._bars[event.step] = self._bars_by_step[event.step] = Bar(task, {event.step}, alone=True)
+        self._progress.update(
+            bar.task,
+            completed=event.done,
+            total=event.total,
+            amount=amount(event),
+            label=escape(one_line(event.label, 40)),
+            unit=event.unit,
+        )
+        if self._whole is not None and event.unit == "B":
+            self._whole.bytes_of[event.step] = event.done
+            self._progress.update(self._whole.task, amount=self._whole.amount())
+        if bar.alone and event.total and event.done >= event.total:
+            self._ended(event.step)
 
     def _started(self, event: StepStarted) -> None:
         bar = self._bars.get(event.batch) if event.batch else None
         if bar is None:
-            bar = Bar(self._progress.add_task(escape(event.batch or event.step), total=None, amount="", label=""))
+            bar = Bar(
+                self._progress.add_task(escape(event.batch or event.step), total=None, amount="", label="", unit=None)
+            )
             self._bars[event.batch or event.step] = bar
         bar.steps.add(event.step)
         self._bars_by_step[event.step] = bar
@@ -112,6 +186,11 @@ class LiveDisplay:
 
     def _finished(self, event: StepFinished) -> None:
         self._ended(event.step)
+        if (whole := self._whole) is not None:
+            whole.ended += 1
+            whole.worked += event.status == "done"
+            left = whole.left(time.monotonic())
+            self._progress.update(whole.task, completed=whole.ended, amount=whole.amount(), label=left)
         if event.status == "cached":
             if self.verbose:
                 self._print(Text(f"  = {event.step}", style="dim"))
@@ -127,7 +206,8 @@ class LiveDisplay:
         self._print(line)
 
     def _print(self, text: Text) -> None:
-        self._progress.console.print(text, soft_wrap=True, highlight=False)
+        # On a terminal words wrap at words; what goes into a file or a pipe keeps its lines.
+        self.console.print(text, soft_wrap=not self.console.is_terminal, highlight=False)
 
 
 def amount(event: StepProgress) -> str:

@@ -20,6 +20,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from rwkvflow.base.errors import UsageError
 from rwkvflow.documents.names import repository_page
+from rwkvflow.documents.pages import without_page
 from rwkvflow.documents.yaml.nearest import did_you_mean, shown
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -28,22 +29,6 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]{0,254}")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SCP_LIKE = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9][A-Za-z0-9.-]*:(?!//)[^-:][^:]*")
-_PAGE = re.compile(
-    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+)"
-    r"(?:/(blob|resolve|raw|tree)/([^/?#]+)((?:/[^?#]*)?))?/?(?:[?#].*)?"
-)
-_OTHER_PAGES = (
-    "api",
-    "blog",
-    "buckets",
-    "collections",
-    "datasets",
-    "docs",
-    "organizations",
-    "papers",
-    "spaces",
-    "tasks",
-)
 _HUB_HELP = "write hf://owner/name/file or hf://owner/name@revision/file"
 
 
@@ -259,19 +244,6 @@ def parse_source(text: str, *, folder: bool = False) -> Source:
     if (meant := known.get(scheme.lower())) is not None and meant.remote is not None:
         raise SourceError(f"{shown(text)} lacks the // after the scheme")
     return LocalSource.parse(text, folder)
-
-
-def without_page(text: str) -> str:
-    """The hub source that an address of the hub's pages means, as it is copied out of a browser; else the text itself.
-
-    A page about a repository, a folder or a file, or the address of the file: all are asked for as hf:// is.
-    """
-    page = _PAGE.fullmatch(text)
-    if page is None or page[1].split("/")[0] in _OTHER_PAGES:
-        return text
-    repo, _, revision, path = page.groups()
-    at = f"@{revision}" if revision not in (None, "main") else ""
-    return f"hf://{repo}{at}{unquote(path or '').rstrip('/')}"
 
 
 def is_remote(text: str) -> bool:

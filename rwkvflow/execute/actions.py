@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rwkvflow.base.errors import FetchError, RwkvflowError, StepFailed
@@ -167,6 +168,9 @@ def _wheels(store: Store, job: Job, work: Work) -> Made:
 # ---- environments ----------------------------------------------------------------------------------------------
 
 
+_BUILD_STEP = re.compile(r"Step ([0-9]{1,4})/([0-9]{1,4}) : (.*)")
+
+
 class _Environments:
     """Builds images or virtual environments; what is kept of one is what it was made of."""
 
@@ -180,7 +184,7 @@ class _Environments:
         step = job.step
         spec = environment_spec(step, job.key, job.inputs, work.folder, job.digests)
         if not self.sandbox.has(job.key):
-            self.sandbox.build(spec, work.limits, job.log, work.cancel)
+            self.sandbox.build(spec, work.limits, _with_steps(job), work.cancel)
             try:
                 check_unchanged(step)
             except StepFailed:  # nobody can tell what of it went in
@@ -189,6 +193,17 @@ class _Environments:
         target = work.folder / "environment.json"
         target.write_bytes(canonical(step.params["identity"]) + b"\n")
         return Made({"environment": Product(target)})
+
+
+def _with_steps(job: Job) -> Callable[[str], None]:
+    """The log of an image's build, which also tells how far it is: what the engine prints is shown, never believed."""
+
+    def line(text: str) -> None:
+        if found := _BUILD_STEP.match(text):
+            job.progress(int(found[1]) - 1, int(found[2]), "", found[3])
+        job.log(text)
+
+    return line
 
 
 def environment_spec(

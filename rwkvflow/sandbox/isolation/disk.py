@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 POLL_S = 0.5
-SHARE = 10  # at most a tenth of the time is spent on looking
+SHARE = 100  # at most a hundredth of the time is spent on looking
 DEEPEST = 64  # folders in one another that are looked into; no output may be so deep
 ENTRY_BYTES = 512  # that a name is counted with, so that empty files are not free
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import suppress
 
 from rwkvflow.sandbox.isolation.disk import DiskLimit
 
 POLL_S = 0.1
-_PAGES_OF_ITS_OWN = ("RssAnon:", "RssShmem:")
+SHARE = 200  # of the time, one part may go into looking for processes
+LONGEST_S = 2.0  # between two walks, on the busiest machine
+_PAGES_OF_ITS_OWN = (b"RssAnon:", b"RssShmem:")
 
 
 class MemoryLimit(threading.Event):
@@ -56,9 +59,10 @@ class MemoryLimit(threading.Event):
         if len(piece) < 8:
             return
         self.session = int.from_bytes(piece, "little")
+        family = Family(self.session)
         while not self._done.wait(POLL_S):
             if self._limit is not None:
-                used = held(self.session)
+                used = family.held()
                 self.peak = max(self.peak, used)
                 self.exceeded = used > self._limit
             if self.exceeded or (self._disk is not None and self._disk.poll()):
@@ -66,20 +70,31 @@ class MemoryLimit(threading.Event):
                 return
 
 
-def held(session: int) -> int:
-    """Bytes of memory that are not pages of files, over all processes of a session and all that descend from its
-    first process, whatever session they made for themselves. 0 without /proc.
+class Family:
+    """The processes of a session and all that descend from its first, whatever session they made for themselves.
+
+    What they hold is asked of each at every look. Who they are takes a walk over all processes of the machine, which
+    is made no more often than that it takes a two-hundredth of the time: waiting for a command must not cost a core.
     """
-    total = 0
-    for pid in members(session):
-        try:
-            status = Path(f"/proc/{pid}/status").read_text(errors="replace")
-        except OSError:
-            continue  # ended meanwhile
-        for line in status.splitlines():
-            if line.startswith(_PAGES_OF_ITS_OWN):
-                total += int(line.split()[1]) * 1024
-    return total
+
+    def __init__(self, session: int) -> None:
+        self.session = session
+        self._known: set[int] = {session}
+        self._next = 0.0
+
+    def held(self) -> int:
+        """Bytes of memory that are not pages of files. 0 without /proc."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._known = members(self.session)
+            ended = time.monotonic()
+            self._next = ended + min(SHARE * (ended - now), LONGEST_S)
+        total = 0
+        for pid in self._known:
+            for line in _read(f"/proc/{pid}/status").splitlines():
+                if line.startswith(_PAGES_OF_ITS_OWN):
+                    total += int(line.split()[1]) * 1024
+        return total
 
 
 def members(session: int) -> set[int]:
@@ -99,10 +114,22 @@ def members(session: int) -> set[int]:
 
 
 def _processes() -> Iterator[tuple[int, int, int]]:
-    """(pid, its parent, its session) of all processes."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
-            yield int(folder.name), int(words[1]), int(words[3])
-        except (OSError, ValueError, IndexError):
-            continue  # ended meanwhile
+    """(pid, its parent, its session) of all processes; none without /proc."""
+    with suppress(OSError):
+        for name in os.listdir("/proc"):  # noqa: PTH208 - a Path for each is most of what looking costs
+            if name.isdigit() and len(words := _read(f"/proc/{name}/stat").rpartition(b")")[2].split()) > 3:
+                yield int(name), int(words[1]), int(words[3])
+
+
+def _read(path: str) -> bytes:
+    """A small file of the kernel's; nothing of a process that has ended."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return b""
+    try:
+        return os.read(handle, 8192)
+    except OSError:
+        return b""
+    finally:
+        os.close(handle)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rwkvflow.documents.pages import without_page
 from rwkvflow.documents.sources import (
     HubSource,
     LocalSource,
@@ -18,7 +19,6 @@ from rwkvflow.documents.sources import (
     parse_repository,
     parse_source,
     source_problem,
-    without_page,
 )
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
