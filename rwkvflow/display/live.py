@@ -1,4 +1,4 @@
-"""A live display for terminals: what runs now with its progress, how far the run is, and a line for each step that ended.
+"""A live display for terminals: what runs now, how far the run is, and a line for each step that ended.
 
 Drawing costs time that the work could have: once a second is enough to see that something moves.
 """
