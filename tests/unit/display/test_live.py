@@ -13,7 +13,6 @@ import pytest
 from rich.console import Console
 
 from rwkvflow.base.events import Event, Notice, RunStarted, StepFinished, StepProgress, StepStarted
-from rwkvflow.display import live
 from rwkvflow.display.live import LiveDisplay
 from rwkvflow.execute.actions import _BUILD_STEP
 from rwkvflow.sandbox.isolation.memory import Family, MemoryLimit, members
@@ -37,7 +36,7 @@ def shown(*events: Event, width: int = 80) -> str:
 
 
 def test_a_run_tells_how_far_it_is_and_how_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live.time, "monotonic", lambda: Clock.now)
+    monkeypatch.setattr("rwkvflow.display.live.time.monotonic", lambda: Clock.now)
     out = io.StringIO()
     display = LiveDisplay(Console(file=out, force_terminal=True, width=200, color_system=None))
     display(RunStarted("r.yaml", "host", "asked for", 4))
