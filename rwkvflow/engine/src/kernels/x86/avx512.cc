@@ -12,6 +12,7 @@
 #define RWKV_HAS_HALF
 #define RWKV_HAS_FUSED
 #define RWKV_HAS_QUANTIZE
+#define RWKV_HAS_SIX
 #define RWKV_HAS_SUM4
 #define RWKV_QUANTIZED_KERNELS "kernels/x86/avx512_blocks.inc"
 #define RWKV_TILE_ROWS 4
