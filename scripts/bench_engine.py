@@ -9,13 +9,15 @@ time (of 1.5B: the checkpoint and its F16). --keep leaves the files for the next
 
 Decoding is measured by the `rwkv bench` of the build, one process a model: passes of plain reading over a large buffer
 and tokens alternate, and the share of the bandwidth is that of the fastest token to the fastest pass, which is what the
-machine does undisturbed; the share of the medians stands beside it.
+machine does undisturbed; the share of the medians stands beside it. Prefill is a share of what the processor multiplies
+at most, in a loop of nothing but multiply-adds, in the same process.
 
 One token each of 8 and of 32 sequences takes turns with single tokens, in this process: `batch` is how many times as
 fast a token is then.
 
 --llama measures llama.cpp beside it, in turns, on a GGUF of the same checkpoint; it is built below that folder when it
-is not there yet, with its own defaults for the very processor that builds it.
+is not there yet, with its own defaults for the very processor that builds it. --llama-json writes librwkv's figures in
+the form of llama.cpp's own llama-bench.
 """
 
 from __future__ import annotations
@@ -43,10 +45,12 @@ MODELS: dict[str, dict[str, Any]] = {
     "0.4B-v6": {"version": "6", "layers": 24, "width": 1024, "vocab": 65536},
 }
 TYPES = ("f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-SUPER = ("q5_k", "q4_k")  # where the build has them
+SUPER = ("q6_k", "q5_k", "q4_k")  # where the build has them
 
 SHARES = {"f16": 0.9, "q8_0": 0.9, "q5_1": 0.75, "q5_0": 0.75, "q4_1": 0.75, "q4_0": 0.75}
 SMALL = ("0.1B-v7",)  # fits the caches in part: no share is asked for
+PREFILL_SHARES = {"f16": 0.8}  # of what multipliers can do; the others:
+PREFILL_SHARE = 0.6
 OPEN_MS = 50
 BATCHES = (8, 32)
 BATCH_ROUNDS = 7
@@ -171,7 +175,7 @@ def known() -> set[str]:
     return set(FORMATS)
 
 
-HEADER = f"{'model':10} {'type':5} ms/token (median)  share (median)  prefill/s  open ms     MB  batch of 8, 32"
+HEADER = f"{'model':10} {'type':5} ms/token (median)  share (median)  prefill/s  share  open ms     MB  batch of 8, 32"
 
 
 def row(found: dict[str, Any]) -> str:
@@ -179,7 +183,8 @@ def row(found: dict[str, Any]) -> str:
     return (
         f"{found['model']:10} {found['type']:5} {found['ms_per_token']:8.2f} {found['ms_per_token_median']:8.2f}"
         f" {found['bandwidth_share']:6.1%} {found['bandwidth_share_median']:8.1%}"
-        f" {found['prefill_tokens_per_second']:10.1f} {found['open_ms']:8.1f} {found['peak_rss_bytes'] / 1e6:6.0f}"
+        f" {found['prefill_tokens_per_second']:10.1f} {found['prefill_share']:6.1%} {found['open_ms']:8.1f}"
+        f" {found['peak_rss_bytes'] / 1e6:6.0f}"
         f"  {', '.join(f'{times:.1f}' for times in found['batch'].values())} times"
     )
 
@@ -204,6 +209,9 @@ def targets(found: dict[str, Any]) -> Iterator[Target]:
             yield Target(
                 f"{name}: decode", f">= {SHARES[kind]:.0%} of bandwidth", f"{share:.1%}", share >= SHARES[kind], note
             )
+        if found["model"] not in SMALL:
+            least, reading = PREFILL_SHARES.get(kind, PREFILL_SHARE), found["prefill_share"]
+            yield Target(f"{name}: prefill", f">= {least:.0%} of multipliers", f"{reading:.1%}", reading >= least)
         opened = found["open_ms"]
         yield Target(f"{name}: opening", f"< {OPEN_MS} ms", f"{opened:.1f} ms", opened < OPEN_MS)
     against = found.get("llama.cpp")
@@ -232,6 +240,39 @@ def report(rows: list[dict[str, Any]]) -> list[Target]:
             line = f"{t.name:{widths[0]}}  {t.wanted:{widths[1]}}  {t.figure:>{widths[2]}}  {'yes' if t.met else 'NO '}"
             print(f"{line}  {t.note}".rstrip())
         print(f"{sum(t.met for t in out)} of {len(out)} targets are met")
+    return out
+
+
+def llama_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What llama-bench's own JSON would say of the same: of each model a row for a prompt and one for a token."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    out = []
+    for found in (found for found in rows if "prefill_ms" in found):
+        about = {
+            "cpu_info": names[0] if names else "",
+            "backends": f"librwkv {found['kernels']}",
+            "model_type": f"RWKV {found['version']} {found['model']} {found['type'].upper()}",
+            "model_size": int(found["file_bytes"]),
+            "n_threads": found["threads"],
+        }
+        prompt, single = found["prefill_tokens"], [found["ms_per_token"] * 1e6]
+        for tokens, generated, samples in ((prompt, 0, [ms * 1e6 for ms in found["prefill_ms"]]), (0, 1, single)):
+            speeds = [(tokens or generated) * 1e9 / each for each in samples]
+            out.append(
+                {
+                    **about,
+                    "n_prompt": tokens,
+                    "n_gen": generated,
+                    "avg_ns": round(statistics.mean(samples)),
+                    "stddev_ns": round(statistics.pstdev(samples)),
+                    "avg_ts": statistics.mean(speeds),
+                    "stddev_ts": statistics.pstdev(speeds),
+                    "samples_ns": [round(each) for each in samples],
+                    "samples_ts": speeds,
+                }
+            )
     return out
 
 
@@ -269,6 +310,7 @@ def main() -> None:
     )
     parser.add_argument("--only-llama", action="store_true", help="nothing but the turns with llama.cpp")
     parser.add_argument("--json", type=Path, help="where to write the figures, and to find those of earlier parts")
+    parser.add_argument("--llama-json", type=Path, help="where to write librwkv's figures as llama-bench would")
     parser.add_argument("--keep", action="store_true", help="leave the models for the next run")
     parser.add_argument("--make-only", action="store_true", help="measure nothing (and keep the models)")
     parser.add_argument("--measure-with", default="", help="a command to put before `rwkv bench`, to wait for quiet")
@@ -284,6 +326,8 @@ def main() -> None:
                 rows.append(found)
         if not options.keep:
             (options.folder / f"{name}.pth").unlink(missing_ok=True)
+    if options.llama_json:
+        options.llama_json.write_text(json.dumps(llama_rows(rows), indent=2) + "\n")
     rows = merged(options.json, rows)
     results = report(rows)
     if options.json:

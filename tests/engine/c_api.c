@@ -260,37 +260,37 @@ static int check(const char *path, const char *scratch) {
     /* Exactly as large as they must be: one float too many is the sanitizer's to find. */
     float *state = malloc(n_state * sizeof(float)), *other = malloc(n_state * sizeof(float));
     float *logits = malloc(n_logits * sizeof(float)), *same = malloc(n_logits * sizeof(float));
-    uint32_t tokens[70];
-    for (size_t i = 0; i < 70; ++i) tokens[i] = (uint32_t)((i * 37 + 5) % n_vocab);
+    uint32_t tokens[134];
+    for (size_t i = 0; i < 134; ++i) tokens[i] = (uint32_t)((i * 37 + 5) % n_vocab);
 
     CHECK(!rwkv_eval(ctx, (uint32_t)n_vocab, NULL, state, logits));
     CHECK(rwkv_get_last_error(ctx) == RWKV_ERROR_ARGS);
     CHECK(rwkv_get_last_error(ctx) == RWKV_ERROR_NONE);
     CHECK(!rwkv_eval_sequence(ctx, tokens, 0, NULL, state, logits));
     CHECK(!rwkv_eval_sequence_in_chunks(ctx, tokens, 5, 0, NULL, state, logits));
-    CHECK(rwkv_eval_sequence(ctx, NULL, 70, NULL, NULL, NULL));
+    CHECK(rwkv_eval_sequence(ctx, NULL, 134, NULL, NULL, NULL));
     CHECK(rwkv_eval(ctx, tokens[0], NULL, NULL, NULL));
 
-    for (size_t i = 0; i < 70; ++i)
-        CHECK(rwkv_eval(ctx, tokens[i], i == 0 ? NULL : state, state, i == 69 ? logits : NULL));
+    for (size_t i = 0; i < 134; ++i)
+        CHECK(rwkv_eval(ctx, tokens[i], i == 0 ? NULL : state, state, i == 133 ? logits : NULL));
     for (size_t i = 0; i < n_logits; ++i) CHECK(isfinite(logits[i]));
-    CHECK(rwkv_eval_sequence(ctx, tokens, 70, NULL, other, same));
+    CHECK(rwkv_eval_sequence(ctx, tokens, 134, NULL, other, same));
     CHECK(memcmp(logits, same, n_logits * sizeof(float)) == 0 && memcmp(state, other, n_state * sizeof(float)) == 0);
     memset(same, 0, n_logits * sizeof(float));
-    CHECK(rwkv_eval_sequence_in_chunks(ctx, tokens, 70, 16, NULL, NULL, same));
+    CHECK(rwkv_eval_sequence_in_chunks(ctx, tokens, 134, 16, NULL, NULL, same));
     CHECK(memcmp(logits, same, n_logits * sizeof(float)) == 0);
     rwkv_init_state(ctx, other);
     CHECK(rwkv_eval_sequence(ctx, tokens, 33, other, other, NULL));
-    CHECK(rwkv_eval_sequence(ctx, tokens + 33, 37, other, other, same));
+    CHECK(rwkv_eval_sequence(ctx, tokens + 33, 101, other, other, same));
     CHECK(memcmp(logits, same, n_logits * sizeof(float)) == 0 && memcmp(state, other, n_state * sizeof(float)) == 0);
 
-    if (check_batch(ctx, tokens, 70) != 0 || check_states(ctx, scratch) != 0 || check_tokenizers() != 0) return 1;
+    if (check_batch(ctx, tokens, 134) != 0 || check_states(ctx, scratch) != 0 || check_tokenizers() != 0) return 1;
 
     /* Clones side by side, the first context freed under them. */
     struct side sides[3];
     pthread_t threads[3];
     for (int i = 0; i < 3; ++i) {
-        sides[i] = (struct side){rwkv_clone_context(ctx, (uint32_t)(1 + i)), tokens, 70,
+        sides[i] = (struct side){rwkv_clone_context(ctx, (uint32_t)(1 + i)), tokens, 134,
                                  malloc(n_logits * sizeof(float)), false};
         CHECK(sides[i].ctx != NULL);
     }

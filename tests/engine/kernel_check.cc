@@ -179,7 +179,7 @@ int main(int argc, char **argv) {
             for (const uint32_t cols : supers)
                 for (const uint32_t tokens : some)
                     if (!skipped(cols, tokens)) check_shape(k, type, 21, cols, tokens);
-            if (!quick) check_shape(k, type, 37, 4096, kMostTokens);
+            if (!quick) check_shape(k, type, 21, 4096, kMostTokens);
         }
         for (const uint32_t cols : odd)
             for (const uint32_t tokens : some)

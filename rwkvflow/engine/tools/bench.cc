@@ -1,16 +1,17 @@
 // Decoding is bound by memory, so next to times stands the share of this machine's read bandwidth that a token reaches:
-// bytes of all weights that a token needs (all tensors but the embedding), divided by its time, against a plain
-// streaming read of a large buffer by as many threads in the same run. A pass over the buffer takes about as long as a
-// token, and the two alternate. Medians stand next to the fastest pass and the fastest token: on a machine that does
-// other things besides, the fastest of each are what it can do.
+// bytes of all weights that a token needs (all tensors but the embedding), divided by its time, against plain reading
+// of a large buffer by as many threads in the same run, in the fastest of some ways. A pass over the buffer takes about
+// as long as a token, and the two alternate. Medians stand next to the fastest pass and the fastest token: on a machine
+// that does other things besides, the fastest of each are what it can do.
+//
+// Reading a prompt is bound by multiplications. Its share is the time that all products of its matrices would take in a
+// loop of nothing but multiply-adds, of floats and of bytes as each type is multiplied, divided by the time taken.
 #include "bench.h"
 
-#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #if defined(_WIN32)
 #define WIN32_LEAN_AND_MEAN
 #include <windows.h>
@@ -20,6 +21,7 @@
 #include <sys/resource.h>
 #endif
 
+#include "limits.h"
 #include "rwkvflow.h"
 
 namespace {
@@ -27,14 +29,10 @@ namespace {
 constexpr size_t kBuffer = size_t{512} << 20;  // far above any cache
 constexpr int kRounds = 12;
 constexpr double kRoundSeconds = 0.25;  // of decoding, after each kPasses of reading
-constexpr int kPasses = 4;
+constexpr int kPasses = 2 * kWays;
+constexpr int kKinds = 3;  // of products
+constexpr int kPrefills = 4;
 constexpr uint32_t kMost = 1u << 12;  // samples that are kept
-
-double now() {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
-}
 
 double peak_bytes() {
 #if defined(_WIN32)
@@ -50,45 +48,6 @@ double peak_bytes() {
     return static_cast<double>(usage.ru_maxrss) * 1024;
 #endif
 #endif
-}
-
-// One thread's part of the buffer, summed so that it is really read.
-struct Reader {
-    const char *data;
-    size_t bytes;
-    uint64_t sum;
-    pthread_t thread;
-};
-
-typedef uint64_t Wide __attribute__((vector_size(64)));
-
-void *read_all(void *argument) {
-    Reader *reader = static_cast<Reader *>(argument);
-    Wide sums[4] = {};
-    for (size_t at = 0; at + sizeof sums <= reader->bytes; at += sizeof sums) {
-        Wide values[4];
-        // Asked for ahead, as the engine does: without that a single thread leaves some of the bandwidth unused.
-        for (size_t line = 0; line < sizeof values; line += 64) __builtin_prefetch(reader->data + at + 4096 + line);
-        memcpy(values, reader->data + at, sizeof values);
-        for (int i = 0; i < 4; ++i) sums[i] += values[i];
-    }
-    const Wide all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-    reader->sum = all[0] ^ all[1] ^ all[2] ^ all[3] ^ all[4] ^ all[5] ^ all[6] ^ all[7];
-    return nullptr;
-}
-
-// Seconds a byte of one pass over the buffer.
-double read_once(const char *buffer, uint32_t threads) {
-    static Reader readers[256];
-    const size_t share = kBuffer / threads / 4096 * 4096;
-    const double begin = now();
-    uint32_t started = 1;
-    for (uint32_t i = 0; i < threads; ++i) readers[i] = {buffer + share * i, share, 0, {}};
-    for (; started < threads; ++started)
-        if (pthread_create(&readers[started].thread, nullptr, read_all, &readers[started]) != 0) break;
-    read_all(&readers[0]);
-    for (uint32_t i = 1; i < started; ++i) pthread_join(readers[i].thread, nullptr);
-    return (now() - begin) / (static_cast<double>(share) * started);
 }
 
 int by_size(const void *a, const void *b) {
@@ -116,17 +75,55 @@ struct Options {
 struct Figures {
     char version[8];
     double file_bytes, token_bytes, open_seconds, first_seconds, token_seconds, token_median, prefill_seconds,
-        read_rate, read_median, peak;
+        prefill_median, read_rate, read_median, peak;
+    // Of each kind: products of a token's matrices, those of the last token alone, and how many there are a second.
+    double products[kKinds], last[kKinds], rates[kKinds];
+    double prefill_samples[kPrefills];
+    // The share of the prompt's time that its products would take at those rates.
+    double prefill_share(uint32_t tokens) const {
+        double least = 0;
+        for (int i = 0; i < kKinds; ++i)
+            if (rates[i] > 0) least += (products[i] * tokens + last[i]) / rates[i];
+        return least / prefill_seconds;
+    }
 };
 
-// Bytes of the tensors that every token reads.
+// How matrices of a type are multiplied.
+rwkvflow::Products products_of(int32_t type) {
+    switch (type) {
+        case RWKVFLOW_F32:
+        case RWKVFLOW_F16:
+        case RWKVFLOW_BF16: return rwkvflow::kFloats;
+        case RWKVFLOW_Q4_0:
+        case RWKVFLOW_Q4_1:
+        case RWKVFLOW_Q5_0:
+        case RWKVFLOW_Q5_1:
+        case RWKVFLOW_Q4_K:
+        case RWKVFLOW_Q5_K: return rwkvflow::kSmallBytes;
+        default: return rwkvflow::kBytes;
+    }
+}
+
+// Products of a matrix; of vectors, which stand in rows or columns of a few, none worth to be counted.
+double products_in(const rwkvflow_tensor &tensor) {
+    double all = 1;
+    for (uint32_t i = 0; i < tensor.n_dims; ++i) all *= static_cast<double>(tensor.dims[i]);
+    int wide = 0;
+    for (uint32_t i = 0; i < tensor.n_dims; ++i) wide += tensor.dims[i] > 1;
+    return wide > 1 ? all : 0;
+}
+
+// Bytes of the tensors that every token reads, and products that it takes. Logits are those of the last token alone.
 bool count_bytes(const char *path, Figures *out) {
     rwkvflow_file *file = rwkvflow_file_open(path);
     if (file == nullptr) return false;
     rwkvflow_tensor tensor;
     for (uint64_t i = 0; rwkvflow_file_tensor(file, i, &tensor); ++i) {
         out->file_bytes += static_cast<double>(tensor.bytes);
-        if (strcmp(tensor.name, "emb.weight") != 0) out->token_bytes += static_cast<double>(tensor.bytes);
+        if (strcmp(tensor.name, "emb.weight") == 0) continue;
+        out->token_bytes += static_cast<double>(tensor.bytes);
+        double *to = strcmp(tensor.name, "head.weight") == 0 ? out->last : out->products;
+        to[products_of(tensor.type)] += products_in(tensor);
     }
     rwkvflow_file_close(file);
     return true;
@@ -145,11 +142,12 @@ bool measure_with(rwkv_context *ctx, const Options &o, const Buffers &b, Figures
     double begin = now();
     if (!rwkv_eval(ctx, b.tokens[0], nullptr, b.state, b.logits)) return false;
     out->first_seconds = now() - begin;
-    static Samples reads, evals;
-    reads.count = evals.count = 0;
+    static Samples reads[kWays], evals;
+    for (Samples &each : reads) each.count = 0;
+    evals.count = 0;
     uint32_t at = 0;
     for (int round = 0; round < kRounds; ++round) {
-        for (int i = 0; i < kPasses; ++i) reads.add(read_once(b.large, o.threads));
+        for (int i = 0; i < kPasses; ++i) reads[i % kWays].add(read_once(b.large, kBuffer, o.threads, i % kWays));
         // The buffer has pushed the model out of the caches; two tokens until all is as it will be.
         for (int i = 0; i < 2; ++i) (void)rwkv_eval(ctx, b.tokens[0], b.state, b.state, b.logits);
         double spent = 0;
@@ -161,18 +159,31 @@ bool measure_with(rwkv_context *ctx, const Options &o, const Buffers &b, Figures
             spent += each;
         }
     }
-    reads.sort();
     evals.sort();
     out->token_seconds = evals.best();
     out->token_median = evals.median();
-    out->read_rate = 1 / reads.best();
-    out->read_median = 1 / reads.median();
-    for (int round = 0; round < 4; ++round) {
+    for (Samples &each : reads) {
+        each.sort();
+        if (1 / each.best() <= out->read_rate) continue;
+        out->read_rate = 1 / each.best();
+        out->read_median = 1 / each.median();
+    }
+    static Samples prefills;
+    prefills.count = 0;
+    for (int round = 0; round < kPrefills; ++round) {
+        for (int i = 0; i < kKinds; ++i) {
+            if (out->products[i] + out->last[i] == 0) continue;
+            const double rate = products_once(static_cast<rwkvflow::Products>(i), o.threads);
+            out->rates[i] = rate > out->rates[i] ? rate : out->rates[i];
+        }
         begin = now();
         if (!rwkv_eval_sequence(ctx, b.tokens, o.prefill, nullptr, b.state, b.logits)) return false;
-        const double spent = now() - begin;
-        if (round == 0 || spent < out->prefill_seconds) out->prefill_seconds = spent;
+        out->prefill_samples[round] = now() - begin;
+        prefills.add(out->prefill_samples[round]);
     }
+    prefills.sort();
+    out->prefill_seconds = prefills.best();
+    out->prefill_median = prefills.median();
     out->peak = peak_bytes();
     return true;
 }
@@ -220,21 +231,29 @@ void print_json(const char *path, const Figures &f, const Options &o, bool first
         "\"first_token_ms\": %.3f, "
         "\"ms_per_token\": %.4f, \"ms_per_token_median\": %.4f, \"tokens_per_second\": %.3f,\n     \"prefill_tokens\": "
         "%u, "
-        "\"prefill_tokens_per_second\": %.2f, \"peak_rss_bytes\": %.0f,\n     \"read_bytes_per_second\": %.0f, "
-        "\"read_bytes_per_second_median\": %.0f, \"bandwidth_share\": %.4f, \"bandwidth_share_median\": %.4f}",
+        "\"prefill_tokens_per_second\": %.2f, \"prefill_tokens_per_second_median\": %.2f, \"prefill_share\": %.4f,\n   "
+        "  "
+        "\"peak_rss_bytes\": %.0f, \"read_bytes_per_second\": %.0f, "
+        "\"read_bytes_per_second_median\": %.0f, \"bandwidth_share\": %.4f, \"bandwidth_share_median\": %.4f,\n     "
+        "\"float_products_per_second\": %.0f, \"byte_products_per_second\": %.0f, "
+        "\"small_byte_products_per_second\": %.0f,\n     \"prefill_ms\": [",
         f.version, f.file_bytes, f.token_bytes, f.open_seconds * 1e3, f.first_seconds * 1e3, f.token_seconds * 1e3,
-        f.token_median * 1e3, 1 / f.token_seconds, o.prefill, o.prefill / f.prefill_seconds, f.peak, f.read_rate,
-        f.read_median, f.token_bytes / f.token_seconds / f.read_rate, f.token_bytes / f.token_median / f.read_median);
+        f.token_median * 1e3, 1 / f.token_seconds, o.prefill, o.prefill / f.prefill_seconds,
+        o.prefill / f.prefill_median, f.prefill_share(o.prefill), f.peak, f.read_rate, f.read_median,
+        f.token_bytes / f.token_seconds / f.read_rate, f.token_bytes / f.token_median / f.read_median,
+        f.rates[rwkvflow::kFloats], f.rates[rwkvflow::kBytes], f.rates[rwkvflow::kSmallBytes]);
+    for (int i = 0; i < kPrefills; ++i) printf("%s%.3f", i == 0 ? "" : ", ", f.prefill_samples[i] * 1e3);
+    printf("]}");
 }
 
 void print_row(const char *path, const Figures &f, const Options &o, bool first) {
     if (first)
-        printf("%8s %8s %9s %7s %8s %10s %8s %9s %8s  model\n", "ms/token", "(median)", "tokens/s", "share", "(median)",
-               "prefill/s", "open ms", "first ms", "MB");
-    printf("%8.2f %8.2f %9.1f %6.1f%% %7.1f%% %10.1f %8.1f %9.1f %8.0f  %s\n", f.token_seconds * 1e3,
+        printf("%8s %8s %9s %7s %8s %10s %7s %8s %9s %8s  model\n", "ms/token", "(median)", "tokens/s", "share",
+               "(median)", "prefill/s", "share", "open ms", "first ms", "MB");
+    printf("%8.2f %8.2f %9.1f %6.1f%% %7.1f%% %10.1f %6.1f%% %8.1f %9.1f %8.0f  %s\n", f.token_seconds * 1e3,
            f.token_median * 1e3, 1 / f.token_seconds, 100 * f.token_bytes / f.token_seconds / f.read_rate,
-           100 * f.token_bytes / f.token_median / f.read_median, o.prefill / f.prefill_seconds, f.open_seconds * 1e3,
-           f.first_seconds * 1e3, f.peak / 1e6, path);
+           100 * f.token_bytes / f.token_median / f.read_median, o.prefill / f.prefill_seconds,
+           100 * f.prefill_share(o.prefill), f.open_seconds * 1e3, f.first_seconds * 1e3, f.peak / 1e6, path);
     fflush(stdout);
 }
 
@@ -254,7 +273,7 @@ int run(const char *const *paths, int count, const Options &o) {
     memset(large, 1, kBuffer);
     int code = 0;
     bool first = true;
-    double read_rate = 0;
+    double read_rate = 0, rates[kKinds] = {};
     if (o.json) printf("{\"kernels\": \"%s\", \"threads\": %u, \"models\": [", rwkvflow_get_kernels(), o.threads);
     for (int i = 0; i < count; ++i) {
         Figures figures = {};
@@ -266,13 +285,18 @@ int run(const char *const *paths, int count, const Options &o) {
         (o.json ? print_json : print_row)(paths[i], figures, o, first);
         first = false;
         read_rate = figures.read_rate > read_rate ? figures.read_rate : read_rate;
+        for (int k = 0; k < kKinds; ++k) rates[k] = figures.rates[k] > rates[k] ? figures.rates[k] : rates[k];
     }
-    if (o.json) printf("\n]}\n");
-    else if (!first)
-        printf(
-            "%u threads read memory at %.1f GB/s; kernels: %s; prefill of %u tokens; all but medians are of the "
-            "fastest\n",
-            o.threads, read_rate / 1e9, rwkvflow_get_kernels(), o.prefill);
+    if (o.json) {
+        printf("\n]}\n");
+    } else if (!first) {
+        printf("%u threads read memory at %.1f GB/s", o.threads, read_rate / 1e9);
+        const char *const names[kKinds] = {"floats", "bytes", "4 to 5 bits"};
+        for (int i = 0; i < kKinds; ++i)
+            if (rates[i] > 0) printf(", multiply %.0f billion %s a second", rates[i] / 1e9, names[i]);
+        printf("; kernels: %s; prefill of %u tokens; all but medians are of the fastest\n", rwkvflow_get_kernels(),
+               o.prefill);
+    }
     free(large);
     return code;
 }

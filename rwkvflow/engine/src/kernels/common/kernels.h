@@ -48,13 +48,17 @@ struct Activations {
     uint32_t stride;
 };
 
-inline constexpr uint32_t kMostTokens = 64;  // that a matrix is multiplied with at once
+inline constexpr uint32_t kMostTokens = 128;  // that a matrix is multiplied with at once
 
 // Memory that matmul needs for itself, for matrices of up to that many columns: some rows in another form, and sums.
 inline constexpr uint32_t kScratchRows = 16;
 constexpr uint64_t scratch_bytes(uint64_t cols) {
     return kScratchRows * ((cols + kGroupColumns) * 4 + kMostTokens * 64);
 }
+
+// What there is to multiply: floats; bytes of any value, widened and added in 32 bits; bytes of which one is of at most
+// four bits, where that takes less.
+enum Products { kFloats, kBytes, kSmallBytes };
 
 struct Kernels {
     const char *name;
@@ -100,6 +104,9 @@ struct Kernels {
                  const float *in, float *state, float *out, uint32_t n);
     // Version 7, one head: out += v * sum_i r[i] * k[i] * r_k[i]
     void (*bonus7)(const float *r, const float *k, const float *r_k, const float *v, float *out, uint32_t n);
+
+    // For measuring: rounds of nothing but multiply-adds, and how many of them there were.
+    uint64_t (*most_products)(Products kind, uint32_t rounds);
 };
 
 #define RWKV_DECLARE(name, Table, label) extern const Kernels kKernels##Table;

@@ -15,6 +15,7 @@
 #define RWKV_HAS_SIX
 #define RWKV_HAS_SUM4
 #define RWKV_QUANTIZED_KERNELS "kernels/x86/avx512_blocks.inc"
+#define RWKV_FLOAT_CHAINS 12
 #define RWKV_TILE_ROWS 4
 #define RWKV_TILE_TOKENS 6
 #include "kernels/x86/half.h"
