@@ -25,7 +25,7 @@ from rwkvflow.lock.pins import brings, strangers
 from rwkvflow.plan.matrix import expand, select
 from rwkvflow.plan.plan import Plan
 from rwkvflow.plan.step import Step
-from rwkvflow.stages import convert, engine, extra, fetch, image, imatrix, llama, publish, smoke
+from rwkvflow.stages import convert, engine, extra, fetch, image, imatrix, llama, publish, quality, smoke
 from rwkvflow.stages.blueprint import Blueprint
 from rwkvflow.store.history import History
 from rwkvflow.store.store import Store, run_id
@@ -110,10 +110,11 @@ def make_plan(blueprint: Blueprint, *, publishing: bool = True) -> Plan:
         *imatrix.steps(blueprint),
         *convert.steps(blueprint),
         *smoke.steps(blueprint),
+        *quality.steps(blueprint),
         *extra.steps(blueprint),
         *(publish.steps(blueprint) if publishing else ()),
     ]
-    final = {"smoke", "extra", "publish"}
+    final = {"smoke", "quality", "extra", "publish"}
     if not any(step.stage == "publish" for step in steps):
         final.add("convert")  # without a place to publish to, the artifacts themselves are what is wanted
     return Plan(steps, [step.id for step in steps if step.stage in final])

@@ -112,11 +112,16 @@ def _refuse_unknown(source: str) -> None:
 
 
 @click.command()
-@click.argument("document", type=click.Choice(["recipe", "workflow", "lock", "catalogue"]), default="recipe")
-def schema(document: Literal["recipe", "workflow", "lock", "catalogue"]) -> None:
-    """Print the JSON Schema of a document, for editors, or of a release's catalogue.json, for programs."""
+@click.argument("document", type=click.Choice(["recipe", "workflow", "lock", "catalogue", "quality"]), default="recipe")
+def schema(document: Literal["recipe", "workflow", "lock", "catalogue", "quality"]) -> None:
+    """Print the JSON Schema of a document, for editors, or of a release's JSON files, for programs."""
     from rwkvflow.documents.schema import printed, schema_for, schema_text
 
+    if document == "quality":
+        from rwkvflow.release.quality import Quality
+
+        click.echo(printed(schema_for(document, Quality)), nl=False)
+        return
     if document == "catalogue":
         from rwkvflow.release.catalogue import Catalogue
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
@@ -42,6 +42,16 @@ def _format_kind(value: Any) -> str | None:
     return "(name)" if isinstance(value, str) else "(entry)" if isinstance(value, dict | FormatEntry) else None
 
 
+class DomainLimit(Strict):
+    """What a format may lose on the texts of one domain."""
+
+    perplexity: float | None = Field(default=None, gt=0, description="Largest allowed rise, as a ratio")
+    kl: float | None = Field(default=None, gt=0, description="Largest allowed mean KL divergence, in nats")
+    agreement: float | None = Field(
+        default=None, gt=0, le=1, description="Least share of tokens after which both hold the same one the likeliest"
+    )
+
+
 class Limit(Strict):
     """What a format may lose against the fp32 reference."""
 
@@ -54,6 +64,9 @@ class Limit(Strict):
     perplexity: float | None = Field(
         default=None, gt=0, description="Largest allowed rise of the perplexity, as a ratio: 0.01 is one percent"
     )
+    domains: dict[Literal["prose", "chinese", "code", "arithmetic", "dialogue"], DomainLimit] = Field(
+        default_factory=dict, description="By domain, where `quality` is full"
+    )
 
 
 class Smoke(Strict):
@@ -65,6 +78,12 @@ class Smoke(Strict):
         default=None, description="Text file for the perplexity, relative to the recipe; default shipped"
     )
     limits: dict[str, Limit] = Field(default_factory=dict, description="By format; the rest keep their defaults")
+    quality: Literal["quick", "full"] = Field(
+        default="quick",
+        description="full also measures files that librwkv runs over five domains, two tasks and each layer; see the "
+        "smoke test's page",
+    )
+    quality_tokens: int = Field(default=8192, ge=64, le=8192, description="Of each domain, where `quality` is full")
     speed: bool = Field(
         default=False,
         description="Also measure the decode speed; the release then says how fast this one machine was, and another "

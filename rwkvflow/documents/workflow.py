@@ -44,6 +44,9 @@ class Stages(Strict):
     convert: StageLimits = Field(default=StageLimits(), description="All formats of a model in one read")
     reference: StageLimits = Field(default=StageLimits(), description="The fp32 reference of a model")
     smoke: StageLimits = Field(default=StageLimits(), description="Each artifact against the reference")
+    quality: StageLimits = Field(
+        default=StageLimits(), description="Each artifact over several domains, where the recipe wants it"
+    )
     publish: StageLimits = Field(default=StageLimits(), description="Checksums, provenance, and the way to their place")
 
 

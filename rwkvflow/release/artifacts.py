@@ -10,7 +10,7 @@ from typing import Any
 
 from rwkvflow.base.errors import PublishError
 from rwkvflow.base.hashing import file_digest, text_digest, walk
-from rwkvflow.release.names import ENGINE, smoke_report
+from rwkvflow.release.names import ENGINE, quality_report, smoke_report
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Row:
     """One artifact as the card's table shows it. `path` is a folder's where the format is one, or the file was split.
 
     facts: what rwkvflow.worker.read.inspect.describe says of the file, without the list of tensors; empty where it does
-    not know the format. smoke: the report of the smoke stage.
+    not know the format. smoke: the report of the smoke stage. quality: that of the quality stage, empty without one.
     """
 
     model: str
@@ -40,6 +40,7 @@ class Row:
     smoke: Mapping[str, Any]
     facts: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    quality: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def bits(self) -> float | None:
@@ -108,6 +109,8 @@ def _problem(entry: Mapping[str, Any], inputs: Mapping[str, Path]) -> str | None
         return "it was not converted"
     if f"smoke/{entry['id']}" not in inputs:
         return "it did not pass its smoke"
+    if entry.get("measured") and f"quality/{entry['id']}" not in inputs:
+        return "its quality was not measured, or is over the recipe's limits"
     return None
 
 
@@ -122,6 +125,8 @@ def _files(path: str, source: Path, digest: str) -> Iterator[ReleaseFile]:
 def _beside(path: str, entries: list[Mapping[str, Any]], inputs: Mapping[str, Path]) -> Iterator[ReleaseFile]:
     model, name = entries[0]["model"], Path(path).name
     yield from_file(smoke_report(path), inputs[f"smoke/{entries[0]['id']}"])
+    if measured := inputs.get(f"quality/{entries[0]['id']}"):
+        yield from_file(quality_report(path), measured)
     for entry in entries:
         for extra, key in sorted(entry["extra"].items()):
             if key in inputs:
@@ -148,8 +153,14 @@ def _row(
         images=tuple(sorted(entry["image"] for entry in entries)),
         smoke=json.loads(inputs[f"smoke/{first['id']}"].read_text(encoding="utf-8")),
         facts=_facts(inputs[f"artifact/{first['id']}"], split),
+        quality=_quality(inputs.get(f"quality/{first['id']}")),
         files=tuple(own),
     )
+
+
+def _quality(path: Path | None) -> dict[str, Any]:
+    found: dict[str, Any] = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def _facts(path: Path, split: bool) -> dict[str, Any]:

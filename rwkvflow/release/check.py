@@ -31,11 +31,12 @@ from rwkvflow.release.names import (
     UNLISTED_IN_SUMS,
     belongs,
     is_plain,
+    quality_report,
     smoke_report,
 )
 from rwkvflow.release.provenance.material_check import material_problems
 from rwkvflow.release.provenance.statement import dependencies, read_statement
-from rwkvflow.release.quality import differences, read_quality
+from rwkvflow.release.quality import ArtifactFigures, differences, full_differences, read_quality
 from rwkvflow.release.sums import parse_sums
 
 if TYPE_CHECKING:
@@ -297,6 +298,8 @@ def _quality(folder: Path, digests: Mapping[str, str], found: Findings) -> None:
             continue
         if differing:
             found.problems.append(f"{QUALITY}: {item.path} has another {differing[0]} than {report}")
+        if problem := _by_domain(folder, digests, item):
+            found.problems.append(problem)
     if len(found.problems) == before:
         count = len(quality.artifacts)
         found.checked.append(f"{QUALITY}: {count} artifact{'s' if count != 1 else ''}, as their smoke reports say")
@@ -304,6 +307,18 @@ def _quality(folder: Path, digests: Mapping[str, str], found: Findings) -> None:
     found.problems += problems
     if not problems and (folder / CATALOGUE).is_file():
         found.checked.append(f"{CATALOGUE}: the files of the release, its lock and its recipe")
+
+
+def _by_domain(folder: Path, digests: Mapping[str, str], item: ArtifactFigures) -> str | None:
+    """What is wrong with the figures by domain; None for nothing."""
+    report = quality_report(item.path)
+    if report not in digests:
+        return None if item.domains is None else f"{QUALITY}: the release has no {report}"
+    try:
+        differing = full_differences(item, json.loads((folder / report).read_bytes()))
+    except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        return f"{report} cannot be read"
+    return f"{QUALITY}: {item.path} has other {differing[0]} than {report}" if differing else None
 
 
 # ---- the signature ---------------------------------------------------------------------------------------------

@@ -39,6 +39,12 @@ def smoke_report(path: str) -> str:
     return f"{model}/smoke/{name}.json"
 
 
+def quality_report(path: str) -> str:
+    """Where the quality report of an artifact lies, where it has one."""
+    model, _, name = path.partition("/")
+    return f"{model}/quality/{name}.json"
+
+
 def is_plain(path: str) -> bool:
     """Whether a name may stand in a release: relative, inside it, one line, no part that means something else."""
     return path_problem(path) is None

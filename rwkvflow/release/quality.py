@@ -28,6 +28,38 @@ class Speed(_Part):
     cpu: str
 
 
+class DomainFigures(_Part):
+    """One artifact over `tokens` of the text of a domain, against the checkpoint in F32, by librwkv both.
+
+    rise       of the perplexity: 0.01 is one percent more
+    kl         KL divergence in nats a token: the mean, the 99th percentile, the largest
+    agreement  share of tokens after which both hold the same one the likeliest
+    *_se       standard errors, from means of 128 tokens that follow one another; null for fewer than 256 tokens
+    """
+
+    tokens: int
+    perplexity: float
+    perplexity_se: float | None
+    reference_perplexity: float
+    rise: float
+    rise_se: float | None
+    kl: float
+    kl_se: float | None
+    kl_p99: float
+    kl_max: float
+    agreement: float
+    agreement_se: float | None
+
+
+class TaskFigures(_Part):
+    """A share of `items` answered right, its standard error, and the share that the checkpoint in F32 has right."""
+
+    items: int
+    right: float
+    se: float
+    reference: float
+
+
 class ArtifactFigures(_Part):
     """One artifact. A figure is null where it was not measured.
 
@@ -40,6 +72,8 @@ class ArtifactFigures(_Part):
     logits           largest difference of a logit, in standard deviations of the reference's
     evaluated        "runtime": by the consumer; "tensors": by the fp32 forward pass over what the file holds
     proof            how the consumer tested the artifact, where it did not simply run it
+    domains, tasks   over the texts and tasks that ship, where the recipe says quality: full
+    layers           KL divergence in nats where a single layer alone has the artifact's values, the first layer first
     """
 
     path: str
@@ -59,6 +93,9 @@ class ArtifactFigures(_Part):
     evaluated: Literal["runtime", "tensors"]
     proof: str | None
     speed: Speed | None
+    domains: dict[str, DomainFigures] | None = None
+    tasks: dict[str, TaskFigures] | None = None
+    layers: tuple[float, ...] | None = None
 
 
 class ReferenceFigures(_Part):
@@ -110,6 +147,12 @@ def differences(measured: ArtifactFigures, smoke: Mapping[str, Any]) -> list[str
     return [key for key, value in told.items() if mine[key] != value]
 
 
+def full_differences(measured: ArtifactFigures, report: Mapping[str, Any]) -> list[str]:
+    """The same of figures by domain, against the artifact's quality report."""
+    told = ArtifactFigures.model_validate({**measured.model_dump(), **_full(report)})
+    return [key for key in ("domains", "tasks", "layers") if getattr(told, key) != getattr(measured, key)]
+
+
 def _measured(row: Row) -> ArtifactFigures:
     return ArtifactFigures.model_validate(
         {
@@ -119,6 +162,7 @@ def _measured(row: Row) -> ArtifactFigures:
             "sha256": row.sha256 if row.files == (row.path,) else None,
             "size": row.size,
             **_figures(row.smoke),
+            **_full(row.quality),
         }
     )
 
@@ -138,6 +182,18 @@ def _figures(smoke: Mapping[str, Any]) -> dict[str, Any]:
         "evaluated": smoke.get("evaluated", "runtime"),
         "proof": smoke.get("proof"),
         "speed": {"tokens_per_second": float(smoke["tokens_per_second"]), **speed} if speed else None,
+    }
+
+
+def _full(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of a quality report; none of an empty one."""
+    if not report:
+        return {}
+    layers = report.get("layers")
+    return {
+        "domains": report["domains"],
+        "tasks": report["tasks"],
+        "layers": None if layers is None else tuple(map(float, layers)),
     }
 
 

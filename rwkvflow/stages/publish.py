@@ -19,7 +19,7 @@ from rwkvflow.documents.recipe import LocalFolder
 from rwkvflow.lock.local_files import local_path
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, LocalInput, Ref, Step
-from rwkvflow.stages import convert, engine, extra, imatrix, llama, smoke
+from rwkvflow.stages import convert, engine, extra, imatrix, llama, quality, smoke
 from rwkvflow.stages.blueprint import Blueprint
 from rwkvflow.stages.image import identity
 
@@ -80,6 +80,8 @@ def release_of(blueprint: Blueprint) -> tuple[dict[str, Any], dict[str, Input]]:
     for which in blueprint.artifacts:
         refs[f"artifact/{which.id}"] = convert.artifact(which)
         refs[f"smoke/{which.id}"] = smoke.report(which)
+        if measured := quality.wanted(blueprint, which):
+            refs[f"quality/{which.id}"] = quality.report(which)
         if imatrix.wanted(blueprint, which):
             refs.setdefault(f"imatrix/{which.model}", imatrix.of(which))
         additions = {}
@@ -98,6 +100,7 @@ def release_of(blueprint: Blueprint) -> tuple[dict[str, Any], dict[str, Input]]:
                 "file": f"{which.model}/{file_name(which.model, which.format)}",
                 **_folder(blueprint, which),
                 "extra": additions,
+                **({"measured": True} if measured else {}),
             }
         )
     for image in blueprint.images:

@@ -8,6 +8,7 @@ are plain dicts, as they come out of JSON.
 | --- | --- | --- |
 | convert | ConvertParams | ConvertJob |
 | imatrix | ImatrixParams | none |
+| quality | QualityParams | QualityJob |
 | reference | AskParams | none |
 | ask, smoke | AskParams | SmokeJob |
 | build-engine | see tasks/build_engine.Params, which checks them | none |
@@ -113,6 +114,22 @@ class SmokeJob(TypedDict):
     mix: NotRequired[MixParams]  # as it was converted with
 
 
+class QualityParams(OriginParams):
+    """Of the task `quality`."""
+
+    tokenizer: str  # as QuestionParams has it
+    group_norm_eps: float | None
+    tokens: int  # of each domain, at most
+
+
+class QualityJob(TypedDict):
+    """One artifact to measure."""
+
+    format: str
+    input: str  # its name below in/
+    limits: NotRequired[dict[str, dict[str, float]]]  # by domain: perplexity, kl, agreement
+
+
 class JobRequest(TypedDict):
     """What every job has beside its parameters: its step's id, and the path of each output."""
 
@@ -144,6 +161,19 @@ class ImatrixRequest(TypedDict):
 
     params: ImatrixParams
     jobs: list[JobRequest]
+
+
+class QualityJobRequest(JobRequest):
+    """A job of `quality`."""
+
+    params: QualityJob
+
+
+class QualityRequest(TypedDict):
+    """A request to `quality`."""
+
+    params: QualityParams
+    jobs: list[QualityJobRequest]
 
 
 class ReferenceRequest(TypedDict):

@@ -21,7 +21,7 @@ from rwkvflow.worker.tasks import smoke as smoke_task
 from tests.engine import librwkv
 
 ROOT = Path(__file__).resolve().parents[2]
-DEMO = sorted((ROOT / "recipes" / "demo").glob("*.pth"))
+DEMO = sorted((ROOT / "recipes" / "demo").glob("*-demo.pth"))
 GGML = [name for name in FORMATS if name.startswith("ggml-")]
 PARAMS: AskParams = {"tokenizer": "auto", "prompts": ["Once there was "], "tokens": 24, "group_norm_eps": None}
 

@@ -221,6 +221,10 @@ def _smoke(source: DocumentSource, folder: Path, formats: Sequence[str]) -> None
         else:
             near = f"; did you mean {shown(meant)}?" if (meant := nearest(name, known)) else ""
             source.add(path, f"{shown(name)} is not among the recipe's formats{near}", at_key=True)
+    if not any(text == "full" for _, text in source.texts("smoke.quality")):
+        for path, _ in source.each("smoke.limits.*.domains.*"):
+            source.add(path, "limits by domain are held where smoke has quality: full", at_key=True)
+            break
     for path, text in source.texts("smoke.text"):
         if not text or control_character(text) or not (folder / text).is_file():
             source.add(path, f"there is no file {shown(text)} beside the recipe")

@@ -74,6 +74,7 @@ def environment_of() -> Environment:
         "figure": figure,
         "percent": percent,
         "small": small,
+        "plain_percent": plain_percent,
         "share": share,
         "rate": rate,
         "quoted": quoted,
@@ -243,6 +244,11 @@ def figure(value: object, digits: int) -> str:
 def percent(value: object) -> str:
     """0.0123 → "+1.23 %"."""
     return f"{value:+.2%}".replace("%", " %") if isinstance(value, float | int) else "–"
+
+
+def plain_percent(value: object) -> str:
+    """0.0123 → "1.23 %": of what has no sign."""
+    return percent(value).removeprefix("+")
 
 
 def small(value: object) -> str:

@@ -19,7 +19,7 @@ WARM_UP = 8  # tokens: pages come in, threads start, clocks rise
 
 
 @dataclass(frozen=True)
-class _Softmax:
+class Softmax:
     """Rows of logits [k, V] in float64, and the logarithm of the sum of their exponentials [k, 1]."""
 
     logits: NDArray[np.float64]
@@ -80,29 +80,30 @@ class Scores:
             if not count:
                 return
         self._likeliest.append(logits.argmax(1))
-        found = _softmax(logits)
+        found = softmax_of(logits)
         targets = self._text[at + 1 : at + count + 1]
-        self._losses.append(_losses(found, targets))
+        self._losses.append(losses_of(found, targets))
         truth = self._questions.truth
         if truth is not None and at < len(truth) and truth.shape[1] == logits.shape[1]:
             rows = truth[at : at + count]
-            self._divergence.append(_divergence(_softmax(rows), found))
+            self._divergence.append(divergence_of(softmax_of(rows), found))
 
 
-def _softmax(logits: Array) -> _Softmax:
+def softmax_of(logits: Array) -> Softmax:
+    """Of rows of logits."""
     wide = logits.astype(np.float64)
     top = wide.max(1, keepdims=True)
-    return _Softmax(wide, np.log(np.exp(wide - top).sum(1, keepdims=True)) + top)
+    return Softmax(wide, np.log(np.exp(wide - top).sum(1, keepdims=True)) + top)
 
 
-def _losses(of: _Softmax, targets: NDArray[np.int64]) -> NDArray[np.float64]:
+def losses_of(of: Softmax, targets: NDArray[np.int64]) -> NDArray[np.float64]:
     """-log p of the targets; the last row may have none."""
     rows = np.arange(len(targets))
     found: NDArray[np.float64] = of.total[rows, 0] - of.logits[rows, targets]
     return found
 
 
-def _divergence(p: _Softmax, q: _Softmax) -> NDArray[np.float64]:
+def divergence_of(p: Softmax, q: Softmax) -> NDArray[np.float64]:
     """sum p (log p - log q), never below 0; q may have more rows."""
     logits, total = q.logits[: len(p.logits)], q.total[: len(p.logits), 0]
     weighted = np.exp(p.logits - p.total) * (p.logits - logits)

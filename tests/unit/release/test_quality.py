@@ -7,17 +7,20 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rwkvflow.documents.schema import printed, schema_for
 from rwkvflow.release.artifacts import Row
 from rwkvflow.release.check import check_release
 from rwkvflow.release.labels import Box, Spot, place
 from rwkvflow.release.plot import plot_svg, ticks
 from rwkvflow.release.quality import ArtifactFigures, Quality, quality_bytes, quality_of, read_quality
-from tests.helpers.releases import made
+from tests.helpers.releases import Made, made
 
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 SVG = "{http://www.w3.org/2000/svg}"
 NAMES = [f"ggml-{kind}" for kind in ("f32", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")]
 
@@ -181,3 +184,80 @@ def test_ticks_are_round_few_and_within(low: float, span: float) -> None:
     assert found == sorted(set(found))
     assert all(10**low * (1 - 1e-9) <= value <= 10 ** (low + span) * (1 + 1e-9) for value in found)
     assert len(found) >= 1 or span < 0.1
+
+
+# ---- by domain -------------------------------------------------------------------------------------------------
+
+DOMAIN = {
+    "tokens": 8192,
+    "perplexity": 12.5,
+    "perplexity_se": 0.2,
+    "reference_perplexity": 12.4,
+    "rise": 0.008,
+    "rise_se": None,
+    "kl": 0.0123,
+    "kl_se": 0.0004,
+    "kl_p99": 0.2,
+    "kl_max": 1.5,
+    "agreement": 0.95,
+    "agreement_se": 0.002,
+}
+SHARE = {"items": 64, "right": 0.75, "se": 0.05, "reference": 0.7}
+REPORT = {
+    "domains": {"code": DOMAIN},
+    "tasks": {"last_words": SHARE, "sums": SHARE},
+    "layers": [0.01, 0.002],
+    "passed": True,
+}
+
+
+def measured_run(tmp_path: Path) -> Made:
+    run = made(tmp_path / "store")
+    entry = run.params["entries"][0]
+    entry["measured"] = True
+    report = tmp_path / "quality.json"
+    report.write_text(json.dumps(REPORT), encoding="utf-8")
+    run.add(f"quality/{entry['id']}", report)
+    return run
+
+
+def test_figures_by_domain_are_in_the_file_and_on_the_card_and_are_checked(tmp_path: Path) -> None:
+    run = measured_run(tmp_path)
+    folder = run.publish(tmp_path / "out")
+    content = json.loads((folder / "quality.json").read_text())
+    schema = json.loads((GOLDEN / "schema-quality.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.Draft202012Validator(schema).validate(content)
+    assert printed(schema_for("quality", Quality)) == (GOLDEN / "schema-quality.json").read_text()
+    first, *others = content["artifacts"]
+    assert first["domains"] == {"code": DOMAIN}
+    assert first["layers"] == [0.01, 0.002]
+    assert all(item["domains"] is item["tasks"] is item["layers"] is None for item in others)
+    broken = json.loads(json.dumps(content))
+    broken["artifacts"][0]["domains"]["code"]["kl"] = "low"
+    assert list(jsonschema.Draft202012Validator(schema).iter_errors(broken))
+    card = (folder / "README.md").read_text()
+    row = "| code | 8192 | 12.500 ± 0.200 | +0.80 % ± – | 0.0123 ± 0.0004 | 0.2 | 1.5 | 95.0 % ± 0.20 % |"
+    assert row in card
+    assert "75.0 % ± 5.00 % (fp32: 70.0 %)" in card
+    assert "0.01, 0.002" in card
+    assert "By domain" not in (made(tmp_path / "other").publish(tmp_path / "plain") / "README.md").read_text()
+    assert not check_release(folder).problems
+    content["artifacts"][0]["domains"]["code"]["kl"] = 0.001
+    (folder / "quality.json").write_text(json.dumps(content))
+    assert any("has other domains than tiny7/quality/" in problem for problem in check_release(folder).problems)
+
+
+def test_an_artifact_over_its_limits_is_left_out(tmp_path: Path) -> None:
+    run = made(tmp_path / "store")
+    entry = run.params["entries"][0]
+    entry["measured"] = True
+    left_out = run.assemble().left_out
+    assert left_out == {entry["id"]: "its quality was not measured, or is over the recipe's limits"}
+
+
+def test_the_file_of_an_older_release_is_read() -> None:
+    older = json.loads(quality_bytes(quality(measured("a", 10, 0.1))))
+    for key in ("domains", "tasks", "layers"):
+        del older["artifacts"][0][key]
+    assert read_quality(json.dumps(older).encode()).artifacts[0].domains is None

@@ -13,13 +13,15 @@ import pytest
 
 from rwkvflow.worker.formats.runner import answer
 from rwkvflow.worker.model.architecture import architecture_of
+from rwkvflow.worker.model.tokenizers import World
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference
 from rwkvflow.worker.smoke.questions import Questions
 
 ROOT = Path(__file__).resolve().parents[4]
 DEMO = ROOT / "recipes" / "demo"
-CHECKPOINTS = sorted(DEMO.glob("*.pth"))
+CHECKPOINTS = sorted(DEMO.glob("*-demo.pth"))
+EVERY = sorted(DEMO.glob("*.pth"))
 SMOKE_TEXT = ROOT / "rwkvflow" / "worker" / "data" / "smoke.txt"
 
 
@@ -66,6 +68,21 @@ def test_the_text_reads_like_words(path: Path, corpus: str) -> None:
         assert len(strange) <= 1, strange
 
 
+def test_the_model_of_five_domains_is_wide_enough_for_k_types() -> None:
+    (path,) = set(EVERY) - set(CHECKPOINTS)
+    assert path.stat().st_size < 3_100_000
+    with open_checkpoint(path) as checkpoint:
+        architecture = architecture_of(checkpoint.tensors)
+        checkpoint.verify()
+    assert (architecture.n_vocab, architecture.n_embd % 256, architecture.n_ffn % 256) == (512, 0, 0)
+    words = World(DEMO / "rwkv7-domains.vocab.txt")
+    for name, most in (("prose", 1.5), ("chinese", 1.7), ("code", 2.0), ("arithmetic", 4.0), ("dialogue", 2.0)):
+        text = (SMOKE_TEXT.parent / "quality" / f"{name}.txt").read_text(encoding="utf-8")
+        asked = Questions(tuple(words.encode(text)[:512]), 1, ((1,),), 1)
+        with open_checkpoint(path) as checkpoint:
+            assert answer(Reference(checkpoint), asked).perplexity < most, name
+
+
 def test_the_smoke_text_is_not_what_the_models_learned(corpus: str) -> None:
     for paragraph in SMOKE_TEXT.read_text(encoding="ascii").strip().split("\n\n"):
         assert paragraph not in corpus
@@ -74,12 +91,12 @@ def test_the_smoke_text_is_not_what_the_models_learned(corpus: str) -> None:
 def test_the_corpus_is_what_the_readme_says(corpus: str) -> None:
     readme = (DEMO / "README.md").read_text(encoding="utf-8")
     assert hashlib.sha256(corpus.encode("ascii")).hexdigest() in readme
-    for path in CHECKPOINTS:
+    for path in (*EVERY, *DEMO.glob("*.txt")):
         assert f"`{path.name}`" in readme
         assert hashlib.sha256(path.read_bytes()).hexdigest() in readme
 
 
-@pytest.mark.parametrize("path", CHECKPOINTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EVERY, ids=lambda path: path.stem)
 def test_the_training_script_computes_what_the_reference_does(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch", reason="the training script needs torch")
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
