@@ -33,6 +33,7 @@ from rwkvflow.store.store import Store, run_id
 if TYPE_CHECKING:
     from rwkvflow.execute.base import Outcome
     from rwkvflow.sandbox.base import Sandbox
+    from rwkvflow.store.leases import Leases
     from rwkvflow.store.trust import Trust
 
 
@@ -251,11 +252,17 @@ def make_lock(
 
 
 def execute(
-    prepared: Prepared, emit: Listener, cancel: threading.Event | None = None, *, stages: frozenset[str] | None = None
+    prepared: Prepared,
+    emit: Listener,
+    cancel: threading.Event | None = None,
+    *,
+    stages: frozenset[str] | None = None,
+    leases: Leases | None = None,
 ) -> Finished:
     """Carry the plan out. Raises Interrupted; failures of steps are in what it returns.
 
     stages: steps of others are not carried out; they fail where they are not in the store.
+    leases: carry out only what no other worker has claimed, and see to the rest's being done.
     """
     with History(prepared.store, run_id(prepared.request.recipe)) as history:
 
@@ -263,11 +270,15 @@ def execute(
             history(event)
             emit(event)
 
-        return _execute(prepared, tell, cancel, stages)
+        return _execute(prepared, tell, cancel, stages, leases)
 
 
 def _execute(
-    prepared: Prepared, emit: Listener, cancel: threading.Event | None, stages: frozenset[str] | None
+    prepared: Prepared,
+    emit: Listener,
+    cancel: threading.Event | None,
+    stages: frozenset[str] | None,
+    leases: Leases | None,
 ) -> Finished:
     from rwkvflow.execute.actions import actions, only_in, probes
     from rwkvflow.execute.local import LocalExecutor
@@ -283,6 +294,7 @@ def _execute(
         run=run_id(prepared.request.recipe),
         cores=os.cpu_count() or 1,
         cancel=cancel,
+        leases=leases,
     )
     with store.using():
         outcomes = executor.run(plan)

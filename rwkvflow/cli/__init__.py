@@ -15,7 +15,7 @@ from rwkvflow.cli.generate import chat, generate
 from rwkvflow.cli.image import image
 from rwkvflow.cli.imatrix import imatrix
 from rwkvflow.cli.machine import completion, doctor, engine
-from rwkvflow.cli.run import explain, lock, plan, report, run
+from rwkvflow.cli.run import explain, lock, plan, report, run, work
 from rwkvflow.cli.serve import serve
 from rwkvflow.cli.verify import choose, verify
 
@@ -27,7 +27,7 @@ EXIT_CODES = f"\b\nExit codes:\n{_CODES}\n"
 SECTIONS: tuple[tuple[str, tuple[click.Command, ...]], ...] = (
     ("One model file", (convert, chat, generate, serve, inspect, compare, perplexity, bench, imatrix, formats)),
     ("Recipes", (init, validate, lock, plan, run, report, explain)),
-    ("Releases and CI", (verify, choose, publish, matrix, ci)),
+    ("Releases and CI", (verify, choose, publish, matrix, work, ci)),
     ("This machine", (doctor, image, engine, cache)),
     ("For editors and shells", (render, schema, completion)),
 )

@@ -29,20 +29,36 @@ _by = click.option(
 @click.option(
     "--format",
     "style",
-    type=click.Choice(["text", "json", "github", "gitlab"]),
+    type=click.Choice(["text", "json", "github", "gitlab", "slurm", "kubernetes"]),
     default="text",
     show_default=True,
-    help="Form of the list; github is for strategy.matrix, gitlab is a child pipeline",
+    help="Form of the list: for GitHub's strategy.matrix, a child pipeline of GitLab's, or workers on a cluster",
 )
+@click.option("--workers", type=int, help="For slurm and kubernetes: how many; default: one an artifact, at most 16")
+@click.option("--image", default="", metavar="NAME", help="For kubernetes: the image that has rwkvflow in it")
+@click.option(
+    "--sandbox",
+    type=click.Choice(["docker", "host"]),
+    default="host",
+    show_default=True,
+    help="For slurm and kubernetes: where commands of the workers run",
+)
+@click.option("--workflow", type=DocumentPath(), help="For slurm and kubernetes: limits, which say what a worker needs")
 @click.option("--only", multiple=True, metavar="ID", help="Select artifacts: model/format@image, globs allowed")
 def matrix(
-    recipe: Path, by: Literal["artifact", "model", "format", "image"], style: str, only: tuple[str, ...]
+    recipe: Path, by: Literal["artifact", "model", "format", "image"], style: str, only: tuple[str, ...], **options: Any
 ) -> None:
-    """List the identifiers of RECIPE's artifacts, as `--only` takes them, or the CI jobs that make them."""
+    """List the identifiers of RECIPE's artifacts, as `--only` takes them, or the CI jobs that make them.
+
+    With slurm or kubernetes, write a file that starts workers, which share the steps through a remote store.
+    """
     from rwkvflow.documents.load import load_recipe
     from rwkvflow.plan import ci as workflows
     from rwkvflow.plan.matrix import expand, select
 
+    if style in ("slurm", "kubernetes"):
+        click.echo(_cluster(recipe, style, options), nl=False)
+        return
     found = workflows.jobs(select(expand(load_recipe(recipe)), only), by)
     if style == "text":
         for job in found:
@@ -53,6 +69,23 @@ def matrix(
         click.echo(json.dumps(workflows.github_matrix(found), separators=(",", ":")))
     else:
         click.echo(workflows.dump(workflows.gitlab_jobs(found)), nl=False)
+
+
+def _cluster(recipe: Path, style: str, options: dict[str, Any]) -> str:
+    from rwkvflow.documents.load import load_recipe, load_workflow
+    from rwkvflow.plan import cluster
+    from rwkvflow.plan.matrix import expand
+    from rwkvflow.stages.blueprint import limits_of
+
+    loaded = load_recipe(recipe)
+    workflow = load_workflow(options["workflow"])
+    stages = [getattr(workflow.stages, name) for name in type(workflow.stages).model_fields]
+    memory, cores = cluster.needs([limits_of(stage) for stage in (*stages, *workflow.extra)])
+    workers = options["workers"] if options["workers"] is not None else min(16, len(expand(loaded)))
+    settings = cluster.ClusterSettings(
+        loaded.name, recipe.as_posix(), workers, options["sandbox"], options["image"], memory, cores
+    )
+    return cluster.slurm(settings) if style == "slurm" else cluster.kubernetes(settings)
 
 
 @click.group()

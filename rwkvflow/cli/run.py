@@ -48,6 +48,41 @@ def run(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
 @click.command()
 @recipe_argument
 @run_options
+@click.option("--json", "as_json", is_flag=True, help="Print events as JSON, one per line")
+@click.option("-v", "--verbose", is_flag=True, help="Also show cached steps and the output of commands")
+@click.option(
+    "--lease",
+    type=click.FloatRange(min=1),
+    default=120.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Take over a step whose worker has given no sign of life for so long",
+)
+def work(recipe: Path, as_json: bool, verbose: bool, lease: float, **options: Any) -> None:
+    """Be one of several workers that share RECIPE's steps through a remote store.
+
+    Each step is carried out by one of them, which claims it first; the work of one that dies is taken over. Nothing is
+    published; `rwkvflow publish` does that once, when all workers have ended.
+    """
+    from dataclasses import replace
+
+    from rwkvflow.app import pipeline
+    from rwkvflow.display import display_for
+    from rwkvflow.store.remote import Remote
+
+    if options["remote"] is None:
+        raise UsageError("workers share their steps through a remote store", remedy="name it with --remote")
+    with closing(display_for(as_json=as_json, verbose=verbose)) as display:
+        request = replace(request_of(recipe, options), publish=False)
+        prepared = pipeline.prepare(request, display)
+        assert isinstance(prepared.store.remote, Remote)  # noqa: S101 - one was named
+        finished = pipeline.execute(prepared, display, leases=prepared.store.remote.leases(lease))
+    finished.check()
+
+
+@click.command()
+@recipe_argument
+@run_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON")
 @click.option("-v", "--verbose", is_flag=True, help="Also show the limits of each step")
 def plan(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:

@@ -22,11 +22,13 @@ from rwkvflow.base.errors import Interrupted, RwkvflowError, StepFailed
 from rwkvflow.base.events import Listener, StepFinished, StepLog, StepProgress, StepStarted
 from rwkvflow.base.files import no_space
 from rwkvflow.execute.base import Action, Job, Made, Outcome, Probe, Work
+from rwkvflow.execute.claims import CLAIMED, Claims
 from rwkvflow.execute.log_file import LogFile
 from rwkvflow.execute.node import StepNode, StepState, Strength
 from rwkvflow.execute.sources import check_unchanged
 from rwkvflow.plan.plan import Plan, input_digests, needs, reason
 from rwkvflow.plan.step import LocalInput, Ref, Step, expected, key_of
+from rwkvflow.store.leases import Leases
 from rwkvflow.store.record import Output, Record
 from rwkvflow.store.store import Store
 
@@ -35,7 +37,11 @@ REFETCHED = frozenset({"fetch", "wheels"})  # actions whose outputs anyone can f
 
 
 class LocalExecutor:
-    """Runs one plan once. `cores` bounds what runs at the same time; see `Step.limits.cores`."""
+    """Runs one plan once. `cores` bounds what runs at the same time; see `Step.limits.cores`.
+
+    With `leases` it is one of several workers that share the plan: a step whose result goes into the remote store is
+    carried out by whoever claims it, and of the targets only the records are wanted here.
+    """
 
     def __init__(
         self,
@@ -47,6 +53,7 @@ class LocalExecutor:
         run: str,
         cores: int,
         cancel: threading.Event | None = None,
+        leases: Leases | None = None,
     ) -> None:
         self.store = store
         self.actions = actions
@@ -55,6 +62,7 @@ class LocalExecutor:
         self.run_id = run
         self.cores = cores
         self.cancel = cancel or threading.Event()
+        self.claims = Claims(leases, store) if leases else None
         self._nodes: dict[str, StepNode] = {}  # by step id
         self._ready: dict[str, StepNode] = {}  # those that are READY, in the order in which they became it
         self._running: dict[str, StepNode] = {}  # those that are RUNNING
@@ -65,7 +73,7 @@ class LocalExecutor:
         self._nodes = {name: StepNode(step) for name, step in plan.steps.items()}
         self._work = deque(plan.targets)
         for target in plan.targets:
-            self._nodes[target].wanted = Strength.PRESENT
+            self._nodes[target].wanted = Strength.PRESENT if self.claims is None else Strength.RECORD
         with ThreadPoolExecutor(max_workers=max(8, self.cores)) as pool, ThreadPoolExecutor(max_workers=2) as sharing:
             self._pool, self._sharing = pool, sharing
             try:
@@ -73,7 +81,7 @@ class LocalExecutor:
                     while self._work:
                         self._advance(self._work.popleft())
                     self._start()
-                    if not self._running:
+                    if not self._running and not self._ready:
                         break
                     self._collect()
             except BaseException:
@@ -215,6 +223,8 @@ class LocalExecutor:
         for nodes in groups.values():
             if self.cancel.is_set():
                 raise Interrupted("interrupted; what is finished is kept, run the same command to go on")
+            if any(node.not_before > time.monotonic() for node in nodes):
+                continue
             cores = max(self._cores(node.step) for node in nodes)
             if self._running and sum(node.cores for node in self._running.values()) + cores > self.cores:
                 continue
@@ -235,10 +245,13 @@ class LocalExecutor:
                 outcomes = self._ended.get(timeout=POLL_SECONDS)
                 break
             except queue.Empty:
-                continue
+                if any(node.not_before for node in self._ready.values()):
+                    outcomes = {}  # others have claimed these: it may be time to look again
+                    break
         for name, outcome in outcomes.items():
             node = self._running.pop(name)
             if outcome is None:
+                node.not_before = time.monotonic() + self.claims.pause_s if self.claims else 0.0
                 node.state = StepState.IDLE
                 self._work.append(name)
                 continue
@@ -250,8 +263,13 @@ class LocalExecutor:
     def _carry_out(self, steps: Sequence[tuple[Step, str, dict[str, str]]]) -> None:
         """In a worker thread: never raises, always reports."""
         start = time.monotonic()
+        outcomes: Mapping[str, Outcome | None]
         try:
-            outcomes = self._locked_run(steps, start)
+            if self.claims is None:
+                outcomes = self._locked_run(steps, start)
+            else:
+                asked = lambda name: self._nodes[name].brought  # noqa: E731
+                outcomes = self.claims.carry_out(steps, lambda mine: self._locked_run(mine, start), asked)
         except RwkvflowError as error:
             outcomes = {step.id: Outcome("failed", key, error=error) for step, key, _ in steps}
         except OSError as error:
@@ -266,7 +284,8 @@ class LocalExecutor:
             outcomes = {step.id: Outcome("failed", key, error=RwkvflowError(text)) for step, key, _ in steps}
         if self.cancel.is_set():
             outcomes = {
-                name: outcome if outcome.ok else Outcome("cancelled", outcome.key) for name, outcome in outcomes.items()
+                name: outcome if outcome is None or outcome.ok else Outcome("cancelled", outcome.key)
+                for name, outcome in outcomes.items()
             }
         self._ended.put(dict(outcomes))
 
@@ -318,7 +337,8 @@ class LocalExecutor:
                 seconds = round(time.monotonic() - start, 3)
                 record = Record(step.id, outputs, seconds, dict(made.notes))
                 self.store.record(key, record)
-                self._share(step, key, record, again=True)
+                if self.claims is None or step.action not in CLAIMED:
+                    self._share(step, key, record, again=True)
                 self.store.remember(self.run_id, step.id, step.parts(digests))
                 outcomes[step.id] = Outcome("done", key, outputs, made.notes, seconds=seconds)
         return outcomes

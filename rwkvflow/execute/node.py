@@ -48,6 +48,7 @@ class StepNode:
     key        of the command that is to run or runs, with the digests of its inputs
     cores      what it counts for while it runs
     brought    whether the remote store was asked for its outputs already
+    not_before when it may be started, by the monotonic clock: another worker has claimed it
     """
 
     step: Step
@@ -60,6 +61,7 @@ class StepNode:
     digests: Mapping[str, str] = field(default_factory=dict)
     cores: float = 0.0
     brought: bool = False
+    not_before: float = 0.0
 
     @property
     def failed(self) -> bool:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import uuid
 from pathlib import Path
 from typing import Any
 
 LOCAL = frozenset({"file", "local"})
 CONDITIONAL = frozenset({"memory", "s3", "s3a", "gcs", "gs"})  # where fsspec's "create" is the server's condition
+
+_MEMORY = threading.Lock()
 
 
 def protocols(system: Any) -> frozenset[str]:
@@ -32,7 +35,8 @@ def create(system: Any, place: str, data: bytes) -> bool:
     if not kind & CONDITIONAL:
         raise NotImplementedError(f"{sorted(kind)[0]}: nothing can be written there on condition that it is absent")
     try:
-        system.pipe_file(place, data, mode="create")
+        with _MEMORY if "memory" in kind else contextlib.nullcontext():  # which looks first, and then writes
+            system.pipe_file(place, data, mode="create")
     except FileExistsError:
         return False
     except Exception as error:

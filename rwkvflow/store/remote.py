@@ -28,6 +28,7 @@ from rwkvflow.base.errors import RwkvflowError, UsageError
 from rwkvflow.base.hashing import file_digest, text_digest, tree_digest
 from rwkvflow.store.conditional import create, protocols
 from rwkvflow.store.keys import TIME, StoreSigner, is_signed
+from rwkvflow.store.leases import TTL_S, Leases
 from rwkvflow.store.record import Output, Record, Wanted, digest_hex, parse_record, record_json
 from rwkvflow.store.store import Store
 from rwkvflow.store.tree_archive import ArchiveError, pack, unpack
@@ -63,6 +64,7 @@ class Remote:
         self._tell = tell
         self._guard = threading.Lock()
         self._absent: dict[str, float] = {}
+        self._missing_for_s = MISSING_FOR_S
         self._damaged: set[str] = set()
         self._troubles = {"reading": 0, "writing": 0}  # a remote that may only be read is a usual thing
         self._fs, self._root = _open(url)
@@ -78,12 +80,19 @@ class Remote:
         """Whether a step's record counts, by who signed it."""
         return self.trust.problem(key, record) is None
 
+    def leases(self, ttl_s: float = TTL_S) -> Leases:
+        """For workers that share the steps of a plan. Raises UsageError where the store cannot do that."""
+        if not self.write:
+            raise UsageError("workers write to the store", remedy="leave out --remote-read-only")
+        self._missing_for_s = 0.0  # others finish steps while we run
+        return Leases(self._fs, self._root, self.shown, ttl_s=ttl_s)
+
     # ---- reading -----------------------------------------------------------------------------------------------
 
     def lookup(self, key: str, wanted: Wanted | None = None) -> Record | None:
         """The record that somebody stored for a step key; one that is odd, or of another step, is told and unused."""
         since = self._absent.get(key)
-        if since is not None and time.monotonic() - since < MISSING_FOR_S:
+        if since is not None and time.monotonic() - since < self._missing_for_s:
             return None
         path = self._path("index", key, ".json")
         found = self._try(f"reading {path}", lambda: self._read(path))

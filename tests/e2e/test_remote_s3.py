@@ -88,6 +88,24 @@ def test_large_outputs_in_parts(in_process: dict[str, str], tmp_path: Path) -> N
     assert "damaged" in told[0]
 
 
+def test_conditions_hold_and_one_claim_wins(in_process: dict[str, str], tmp_path: Path) -> None:
+    told: list[str] = []
+    one, other = (Remote("s3://bucket/claims", told.append) for _ in range(2))
+    leases = [one.leases(60), other.leases(60)]
+    assert [each.claim("ab" * 32) is not None for each in leases] == [True, False]
+    with leases[0].held([f"bucket/claims/leases/ab/{'ab' * 32}/000001.json"]):
+        pass
+    assert leases[1].claim("ab" * 32) is not None, "given up, so it is another's"
+    store = Store(tmp_path / "store")
+    (tmp_path / "x").write_bytes(b"artifact")
+    record = Record("convert/x", {"artifact": store.put_file(tmp_path / "x")})
+    assert one.send("cd" * 32, record, store, contents=True)
+    first = objects(in_process, "claims/index/")
+    assert other.send("cd" * 32, record, store, contents=True), "the same again is no trouble"
+    assert objects(in_process, "claims/index/") == first
+    assert told == []
+
+
 def machine(folder: Path, like: Project | None = None) -> Project:
     """A project on a store that has environments and downloads, and nothing else."""
     store = folder / "store"

@@ -1,4 +1,4 @@
-"""The bill of materials of a release: CycloneDX 1.6, a machine-learning model each for checkpoints and artifacts.
+"""The bill of materials of a release: CycloneDX 1.7, a machine-learning model each for checkpoints and artifacts.
 
 The package writes everything but `modelCard`, which it does not know and which is added to its JSON.
 """
@@ -31,7 +31,7 @@ def sbom_bytes(
     """The bill as JSON, sorted and indented. Its serial number follows from the artifacts; no time unless `epoch`."""
     from cyclonedx.model.bom import Bom
     from cyclonedx.model.component import Component, ComponentType
-    from cyclonedx.output.json import JsonV1Dot6
+    from cyclonedx.output.json import JsonV1Dot7
 
     digests = "".join(f"{row.path} {row.digest}\n" for row in rows)
     epoch = params.get("epoch")
@@ -62,7 +62,7 @@ def sbom_bytes(
             used += [*built.get(image, []), *_of_image(inputs, params, image)]
         bom.register_dependency(component, [*used, inputs["worker"], *added])
     bom.register_dependency(root, artifacts)
-    content = json.loads(JsonV1Dot6(bom).output_as_string())
+    content = json.loads(JsonV1Dot7(bom).output_as_string())
     _add_cards(content, rows, params)
     return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
 

@@ -22,7 +22,7 @@ def bill(run: Made) -> dict[str, Any]:
     """The bill of a release, validated."""
     data = next(file.source for file in run.assemble().files if file.path == "sbom.cdx.json")
     assert isinstance(data, bytes)
-    problem = JsonStrictValidator(SchemaVersion.V1_6).validate_str(data.decode())
+    problem = JsonStrictValidator(SchemaVersion.V1_7).validate_str(data.decode())
     assert problem is None, problem
     return dict(json.loads(data))
 
@@ -33,7 +33,7 @@ def parts(run: Made) -> dict[str, dict[str, Any]]:
 
 def test_it_is_valid_and_without_a_time(run: Made) -> None:
     content = bill(run)
-    assert content["specVersion"] == "1.6"
+    assert content["specVersion"] == "1.7"
     assert "timestamp" not in content["metadata"]
     assert content["metadata"]["component"]["name"] == "tiny"
     assert [tool["name"] for tool in content["metadata"]["tools"]["components"]] == ["rwkvflow"]

@@ -1,0 +1,213 @@
+"""Several workers that share nothing but a remote store: each step once, and none lost with the one that dies."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from rwkvflow.base.errors import Interrupted, RwkvflowError, StepFailed, UsageError
+from rwkvflow.execute.base import Job, Made, Outcome, Product, Work
+from rwkvflow.execute.local import LocalExecutor
+from rwkvflow.plan.plan import Plan
+from rwkvflow.plan.step import Ref, Step, StepLimits
+from rwkvflow.store.leases import Leases
+from rwkvflow.store.remote import Remote
+from rwkvflow.store.store import Store
+
+TTL_S = 3.0  # long enough that no busy machine makes a live worker look dead
+SHORT_S = 0.4
+
+
+def step(name: str, *needs: str, batch: str | None = None) -> Step:
+    inputs = {need: Ref(need, "out") for need in needs}
+    limits = StepLimits(cores=1)
+    return Step(name, "test", "sandbox", {"name": name}, inputs, ("out",), limits=limits, batch=batch)
+
+
+def plan(width: int = 4) -> Plan:
+    """Some steps that are ready at once, and one each that follows, and one that needs all."""
+    first = [step(f"a{number}") for number in range(width)]
+    second = [step(f"b{number}", f"a{number}", batch="b" if number < 2 else None) for number in range(width)]
+    return Plan([*first, *second, step("all", *(each.id for each in second))], ["all"])
+
+
+class Worker(threading.Thread):
+    """One worker: a store of its own, and an action that takes a moment. `dies` at the first step of that name."""
+
+    def __init__(
+        self, name: str, folder: Path, url: str, work: Plan, *, dies: str = "", slow: float = 0.02, ttl: float = TTL_S
+    ) -> None:
+        super().__init__(name=name, daemon=True)
+        self.told: list[str] = []
+        self.store = Store(folder / name)
+        remote = Remote(url, self.told.append)
+        self.store.remote = remote
+        self.leases = remote.leases(ttl)
+        self.work, self.dies, self.slow = work, dies, slow
+        self.commands: list[str] = []
+        self.outcomes: Mapping[str, Outcome] = {}
+        self.cancel = threading.Event()
+
+    def make(self, jobs: Sequence[Job], work: Work) -> Mapping[str, Made | RwkvflowError]:
+        found: dict[str, Made | RwkvflowError] = {}
+        for job in jobs:
+            self.commands.append(job.step.id)
+            if job.step.id == self.dies:
+                self.leases.claim = lambda key: None  # type: ignore[method-assign]
+                self.leases._fs = None  # no beat any more, nothing given up: as after a power cut
+                self.store.remote = None
+                self.cancel.set()
+                return {one.step.id: StepFailed("the machine is gone") for one in jobs}
+            time.sleep(self.slow)
+            path = work.folder / job.step.id
+            held = "".join(f"({job.inputs[name].read_text()})" for name in sorted(job.inputs))
+            path.write_text(job.step.id + held)
+            found[job.step.id] = Made({"out": Product(path)})
+        return found
+
+    def run(self) -> None:
+        executor = LocalExecutor(
+            self.store, {"sandbox": self.make}, {}, lambda event: None,
+            run="r", cores=1, cancel=self.cancel, leases=self.leases,
+        )  # fmt: skip
+        try:
+            self.outcomes = executor.run(self.work)
+        except Interrupted:
+            return
+
+
+@pytest.fixture(params=["file", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"file://{tmp_path}/remote" if request.param == "file" else f"memory://{uuid.uuid4().hex}"
+
+
+def run(*workers: Worker) -> None:
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=30)
+        assert not worker.is_alive()
+
+
+def expected(width: int) -> str:
+    return "all" + "".join(f"(b{number}(a{number}))" for number in range(width))
+
+
+def read(worker: Worker) -> str:
+    output = worker.outcomes["all"].outputs["out"]
+    assert worker.store.bring([output])
+    path = worker.store.path(output.digest)
+    assert path is not None
+    return path.read_text()
+
+
+def test_each_step_is_done_by_one_of_them(url: str, tmp_path: Path) -> None:
+    work = plan(6)
+    workers = [Worker(name, tmp_path, url, work) for name in ("ann", "bob", "eve")]
+    run(*workers)
+    commands = [name for worker in workers for name in worker.commands]
+    assert sorted(commands) == sorted(work.steps), "each once"
+    assert sum(bool(worker.commands) for worker in workers) >= 2, "and not all by the same"
+    for worker in workers:
+        assert read(worker) == expected(6)
+    system, root = fsspec.core.url_to_fs(url)
+    assert not [path for path in system.find(f"{root}/leases") if path.endswith(".json")], "claims are given up"
+
+
+def test_who_dies_costs_the_step_that_it_was_at(url: str, tmp_path: Path) -> None:
+    work = plan(3)
+    dead = Worker("dead", tmp_path, url, work, dies="a0", ttl=SHORT_S)
+    run(dead)
+    assert dead.commands == ["a0"]
+    other = Worker("other", tmp_path, url, work, ttl=SHORT_S)
+    start = time.monotonic()
+    run(other)
+    assert time.monotonic() - start >= SHORT_S, "it might have been alive"
+    assert sorted(other.commands) == sorted(work.steps)
+    assert read(other) == expected(3)
+
+
+def test_who_is_slow_is_not_taken_for_dead(url: str, tmp_path: Path) -> None:
+    work = Plan([step("a"), step("b", "a")], ["b"])
+    slow = Worker("slow", tmp_path, url, work, slow=2.5, ttl=1.0)
+    slow.start()
+    while not slow.commands:
+        time.sleep(0.01)
+    quick = Worker("quick", tmp_path, url, work, ttl=1.0)
+    run(quick)
+    slow.join(timeout=30)
+    assert quick.commands.count("a") == 0
+    assert len(slow.commands) + len(quick.commands) == 2
+
+
+def test_of_two_that_did_the_same_one_is_recorded(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Plan([step("a")], ["a"])
+    workers = [Worker(name, tmp_path, url, work, slow=0.2) for name in ("ann", "bob")]
+    for worker in workers:  # as if a claim had run out while its holder was cut off
+        monkeypatch.setattr(worker.leases, "claim", lambda key: f"nowhere/{key}")
+    run(*workers)
+    assert [worker.commands for worker in workers] == [["a"], ["a"]]
+    system, root = fsspec.core.url_to_fs(url)
+    assert len(system.find(f"{root}/index")) == 1
+    assert len(system.find(f"{root}/blobs")) == 1
+    assert not any(worker.told for worker in workers)
+
+
+def test_a_claim_goes_to_one_of_many(url: str) -> None:
+    system, root = fsspec.core.url_to_fs(url)
+    leases = [Leases(system, root, url, ttl_s=SHORT_S) for _ in range(8)]
+    start = threading.Barrier(len(leases))
+    won: list[str] = []
+
+    def claim(mine: Leases) -> None:
+        start.wait()
+        if place := mine.claim("ab" * 32):
+            won.append(place)
+
+    threads = [threading.Thread(target=claim, args=(each,)) for each in leases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    assert all(each.claim("ab" * 32) is None for each in leases)
+    time.sleep(1.5 * SHORT_S)  # nobody gave a sign of life, and all have looked
+    assert sum(each.claim("ab" * 32) is not None for each in leases) == 1
+
+
+def test_a_clock_that_jumps_ends_no_claim(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    system, root = fsspec.core.url_to_fs(url)
+    one, other = (Leases(system, root, url, ttl_s=60) for _ in range(2))
+    assert one.claim("ab" * 32)
+    assert other.claim("ab" * 32) is None
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 1e6)
+    assert other.claim("ab" * 32) is None
+
+
+def test_a_store_that_keeps_no_conditions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = Remote(f"memory://{uuid.uuid4().hex}", print)
+    monkeypatch.setattr("rwkvflow.store.conditional.create", lambda *_: True)
+    with pytest.raises(UsageError, match="does not refuse"):
+        remote.leases()
+    with pytest.raises(UsageError, match="workers write"):
+        Remote(f"memory://{uuid.uuid4().hex}", print, write=False).leases()
+
+
+def test_one_that_fails_ends_the_others_well(url: str, tmp_path: Path) -> None:
+    class Failing(Worker):
+        def make(self, jobs: Sequence[Job], work: Work) -> Mapping[str, Made | RwkvflowError]:
+            self.commands += [job.step.id for job in jobs]
+            return {job.step.id: StepFailed("odd") for job in jobs}
+
+    work = plan(2)
+    workers: list[Any] = [Failing("ann", tmp_path, url, work), Failing("bob", tmp_path, url, work)]
+    run(*workers)
+    assert all(worker.outcomes["all"].status == "skipped" for worker in workers)
