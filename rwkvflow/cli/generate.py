@@ -40,7 +40,10 @@ def _writing_options(function: Callable[..., None]) -> Callable[..., None]:
             help="Save the state of the model at the end",
         ),
         click.option(
-            "--state", type=DocumentPath(), metavar="FILE", help="Continue from a state that --save-state wrote"
+            "--state",
+            type=DocumentPath(),
+            metavar="FILE",
+            help="Continue from a state that --save-state wrote, or begin with trained initial states",
         ),
         click.option("--stop", multiple=True, metavar="TEXT", help="Stop before this text"),
         click.option(
@@ -221,9 +224,22 @@ def _session(model: Model, options: dict[str, Any]) -> Session:
         click.echo(f"seed {seed}", err=True)
     tokenizer = tokenizer_of(options["tokenizer"], model)
     session = Session(model, tokenizer, sampling, seed, _guesser(model, options))
-    if options["state"] is not None:
-        session.load(options["state"])
+    if (state := options["state"]) is not None:
+        _load(session, state)
     return session
+
+
+def _load(session: Session, path: Path) -> None:
+    """A state that was saved, or trained ones of a .pth or .safetensors file. Raises EngineError, WorkerError."""
+    from rwkvflow.engine.states import from_heads, is_saved
+    from rwkvflow.worker.read.adapters import initial_states
+
+    with path.open("rb") as file:
+        saved = is_saved(file.read(8))
+    if saved:
+        session.load(path)
+    else:
+        session.begin(from_heads(initial_states(path), session.model))
 
 
 def _guesser(model: Model, options: dict[str, Any]) -> Guesser | None:

@@ -114,6 +114,9 @@ class Library:
         if self.takes_sequences:
             call = (ctypes.c_bool, [pointer, pointer, pointer, size, *(4 * [pointer])])
             ours["rwkvflow_eval_sequences"] = call
+        self.tells_ids = hasattr(self._lib, "rwkvflow_tokenizer_ids")  # the same
+        if self.tells_ids:
+            ours["rwkvflow_tokenizer_ids"] = (ctypes.c_bool, [pointer, pointer, size, pointer])
         for name, (result, arguments) in ours.items() if self.ours else ():
             function = getattr(self._lib, name)
             function.restype, function.argtypes = result, arguments

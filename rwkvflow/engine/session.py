@@ -120,6 +120,7 @@ class Session:
         self.finish: str | None = None
         self.evaluated = self.generated = 0
         self._reached: tuple[Floats, Floats] | None = None  # logits and state; the state is written over
+        self._first: Floats | None = None  # what a text begins with, in place of a fresh state
         self._unread = ""  # belongs to the text, and the model has not read it yet
         self._pending: list[int] = []  # so do these
         self._guesser = guesser
@@ -136,7 +137,7 @@ class Session:
         """Read tokens that are given by their ids."""
         fresh = list(tokens)
         todo, self._pending = [*self._pending, *fresh], []
-        state = self._reached[1] if self._reached else None
+        state = self._reached[1] if self._reached else self._begun()
         if todo and self._guesser is not None:
             self._guesser.read(todo)
             self._ahead = []
@@ -146,6 +147,14 @@ class Session:
             self._reached = self.model.eval_sequence(todo, state, state)
         self.evaluated += len(todo)
         return len(fresh)
+
+    def begin(self, state: Floats) -> None:
+        """The text begins with this state, such as one that was trained for it, as it does after `reset`."""
+        self.reset()
+        self._first = state
+
+    def _begun(self) -> Floats | None:
+        return None if self._first is None else self._first.copy()
 
     # ---- writing -----------------------------------------------------------------------------------------------------
 
@@ -249,6 +258,9 @@ class Session:
             )
         if saved.model != digest:
             raise EngineError(f"{path.name}: a state of another model file")
+        if saved.logits is None and saved.tokens == 0:
+            self.begin(saved.state)
+            return
         if saved.logits is None:
             raise EngineError(f"{path.name}: a state without the logits after it")
         self._reached, self.evaluated = (saved.logits, saved.state), saved.tokens

@@ -13,11 +13,15 @@ import struct
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rwkvflow.engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from rwkvflow.engine.binding import Model
 
 MAGIC = b"RWKVSTAT"
 LAYOUT = 1
@@ -52,6 +56,28 @@ def fingerprint(path: Path) -> bytes:
                 file.seek(index * (size - SAMPLE) // (SAMPLES - 1))
                 state.update(file.read(SAMPLE))
     return state.digest()
+
+
+def from_heads(heads: NDArray[np.float32], model: Model) -> NDArray[np.float32]:
+    """A fresh state of librwkv, but for what its heads hold: [layers, heads, size, size], values by keys.
+
+    librwkv's own have a layer after the other: its two shifts [n_embd] each, then heads, keys by values. Raises
+    EngineError for what is of another size, or a model of version 4, which has no heads.
+    """
+    if not model.library.ours or model.version == "4":
+        raise EngineError(f"{model.path.name} has no state whose heads could be set")
+    layer = model.state_len // model.n_layer - 2 * model.n_embd
+    if heads.ndim != 4 or len(heads) != model.n_layer or heads[0].size != layer:
+        shape = " x ".join(map(str, heads.shape))
+        raise EngineError(f"states of {shape}; {model.path.name} has {model.n_layer} layers with {layer} numbers each")
+    state = model.init_state()
+    state.reshape(model.n_layer, -1)[:, 2 * model.n_embd :] = heads.swapaxes(2, 3).reshape(model.n_layer, -1)
+    return state
+
+
+def is_saved(data: bytes) -> bool:
+    """Whether a file that begins like this is a saved state."""
+    return data.startswith(MAGIC)
 
 
 def write_state(path: Path, saved: SavedState) -> None:

@@ -80,6 +80,9 @@ class Tokenizer:
     @cached_property
     def ids(self) -> list[int]:
         """Every id that has a token."""
+        if self._library.tells_ids:
+            ids = array("I", (0,)) * self.size
+            return ids[: self._call("rwkvflow_tokenizer_ids", ids.buffer_info()[0], self.size)].tolist()
         data, size = ctypes.c_void_p(), ctypes.c_size_t()
         places = (ctypes.byref(data), ctypes.byref(size))
         known = self._library.call

@@ -25,7 +25,8 @@ from rwkvflow.serve.metrics import metrics
 from rwkvflow.serve.openai.chat import Conversation, asked
 from rwkvflow.serve.openai.completions import Continuation, embeddings
 from rwkvflow.serve.openai.openapi import described
-from rwkvflow.serve.openai.schema import Chat, Completion, Detokenize, Embedding, KeepState, Tokenize, parse
+from rwkvflow.serve.openai.responses import Responding
+from rwkvflow.serve.openai.schema import Chat, Completion, Detokenize, Embedding, KeepState, Respond, Tokenize, parse
 from rwkvflow.serve.openai.stream import Events, Left, unless_left
 from rwkvflow.serve.openai.work import AnswerStream, RequestLimits, check_tokens, encode
 from rwkvflow.serve.shelf import Served, ServedFile, Shelf
@@ -117,9 +118,16 @@ class Api:
             request, body.stream, Continuation(body, await self._served(body.model), self.limits)
         )
 
-    async def _answered(self, request: Request, stream: bool | None, work: Conversation | Continuation) -> Response:
+    async def responses(self, request: Request) -> Response:
+        """POST /v1/responses"""
+        body = await self._body(request, Respond)
+        return await self._answered(request, body.stream, Responding(body, await self._served(body.model), self.limits))
+
+    async def _answered(
+        self, request: Request, stream: bool | None, work: Conversation | Continuation | Responding
+    ) -> Response:
         if stream:
-            return Events(work.pieces(), work.answers.close)
+            return Events(work.pieces(), work.answers.close, named=isinstance(work, Responding))
         try:
             return JSONResponse(await unless_left(request, work.whole()))
         finally:
@@ -232,6 +240,7 @@ def make_app(shelf: Shelf, rules: Rules, limits: RequestLimits) -> Guard:
         ("GET", "/v1/models/{id}", api.model),
         ("POST", "/v1/chat/completions", api.chat),
         ("POST", "/v1/completions", api.completions),
+        ("POST", "/v1/responses", api.responses),
         ("POST", "/v1/embeddings", api.embeddings),
         ("POST", "/tokenize", api.tokenize),
         ("POST", "/detokenize", api.detokenize),

@@ -11,9 +11,11 @@ from typing import Any
 
 from rwkvflow.engine.binding import Model
 from rwkvflow.engine.errors import EngineError
-from rwkvflow.engine.states import SavedState, fingerprint, read_state, write_state
+from rwkvflow.engine.states import SavedState, fingerprint, from_heads, is_saved, read_state, write_state
 from rwkvflow.serve.batching.job import First, Floats
 from rwkvflow.serve.errors import ApiError
+from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.read.adapters import initial_states
 
 
 @dataclass(frozen=True)
@@ -93,13 +95,18 @@ class KeptStates:
             return path.read_bytes()
 
     def from_file(self, data: bytes, model: Model) -> KeptState:
-        """Raises ApiError (400) for what is no state of this model file, (507) where it does not fit."""
+        """A saved state, or trained initial ones (`blocks.N.att.time_state` of a .pth or .safetensors file).
+
+        Raises ApiError (400) for what is no state of this model file, (507) where it does not fit.
+        """
         with tempfile.TemporaryDirectory(prefix="rwkvflow-") as folder:
             path = Path(folder) / "state"
             path.write_bytes(data)
             try:
+                if not is_saved(data):
+                    return self.put(0, from_heads(initial_states(path), model), None)
                 saved = read_state(path, model.state_len, model.logits_len)
-            except EngineError as error:
+            except (EngineError, WorkerError) as error:
                 raise ApiError(400, str(error), code="bad_state") from None
         if (saved.layout, saved.version) != ("librwkv", model.version) or saved.model != fingerprint(model.path):
             raise ApiError(400, "a state of another model file", code="bad_state")

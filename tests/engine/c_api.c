@@ -183,6 +183,10 @@ static int check_tokenizers(void) {
     CHECK(tokens[0] == 'a' && tokens[1] == 0 && tokens[2] == 255);
     CHECK(rwkvflow_tokenizer_decode(t, tokens, 3, text, 3, &size) && size == 3 && memcmp(text, "a\0\xff", 3) == 0);
     CHECK(!rwkvflow_tokenizer_piece(t, 256, &piece, &size) && size == 1 && piece[0] == '\xff');
+    CHECK(rwkvflow_tokenizer_ids(t, NULL, 0, &count) && count == 256);
+    CHECK(rwkvflow_tokenizer_ids(t, tokens, 3, &count) && count == 256 && tokens[0] == 0 && tokens[2] == 2);
+    CHECK(!rwkvflow_tokenizer_ids(t, NULL, 1, &count) && !rwkvflow_tokenizer_ids(NULL, tokens, 3, &count) &&
+          !rwkvflow_tokenizer_ids(t, tokens, 3, NULL));
     CHECK(rwkvflow_tokenizer_encode(t, NULL, 0, NULL, 0, &count) && count == 0);
     CHECK(!rwkvflow_tokenizer_encode(t, NULL, 1, tokens, 3, &count) &&
           !rwkvflow_tokenizer_encode(t, "a", 1, NULL, 1, &count));

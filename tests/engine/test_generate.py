@@ -17,10 +17,14 @@ from hypothesis import strategies as st
 from rwkvflow.engine import EngineError, Model
 from rwkvflow.engine.drafts import Guesser, SmallModel
 from rwkvflow.engine.prompts import render
-from rwkvflow.engine.sampling import Sampling
+from rwkvflow.engine.sampling import Sampler, Sampling
 from rwkvflow.engine.session import ChatSession, Decoder, Session, generate, stop_at
+from rwkvflow.engine.states import from_heads
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.model.tokenizers import Bytes, World
+from rwkvflow.worker.read.adapters import initial_states
+from rwkvflow.worker.read.checkpoint import Checkpoint
+from rwkvflow.worker.reference.model import Reference
 from tests.engine import librwkv
 from tests.helpers import checkpoints
 
@@ -246,6 +250,47 @@ def test_a_damaged_state_is_refused(
             session.load(path)
 
 
+@pytest.mark.parametrize("version", ["5.2", "6", "7"])
+def test_trained_initial_states_are_begun_from(
+    version: str, library: Path, converted: Callable[[Path, str], Path], tmp_path: Path
+) -> None:
+    """The logits of the reference, whose state is the file's: values by keys in version 7, keys by values before."""
+    source = ROOT / "recipes" / "demo" / f"rwkv{version}-demo.pth"
+    with Checkpoint(source) as checkpoint, Model(converted(source, "f32"), library) as model:
+        reference = Reference(checkpoint)
+        found = reference.architecture
+        size, heads = found.head_size or 0, found.n_head or 0
+        rng = np.random.default_rng(3)
+        states = {
+            f"blocks.{i}.att.time_state": rng.standard_normal((heads, size, size), np.float32)
+            for i in range(found.n_layer)
+        }
+        file = tmp_path / "states.pth"
+        checkpoints.write_pth(file, [checkpoints.array_entry(name, values) for name, values in states.items()])
+        session = Session(model, Bytes())
+        session.begin(from_heads(initial_states(file), model))
+        memory = reference.start()
+        for layer, values in zip(memory.layers, states.values(), strict=True):
+            layer["wkv"] = values if version == "7" else values.swapaxes(1, 2)
+        (hidden,) = reference.hidden([memory], [list(PROMPT.encode())])
+        wanted = reference.logits(hidden)[-1]
+        for _ in range(2):  # after a reset as well
+            session.feed(PROMPT)
+            logits, _ = session._now()
+            assert np.abs(logits - wanted).max() < 1e-3
+            session.reset()
+        plain = Session(model, Bytes())
+        plain.feed(PROMPT)
+        assert np.abs(plain._now()[0] - wanted).max() > 0.1
+        done = run("generate", model.path, PROMPT, "-n", "8", "--temperature", "0", "--state", file, library=library)
+        assert done.returncode == 0, done.stderr
+        session.sampler = Sampler(Sampling(temperature=0), 0)
+        session.feed(PROMPT)
+        assert done.stdout == PROMPT + "".join(session.generate(8)) + "\n"
+        with pytest.raises(EngineError, match="layers with"):
+            from_heads(initial_states(file)[:1], model)
+
+
 def test_a_state_that_cannot_be_written_leaves_the_old_one(model: Model, saved: tuple[Path, str]) -> None:
     path, _ = saved
     before = path.read_bytes()
@@ -430,7 +475,7 @@ def test_ctrl_c_keeps_the_state_of_a_conversation(file: Path, library: Path, tmp
         (["--top-p", "2"], (2,), "top-p"),
         (["--temperature", "-1"], (2,), "temperature"),
         (["--save-state", "absent/state"], (2,), "no folder"),
-        (["--state", "README.md"], (1,), "no saved state"),
+        (["--state", "README.md"], (1,), "README.md"),
     ],
 )
 def test_wrong_calls_say_what_is_wrong(

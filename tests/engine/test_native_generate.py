@@ -144,6 +144,11 @@ def test_no_id_without_a_token(
     tokenizer = Json(path) if kind == "json" else World(path)
     ours = Tokenizer(path, built / "librwkv.so")
     assert set(ours.ids) - {0} == set(tokenizer.ids) - {0}
+    # In one call, where the library has it: asking for each of World's takes longer than opening the model.
+    assert ours._library.tells_ids
+    one_by_one = Tokenizer(path, built / "librwkv.so")
+    one_by_one._library.tells_ids = False
+    assert one_by_one.ids == ours.ids == sorted(ours.ids)
     chosen: list[int] = []
     with Model(models["padded"], built / "librwkv.so") as model:
         assert len(tokenizer.ids) < model.n_vocab - 20

@@ -148,6 +148,10 @@ RWKV_API bool rwkvflow_tokenizer_decode(const struct rwkvflow_tokenizer *tokeniz
  * with the byte 0xff, for an id without a token. */
 RWKV_API bool rwkvflow_tokenizer_piece(const struct rwkvflow_tokenizer *tokenizer, uint32_t token, const char **data,
                                        size_t *size);
+/* Writes the first `room` of the ids that have a token, in order; *count is how many have one. ids may be null where
+ * room is 0. */
+RWKV_API bool rwkvflow_tokenizer_ids(const struct rwkvflow_tokenizer *tokenizer, uint32_t *ids, size_t room,
+                                     size_t *count);
 
 /* The message of the last error of a context, or of calls without one (null ctx); "" when there was none. Unlike the
  * flags it stays until the next error. Valid until then. */

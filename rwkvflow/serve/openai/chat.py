@@ -188,7 +188,8 @@ class Conversation:
             raise ApiError(400, "top_logprobs: logprobs has to be true", param="top_logprobs")
         most = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
         # After a state that has read something, a conversation goes on with the next turn.
-        text = (BLANK if request.state is not None else "") + found.text
+        goes_on = request.state is not None and served.states.get(request.state).tokens > 0
+        text = (BLANK if goes_on else "") + found.text
         shift = len(text) - len(found.text)
         tokens = encode(served, text, "messages")
         ends = ends_in_tokens(served, text, [end + shift for end in found.ends], tokens)

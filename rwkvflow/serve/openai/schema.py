@@ -103,6 +103,63 @@ class Completion(Sampled):
     response_format: ResponseFormat | None = None
 
 
+class Reasoning(Body):
+    """How much to think."""
+
+    model: None = Field(default=None, exclude=True)
+    effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+    summary: str | None = SAFE
+    generate_summary: str | None = SAFE
+
+
+class TextFormat(JsonSchema):
+    """What an answer has to be, as /v1/responses has it."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None  # type: ignore[assignment]
+
+
+class ResponseText(Body):
+    """How an answer is written."""
+
+    model: None = Field(default=None, exclude=True)
+    format: TextFormat | None = None
+    verbosity: str | None = SAFE
+
+
+class Respond(Body):
+    """POST /v1/responses."""
+
+    input: str | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
+    instructions: str | None = None
+    stream: bool | None = False
+    max_output_tokens: int | None = Field(default=None, ge=1)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)
+    temperature: float | None = Field(default=1.0, ge=0, le=100)
+    top_p: float | None = Field(default=0.7, gt=0, le=1)
+    top_k: int | None = Field(default=0, ge=0)
+    presence_penalty: float | None = Field(default=0.0, ge=-100, le=100)
+    frequency_penalty: float | None = Field(default=0.0, ge=-100, le=100)
+    penalty_decay: float | None = Field(default=0.996, ge=0, le=1)
+    reasoning: Reasoning | None = None
+    text: ResponseText | None = None
+    tools: list[dict[str, Any]] | None = Field(default=None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    state: str | None = Field(default=None, description="A kept state (POST /v1/states) that the text begins from")
+    grammar: str | None = Field(default=None, max_length=1 << 16, description="GBNF, or llguidance's Lark")
+    previous_response_id: str | None = Field(default=None, description="Refused: nothing is stored")
+    store: bool | None = SAFE
+    parallel_tool_calls: bool | None = SAFE
+    include: list[str] | None = SAFE
+    truncation: Literal["disabled", "auto"] | None = SAFE
+    metadata: dict[str, Any] | None = SAFE
+    user: str | None = SAFE
+    safety_identifier: str | None = SAFE
+    prompt_cache_key: str | None = SAFE
+    service_tier: str | None = SAFE
+    stream_options: StreamOptions | None = SAFE
+
+
 class Embedding(Body):
     """POST /v1/embeddings."""
 

@@ -47,12 +47,15 @@ class Events(Response):
     """Server-sent events: a JSON object each, and `[DONE]` at the end, also after an error.
 
     `close` is called at the end, whatever it was: when the client hangs up, and when it takes nothing for a minute.
+    `named`: each event is named by its `type`, and an error is an event; no `[DONE]`, as /v1/responses has it.
     """
 
-    def __init__(self, objects: AsyncIterator[dict[str, Any]], close: Callable[[], None]) -> None:
+    def __init__(
+        self, objects: AsyncIterator[dict[str, Any]], close: Callable[[], None], *, named: bool = False
+    ) -> None:
         super().__init__(None, 200, {"cache-control": "no-store", "x-accel-buffering": "no"}, "text/event-stream")
         del self.headers["content-length"]
-        self._objects, self._close = objects, close
+        self._objects, self._close, self._named = objects, close, named
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An ASGI application."""
@@ -72,13 +75,20 @@ class Events(Response):
             await asyncio.wait_for(send(message), PATIENCE)
 
         await put({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        count = 0
         try:
             async for found in self._objects:
-                await put({"type": "http.response.body", "body": _event(found), "more_body": True})
+                await put({"type": "http.response.body", "body": self._event(found), "more_body": True})
+                count += 1
         except ApiError as error:
-            await put({"type": "http.response.body", "body": _event(error.body()), "more_body": True})
-        await put({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
+            body = error.body()
+            if self._named:
+                about = {name: body["error"][name] for name in ("code", "message", "param")}
+                body = {"type": "error", **about, "sequence_number": count}
+            await put({"type": "http.response.body", "body": self._event(body), "more_body": True})
+        end = b"" if self._named else b"data: [DONE]\n\n"
+        await put({"type": "http.response.body", "body": end, "more_body": False})
 
-
-def _event(found: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    def _event(self, found: dict[str, Any]) -> bytes:
+        name = f"event: {found['type']}\n" if self._named else ""
+        return f"{name}data: {json.dumps(found, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -209,12 +210,34 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 # ---- initial states -----------------------------------------------------------------------------------------------
 
 
-def _add_states(checkpoint: Checkpoint, states: Checkpoint) -> None:
+def initial_states(path: Path) -> NDArray[np.float32]:
+    """A file of initial states alone: [layers, heads, size, size], values by keys. Raises WorkerError."""
+    with Checkpoint(path) as states:
+        names = _state_names(states)
+        read = _AdapterReader(states)
+        wanted = [f"blocks.{layer}.att.time_state" for layer in range(len(names))]
+        problems = [f"{name} is missing" for name in wanted if name not in names]
+        shapes = {states.tensors[name].shape for name in names.values()}
+        kinds = {states.tensors[name].dtype for name in names.values()}
+        if len(shapes) > 1 or any(len(shape) != 3 or shape[1] != shape[2] for shape in shapes) or kinds - set(FLOATS):
+            problems.append("it does not hold floats [heads, size, size] for every layer")
+        _refuse(states, problems)
+        return np.stack([read.rows(names[name]) for name in wanted])
+
+
+def _state_names(states: Checkpoint) -> dict[str, str]:
     names = _names(states)
-    if other := [name for name in names if not is_state(name)]:
-        what = f"{other[0]} is none" if any(map(is_state, names)) else f"it holds {other[0]} and the like"
+    if not names or any(not is_state(name) for name in names):
+        other = next((name for name in names if not is_state(name)), None)
+        what = "it holds nothing" if other is None else f"{other} is none"
+        if other is not None and not any(map(is_state, names)):
+            what = f"it holds {other} and the like"
         raise WorkerError(f"{states.name}: initial states are called blocks.N.att.time_state; {what}")
-    _put_states(checkpoint, states, names)
+    return names
+
+
+def _add_states(checkpoint: Checkpoint, states: Checkpoint) -> None:
+    _put_states(checkpoint, states, _state_names(states))
 
 
 def _put_states(checkpoint: Checkpoint, states: Checkpoint, names: Mapping[str, str]) -> None:

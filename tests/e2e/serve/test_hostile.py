@@ -22,6 +22,7 @@ MODEL = "rwkv7-demo-q8_0"
 POSTS = (
     "/v1/chat/completions",
     "/v1/completions",
+    "/v1/responses",
     "/v1/embeddings",
     "/tokenize",
     "/detokenize",

@@ -12,6 +12,7 @@ import openai
 import pytest
 from jsonschema import validate
 from openai.types.chat import ChatCompletionMessageParam, ChatCompletionTokenLogprob
+from openai.types.responses import Response
 
 from rwkvflow.engine import Model
 from rwkvflow.engine.sampling import Sampling
@@ -228,6 +229,96 @@ def test_a_call_that_is_required(client: openai.OpenAI) -> None:
     result = {"role": "tool", "tool_call_id": call.id, "content": '{"degrees": 3}'}
     asked: list[Any] = [*HI, choice.message.model_dump(exclude_none=True), result]
     assert client.chat.completions.create(model=MODEL, messages=asked, tools=[TOOL], max_tokens=5).choices
+
+
+def said(response: Response) -> tuple[str, str]:
+    """What was thought and what was said."""
+    parts = {"reasoning_text": "", "output_text": ""}
+    for item in response.output:
+        for part in getattr(item, "content", None) or ():
+            parts[part.type] += part.text
+    return parts["reasoning_text"], parts["output_text"]
+
+
+def test_responses_say_what_chat_does(client: openai.OpenAI) -> None:
+    chat = client.chat.completions.create(model=MODEL, messages=HI, seed=5, max_tokens=30)
+    more: Any = {"extra_body": {"seed": 5}, "max_output_tokens": 30}
+    answer = client.responses.create(model=MODEL, input="Once there was a fox.", **more)
+    assert answer.output_text == chat.choices[0].message.content
+    assert answer.usage is not None
+    assert chat.usage is not None
+    assert (answer.usage.input_tokens, answer.usage.output_tokens) == (
+        chat.usage.prompt_tokens,
+        chat.usage.completion_tokens,
+    )
+    wanted = "incomplete" if chat.choices[0].finish_reason == "length" else "completed"
+    assert answer.status == wanted
+    # The same with the turns as items, and as a stream whose last word is the whole.
+    items: Any = [{"role": "user", "content": [{"type": "input_text", "text": "Once there was a fox."}]}]
+    assert client.responses.create(model=MODEL, input=items, **more).output_text == answer.output_text
+    events = list(client.responses.create(model=MODEL, input=items, stream=True, **more))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == answer.output_text
+    last = events[-1]
+    assert last.type in ("response.completed", "response.incomplete")
+    assert last.response.output_text == answer.output_text
+    # The next turn: what was said goes in as it came out.
+    turns: Any = [*items, *(item.model_dump() for item in answer.output), {"role": "user", "content": "And then?"}]
+    spoken: Any = [*HI, {"role": "assistant", "content": answer.output_text}, {"role": "user", "content": "And then?"}]
+    second = client.chat.completions.create(model=MODEL, messages=spoken, seed=1, max_tokens=9)
+    more["extra_body"] = {"seed": 1}
+    assert said(client.responses.create(model=MODEL, input=turns, **{**more, "max_output_tokens": 9}))[1] == (
+        second.choices[0].message.content
+    )
+
+
+def test_responses_think_call_and_fit(client: openai.OpenAI) -> None:
+    more: Any = {"extra_body": {"seed": 2}, "max_output_tokens": 12}
+    thought = client.responses.create(model=MODEL, input="Once there was a fox.", reasoning={"effort": "low"}, **more)
+    assert [item.type for item in thought.output] == ["reasoning"]
+    events = list(
+        client.responses.create(
+            model=MODEL, input="Once there was a fox.", reasoning={"effort": "low"}, stream=True, **more
+        )
+    )
+    assert "".join(e.delta for e in events if e.type == "response.reasoning_text.delta") == said(thought)[0] != ""
+    tool: Any = {"type": "function", "name": "weather", "parameters": CITY, "strict": True}
+    options: Any = {"model": MODEL, "input": "Hi", "tools": [tool], "extra_body": {"seed": 4}}
+    choices: tuple[Any, ...] = ("required", {"type": "function", "name": "weather"})
+    for choice in choices:
+        (call,) = client.responses.create(**options, tool_choice=choice).output
+        assert call.type == "function_call"
+        validate(json.loads(call.arguments), CITY)
+        back: Any = [
+            {"role": "user", "content": "Hi"},
+            call.model_dump(),
+            {"type": "function_call_output", "call_id": call.call_id, "output": "3 degrees"},
+        ]
+        assert client.responses.create(**{**options, "input": back, "max_output_tokens": 5}).output
+    events = list(client.responses.create(**options, tool_choice="required", stream=True))
+    assert "response.function_call_arguments.done" in [event.type for event in events]
+    form: Any = {"format": {"type": "json_schema", "name": "x", "schema": CITY, "strict": True}}
+    answer = client.responses.create(model=MODEL, input="Hi", text=form, extra_body={"seed": 1})
+    validate(json.loads(answer.output_text), CITY)
+    assert answer.status == "completed"
+    with client.responses.stream(model=MODEL, input="Hi", text=form, extra_body={"seed": 1}) as stream:
+        for _ in stream:
+            pass
+        assert stream.get_final_response().output_text == answer.output_text
+    for wrong, param in (
+        ({"previous_response_id": "resp_1"}, "previous_response_id"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input.0"),
+        ({"input": [{"type": "function_call", "name": "x"}]}, "input.0"),
+        ({"input": []}, "input"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0"),
+        ({"tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
+        ({"background": True}, "background"),
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.responses.create(**{"model": MODEL, "input": "Hi", **wrong})  # type: ignore[call-overload]
+        assert str(refused.value.param).startswith(param)
 
 
 def test_embeddings_in_both_encodings(client: openai.OpenAI, alone: Model) -> None:

@@ -176,6 +176,21 @@ bool rwkvflow_tokenizer_piece(const struct rwkvflow_tokenizer *tokenizer, uint32
     return false;
 }
 
+bool rwkvflow_tokenizer_ids(const struct rwkvflow_tokenizer *tokenizer, uint32_t *ids, size_t room, size_t *count) {
+    Error *error = begin();
+    if (tokenizer == nullptr || (ids == nullptr && room > 0) || count == nullptr)
+        return fail(error, RWKV_ERROR_ARGS, "a tokenizer, and places for ids and their number are needed");
+    Ids out = {ids, room, 0};
+    const uint32_t size = rwkvflow_tokenizer_size(tokenizer);
+    for (uint32_t id = 0; id < size; ++id) {
+        const char *piece;
+        size_t length;
+        if (rwkvflow_tokenizer_piece(tokenizer, id, &piece, &length)) out.add(id);
+    }
+    *count = out.count;
+    return true;
+}
+
 bool rwkvflow_tokenizer_decode(const struct rwkvflow_tokenizer *tokenizer, const uint32_t *tokens, size_t count,
                                char *text, size_t room, size_t *size) {
     Error *error = begin();

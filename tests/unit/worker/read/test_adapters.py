@@ -17,7 +17,7 @@ from rwkvflow.worker.formats.runner import Task
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.origin import Origin
 from rwkvflow.worker.model.rounding import bf16_to_float32, rounded
-from rwkvflow.worker.read.adapters import product
+from rwkvflow.worker.read.adapters import initial_states, product
 from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import logits
@@ -271,6 +271,36 @@ def test_states_beside_a_lora_come_along(base: Path, tmp_path: Path) -> None:
 def test_states_that_do_not_fit(base: Path, tmp_path: Path, tensors: Mapping[str, Any], says: str) -> None:
     with pytest.raises(WorkerError, match=says):
         open_checkpoint(Origin(base, state=lora(tmp_path / "s.pth", tensors)))
+
+
+@pytest.mark.parametrize("name", ["s.pth", "s.safetensors"])
+def test_states_alone(tmp_path: Path, name: str) -> None:
+    named = {f"module.{key}": value for key, value in states(3, (2, 8, 8)).items()}
+    found = initial_states(lora(tmp_path / name, named, "bf16"))
+    assert found.shape == (3, 2, 8, 8)
+    for layer, values in enumerate(found):
+        assert np.array_equal(values, rounded("bf16", named[f"module.blocks.{layer}.att.time_state"]))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        ({}, "no tensors in it"),
+        ({"emb.weight": np.ones((4, 4))}, "emb.weight and the like"),
+        ({**states(), "ln_out.weight": np.ones(64)}, r"ln_out\.weight is none"),
+        (
+            {name: values for name, values in states(3).items() if ".1." not in name},
+            "blocks.1.att.time_state is missing",
+        ),
+        ({**states(1, (1, 4, 4)), "blocks.1.att.time_state": np.ones((2, 4, 4))}, "for every layer"),
+        (states(1, (1, 4, 8)), "for every layer"),
+        (states(1, (4, 4)), "for every layer"),
+        ({"blocks.0.att.time_state": np.full((1, 4, 4), np.nan)}, "NaN"),
+    ],
+)
+def test_what_is_no_file_of_states(tmp_path: Path, tensors: Mapping[str, Any], says: str) -> None:
+    with pytest.raises(WorkerError, match=says):
+        initial_states(lora(tmp_path / "s.pth", tensors))
 
 
 def test_version_4_has_no_such_state(tmp_path: Path) -> None:
