@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from rwkvflow.base.errors import EnvironmentMissing, RwkvflowError
 from rwkvflow.base.shipped import PACKAGE
+from rwkvflow.documents.formats import runs_in_librwkv
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.origin import Origin
 
 TEXT = PACKAGE / "worker" / "data" / "smoke.txt"
 TEXT_TOKENS = 128  # for the perplexity; a recipe's smoke stage reads more
-CONSUMER = "librwkv"
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,8 @@ class Proof:
 
 
 def provable(name: str) -> bool:
-    """Whether librwkv runs files of a format, so that nothing else has to be built or installed to prove them."""
-    from rwkvflow.worker.formats import FORMATS
-
-    return FORMATS[name].consumer == CONSUMER or bool(FORMATS[name].quick_runner)
+    """Whether files of a format can be proved with nothing else built or installed."""
+    return runs_in_librwkv(name)
 
 
 def need_memory(path: Path) -> None:

@@ -88,8 +88,8 @@ class ByteCount(_Param):
 def serve(models: tuple[Path, ...], host: str, port: int, **options: Any) -> None:
     """Serve MODELS in the browser and behind an OpenAI-like API.
 
-    A model is a ggml-* or gguf-* file, or a release folder, of which every ggml-* file is served. The same request
-    gives the same answer, whoever else is being served.
+    A model is a ggml-* or gguf-* file, or a release folder, of which every such file is served. The same request gives
+    the same answer, whoever else is being served.
     """
     _check_packages()
     from rwkvflow.engine.binding import Library
@@ -125,7 +125,13 @@ def serve(models: tuple[Path, ...], host: str, port: int, **options: Any) -> Non
             eps=options["group_norm_eps"],
         )
         _open_first(shelf)
-    rules = Rules(hosts_for(host, options["allow_host"]), frozenset(options["cors"]), keys, options["max_body"])
+    rules = Rules(
+        hosts_for(host, options["allow_host"]),
+        frozenset(options["cors"]),
+        keys,
+        options["max_body"],
+        options["state_cache"],
+    )
     app = make_app(shelf, rules, RequestLimits(options["max_prompt"], options["max_tokens"]))
     names = ", ".join(entry.name for entry in entries)
     server = Server(app, shelf, host, port, lambda address: click.echo(shown(f"{address} serves {names}"), err=True))

@@ -44,6 +44,14 @@ def splitting() -> tuple[str, ...]:
     return tuple(name for name, item in FORMATS.items() if item.splits)
 
 
+def runs_in_librwkv(name: str) -> bool:
+    """Whether librwkv runs files of this format; False for one that is not known here."""
+    from rwkvflow.worker.formats import FORMATS
+
+    found = FORMATS.get(name)
+    return found is not None and (found.consumer == "librwkv" or bool(found.quick_runner))
+
+
 def file_name(model: str, format_name: str) -> str:
     """The file name of an artifact."""
     from rwkvflow.worker.formats import FORMATS

@@ -96,6 +96,7 @@ class Library:
             function.restype, function.argtypes = result, arguments
         self.ours = hasattr(self._lib, "rwkvflow_eval_batch")
         self.takes_sequences = hasattr(self._lib, "rwkvflow_eval_sequences")  # librwkv, unless it is an older one
+        self.tells_ids = hasattr(self._lib, "rwkvflow_tokenizer_ids")
         ours: dict[str, tuple[Any, list[Any]]] = {
             "rwkvflow_set_option": (ctypes.c_bool, [pointer, text, ctypes.c_double]),
             "rwkvflow_get_option": (ctypes.c_bool, [pointer, text, pointer]),
@@ -112,11 +113,8 @@ class Library:
             "rwkvflow_tokenizer_decode": (ctypes.c_bool, [pointer, pointer, size, pointer, size, pointer]),
         }
         if self.takes_sequences:
-            call = (ctypes.c_bool, [pointer, pointer, pointer, size, *(4 * [pointer])])
-            ours["rwkvflow_eval_sequences"] = call
-        self.tells_ids = hasattr(self._lib, "rwkvflow_tokenizer_ids")  # the same
-        if self.tells_ids:
-            ours["rwkvflow_tokenizer_ids"] = (ctypes.c_bool, [pointer, pointer, size, pointer])
+            ours["rwkvflow_eval_sequences"] = (ctypes.c_bool, [pointer, pointer, pointer, size, *(4 * [pointer])])
+        ours |= {"rwkvflow_tokenizer_ids": (ctypes.c_bool, [pointer, pointer, size, pointer])} if self.tells_ids else {}
         for name, (result, arguments) in ours.items() if self.ours else ():
             function = getattr(self._lib, name)
             function.restype, function.argtypes = result, arguments

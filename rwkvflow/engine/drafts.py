@@ -6,6 +6,7 @@ have been chosen anyway. So guesses change how fast a text comes and never what 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,10 @@ from rwkvflow.engine.sampling import Sampler
 Floats = NDArray[np.float32]
 GRAMS = (4, 2)  # tokens of the end of the text that are looked up in it, the longer one first
 REST = 64  # tokens without a guess, at most, after guesses that were wrong
+FADING = 0.9  # what an older pass counts for, against the one after it
+PLAIN_EVERY = 32  # passes, of which one is without guesses
+TRIAL = 8  # passes with guesses until it is judged whether they pay
+SHORTEST_REST, LONGEST_REST = 32, 512  # passes without, where they do not
 CATCH_UP = 256  # tokens of a text that a smaller model reads before it is asked again
 
 
@@ -89,6 +94,53 @@ class GuessPace:
             self._rest = 1
             self.now = min(self.most, self.now + 1) if kept == guessed else max(1, kept + 1)
             self.now = min(self.most, self.now)
+
+
+@dataclass
+class Payoff:
+    """Whether guessing ahead pays: what a token takes in passes with guesses, against passes without.
+
+    Off when it does not, and tried again after a while, which grows. Time decides when a text comes, never what it is.
+    """
+
+    resting: int = 0  # passes without guesses that are still to come
+    _rest: int = SHORTEST_REST
+    _passes: int = 0
+    _tried: int = -1  # passes with guesses since the last rest, but the first, in which a smaller model catches up
+    # (texts in the pass, whether with guesses) → seconds and tokens, older ones counting less and less
+    _spent: dict[tuple[int, bool], tuple[float, float]] = field(default_factory=dict)
+
+    def pays(self, texts: int) -> bool:
+        """Whether to guess in the next pass, over so many texts."""
+        self._passes += 1
+        if self.resting:
+            self.resting -= 1
+            return False
+        # Now and then a pass without, so that it is known what that takes.
+        return (texts, False) in self._spent and self._passes % PLAIN_EVERY != 0
+
+    def took(self, texts: int, guessed: bool, tokens: int, seconds: float) -> None:
+        """A pass that only wrote chose so many tokens in all."""
+        if guessed:
+            self._tried += 1
+            if self._tried == 0:
+                return
+        before, count = self._spent.get((texts, guessed), (0.0, 0.0))
+        self._spent[texts, guessed] = (FADING * before + seconds, FADING * count + tokens)
+        if not guessed:
+            return
+        ahead, plain = self._cost(texts, True), self._cost(texts, False)
+        if ahead is None or plain is None or self._tried < TRIAL:
+            return
+        if ahead < plain:
+            self._rest = SHORTEST_REST
+        else:
+            self.resting, self._rest, self._tried = self._rest, min(LONGEST_REST, 2 * self._rest), -1
+            self._spent = {key: spent for key, spent in self._spent.items() if not key[1]}
+
+    def _cost(self, texts: int, guessed: bool) -> float | None:
+        seconds, tokens = self._spent.get((texts, guessed), (0.0, 0.0))
+        return seconds / tokens if tokens else None
 
 
 @dataclass
@@ -166,7 +218,8 @@ class Guesser:
     def __init__(self, most: int, small: SmallModel | None = None) -> None:
         """`most`: at most so many tokens are guessed at once."""
         self.guessed = self.kept = 0
-        self._small, self._pace = small, GuessPace(most)
+        self._small, self._pace, self._payoff = small, GuessPace(most), Payoff()
+        self._since: float | None = None  # when the last guess was asked for
         self._lookup = Lookup()
         self._follower = Follower()
         self._tokens: list[int] = []
@@ -174,6 +227,8 @@ class Guesser:
 
     def read(self, tokens: Sequence[int]) -> None:
         """The text goes on with these."""
+        if len(tokens) > 1:  # a prompt
+            self._since = None
         self._tokens += tokens
         self._lookup.read(tokens)
 
@@ -190,8 +245,12 @@ class Guesser:
             self._small.went_on(self._follower, self._right)
             if self._follower.read > len(self._tokens):  # the text went back
                 self._follower = Follower()
+        now = time.perf_counter()
+        if self._since is not None:
+            self._payoff.took(1, self._asked > 0, self._right + 1, now - self._since)
+        self._since = now
         self._asked = self._right = 0
-        count = min(self._pace.next(), most)
+        count = min(self._pace.next(), most) if self._payoff.pays(1) else 0
         if count <= 0:
             return []
         if self._small is not None:

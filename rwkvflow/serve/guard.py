@@ -16,6 +16,7 @@ from rwkvflow.serve.errors import ApiError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = frozenset({"/", "/health"})  # the page, which asks for the key, and what a supervisor asks
+STATE_PATH = "/v1/states/load"
 BODY_SECONDS = 30.0  # for each piece of a body
 
 
@@ -23,13 +24,14 @@ BODY_SECONDS = 30.0  # for each piece of a body
 class Rules:
     """`hosts`: names that the server answers to, without a port, `*` for any. `origins`: pages of others that may call.
 
-    `keys`: any of them is needed, unless there is none. `body`: bytes, at most.
+    `keys`: any of them is needed, unless there is none. `body`: bytes, at most; `state`: those of a state's file.
     """
 
     hosts: frozenset[str] = frozenset(LOOPBACK)
     origins: frozenset[str] = frozenset()
     keys: tuple[str, ...] = ()
     body: int = 16 << 20
+    state: int = 256 << 20
     open_paths: Collection[str] = field(default=OPEN_PATHS)
 
 
@@ -70,7 +72,7 @@ class Guard:
             await told({"type": "http.response.start", "status": 204, "headers": []})
             await told({"type": "http.response.body"})
             return
-        await self.app(scope, self._limited(receive), told)
+        await self.app(scope, self._limited(receive, self._most(scope)), told)
 
     def _check(self, scope: Scope, headers: Headers, origin: str | None) -> None:
         rules = self.rules
@@ -80,8 +82,8 @@ class Guard:
         if origin is not None and origin not in rules.origins and not _own(origin, scope, headers):
             raise ApiError(403, "pages of other servers may not call this one", code="wrong_origin")
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > rules.body:
-            raise ApiError(413, f"a body may have {rules.body} bytes", code="too_large")
+        if length.isdigit() and int(length) > self._most(scope):
+            raise ApiError(413, f"a body may have {self._most(scope)} bytes here", code="too_large")
         preflight = scope["method"] == "OPTIONS" and origin in rules.origins
         if not rules.keys or scope["path"] in rules.open_paths or preflight:
             return
@@ -94,7 +96,11 @@ class Guard:
             message = "an API key is needed: Authorization: Bearer …" if not key else "that API key is not known"
             raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
-    def _limited(self, receive: Receive) -> Receive:
+    def _most(self, scope: Scope) -> int:
+        """Bytes that a body may have: a state is larger than what is asked of one."""
+        return max(self.rules.body, self.rules.state) if scope["path"] == STATE_PATH else self.rules.body
+
+    def _limited(self, receive: Receive, most: int) -> Receive:
         """The body's pieces: not too many of them, and not too slowly. What comes behind the body is not waited for."""
         size, whole = 0, False
 
@@ -108,8 +114,8 @@ class Guard:
                 raise ApiError(408, f"no more of the body came for {BODY_SECONDS:g} s", code="too_slow") from None
             size += len(message.get("body", b""))
             whole = not message.get("more_body", False)
-            if size > self.rules.body:
-                raise ApiError(413, f"a body may have {self.rules.body} bytes", code="too_large")
+            if size > most:
+                raise ApiError(413, f"a body may have {most} bytes here", code="too_large")
             return message
 
         return limited

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from rwkvflow.base.errors import UsageError
 from rwkvflow.base.files import read_json
 from rwkvflow.base.hashing import file_digest
-from rwkvflow.documents.formats import family_of
+from rwkvflow.documents.formats import runs_in_librwkv
 from rwkvflow.engine.binding import Library, Model
 from rwkvflow.engine.errors import EngineError
 from rwkvflow.engine.states import fingerprint
@@ -38,13 +38,18 @@ class ServedFile:
 
 
 def find_models(paths: Iterable[Path]) -> list[ServedFile]:
-    """The model files that are named, and every `ggml-*` file of the folders that are. Raises UsageError."""
+    """The model files that are named, and every `ggml-*` and `gguf-*` file of the folders that are.
+
+    A model is called as its file is, without the ending where no other one is called so. Raises UsageError.
+    """
     entries: list[ServedFile] = []
     for path in paths:
         if path.is_dir():
             found = _of_folder(path)
             if not found:
-                raise UsageError(f"{path} holds no ggml-* file", remedy="name a model file, or a release with some")
+                raise UsageError(
+                    f"{path} holds no ggml-* or gguf-* file", remedy="name a model file, or a release with some"
+                )
             entries += found
         elif path.is_file():
             if not _is_model(path):
@@ -54,6 +59,8 @@ def find_models(paths: Iterable[Path]) -> list[ServedFile]:
             raise UsageError(f"there is no file {path}")
     if not entries:
         raise UsageError("no model is named")
+    names = [entry.name for entry in entries]
+    entries = [replace(entry, name=entry.path.name) if names.count(entry.name) > 1 else entry for entry in entries]
     names = [entry.name for entry in entries]
     for name in names:
         if names.count(name) > 1:
@@ -65,14 +72,15 @@ def _of_folder(folder: Path) -> list[ServedFile]:
     quality = read_json(folder / QUALITY) or {}
     listed: dict[Path, dict[str, Any]] = {}
     for artifact in quality.get("artifacts", ()):
-        if family_of(str(artifact.get("format", ""))) == "ggml":
+        if runs_in_librwkv(str(artifact.get("format", ""))):
             report = read_json(folder / smoke_report(str(artifact["path"]))) or {}
             kept = ("model", "format", "sha256", "perplexity", "perplexity_rise", "kl_divergence", "top1_agreement")
             facts = {name: artifact.get(name) for name in (*kept, "bits_per_weight", "weight_bytes")}
             if "passed" in report:
                 facts["verdict"] = "passed" if report["passed"] else "failed"
             listed[folder / artifact["path"]] = facts
-    paths = [path for path in listed if path.is_file()] if listed else sorted(folder.rglob("*.bin"))
+    found = sorted((*folder.rglob("*.bin"), *folder.rglob("*.gguf")))
+    paths = [path for path in listed if path.is_file()] if listed else found
     return [
         ServedFile(path.stem, path, path.stat().st_size, listed.get(path, {}), folder if listed else None)
         for path in paths

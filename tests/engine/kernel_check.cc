@@ -145,7 +145,7 @@ int main(int argc, char **argv) {
     const int32_t types[] = {kF32,  kF16,  kQ4_0, kQ4_1, kQ5_0,   kQ5_1,   kQ8_0,    kQ4_K,
                              kQ5_K, kQ2_K, kQ3_K, kQ6_K, kIQ4_NL, kIQ4_XS, kIQ3_XXS, kIQ3_S};
     const uint32_t blocks[] = {32, 64, 96, 128, 160, 416, 1024, 2080}, odd[] = {1, 15, 17, 40, 1030},
-                   some[] = {1, 2, 3, 13};
+                   some[] = {1, 2, 3, 4, 7, 13};
     const uint32_t supers[] = {256, 768, 1280};
     bool quick = false, all = true;
     for (int i = 1; i < argc; ++i) {

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rwkvflow.engine.binding import Model
-from rwkvflow.engine.drafts import SmallModel
+from rwkvflow.engine.drafts import Payoff, SmallModel
 from rwkvflow.engine.errors import EngineError
 from rwkvflow.engine.sampling import existing
 from rwkvflow.engine.session import TokenizerLike
@@ -89,6 +89,7 @@ class Scheduler:
         except EngineError:
             self.model.close()
             raise
+        self.payoff = Payoff()
         self._exist = existing(tokenizer, self.model.n_vocab)
         self.cache = StateCache(settings.cache)
         self._changed = threading.Condition()
@@ -215,11 +216,16 @@ class Scheduler:
 
     def _pass(self) -> None:
         self._hear((slot, slot.begin()) for slot in self._slots)
-        self._guess()
+        begun = time.perf_counter()
         working = self._slots
         if not working:
             return
         reading = [slot for slot in working if slot.reading]
+        pays = self.settings.guesses > 0 and self.payoff.pays(len(working) - len(reading))
+        for slot in working:
+            slot.may_guess = pays
+        if pays:
+            self._guess()
         room = READ_ALONE if len(reading) == len(working) else READ_BESIDE
         share = max(READ_LEAST, room // max(1, len(reading)))
         parts = [slot.next_part(share) for slot in working]
@@ -237,8 +243,10 @@ class Scheduler:
             hidden += [first + at for at in part.hidden]
         logits, vectors = self.model.eval_sequences(tokens, states, out, wanted, hidden)
         self.figures.passes += 1
+        spent = time.perf_counter() - begun
         row = vector = 0
         heard = []
+        written = sum(slot.generated for slot in working)
         for slot, part in zip(working, parts, strict=True):
             here = logits[row : row + len(part.logits)]
             row += len(part.logits)
@@ -248,6 +256,10 @@ class Scheduler:
             self.figures.guessed += len(part.guesses)
             heard.append((slot, slot.took(part, here, last)))
         self._hear(heard)
+        guessed = any(part.guesses for part in parts)
+        if not reading and guessed == pays:
+            written = sum(slot.generated for slot in working) - written
+            self.payoff.took(len(working), guessed, max(1, written), spent)
         for slot in working:
             self.figures.kept += slot.kept
             if self.draft is not None:

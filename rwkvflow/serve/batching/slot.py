@@ -51,6 +51,7 @@ class SequenceSlot:
         self.writer = AnswerWriter(job, tokenizer, exist)
         self.follower = Follower()
         self.guesses: list[int] = []
+        self.may_guess = True  # in the next pass
         self.kept = 0  # guesses of the last pass that were right
         # A text begins after something: with nothing read, as after the end of another one.
         self.tokens: list[int] = list(job.prompt) or ([] if job.first and job.first.logits is not None else [END])
@@ -109,7 +110,7 @@ class SequenceSlot:
     def room_for_guesses(self) -> int:
         """How many tokens to guess now."""
         left = self.job.most - self.generated - 1
-        return 0 if self.reading or self.over else max(0, min(self._pace.next(), left))
+        return 0 if self.reading or self.over or not self.may_guess else max(0, min(self._pace.next(), left))
 
     def next_part(self, share: int) -> Chunk:
         """Up to `share` tokens of the prompt, or the last token and guesses behind it."""

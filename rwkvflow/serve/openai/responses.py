@@ -164,7 +164,7 @@ class Responding:
         """The events. Raises ApiError."""
         yield self._event("created", response=self._response("in_progress"))
         yield self._event("in_progress", response=self._response("in_progress"))
-        part: _Part | None = None
+        part: _OutputPart | None = None
         finish = "stop"
         async for chunk in self._chat.pieces():
             for choice in chunk["choices"]:
@@ -182,7 +182,7 @@ class Responding:
                     if part is None or part.name != name:
                         for event in self._closed(part):
                             yield event
-                        part = _Part(name)
+                        part = _OutputPart(name)
                         for event in self._opened(part):
                             yield event
                     part.text += delta[name]
@@ -192,15 +192,15 @@ class Responding:
         status = "incomplete" if finish == "length" else "completed"
         yield self._event(status, response=self._response(status))
 
-    def _place(self, part: _Part) -> dict[str, Any]:
+    def _place(self, part: _OutputPart) -> dict[str, Any]:
         return {"item_id": part.id, "output_index": len(self._output), "content_index": 0}
 
-    def _opened(self, part: _Part) -> list[dict[str, Any]]:
+    def _opened(self, part: _OutputPart) -> list[dict[str, Any]]:
         begun = {**part.item("in_progress"), "content": []}
         events = [self._event("output_item.added", output_index=len(self._output), item=begun)]
         return [*events, self._event("content_part.added", **self._place(part), part=part.content(""))]
 
-    def _closed(self, part: _Part | None) -> list[dict[str, Any]]:
+    def _closed(self, part: _OutputPart | None) -> list[dict[str, Any]]:
         """The last words on a part, which then is one of the output."""
         if part is None:
             return []
@@ -230,7 +230,7 @@ class Responding:
         return events
 
 
-class _Part:
+class _OutputPart:
     """What is said, or thought, as it comes. `name`: the field of a chunk of chat that it comes in."""
 
     def __init__(self, name: str) -> None:

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from rwkvflow.engine.binding import Library
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
 
 from .conftest import ROOT
 
@@ -78,6 +79,39 @@ def test_an_interrupt_ends_it(models: dict[str, Path], library: Library) -> None
         assert process.wait(30) == 130
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
+
+
+def test_a_gguf_is_served_with_the_vocabulary_that_is_in_it(library: Library, tmp_path: Path) -> None:
+    """With the figures of its release, and the text that `generate` writes."""
+    source = ROOT / "recipes" / "demo" / "rwkv7-demo.pth"
+    target = tmp_path / "demo" / "demo-Q8_0.gguf"
+    target.parent.mkdir()
+    (outcome,) = convert(source, library.path, [ConversionJob("x", "gguf-q8_0", target)])
+    assert outcome.failure is None
+    artifact = {"path": target.name, "format": "gguf-q8_0", "sha256": "ab", "kl_divergence": 0.2}
+    (target.parent / "quality.json").write_text(json.dumps({"artifacts": [artifact]}))
+    with serving(target.parent, "--library", library.path, "--threads", "1") as (client, _):
+        (listed,) = client.get("/v1/models").json()["data"]
+        assert (listed["id"], listed["format"], listed["kl_divergence"]) == ("demo-Q8_0", "gguf-q8_0", 0.2)
+        body = {"prompt": "Once there", "max_tokens": 20, "seed": 2, "temperature": 0}
+        text = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    command = [
+        sys.executable,
+        "-m",
+        "rwkvflow",
+        "generate",
+        str(target),
+        "Once there",
+        "-n",
+        "20",
+        "--temperature",
+        "0",
+    ]
+    done = subprocess.run(
+        [*command, "--library", str(library.path)], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert text
+    assert done.stdout.strip() == text.strip()
 
 
 @pytest.mark.parametrize(

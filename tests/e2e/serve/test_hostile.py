@@ -7,14 +7,22 @@ import os
 import random
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
+from rwkvflow.engine import Model
+from rwkvflow.engine.prompts import STOPS
+from rwkvflow.engine.session import Session
+from rwkvflow.engine.states import from_heads
 from rwkvflow.serve import server as serving
 from rwkvflow.serve.guard import Rules
 from rwkvflow.serve.openai.work import RequestLimits
+from rwkvflow.worker.model.tokenizers import Bytes
+from tests.helpers.checkpoints import array_entry, write_pth
 
 from .conftest import Running, Start
 
@@ -108,7 +116,7 @@ def test_urls_and_methods_that_are_none(client: httpx.Client) -> None:
 
 def test_who_may_call(start: Start) -> None:
     limits = RequestLimits(prompt=50, tokens=10)
-    rules = Rules(frozenset({"127.0.0.1"}), frozenset({"https://chat.example"}), ("secret", "other"), 2000)
+    rules = Rules(frozenset({"127.0.0.1"}), frozenset({"https://chat.example"}), ("secret", "other"), 2000, 5000)
     guarded = start([MODEL], rules=rules, limits=limits)
     with httpx.Client(base_url=guarded.url, timeout=60, headers={"authorization": "Bearer other"}) as client:
         assert client.post("/v1/completions", json=GOOD).status_code == 200
@@ -154,6 +162,11 @@ def test_who_may_call(start: Start) -> None:
 
         answer = client.post("/v1/completions", content=pieces(), headers={"content-type": "application/json"})
         assert answer.status_code == 413
+        # A state's file may be larger than a request.
+        for size, status in ((4999, 400), (5001, 413)):
+            assert client.post("/v1/states/load", content=b"x" * size).status_code == status
+            pieced = client.post("/v1/states/load", content=iter([b"x" * 1000] * 4 + [b"x" * (size - 4000)]))
+            assert pieced.status_code == status
 
 
 def raw(server: Running, data: bytes, *, wait: float = 20) -> bytes:
@@ -252,9 +265,48 @@ def test_an_end_ends_streams_properly(start: Start) -> None:
     assert not server.thread.is_alive()
 
 
-def test_states_are_kept_saved_and_loaded(
-    client: httpx.Client, server: Running, models: dict[str, Any], library: Any
-) -> None:
+def initial_file(server: Running, client: httpx.Client, folder: Path) -> bytes:
+    """A .pth of trained initial states, which is begun from as the state that it is."""
+    model = server.shelf.get(MODEL).model
+    layer = model.state_len // model.n_layer - 2 * model.n_embd
+    size = layer // model.n_embd
+    rng = np.random.default_rng(1)
+    states = 2 * rng.standard_normal((model.n_layer, model.n_embd // size, size, size), np.float32)
+    path = folder / "states.pth"
+    write_pth(path, [array_entry(f"blocks.{i}.att.time_state", values) for i, values in enumerate(states)])
+    loaded = client.post("/v1/states/load", content=path.read_bytes())
+    assert loaded.status_code == 201, loaded.text
+    assert loaded.json()["tokens"] == 0
+    with Model(model.path, model.library) as alone:
+        session = Session(alone, Bytes(), seed=3)
+        session.begin(from_heads(states, alone))
+        session.feed("Once")
+        begun = "".join(session.generate(20))
+        session = Session(alone, Bytes(), seed=3)
+        session.begin(from_heads(states, alone))
+        session.feed("User: hi\n\nAssistant:")
+        chatted = "".join(session.generate(20, STOPS)).lstrip()
+    body = {"prompt": "Once", "seed": 3, "max_tokens": 20}
+    plain = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+    state = {"state": loaded.json()["id"]}
+    for _ in range(2):
+        assert client.post("/v1/completions", json={**body, **state}).json()["choices"][0]["text"] == begun != plain
+    # A conversation begins with it: no turn was before.
+    talk = {"messages": [{"role": "user", "content": "hi"}], "seed": 3, "max_tokens": 20, **state}
+    answer = client.post("/v1/chat/completions", json=talk).json()["choices"][0]["message"]["content"]
+    assert answer == chatted
+    # Saved and loaded it is the same.
+    file = client.get(f"/v1/states/{state['state']}/file").content
+    again = client.post("/v1/states/load", content=file).json()["id"]
+    assert client.post("/v1/completions", json={**body, "state": again}).json()["choices"][0]["text"] == begun
+    for name in (state["state"], again):
+        client.delete(f"/v1/states/{name}")
+    other = client.post("/v1/states/load", params={"model": "rwkv4-demo-f16"}, content=path.read_bytes())
+    assert other.status_code == 400
+    return path.read_bytes()
+
+
+def test_states_are_kept_saved_and_loaded(client: httpx.Client, server: Running, tmp_path: Path) -> None:
     body = {"prompt": "Once there was", "seed": 4, "max_tokens": 20}
     wanted = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
     kept = client.post("/v1/states", json={"text": "Once there"})
@@ -272,7 +324,8 @@ def test_states_are_kept_saved_and_loaded(
     file = client.get(f"/v1/states/{state}/file").content
     loaded = client.post("/v1/states/load", content=file).json()
     assert client.post("/v1/completions", json={**part, "state": loaded["id"]}).json()["choices"][0]["text"] == wanted
-    for bad in (file[:-1], file + b"x", b"", os.urandom(300)):
+    trained = initial_file(server, client, tmp_path)
+    for bad in (file[:-1], file + b"x", b"", os.urandom(300), trained[:-40], b"PK\x03\x04" + os.urandom(99)):
         answer = client.post("/v1/states/load", content=bad)
         assert answer.status_code == 400
         assert is_error(answer)

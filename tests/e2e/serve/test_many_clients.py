@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from rwkvflow.engine.binding import Library
+
 from .conftest import Running, Start
+from .test_command import serving
 
 MODEL = "rwkv7-demo-q8_0"
 TEXT = "Once there was a fox who lived near the old mill and said to the hen : good morning . \n\n"
@@ -86,6 +91,46 @@ def test_200_requests_of_32_clients_are_what_they_are_alone(
         assert 0 < figures.kept <= figures.guessed
     if "draft" in settings:  # the same weights in four bits say much the same
         assert figures.kept > 0.3 * figures.guessed
+
+
+def resident(pid: int) -> int:
+    """Bytes of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("draft", [(), ("--draft", "lookup")])
+def test_memory_stays_flat_over_ten_thousand_requests(
+    draft: tuple[str, ...], models: dict[str, Path], library: Library
+) -> None:
+    """Of a process of its own, by 32 clients, of whom some hang up, some ask for nonsense, and some keep states."""
+    options = ("--library", str(library.path), "--threads", "1", "--state-cache", "8MiB", "--queue", "400", *draft)
+    asked = requests(300)
+    with serving(models[MODEL], *options) as (client, process), ThreadPoolExecutor(32) as pool:
+
+        def one(number: int) -> None:
+            path, body = asked[number % len(asked)]
+            body = {**body, "max_tokens": 4, "n": 1, "seed": number}
+            if number % 10 == 0:
+                hang_up(client, path, body, number % 3)
+            elif number % 10 == 1:
+                assert client.post(path, json={**body, "temperature": "hot"}).status_code == 400
+            elif number % 10 == 2:
+                kept = client.post("/v1/states", json={"text": f"{number} hens"}).json()["id"]
+                assert client.delete(f"/v1/states/{kept}").status_code == 200
+            else:
+                assert client.post(path, json=body).status_code == 200
+
+        sizes = []
+        for begin in range(0, 10_000, 2000):
+            list(pool.map(one, range(begin, begin + 2000)))
+            sizes.append(resident(process.pid))
+        print("MiB after each 2000:", [size >> 20 for size in sizes])
+        assert sizes[-1] - sizes[1] < 8 << 20, sizes
+        until = time.monotonic() + 20
+        while (figures := client.get("/metrics").text) and f'rwkvflow_slots_used{{model="{MODEL}"}} 0.0' not in figures:
+            assert time.monotonic() < until
+            time.sleep(0.1)
 
 
 def test_the_second_turn_reads_only_what_is_new(server: Running) -> None:

@@ -33,7 +33,9 @@ MODEL = "rwkv7-demo-q8_0"
 
 @pytest.fixture(scope="module")
 def running(start: Start) -> Running:
-    return start([MODEL], rules=Rules(keys=("secret",), body=1 << 16), limits=RequestLimits(prompt=200, tokens=20))
+    return start(
+        [MODEL], rules=Rules(keys=("secret",), body=1 << 16, state=1 << 16), limits=RequestLimits(prompt=200, tokens=20)
+    )
 
 
 SCHEMA = schemathesis.openapi.from_dict(described())

@@ -181,10 +181,19 @@ def test_a_release_is_its_ggml_files(tmp_path: Path) -> None:
     (release / "m" / "smoke" / "m-Q8_0.bin.json").write_text('{"passed": true}')
     artifact = {"path": "m/m-Q8_0.bin", "format": "ggml-q8_0", "sha256": "ab", "kl_divergence": 0.01}
     others = [{"path": "m/m.st", "format": "web-rwkv"}, {"path": "m/gone.bin", "format": "ggml-f16"}]
+    others += [{"path": "m/x.gguf", "format": "no-such-format"}, {"path": "m/notes.bin", "format": "ggml-f16"}]
     (release / "quality.json").write_text(json.dumps({"artifacts": [artifact, *others]}))
     (entry,) = find_models([release])
     assert (entry.name, entry.size, entry.release) == ("m-Q8_0", 6, release)
     assert (entry.facts["verdict"], entry.facts["kl_divergence"], entry.facts["sha256"]) == ("passed", 0.01, "ab")
+    # A GGUF is a model too, and two of one name are told apart by their endings.
+    (release / "m" / "m-Q8_0.gguf").write_bytes(b"GGUF")
+    (release / "m" / "m-Q4_K_M.gguf").write_bytes(b"GGUF")
+    of_gguf = [{"path": f"m/m-{kind}.gguf", "format": f"gguf-{kind.lower()}"} for kind in ("Q8_0", "Q4_K_M")]
+    (release / "quality.json").write_text(json.dumps({"artifacts": [artifact, *others, *of_gguf]}))
+    assert [entry.name for entry in find_models([release])] == ["m-Q8_0.bin", "m-Q8_0.gguf", "m-Q4_K_M"]
+    for name in ("m-Q8_0.gguf", "m-Q4_K_M.gguf"):
+        (release / "m" / name).unlink()
     (release / "quality.json").unlink()
     assert [entry.name for entry in find_models([release])] == ["m-Q4_0", "m-Q8_0"]
     assert [entry.name for entry in find_models([release / "m" / "m-Q4_0.bin"])] == ["m-Q4_0"]

@@ -141,6 +141,34 @@ def test_an_answer_is_what_it_is_alone(options: dict[str, Any], serve: Callable[
         assert figures.cached > 0
 
 
+@pytest.mark.parametrize(("cost", "on"), [(0.1, True), (50.0, False)])
+def test_guessing_ahead_is_off_where_it_costs_more_than_it_brings(
+    cost: float, on: bool, serve: Callable[..., Scheduler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which a guess takes `cost` of a pass; the texts are the same."""
+    scheduler = serve(guesses=3, lookup=True, cache=0, slots=2)
+    now = 0.0
+    passes = scheduler.model.eval_sequences
+
+    def timed(sequences: Any, *rest: Any) -> Any:
+        nonlocal now
+        now += 1 + cost * (max(map(len, sequences)) - 1)
+        return passes(sequences, *rest)
+
+    monkeypatch.setattr(scheduler.model, "eval_sequences", timed)
+    monkeypatch.setattr("rwkvflow.serve.batching.scheduler.time.perf_counter", lambda: now)
+    asks = [ask(seed, "ab " * 20, most=400, stops=(), end=None, logprobs=None) for seed in range(4)]
+    for each in asks:
+        each["sampling"] = Sampling(temperature=0)
+    jobs = [job(each) for each in asks]
+    for one, _ in jobs:
+        scheduler.submit(one)
+    assert [heard.answer() for _, heard in jobs] == alone(asks)
+    lengths: list[list[int]] = scheduler.model.passes  # type: ignore[attr-defined]
+    share = sum(max(each) > 1 for each in lengths) / len(lengths)
+    assert share > 0.5 if on else share < 0.2, share
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), cut=st.integers(0, 60), guesses=st.integers(0, 5))
 def test_a_text_that_goes_on_reads_only_what_is_new(seed: int, cut: int, guesses: int) -> None:
