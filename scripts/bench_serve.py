@@ -18,11 +18,14 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+
+from rwkvflow.engine import Model
 
 ROOT = Path(__file__).resolve().parent.parent
 PROSE = (ROOT / "scripts" / "demo_corpus" / "fables.txt").read_text(encoding="utf-8")
@@ -33,6 +36,7 @@ TEXTS = {
     "a summary": PROSE[:1200] + "\n\nIn short: ",
     "text that repeats": "one two three four five six seven. " * 40,
 }
+PASSES = (1, 2, 4, 5, 8)  # tokens
 
 
 @contextmanager
@@ -82,14 +86,36 @@ def counter(client: httpx.Client, name: str) -> float:
     return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"rwkvflow_{name}_total{{"))
 
 
-def clients_against_one(client: httpx.Client, arguments: argparse.Namespace, name: str) -> None:
-    """Tokens a second at 1, 8 and 32 clients."""
-    found = {
-        count: statistics.median(rate(client, count, arguments.tokens) for _ in range(arguments.rounds))
-        for count in (1, 8, 32)
-    }
-    parts = [f"{count} clients {value:.1f} ({value / found[1]:.2f} of one)" for count, value in found.items()]
-    print(f"{name}: tokens a second: {', '.join(parts)}", flush=True)
+def clients_against_one(servers: dict[str, httpx.Client], arguments: argparse.Namespace) -> None:
+    """Tokens a second at 1, 8 and 32 clients, of servers that take turns."""
+    found: dict[str, dict[int, float]] = {name: {} for name in servers}
+    for count in (1, 8, 32):
+        rates: dict[str, list[float]] = {name: [] for name in servers}
+        for turn in range(arguments.rounds):
+            for name in list(servers) if turn % 2 else reversed(list(servers)):
+                rates[name].append(rate(servers[name], count, arguments.tokens))
+        for name, each in rates.items():
+            found[name][count] = statistics.median(each)
+    for name, values in found.items():
+        parts = [f"{count} clients {value:.1f} ({value / values[1]:.2f} of one)" for count, value in values.items()]
+        print(f"{name}: tokens a second: {', '.join(parts)}", flush=True)
+
+
+def checking(arguments: argparse.Namespace) -> None:
+    """What a pass with some guesses costs, against one without: logits after every token."""
+    with Model(arguments.model, arguments.library, arguments.threads) as model:
+        ids = [token * 977 % model.n_vocab for token in range(1, max(PASSES) + 1)]
+        out = [np.empty(model.state_len, np.float32) for _ in ids]
+        spent: dict[int, list[float]] = {count: [] for count in PASSES}
+        for turn in range(-1, 5 * arguments.rounds):  # the first brings in pages
+            for count, seconds in spent.items():
+                begun = time.perf_counter()
+                model.eval_sequences([ids[:count]], [None], out[:count], range(count))
+                if turn >= 0:
+                    seconds.append(time.perf_counter() - begun)
+        one = statistics.median(spent[1])
+        parts = [f"{count} tokens {statistics.median(seconds) / one:.2f}" for count, seconds in spent.items()]
+        print(f"a pass of {1e3 * one:.1f} ms for one token, times: {', '.join(parts)}", flush=True)
 
 
 def first_token(arguments: argparse.Namespace) -> None:
@@ -149,11 +175,13 @@ def main() -> None:
     parser.add_argument("--conversation", type=int, default=2000, help="tokens")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    with serving(arguments) as client:
-        clients_against_one(client, arguments, "rwkvflow")
+    checking(arguments)
+    with serving(arguments) as client, ExitStack() as stack:
+        servers = {"rwkvflow": client}
         if arguments.against:
-            with httpx.Client(base_url=arguments.against, timeout=600) as other:
-                clients_against_one(other, arguments, arguments.against)
+            other = httpx.Client(base_url=arguments.against, timeout=600)
+            servers[arguments.against] = stack.enter_context(other)
+        clients_against_one(servers, arguments)
     first_token(arguments)
     for draft in ["lookup", *([str(arguments.draft)] if arguments.draft else [])]:
         guessing(arguments, draft)

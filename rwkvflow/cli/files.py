@@ -24,7 +24,8 @@ SHOWN = 20  # tensors that `compare` lists without --all
 @click.argument("file", type=ModelName())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON")
 @click.option("--tensors", is_flag=True, help="List all tensors")
-def inspect(file: str, as_json: bool, tensors: bool) -> None:
+@click.option("--prompts", is_flag=True, help="Show how conversations are written for RWKV's chat models")
+def inspect(file: str, as_json: bool, tensors: bool, prompts: bool) -> None:
     """Describe a model file, or a checkpoint on the hub or the web without downloading it.
 
     No code in it is run. Of a checkpoint that is elsewhere (hf://owner/name/file or an address) the header is read, in
@@ -32,6 +33,7 @@ def inspect(file: str, as_json: bool, tensors: bool) -> None:
     """
     from rwkvflow.display.inspect import describe_lines
     from rwkvflow.documents.sources import is_remote
+    from rwkvflow.engine.prompts import STOPS, examples
     from rwkvflow.lock.header import describe_source
     from rwkvflow.worker.errors import WorkerError
     from rwkvflow.worker.read.inspect import describe
@@ -40,11 +42,15 @@ def inspect(file: str, as_json: bool, tensors: bool) -> None:
         description = describe_source(file) if is_remote(file) else describe(Path(file))
     except WorkerError as error:
         raise RwkvflowError(str(error)) from error
+    if prompts:
+        description["prompts"] = {"stops": list(STOPS), **dict(examples())}
     if as_json:
         click.echo(json_shown(json.dumps(description, indent=2, ensure_ascii=False)))
         return
     for line in describe_lines(description, tensors=tensors):
         click.echo(shown(line))
+    for name, text in description.get("prompts", {}).items():
+        click.echo(f"  {name}: {json.dumps(text, ensure_ascii=False)}")
 
 
 @click.command()

@@ -150,6 +150,21 @@ def _call(call: Mapping[str, Any]) -> str:
     return f'{FENCE}json\n{{"name": "{function["name"]}", "arguments": {arguments}}}\n{FENCE}'
 
 
+def examples() -> list[tuple[str, str]]:
+    """(what it is, the text that a model reads) of a conversation, in each of the ways that it may be asked for."""
+    turns: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}]
+    longer = [{"role": "system", "content": "Be kind."}, *turns, {"role": "assistant", "content": "Hello."}, *turns]
+    parameters = {"properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tool = {"type": "function", "function": {"name": "weather", "parameters": parameters}}
+    return [
+        ("a question", render(turns).text),
+        ("to think first", render(turns, think=True).text),
+        ("not to think", render(turns, think=False).text),
+        ("a system text and a second question", render(longer).text),
+        ("a function that may be called", render(turns, tools=[tool]).text),
+    ]
+
+
 def template(*, closed: bool = True) -> str:
     """Jinja that makes what `render` does of messages, tools, add_generation_prompt and enable_thinking."""
     quoted = {str(think): json.dumps(opening(think, closed=closed)) for think in (True, False)}

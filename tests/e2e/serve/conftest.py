@@ -76,7 +76,7 @@ Start = Callable[..., Running]
 
 @pytest.fixture(scope="session")
 def start(library: Library, models: dict[str, Path]) -> Iterator[Start]:
-    """Start a server: settings by name, `rules`, `limits`, `names` of models, `draft`."""
+    """Start a server: settings by name, `rules`, `limits`, `names` of models, `draft`, or a `release`."""
     running: list[Running] = []
 
     def run(
@@ -84,8 +84,9 @@ def start(library: Library, models: dict[str, Path]) -> Iterator[Start]:
     ) -> Running:
         draft = more.pop("draft", None)
         memory = more.pop("memory", None)
+        release: Path | None = more.pop("release", None)
         shelf = Shelf(
-            find_models([models[name] for name in names or list(models)]),
+            find_models([release] if release else [models[name] for name in names or list(models)]),
             library,
             replace(SETTINGS, **more),
             threads=1,

@@ -195,6 +195,16 @@ def test_what_is_no_http(server: Running, client: httpx.Client) -> None:
         b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         b"GET / HTTP/1.1\r\n" + b"A: " + b"x" * 200_000 + b"\r\n\r\n",
         bytes(chance.randrange(256) for _ in range(500)) + b"\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300),  # TLS
+        b"GET /\0 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nA\0: b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"".join(b"H%d: x\r\n" % i for i in range(9000)) + b"\r\n",
+        HEAD + b"5\r\nContent-Length: 6\r\n\r\n{}",
+        HEAD + b"2, 3\r\n\r\n{}",
+        HEAD + b"2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        HEAD.replace(b"Content-Length: ", b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n"),
+        HEAD.replace(b"Content-Length: ", b"Transfer-Encoding: gzip, chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n"),
+        HEAD.replace(b"Content-Length: ", b"Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n{}"),
     ):
         answer = raw(server, data)
         assert answer == b"" or answer.startswith(b"HTTP/1.1 4"), answer[:80]
@@ -232,6 +242,35 @@ def test_who_reads_nothing_frees_the_slot(start: Start) -> None:
     assert answer.status_code == 200
     (served,) = server.shelf.opened()
     assert served.scheduler.figures.cancelled == 1
+
+
+def test_who_takes_nothing_of_an_answer_frees_the_slot(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection stays open, and nobody reads from it."""
+    monkeypatch.setattr("rwkvflow.serve.openai.stream.PATIENCE", 0.5)
+    server = start([MODEL], slots=1)
+    more = {"logprobs": 20, "logit_bias": {"0": -1000}}
+    body = json.dumps({"prompt": "Once", "max_tokens": 16000, "stream": True, **more}).encode()
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(HEAD + f"{len(body)}\r\n\r\n".encode() + body)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        begun = time.monotonic()
+        answer = httpx.post(f"{server.url}/v1/completions", json=GOOD, timeout=60)
+        assert answer.status_code == 200
+        (served,) = server.shelf.opened()
+        assert served.scheduler.figures.cancelled == 1
+        assert time.monotonic() - begun < 30
+
+
+def test_many_silent_connections_hurt_nobody(start: Start, client: httpx.Client, server: Running) -> None:
+    silent = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(300)]
+    for number, connection in enumerate(silent):
+        connection.sendall(b"POST /v1/comp"[: number % 13])
+    assert client.post("/v1/completions", json=GOOD).status_code == 200
+    for connection in silent:
+        connection.close()
+    assert client.post("/v1/completions", json=GOOD).status_code == 200
 
 
 def test_a_full_queue_answers_429(start: Start) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from tests.helpers.browser import CHROMIUM, Browser
 
-from .conftest import Running
+from .conftest import ROOT, Running, Start
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
 PICTURES = os.environ.get("RWKVFLOW_PICTURES")  # a folder for screenshots, to look at
@@ -26,19 +27,20 @@ Open = Callable[..., Browser]
 
 @pytest.fixture
 def browse(server: Running, tmp_path: Path) -> Iterator[Open]:
-    opened: list[Browser] = []
+    opened: list[tuple[Browser, str]] = []
 
-    def start(**options: Any) -> Browser:
-        opened.append(Browser(tmp_path / f"profile{len(opened)}", **options).__enter__())
-        opened[-1].open(server.url)
-        opened[-1].wait("document.getElementById('model').options.length === 3")
-        return opened[-1]
+    def start(url: str = server.url, **options: Any) -> Browser:
+        browser = Browser(tmp_path / f"profile{len(opened)}", **options).__enter__()
+        opened.append((browser, url))
+        browser.open(url)
+        browser.wait("document.getElementById('model').options.length > 1")
+        return browser
 
     yield start
-    for browser in opened:
+    for browser, url in opened:
         browser.__exit__(None, None, None)
         assert browser.errors == []
-        assert all(url.startswith((server.url, "data:", "about:")) for url in browser.requests)
+        assert all(each.startswith((url, "data:", "about:")) for each in browser.requests)
 
 
 def picture(browser: Browser, name: str) -> None:
@@ -147,6 +149,32 @@ def test_two_models_side_by_side(browse: Open) -> None:
     assert marked == parts
     assert f"part at token {parts + 1}" in browser.run("document.getElementById('compare-status').textContent")
     picture(browser, "compare")
+
+
+def test_a_release_shows_its_plot_and_which_file_to_take(
+    browse: Open, start: Start, models: dict[str, Path], tmp_path: Path
+) -> None:
+    release = tmp_path / "demo"
+    release.mkdir()
+    artifacts = []
+    for number, path in enumerate(list(models.values())[:2]):
+        (release / path.name).write_bytes(path.read_bytes())
+        kind = f"ggml-{path.stem.rpartition('-')[2]}"
+        artifacts.append({"path": path.name, "format": kind, "sha256": "a", "kl_divergence": 0.01 * (1 + number)})
+    (release / "quality.json").write_text(json.dumps({"artifacts": artifacts}))
+    (release / "quality.svg").write_text((ROOT / "docs" / "images" / "quality.svg").read_text(encoding="utf-8"))
+    browser = browse(start(release=release).url)
+    browser.run("document.getElementById('tab-models').click()")
+    browser.wait("document.getElementById('plot').naturalWidth > 100")
+    advice = "document.getElementById('advice').textContent"
+    best, small = (path.stem for path in list(models.values())[:2])
+    assert browser.run(advice) == f"{best}: the closest to the original that fits."
+    assert browser.run("document.querySelector('tr.best th').textContent") == best
+    picture(browser, "release")
+    set_value(browser, "memory", "0.001")
+    assert browser.run(advice) == f"{small}: the closest to the original that fits."
+    set_value(browser, "memory", "0.0001")
+    assert browser.run(advice) == "None fits."
 
 
 @pytest.mark.parametrize(("width", "dark"), [(360, False), (360, True), (1200, True)])

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import functools
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import Template
 from jinja2.exceptions import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from rwkvflow.cli import cli
 from rwkvflow.engine import prompts
 from rwkvflow.engine.prompts import clean, render, template
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @functools.cache
@@ -170,3 +175,17 @@ def test_what_is_not_known_is_refused_by_both(message: dict[str, Any]) -> None:
         render([message])
     with pytest.raises(TemplateError, match=r"robot|text"):
         jinja(template(), messages=[message], add_generation_prompt=True)
+
+
+def test_inspect_shows_what_the_model_reads() -> None:
+    """The prompts of the one description, as text and as JSON; in all of them the template says the same."""
+    source = str(ROOT / "recipes" / "demo" / "rwkv7-demo.pth")
+    told = json.loads(CliRunner().invoke(cli, ["inspect", source, "--prompts", "--json"]).output)["prompts"]
+    assert told["a question"] == "User: Hi\n\nAssistant:"
+    assert told["to think first"] == "User: Hi\n\nAssistant: <think"
+    assert told["not to think"] == "User: Hi\n\nAssistant: <think>\n</think"
+    assert "- weather(city: string)" in told["a function that may be called"]
+    assert told["stops"] == list(prompts.STOPS)
+    shown = CliRunner().invoke(cli, ["inspect", source, "--prompts"]).output
+    assert 'a question: "User: Hi\\n\\nAssistant:"' in shown
+    assert "prompts" not in json.loads(CliRunner().invoke(cli, ["inspect", source, "--json"]).output)
