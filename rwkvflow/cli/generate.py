@@ -231,7 +231,7 @@ def _session(model: Model, options: dict[str, Any]) -> Session:
 
 def _load(session: Session, path: Path) -> None:
     """A state that was saved, or trained ones of a .pth or .safetensors file. Raises EngineError, WorkerError."""
-    from rwkvflow.engine.states import from_heads, is_saved
+    from rwkvflow.engine.states import from_heads, heads_of, is_saved
     from rwkvflow.worker.read.adapters import initial_states
 
     with path.open("rb") as file:
@@ -239,7 +239,7 @@ def _load(session: Session, path: Path) -> None:
     if saved:
         session.load(path)
     else:
-        session.begin(from_heads(initial_states(path), session.model))
+        session.begin(from_heads(initial_states(path, *heads_of(session.model)), session.model))
 
 
 def _guesser(model: Model, options: dict[str, Any]) -> Guesser | None:

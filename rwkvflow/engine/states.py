@@ -58,18 +58,23 @@ def fingerprint(path: Path) -> bytes:
     return state.digest()
 
 
+def heads_of(model: Model) -> tuple[int, int]:
+    """(layers, numbers that the heads of one hold). Raises EngineError where a state has no heads: in version 4."""
+    if not model.library.ours or model.version == "4":
+        raise EngineError(f"{model.path.name} has no state whose heads could be set")
+    return model.n_layer, model.state_len // model.n_layer - 2 * model.n_embd
+
+
 def from_heads(heads: NDArray[np.float32], model: Model) -> NDArray[np.float32]:
     """A fresh state of librwkv, but for what its heads hold: [layers, heads, size, size], values by keys.
 
     librwkv's own have a layer after the other: its two shifts [n_embd] each, then heads, keys by values. Raises
     EngineError for what is of another size, or a model of version 4, which has no heads.
     """
-    if not model.library.ours or model.version == "4":
-        raise EngineError(f"{model.path.name} has no state whose heads could be set")
-    layer = model.state_len // model.n_layer - 2 * model.n_embd
-    if heads.ndim != 4 or len(heads) != model.n_layer or heads[0].size != layer:
+    layers, numbers = heads_of(model)
+    if heads.ndim != 4 or len(heads) != layers or heads[0].size != numbers:
         shape = " x ".join(map(str, heads.shape))
-        raise EngineError(f"states of {shape}; {model.path.name} has {model.n_layer} layers with {layer} numbers each")
+        raise EngineError(f"states of {shape}; {model.path.name} has {layers} layers with {numbers} numbers each")
     state = model.init_state()
     state.reshape(model.n_layer, -1)[:, 2 * model.n_embd :] = heads.swapaxes(2, 3).reshape(model.n_layer, -1)
     return state

@@ -39,6 +39,7 @@ PAGE_POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 B = TypeVar("B", bound=BaseModel)
+R = TypeVar("R", Chat, Completion, Respond)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -107,26 +108,24 @@ class Api:
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions"""
         body = await self._body(request, Chat)
-        return await self._answered(
-            request, body.stream, Conversation(body, await self._served(body.model), self.limits)
-        )
+        return await self._answered(request, body, Conversation)
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions"""
         body = await self._body(request, Completion)
-        return await self._answered(
-            request, body.stream, Continuation(body, await self._served(body.model), self.limits)
-        )
+        return await self._answered(request, body, Continuation)
 
     async def responses(self, request: Request) -> Response:
         """POST /v1/responses"""
         body = await self._body(request, Respond)
-        return await self._answered(request, body.stream, Responding(body, await self._served(body.model), self.limits))
+        return await self._answered(request, body, Responding)
 
     async def _answered(
-        self, request: Request, stream: bool | None, work: Conversation | Continuation | Responding
+        self, request: Request, body: R, kind: Callable[..., Conversation | Continuation | Responding]
     ) -> Response:
-        if stream:
+        served, loop = await self._served(body.model), asyncio.get_running_loop()
+        work = await asyncio.to_thread(kind, body, served, self.limits, loop)
+        if body.stream:
             return Events(work.pieces(), work.answers.close, named=isinstance(work, Responding))
         try:
             return JSONResponse(await unless_left(request, work.whole()))
@@ -143,7 +142,7 @@ class Api:
         """POST /tokenize"""
         body = await self._body(request, Tokenize)
         served = await self._served(body.model)
-        tokens = encode(served, body.content, "content")
+        tokens = await asyncio.to_thread(encode, served, body.content, "content")
         if not body.with_pieces:
             return JSONResponse({"tokens": tokens})
         pieces = [served.tokenizer.piece(token) for token in tokens]
@@ -179,7 +178,7 @@ class Api:
                 text = body.text if body.messages is None else render(body.messages, generate=False).text
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ApiError(400, f"messages: {error}", param="messages") from None
-            tokens = encode(served, text or "", "text")
+            tokens = await asyncio.to_thread(encode, served, text or "", "text")
         first: KeptState | None = None if body.state is None else served.states.get(body.state)
         if len(tokens) > self.limits.prompt or not tokens:
             raise ApiError(400, f"text: from 1 to {self.limits.prompt} tokens", param="text")
@@ -187,7 +186,7 @@ class Api:
 
     async def _kept(self, served: Served, tokens: list[int], before: KeptState | None) -> dict[str, Any]:
         first: First | None = None if before is None else before.first
-        answers = AnswerStream(served)
+        answers = AnswerStream(served, asyncio.get_running_loop())
         try:
             answers.submit([TextJob(tokens, answers.sink(0), most=0, keep=True, first=first)])
             async for _ in answers.events():

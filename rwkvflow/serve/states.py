@@ -11,7 +11,7 @@ from typing import Any
 
 from rwkvflow.engine.binding import Model
 from rwkvflow.engine.errors import EngineError
-from rwkvflow.engine.states import SavedState, fingerprint, from_heads, is_saved, read_state, write_state
+from rwkvflow.engine.states import SavedState, fingerprint, from_heads, heads_of, is_saved, read_state, write_state
 from rwkvflow.serve.batching.job import First, Floats
 from rwkvflow.serve.errors import ApiError
 from rwkvflow.worker.errors import WorkerError
@@ -104,7 +104,7 @@ class KeptStates:
             path.write_bytes(data)
             try:
                 if not is_saved(data):
-                    return self.put(0, from_heads(initial_states(path), model), None)
+                    return self.put(0, from_heads(initial_states(path, *heads_of(model)), model), None)
                 saved = read_state(path, model.state_len, model.logits_len)
             except (EngineError, WorkerError) as error:
                 raise ApiError(400, str(error), code="bad_state") from None

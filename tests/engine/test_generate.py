@@ -19,7 +19,7 @@ from rwkvflow.engine.drafts import Guesser, SmallModel
 from rwkvflow.engine.prompts import render
 from rwkvflow.engine.sampling import Sampler, Sampling
 from rwkvflow.engine.session import ChatSession, Decoder, Session, generate, stop_at
-from rwkvflow.engine.states import from_heads
+from rwkvflow.engine.states import from_heads, heads_of
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.model.tokenizers import Bytes, World
 from rwkvflow.worker.read.adapters import initial_states
@@ -268,7 +268,8 @@ def test_trained_initial_states_are_begun_from(
         file = tmp_path / "states.pth"
         checkpoints.write_pth(file, [checkpoints.array_entry(name, values) for name, values in states.items()])
         session = Session(model, Bytes())
-        session.begin(from_heads(initial_states(file), model))
+        found_states = initial_states(file, *heads_of(model))
+        session.begin(from_heads(found_states, model))
         memory = reference.start()
         for layer, values in zip(memory.layers, states.values(), strict=True):
             layer["wkv"] = values if version == "7" else values.swapaxes(1, 2)
@@ -288,7 +289,7 @@ def test_trained_initial_states_are_begun_from(
         session.feed(PROMPT)
         assert done.stdout == "".join(session.generate(8)) + "\n"
         with pytest.raises(EngineError, match="layers with"):
-            from_heads(initial_states(file)[:1], model)
+            from_heads(found_states[:1], model)
 
 
 def test_a_state_that_cannot_be_written_leaves_the_old_one(model: Model, saved: tuple[Path, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -172,10 +173,10 @@ class Choice:
 class Conversation:
     """A chat completion under way."""
 
-    def __init__(self, request: Chat, served: Served, limits: RequestLimits) -> None:
-        """Raises ApiError (400, 429, 503)."""
+    def __init__(self, request: Chat, served: Served, limits: RequestLimits, loop: asyncio.AbstractEventLoop) -> None:
+        """In any thread, as a grammar may take its time; see AnswerStream. Raises ApiError (400, 429, 503)."""
         self.request, self.served = request, served
-        self.answers = AnswerStream(served)
+        self.answers = AnswerStream(served, loop)
         found = asked(request)
         self.seed = seed_of(request)
         self.id, self.created = new_id("chatcmpl"), int(time.time())

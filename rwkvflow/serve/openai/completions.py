@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -47,8 +48,10 @@ def texts_or_tokens(given: object, served: Served, param: str) -> list[list[int]
 class Continuation:
     """A plain completion under way."""
 
-    def __init__(self, request: Completion, served: Served, limits: RequestLimits) -> None:
-        """Raises ApiError (400, 429, 503)."""
+    def __init__(
+        self, request: Completion, served: Served, limits: RequestLimits, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """In any thread, as a grammar may take its time; see AnswerStream. Raises ApiError (400, 429, 503)."""
         if request.suffix:
             raise ApiError(400, "suffix: the models read forward only", param="suffix")
         if request.best_of is not None and request.best_of != (request.n or 1):
@@ -56,7 +59,7 @@ class Continuation:
         if request.echo and request.logprobs is not None:
             raise ApiError(400, "echo: not together with logprobs", param="echo")
         self.request, self.served = request, served
-        self.answers = AnswerStream(served)
+        self.answers = AnswerStream(served, loop)
         self.seed, self.n = seed_of(request), request.n or 1
         self.id, self.created = new_id("cmpl"), int(time.time())
         self.prompts = texts_or_tokens(request.prompt, served, "prompt")
@@ -152,10 +155,10 @@ async def embeddings(request: Embedding, served: Served, limits: RequestLimits) 
     if request.dimensions not in (None, served.model.n_embd):
         message = f"dimensions: this model's vectors have {served.model.n_embd}"
         raise ApiError(400, message, param="dimensions")
-    inputs = texts_or_tokens(request.input, served, "input")
+    inputs = await asyncio.to_thread(texts_or_tokens, request.input, served, "input")
     if any(not tokens or len(tokens) > limits.prompt for tokens in inputs):
         raise ApiError(400, f"input: from 1 to {limits.prompt} tokens each", param="input")
-    answers = AnswerStream(served)
+    answers = AnswerStream(served, asyncio.get_running_loop())
     try:
         answers.submit([TextJob(tokens, answers.sink(i), most=0, embed=True) for i, tokens in enumerate(inputs)])
         async for _ in answers.events():

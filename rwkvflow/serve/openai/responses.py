@@ -5,6 +5,7 @@ A request becomes one of chat; what comes of it is told in events, and the respo
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -99,10 +100,12 @@ def _tool(tool: Mapping[str, Any], number: int) -> dict[str, Any]:
 class Responding:
     """A response under way."""
 
-    def __init__(self, request: Respond, served: Served, limits: RequestLimits) -> None:
-        """Raises ApiError (400, 429, 503)."""
+    def __init__(
+        self, request: Respond, served: Served, limits: RequestLimits, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """In any thread, as a grammar may take its time; see AnswerStream. Raises ApiError (400, 429, 503)."""
         self.request = request
-        self._chat = Conversation(as_chat(request), served, limits)
+        self._chat = Conversation(as_chat(request), served, limits, loop)
         self.answers = self._chat.answers
         self.id = new_id("resp")
         self._number = 0

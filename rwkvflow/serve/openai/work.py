@@ -158,9 +158,9 @@ def bias_of(request: Sampled, served: Served) -> dict[int, float]:
 class AnswerStream:
     """What comes of a request's jobs, in the event loop. `close` has to be called at the end."""
 
-    def __init__(self, served: Served) -> None:
-        self._served = served
-        self._loop = asyncio.get_running_loop()
+    def __init__(self, served: Served, loop: asyncio.AbstractEventLoop) -> None:
+        """In any thread; `loop` is where events are heard."""
+        self._served, self._loop = served, loop
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._jobs: list[TextJob] = []
         self._left = 0

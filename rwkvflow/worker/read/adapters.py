@@ -210,17 +210,23 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 # ---- initial states -----------------------------------------------------------------------------------------------
 
 
-def initial_states(path: Path) -> NDArray[np.float32]:
-    """A file of initial states alone: [layers, heads, size, size], values by keys. Raises WorkerError."""
+def initial_states(path: Path, layers: int, numbers: int) -> NDArray[np.float32]:
+    """A file of initial states alone, `numbers` a layer: [layers, heads, size, size], values by keys.
+
+    Nothing of another size is read, whatever it says that it holds. Raises WorkerError.
+    """
     with Checkpoint(path) as states:
         names = _state_names(states)
         read = _AdapterReader(states)
-        wanted = [f"blocks.{layer}.att.time_state" for layer in range(len(names))]
+        wanted = [f"blocks.{layer}.att.time_state" for layer in range(layers)]
         problems = [f"{name} is missing" for name in wanted if name not in names]
+        problems += [f"{name} is of no layer of the model" for name in names if name not in wanted]
         shapes = {states.tensors[name].shape for name in names.values()}
         kinds = {states.tensors[name].dtype for name in names.values()}
         if len(shapes) > 1 or any(len(shape) != 3 or shape[1] != shape[2] for shape in shapes) or kinds - set(FLOATS):
             problems.append("it does not hold floats [heads, size, size] for every layer")
+        elif other := next((shape for shape in shapes if math.prod(shape) != numbers), None):
+            problems.append(f"states of {list(other)}; the model has {numbers} numbers in a layer")
         _refuse(states, problems)
         return np.stack([read.rows(names[name]) for name in wanted])
 

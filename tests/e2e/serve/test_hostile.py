@@ -7,6 +7,7 @@ import os
 import random
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rwkvflow.engine.prompts import STOPS
 from rwkvflow.engine.session import Session
 from rwkvflow.engine.states import from_heads
 from rwkvflow.serve import server as serving
+from rwkvflow.serve.batching.grammar import Grammars
 from rwkvflow.serve.guard import Rules
 from rwkvflow.serve.openai.work import RequestLimits
 from rwkvflow.worker.model.tokenizers import Bytes
@@ -271,6 +273,23 @@ def test_many_silent_connections_hurt_nobody(start: Start, client: httpx.Client,
     for connection in silent:
         connection.close()
     assert client.post("/v1/completions", json=GOOD).status_code == 200
+
+
+def test_a_grammar_that_takes_long_keeps_nobody_waiting(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Grammars.of_text
+
+    def of_text(self: Grammars, text: str) -> Any:
+        time.sleep(2)
+        return slow(self, text)
+
+    monkeypatch.setattr(Grammars, "of_text", of_text)
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(client.post, "/v1/completions", json={**GOOD, "grammar": 'root ::= "yes"'})
+        time.sleep(0.3)
+        begun = time.monotonic()
+        assert client.post("/v1/completions", json=GOOD).status_code == 200
+        assert time.monotonic() - begun < 1
+        assert late.result().json()["choices"][0]["text"] == "yes"
 
 
 def test_a_full_queue_answers_429(start: Start) -> None:

@@ -276,7 +276,7 @@ def test_states_that_do_not_fit(base: Path, tmp_path: Path, tensors: Mapping[str
 @pytest.mark.parametrize("name", ["s.pth", "s.safetensors"])
 def test_states_alone(tmp_path: Path, name: str) -> None:
     named = {f"module.{key}": value for key, value in states(3, (2, 8, 8)).items()}
-    found = initial_states(lora(tmp_path / name, named, "bf16"))
+    found = initial_states(lora(tmp_path / name, named, "bf16"), 3, 128)
     assert found.shape == (3, 2, 8, 8)
     for layer, values in enumerate(found):
         assert np.array_equal(values, rounded("bf16", named[f"module.blocks.{layer}.att.time_state"]))
@@ -295,12 +295,14 @@ def test_states_alone(tmp_path: Path, name: str) -> None:
         ({**states(1, (1, 4, 4)), "blocks.1.att.time_state": np.ones((2, 4, 4))}, "for every layer"),
         (states(1, (1, 4, 8)), "for every layer"),
         (states(1, (4, 4)), "for every layer"),
-        ({"blocks.0.att.time_state": np.full((1, 4, 4), np.nan)}, "NaN"),
+        (states(4, (1, 4, 4)), "blocks.3.att.time_state is of no layer"),
+        (states(3, (1, 8, 8)), r"states of \[1, 8, 8\]; the model has 16 numbers"),
+        ({name: np.full((1, 4, 4), np.nan) for name in states(3)}, "NaN"),
     ],
 )
 def test_what_is_no_file_of_states(tmp_path: Path, tensors: Mapping[str, Any], says: str) -> None:
     with pytest.raises(WorkerError, match=says):
-        initial_states(lora(tmp_path / "s.pth", tensors))
+        initial_states(lora(tmp_path / "s.pth", tensors), 3, 16)
 
 
 def test_version_4_has_no_such_state(tmp_path: Path) -> None:
