@@ -40,9 +40,9 @@ PASSES = (1, 2, 4, 5, 8)  # tokens
 
 
 @contextmanager
-def serving(arguments: argparse.Namespace, *options: str) -> Iterator[httpx.Client]:
+def serving(arguments: argparse.Namespace, *options: str, model: Path | None = None) -> Iterator[httpx.Client]:
     """A server on any free port, in a process of its own."""
-    argv = [sys.executable, "-m", "rwkvflow", "serve", str(arguments.model), "--port", "0", "--slots", "32"]
+    argv = [sys.executable, "-m", "rwkvflow", "serve", str(model or arguments.model), "--port", "0", "--slots", "32"]
     argv += ["--library", str(arguments.library), "--threads", str(arguments.threads), *options]
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
@@ -101,8 +101,8 @@ def clients_against_one(servers: dict[str, httpx.Client], arguments: argparse.Na
         print(f"{name}: tokens a second: {', '.join(parts)}", flush=True)
 
 
-def checking(arguments: argparse.Namespace) -> None:
-    """What a pass with some guesses costs, against one without: logits after every token."""
+def checking(arguments: argparse.Namespace) -> dict[int, float]:
+    """What a pass of so many tokens costs, against one of one: logits after every token."""
     with Model(arguments.model, arguments.library, arguments.threads) as model:
         ids = [token * 977 % model.n_vocab for token in range(1, max(PASSES) + 1)]
         out = [np.empty(model.state_len, np.float32) for _ in ids]
@@ -116,6 +116,7 @@ def checking(arguments: argparse.Namespace) -> None:
         one = statistics.median(spent[1])
         parts = [f"{count} tokens {statistics.median(seconds) / one:.2f}" for count, seconds in spent.items()]
         print(f"a pass of {1e3 * one:.1f} ms for one token, times: {', '.join(parts)}", flush=True)
+        return {count: statistics.median(seconds) / one for count, seconds in spent.items()}
 
 
 def first_token(arguments: argparse.Namespace) -> None:
@@ -138,24 +139,34 @@ def first_token(arguments: argparse.Namespace) -> None:
         )
 
 
-def guessing(arguments: argparse.Namespace, draft: str) -> None:
-    """The share of guesses kept, and the speed against none."""
+def guessing(arguments: argparse.Namespace, draft: str, costs: dict[int, float]) -> None:
+    """The share of guesses kept, and the speed against none; for --trained also what its guesses bring the model."""
+    model = arguments.trained or arguments.model
     options = ("--draft", draft, "--draft-tokens", "4", "--state-cache", "0MiB")
-    with serving(arguments, "--state-cache", "0MiB") as plain, serving(arguments, *options) as ahead:
+    with (
+        serving(arguments, "--state-cache", "0MiB", model=model) as plain,
+        serving(arguments, *options, model=model) as ahead,
+    ):
         for name, text in TEXTS.items():
-            ratios, before = [], (counter(ahead, "guessed"), counter(ahead, "kept"))
+            ratios, names = [], ("guessed", "kept", "generated")
+            before = [counter(ahead, each) for each in names]
             for seed in range(arguments.rounds):
                 first, all_in, one = complete(plain, text, arguments.tokens, seed, temperature=0.5)
                 first_ahead, all_ahead, two = complete(ahead, text, arguments.tokens, seed, temperature=0.5)
                 ratios.append((all_in - first) / (all_ahead - first_ahead))
                 if texts_of(one) != texts_of(two):
                     sys.exit("guessing ahead changed a text")
-            guessed, kept = counter(ahead, "guessed") - before[0], counter(ahead, "kept") - before[1]
+            now = [counter(ahead, each) for each in names]
+            guessed, kept, wrote = (one - other for one, other in zip(now, before, strict=True))
             share = f"{100 * kept / guessed:.0f} % of {guessed:.0f} guesses kept" if guessed else "no guesses"
-            print(
-                f"--draft {Path(draft).name}, {name}: {share}, {statistics.median(ratios):.2f} times the speed",
-                flush=True,
-            )
+            told = f"{share}, {statistics.median(ratios):.2f} times the speed"
+            if arguments.trained and draft == "lookup":
+                passes = wrote - kept  # each brings one token more than guesses that it keeps
+                cost = float(np.interp(1 + guessed / passes, list(costs), list(costs.values())))
+                told += (
+                    f"; {wrote / passes:.2f} tokens a pass, which costs {cost:.2f}: {wrote / passes / cost:.2f} times"
+                )
+            print(f"--draft {Path(draft).name}, {name}: {told}", flush=True)
 
 
 def texts_of(lines: str) -> str:
@@ -170,12 +181,13 @@ def main() -> None:
     parser.add_argument("--library", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--draft", type=Path, help="a smaller model with the same vocabulary")
+    parser.add_argument("--trained", type=Path, help="a model whose texts make sense, for the share of guesses kept")
     parser.add_argument("--against", help="address of another server")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--conversation", type=int, default=2000, help="tokens")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    checking(arguments)
+    costs = checking(arguments)
     with serving(arguments) as client, ExitStack() as stack:
         servers = {"rwkvflow": client}
         if arguments.against:
@@ -184,7 +196,7 @@ def main() -> None:
         clients_against_one(servers, arguments)
     first_token(arguments)
     for draft in ["lookup", *([str(arguments.draft)] if arguments.draft else [])]:
-        guessing(arguments, draft)
+        guessing(arguments, draft, costs)
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def test_what_is_no_http(server: Running, client: httpx.Client) -> None:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(300),  # TLS
         b"GET /\0 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nA\0: b\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"".join(b"H%d: x\r\n" % i for i in range(9000)) + b"\r\n",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"".join(b"H%d: x\r\n" % i for i in range(40_000)) + b"\r\n",
         HEAD + b"5\r\nContent-Length: 6\r\n\r\n{}",
         HEAD + b"2, 3\r\n\r\n{}",
         HEAD + b"2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -402,6 +402,7 @@ def test_what_else_there_is(client: httpx.Client) -> None:
     assert prompt == "User: hi\n\nAssistant: <think"
     text = client.get("/metrics").text
     assert f'rwkvflow_generated_total{{model="{MODEL}"}}' in text
+    assert f'rwkvflow_state_cache_limit_bytes{{model="{MODEL}"}}' in text
     described = client.get("/openapi.json").json()
     assert described["openapi"].startswith("3.1")
     assert set(POSTS) <= set(described["paths"])
