@@ -103,7 +103,7 @@ def continued(
         for token in prompt:
             logits, state = step(token, state)
         for left in reversed(range(questions.tokens)):
-            out.append(int(logits.argmax()))
+            out.append(questions.likeliest(logits))
             if left:
                 logits, state = step(out[-1], state)
         continuations.append(tuple(out))
@@ -123,5 +123,5 @@ def answer(reference: Reference, questions: Questions) -> Answers:
         scores = Scores(questions)
         for start in range(0, len(hidden), HEAD_TOKENS):
             scores.take(reference.logits(hidden[start : start + HEAD_TOKENS]))
-        continuations = tuple(tuple(row) for row in reference.greedy(questions.prompts, questions.tokens))
+        continuations = tuple(tuple(row) for row in reference.greedy(questions))
     return scores.answers(continuations, threads=None, runtime=False)

@@ -81,6 +81,9 @@ def is_state(name: str) -> bool:
     return re.fullmatch(r"blocks\.[0-9]+\.att\.time_state", name, re.ASCII) is not None
 
 
+_ADAPTER = re.compile(r"[._]lora_(?:[AB]|magnitude_vector|embedding_[AB])(?:$|\.)|\.(?:bone|disha)$")
+
+
 def unknown(tensors: Mapping[str, TensorInfo], architecture: Architecture) -> tuple[str, ...]:
     """Names of tensors whose meaning nobody here knows, in the checkpoint's order.
 
@@ -99,6 +102,13 @@ def version_of(tensors: Mapping[str, TensorInfo]) -> str:
     hint = ""
     if any(name.startswith(("rwkv.blocks.", "model.layers.")) for name in tensors):
         hint = " They look like a Hugging Face folder's: name the folder, not a file of it."
+    if any(_ADAPTER.search(name) for name in tensors):
+        hint = (
+            " They look like an adapter's: one of RWKV-PEFT or RWKV-LM-LoRA goes along with the checkpoint that it was "
+            "trained on (`lora` beside it in a recipe), one of PEFT's is merged with its merge_and_unload()."
+        )
+    elif tensors and all(map(is_state, tensors)):
+        hint = " They are initial states, which go along with a checkpoint (`state` beside it in a recipe)."
     raise WorkerError(
         f"these are not the tensors of an RWKV checkpoint (no blocks.N.att.time_decay or r_k); "
         f"found {some or 'none'}.{hint}"

@@ -36,6 +36,21 @@ class Tensors(Protocol):
         """Rows of a tensor as float32."""
 
 
+class Asked(Protocol):
+    """What continuations are asked for: rwkvflow.worker.smoke.questions.Questions."""
+
+    @property
+    def prompts(self) -> Sequence[Sequence[int]]:
+        """Token ids, at least one of each."""
+
+    @property
+    def tokens(self) -> int:
+        """How many follow each prompt."""
+
+    def likeliest(self, logits: Array) -> int:
+        """The token that is chosen by logits [V]."""
+
+
 @dataclass
 class Peaks:
     """The largest magnitudes that a forward pass came to, over all that it read.
@@ -186,15 +201,16 @@ class Reference:
         """All logits of hidden [T, C]: [T, V]."""
         return np.concatenate([part for _, part in self.head(hidden)], axis=1)
 
-    def greedy(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-        """The `count` likeliest tokens after each prompt, one at a time; the lowest token wins a tie."""
+    def greedy(self, asked: Asked) -> list[list[int]]:
+        """The likeliest tokens after each prompt, one at a time, as many as are asked for."""
+        prompts, count = asked.prompts, asked.tokens
         sequences = [self.start() for _ in prompts]
         out: list[list[int]] = [[] for _ in prompts]
         feed = [list(prompt) for prompt in prompts]
         for done in range(count if prompts else 0):
             progress(done, count, "tokens", "continuation")
             last = np.stack([hidden[-1] for hidden in self.hidden(sequences, feed)])
-            feed = [[int(token)] for token in self.logits(last).argmax(1)]
+            feed = [[asked.likeliest(logits)] for logits in self.logits(last)]
             for row, token in zip(out, feed, strict=True):
                 row += token
         return out

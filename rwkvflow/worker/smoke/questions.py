@@ -30,6 +30,7 @@ class Questions:
     logits   after so many of them, at most len(text), all logits are kept
     prompts  each with at least one token, continued greedily by `tokens`
     truth    the reference's logits [n, V] after the first n tokens, from which the divergence is reckoned, if at all
+    nameless ids that the tokenizer has no token for, which no continuation chooses
     speed    whether tokens of the text are timed
     deferred whether figures are reckoned only of tokens whose logits are not kept: the judge reckons the others
     """
@@ -41,6 +42,14 @@ class Questions:
     truth: Array | None = field(default=None, compare=False, repr=False)
     speed: bool = False
     deferred: bool = False
+    nameless: tuple[int, ...] = ()
+
+    def likeliest(self, logits: NDArray[Any]) -> int:
+        """The likeliest id of logits [V] that has a token, of equals the lowest."""
+        if self.nameless:
+            logits = logits.copy()
+            logits[list(self.nameless)] = -np.inf
+        return int(logits.argmax())
 
 
 @dataclass(frozen=True)
@@ -177,6 +186,7 @@ def write_questions(path: Path, reference: SmokeReference) -> None:
         "prompts": asked.prompts,
         "tokens": asked.tokens,
         "group_norm_eps": reference.group_norm_eps,
+        "nameless": asked.nameless,
     }
     path.write_text(json.dumps(content, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -186,7 +196,8 @@ def read_questions(path: Path, *, speed: bool) -> tuple[Questions, float | None]
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         prompts = tuple(tuple(row) for row in content["prompts"])
-        asked = Questions(tuple(content["text"]), content["logits"], prompts, content["tokens"])
+        nameless = tuple(content["nameless"])
+        asked = Questions(tuple(content["text"]), content["logits"], prompts, content["tokens"], nameless=nameless)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WorkerError(f"{path.name} was not written by the reference task: {error}") from None
     return replace(asked, speed=speed, deferred=True), content["group_norm_eps"]
@@ -200,6 +211,7 @@ def write_reference(path: Path, reference: SmokeReference) -> None:
         "logits": asked.logits,
         "prompts": asked.prompts,
         "tokens": asked.tokens,
+        "nameless": asked.nameless,
         "continuations": answers.continuations,
         "group_norm_eps": reference.group_norm_eps,
         "tokenizer": reference.tokenizer,
@@ -214,7 +226,11 @@ def read_reference(path: Path) -> SmokeReference:
     arrays, meta = read_arrays(path, "logits")
     try:
         asked = Questions(
-            tuple(meta["text"]), meta["logits"], tuple(tuple(row) for row in meta["prompts"]), meta["tokens"]
+            tuple(meta["text"]),
+            meta["logits"],
+            tuple(tuple(row) for row in meta["prompts"]),
+            meta["tokens"],
+            nameless=tuple(meta["nameless"]),
         )
         told = (meta["group_norm_eps"], meta["tokenizer"], meta["note"], *meta["peaks"])
         return SmokeReference(asked, _answers(path, arrays, meta), *told)

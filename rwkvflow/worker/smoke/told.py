@@ -37,7 +37,7 @@ def read_told(path: Path, reference: SmokeReference) -> Answers:
         logits.ndim != 2
         or shapes != ((kept,), (max(0, count - 1 - kept),), (count - kept,))
         or types != ["<f4", "<f4", "<i4"]
-        or not _proper(told, logits.shape[1], [asked.tokens] * len(asked.prompts))
+        or not _proper(told, logits.shape[1], [asked.tokens] * len(asked.prompts), asked.nameless)
     ):
         raise WorkerError("its answers are none to the questions that were asked")
     if logits.shape[1] != reference.answers.logits.shape[1]:
@@ -70,12 +70,13 @@ def _check_members(path: Path) -> None:
         raise WorkerError("its answers are damaged: they do not hold what we write")
 
 
-def _proper(told: Answers, vocabulary: int, lengths: list[int]) -> bool:
+def _proper(told: Answers, vocabulary: int, lengths: list[int], nameless: tuple[int, ...]) -> bool:
     """Whether continuations are tokens, as many as were asked for, and the rest is of its kind."""
-    rows = told.continuations
+    rows, barred = told.continuations, frozenset(nameless)
     if len(rows) != len(lengths) or any(len(row) > most for row, most in zip(rows, lengths, strict=True)):
         return False
-    if not all(isinstance(token, int) and 0 <= token < vocabulary for row in rows for token in row):
+    chosen = [token for row in rows for token in row]
+    if not all(isinstance(token, int) and 0 <= token < vocabulary and token not in barred for token in chosen):
         return False
     return (told.note is None or isinstance(told.note, str)) and (told.pace is None or _proper_pace(told.pace))
 

@@ -7,6 +7,7 @@ with the outputs "reference" and "questions", which is what of it an artifact ma
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,13 +46,13 @@ def run(request: ReferenceRequest) -> None:
         forward = Reference(checkpoint, params.get("group_norm_eps"))
         refuse_unknown(checkpoint.tensors, forward.architecture)
         tokenizer = _tokenizer(params["tokenizer"], forward.architecture.n_vocab)
-        questions = ask(params, _text(Path("in/text")), tokenizer)
+        questions = ask(params, _text(Path("in/text")), tokenizer, forward.architecture.n_vocab)
         nbytes = sum(info.nbytes for info in checkpoint.tensors.values())
         affordable = max(1, int(READ_BYTES // max(nbytes, 1)))
         shortened = min(questions.tokens, affordable)
         with np.errstate(over="ignore", invalid="ignore"):  # judged below
             kept = max(questions.logits, TRUTH_BYTES // (4 * forward.architecture.n_vocab))
-            answers = answer(forward, Questions(questions.text, kept, questions.prompts, shortened))
+            answers = answer(forward, replace(questions, logits=kept, tokens=shortened))
     if trouble := judge.finite(answers):
         raise WorkerError(f"the checkpoint itself is broken: in fp32, {trouble}")
     output = Path(job["outputs"]["reference"])
@@ -71,15 +72,17 @@ def run(request: ReferenceRequest) -> None:
         finish(job["id"], "questions", Path(place))
 
 
-def ask(params: AskParams, text: str, tokenizer: ModelTokenizer) -> Questions:
-    """The questions in tokens. Raises WorkerError for a text of less than two tokens."""
+def ask(params: AskParams, text: str, tokenizer: ModelTokenizer, n_vocab: int) -> Questions:
+    """The questions in tokens to a model of `n_vocab`. Raises WorkerError for a text of less than two tokens."""
     limit = params.get("text_tokens") or TEXT_TOKENS
     tokens = tokenizer.encode(text[: 64 * limit])[:limit]  # tokens are shorter than 64 characters on average
     if len(tokens) < 2:
         raise WorkerError("the smoke text has less than two tokens: name a longer one in the recipe's `smoke.text`")
     prompts = tuple(tuple(tokenizer.encode(prompt)) or (0,) for prompt in params["prompts"])
     count = min(len(tokens), params.get("logit_tokens") or LOGIT_TOKENS)
-    return Questions(tuple(tokens), count, prompts, params["tokens"])
+    ids = frozenset(tokenizer.ids) | {0}  # which ends a text
+    nameless = tuple(token for token in range(n_vocab) if token not in ids)
+    return Questions(tuple(tokens), count, prompts, params["tokens"], nameless=nameless)
 
 
 def _tokenizer(kind: str, n_vocab: int) -> ModelTokenizer:

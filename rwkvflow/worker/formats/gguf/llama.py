@@ -125,7 +125,7 @@ def answers(engine: Path, artifact: Path, questions: Questions, size: int | None
             progress(start, len(text), "tokens")
         if questions.speed:
             _time(model, text[: TIMED + WARM_UP], scores)
-        continuations = tuple(_continue(model, prompt, questions.tokens) for prompt in questions.prompts)
+        continuations = tuple(_continue(model, prompt, questions) for prompt in questions.prompts)
     return scores.answers(continuations, threads=threads, runtime=True)
 
 
@@ -138,11 +138,11 @@ def _time(model: Llama, text: Sequence[int], scores: Scores) -> None:
         scores.took(time.perf_counter() - start)
 
 
-def _continue(model: Llama, prompt: Sequence[int], count: int) -> tuple[int, ...]:
+def _continue(model: Llama, prompt: Sequence[int], questions: Questions) -> tuple[int, ...]:
     model.reset()
     out: list[int] = []
     read: Sequence[int] = prompt
-    while len(out) < count:
-        out.append(int(model.eval(read)[-1].argmax()))
+    while len(out) < questions.tokens:
+        out.append(questions.likeliest(model.eval(read)[-1]))
         read = out[-1:]
     return tuple(out)

@@ -146,6 +146,8 @@ def _tensors(root: Any, where: str) -> tuple[dict[str, TensorRef], Metadata, tup
             break
         if key is None:
             keys = ", ".join(ascii(str(key)[:40]) for key in list(root)[:8])
+            if "ds_version" in root or "param_shapes" in root:
+                raise WorkerError(f"{where}: a part of a DeepSpeed checkpoint, without the model: {GATHERING}")
             raise WorkerError(f"{where}: no tensors in it; its keys are {keys or 'none'}")
         left |= {str(k)[:MAX_NAME]: v for k, v in root.items() if k != key}
         root = root[key]

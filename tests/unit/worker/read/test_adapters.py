@@ -19,6 +19,7 @@ from rwkvflow.worker.model.origin import Origin
 from rwkvflow.worker.model.rounding import bf16_to_float32, rounded
 from rwkvflow.worker.read.adapters import initial_states, product
 from rwkvflow.worker.read.checkpoint import Checkpoint
+from rwkvflow.worker.read.inspect import describe
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import logits
 from tests.helpers import checkpoints
@@ -309,3 +310,28 @@ def test_version_4_has_no_such_state(tmp_path: Path) -> None:
     source = checkpoints.make(tmp_path / "m.pth", "4", **SIZES)
     with pytest.raises(WorkerError, match="version 4 has no state that could be set"):
         open_checkpoint(Origin(source, state=lora(tmp_path / "s.pth", states())))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base_model.model.model.layers.0.attn.k_proj.lora_A.weight",
+        "base_model.model.blocks.0.att.key.lora_B.default.weight",
+        "blocks.0.att.key.lora_A.weight",
+        "blocks.0.att.key.lora_A",
+        "base_model.model.blocks.0.att.key.lora_magnitude_vector",
+        "base_model.model.emb.lora_embedding_A",
+        "blocks.0.att.key.bone",
+        "blocks.0.ffn.value.disha",
+    ],
+)
+def test_an_adapter_that_is_given_as_a_model_is_called_one(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "adapter_model.safetensors"
+    checkpoints.write_safetensors(path, [checkpoints.array_entry(name, np.zeros((4, 64), np.float32))])
+    assert "They look like an adapter's: " in str(describe(path)["problem"])
+
+
+def test_initial_states_that_are_given_as_a_model_are_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "state.pth"
+    checkpoints.write_pth(path, [checkpoints.array_entry("blocks.0.att.time_state", np.zeros((1, 64, 64), np.float32))])
+    assert "They are initial states, which go along with a checkpoint" in str(describe(path)["problem"])

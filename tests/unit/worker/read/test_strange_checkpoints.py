@@ -276,6 +276,10 @@ def test_what_deepspeed_leaves(tmp_path: Path, state: State) -> None:
     part = tmp_path / "zero_pp_rank_0_mp_rank_00_model_states.pt"
     torch.save({"module": {name: torch.empty(0) for name in state}, "ds_version": "0.16"}, part)
     assert re.search("DeepSpeed ZeRO-3.*python zero_to_fp32.py", refusal(part))
+    optimizer = {"optimizer_state_dict": {"zero_stage": 3, "partition_count": 2}, "ds_version": "0.16"}
+    other = part.with_name("zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    torch.save(optimizer, other)
+    assert re.search("DeepSpeed.*python zero_to_fp32.py", refusal(other))
     folders = {
         "by its script": "zero_to_fp32.py",
         "by a part": "a_model_states.pt",

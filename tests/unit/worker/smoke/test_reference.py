@@ -16,6 +16,7 @@ import pytest
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference, logits
+from rwkvflow.worker.smoke.questions import Questions
 from tests.helpers import checkpoints
 
 VERSIONS = ("4", "5.0", "5.1", "5.2", "6", "7")
@@ -81,7 +82,8 @@ def test_nothing_is_kept_of_a_model_over_the_cache_limit(version: str, tmp_path:
         expected = small.logits(small.hidden([small.start()], [tokens])[0])
         hidden = large.hidden([large.start()], [tokens])[0]
         np.testing.assert_array_equal(large.logits(hidden), expected)
-        assert large.greedy([tokens, tokens[:2]], 3) == small.greedy([tokens, tokens[:2]], 3)
+        asked = Questions((), 0, (tuple(tokens), tuple(tokens[:2])), 3)
+        assert large.greedy(asked) == small.greedy(asked)
         large._forget()
         assert large._cache == {}
 
@@ -136,7 +138,7 @@ def test_greedy_takes_the_likeliest_token_each_time(tmp_path: Path) -> None:
     prompt = some_tokens(5, 320)
     with open_checkpoint(path) as checkpoint:
         reference = Reference(checkpoint)
-        (continuation,) = reference.greedy([prompt], 6)
+        (continuation,) = reference.greedy(Questions((), 0, (tuple(prompt),), 6))
         for length in range(6):
             row = logits(checkpoint, prompt + continuation[:length])[-1]
             assert continuation[length] == int(row.argmax())

@@ -8,6 +8,7 @@ import pytest
 
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.reference import Reference, memory, model
+from rwkvflow.worker.smoke.questions import Questions
 from tests.helpers import checkpoints
 
 GIB = 1 << 30
@@ -60,7 +61,7 @@ def test_a_model_that_there_is_room_for_is_converted_once(tmp_path: Path, monkey
                 return original(name, *rows)  # type: ignore[operator]
 
             monkeypatch.setattr(checkpoint, "float32", noted)
-            text = Reference(checkpoint).greedy([[1, 2, 3]], 5)
+            text = Reference(checkpoint).greedy(Questions((), 0, ((1, 2, 3),), 5))
             found[name] = text, read.count("blocks.0.att.key.weight"), read.count("head.weight")
     assert found["much"] == (found["little"][0], 1, 1)
     assert found["little"][1:] == (5, 5)

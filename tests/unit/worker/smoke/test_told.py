@@ -160,3 +160,12 @@ def test_what_is_no_file_of_answers_is_refused(tmp_path: Path, name: str) -> Non
     OTHERS[name](tmp_path / "x")
     with pytest.raises(WorkerError):
         read_told(tmp_path / "x", reference_of(8))
+
+
+def test_a_continuation_by_an_id_without_a_token_is_none(tmp_path: Path) -> None:
+    reference = reference_of(4)
+    write_answers(tmp_path / "answers", answers_of(replace(ASKED, deferred=True), 2))
+    assert read_told(tmp_path / "answers", reference).continuations[1] == (4, 5, 6)
+    barred = replace(reference, questions=replace(ASKED, nameless=(6, 7)))
+    with pytest.raises(WorkerError, match="none to the questions"):
+        read_told(tmp_path / "answers", barred)
