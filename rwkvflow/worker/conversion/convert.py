@@ -25,7 +25,7 @@ from rwkvflow.worker.model.architecture import Architecture, architecture_of
 from rwkvflow.worker.model.origin import Origin
 from rwkvflow.worker.model.strangers import refuse_unknown
 from rwkvflow.worker.model.tensorinfo import TensorInfo
-from rwkvflow.worker.model.weight_types import QUANTIZED, TYPE_OF_DTYPE
+from rwkvflow.worker.model.weight_types import BY_NUMBER, QUANTIZED, TYPE_OF_DTYPE
 from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.open import open_checkpoint
 from rwkvflow.worker.write.encode import encode, oddity
@@ -188,9 +188,11 @@ class _Sink(threading.Thread):
             if item.slot.encoding.kind in QUANTIZED:
                 what = odd or "a value too large for its 16-bit scales"
                 raise WorkerError(f"{item.name} holds {what}, which {self.outcome.job.format} cannot hold")
-            what = (
-                f"{odd} in the checkpoint and in the artifact" if odd else "too large for F16, infinite in the artifact"
+            kind = item.slot.encoding.kind
+            too_large = (
+                f"too large for {'it' if kind is None else BY_NUMBER[kind].name.upper()}, infinite in the artifact"
             )
+            what = f"{odd} in the checkpoint and in the artifact" if odd else too_large
             self.overflown.setdefault(what, {})[item.name] = None
         self.writer.put(item.slot, item.start, data)
 

@@ -130,6 +130,7 @@ class _ShapeReader:
         self.spec = SPECS[self.version]
         self.lora: dict[str, int] = {}
         self.sizes: dict[str, int] = {}  # of the letters in shapes
+        self.called: dict[str, str] = {}  # by the name of a tensor that has two: the one that this file has
 
     def result(self) -> Architecture:
         layers = self._layers()
@@ -144,6 +145,8 @@ class _ShapeReader:
         if not 0 < vocab <= MAX_SIZE or not 0 < c <= MAX_SIZE:
             raise WorkerError(f"emb.weight is {self._show(embedding.shape)}, which is no vocabulary")
         self.seen.add("emb.weight")
+        if embedding.dtype not in _FLOATS:
+            self.problems.append(f"emb.weight is {embedding.dtype}, not one of {', '.join(_FLOATS)}")
         self.sizes = {"V": vocab, "C": c}
         for spec in AFTER:
             self._check(spec.name, spec)
@@ -247,6 +250,8 @@ class _ShapeReader:
             if other in self.tensors and name in self.tensors:
                 self.problems.append(f"{name} and {other} are two names of one tensor")
             taken = other if other in self.tensors and name not in self.tensors else name
+            if other:
+                self._one_name(name, taken or name)
             self._check(taken or name, spec, ranks.get(spec.low_rank or "", 0))
 
     def _state(self, name: str, spec: TensorSpec) -> None:
@@ -255,6 +260,12 @@ class _ShapeReader:
             self.seen.add(name)
 
     # -- checks of one tensor
+
+    def _one_name(self, name: str, taken: str) -> None:
+        """Of two names that mean other values, runtimes take the one of any layer for all."""
+        first = self.called.setdefault(name.split(".", 2)[2], taken)
+        if first.split(".", 2)[2] != taken.split(".", 2)[2]:
+            self.problems.append(f"{taken} is called otherwise than {first}: they hold other values")
 
     def _rank(self, key: str, name: str, spec: TensorSpec) -> int:
         """Rank of a low-rank pair from one of its tensors; all layers must have the same."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.architecture import Architecture, architecture_of, version_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
-from rwkvflow.worker.model.versions import VERSIONS
+from rwkvflow.worker.model.versions import ALL_VERSIONS, VERSIONS
 from tests.helpers import checkpoints
 
 Shapes = dict[str, tuple[int, ...]]
@@ -227,3 +227,25 @@ def test_no_set_of_tensors_crashes(changes: Shapes, version: str) -> None:
 def test_it_needs_no_numpy() -> None:
     code = "import sys, rwkvflow.worker.model.architecture; sys.exit('numpy' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+
+
+def test_two_layers_that_name_one_tensor_otherwise_are_refused() -> None:
+    """`time_first` is a logarithm, `time_faaaa` is not, and the rwkv package takes one name for all layers."""
+    for version in ("5.1", "5.2"):
+        shapes = checkpoints.shapes(version, layers=2, width=64, vocab=64)
+        for other in (0, 1):
+            tensors = {}
+            for name, shape in shapes.items():
+                name = name.replace("time_faaaa", "time_first") if name.startswith(f"blocks.{other}.") else name
+                tensors[name] = TensorInfo(name, "bf16", shape)
+            with pytest.raises(WorkerError, match="is called otherwise than "):
+                architecture_of(tensors)
+
+
+@pytest.mark.parametrize("version", sorted(ALL_VERSIONS))
+def test_every_tensor_of_a_version_holds_floating_point(version: str) -> None:
+    shapes = checkpoints.shapes(version, layers=2, width=64, vocab=64)
+    for odd in shapes:
+        tensors = {name: TensorInfo(name, "i8" if name == odd else "f32", shape) for name, shape in shapes.items()}
+        with pytest.raises(WorkerError, match=f"{odd} is i8, not one of f64, f32, f16, bf16"):
+            architecture_of(tensors)
