@@ -36,7 +36,7 @@ class Tensors(Protocol):
         """Rows of a tensor as float32."""
 
 
-class Asked(Protocol):
+class Continuing(Protocol):
     """What continuations are asked for: rwkvflow.worker.smoke.questions.Questions."""
 
     @property
@@ -201,7 +201,7 @@ class Reference:
         """All logits of hidden [T, C]: [T, V]."""
         return np.concatenate([part for _, part in self.head(hidden)], axis=1)
 
-    def greedy(self, asked: Asked) -> list[list[int]]:
+    def greedy(self, asked: Continuing) -> list[list[int]]:
         """The likeliest tokens after each prompt, one at a time, as many as are asked for."""
         prompts, count = asked.prompts, asked.tokens
         sequences = [self.start() for _ in prompts]
