@@ -76,8 +76,11 @@ def completion() -> Path:
             files = [place / "build-info.cpp", *sorted((source / "tools" / "completion").glob("*.cpp"))]
             files += [path for pattern in SOURCES for path in sorted(source.glob(pattern))]
             objects = [_compiled(path, place, source) for path in files]
+            called = place / "bin" / "librwkvflow-llama.so"  # what the library calls itself
+            called.unlink(missing_ok=True)
+            called.symlink_to(library)
             out = place / "bin" / "llama-completion"
-            _call("-o", str(out), *map(str, objects), str(library), f"-Wl,-rpath,{library.parent}", "-lpthread", "-ldl")
+            _call("-o", str(out), *map(str, objects), str(called), "-Wl,-rpath,$ORIGIN", "-lpthread", "-ldl")
     return place / "bin"
 
 
