@@ -129,6 +129,24 @@ def test_nothing_is_in_reach(arena: Arena, worker: bool) -> None:
         assert not isinstance(result, RwkvflowError)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="walls are Linux's")
+def test_on_the_host_a_name_can_be_seen_and_no_more(arena: Arena) -> None:
+    """Landlock hides what files hold, not that they are there, nor how large they are; a container has no such file."""
+    if not arena.kept_in:
+        pytest.skip("this kernel has no walls for the host sandbox, and it says so")
+    program = (
+        "import os\n"
+        f"try: print('size', os.stat({str(arena.canary)!r}).st_size)\n"
+        "except OSError: print('no file')\n"
+        f"try: print('read', open({str(arena.canary)!r}).read())\n"
+        "except OSError: print('no reading')\n"
+        "open('out/x', 'w').write('done')"
+    )
+    arena.run(program)
+    seen = f"size {len(CANARY)}" if arena.sandbox.name == "host" else "no file"
+    assert arena.log == [seen, "no reading"]
+
+
 FORGED = """
 import glob, json, os, stat, sys, ctypes
 other = {precious!r}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ from click.testing import CliRunner
 
 from rwkvflow.documents.load import load_recipe
 from rwkvflow.documents.lock import recipe_digest
+from rwkvflow.sandbox.isolation import launch
+from rwkvflow.sandbox.isolation.walls import NETWORK_LANDLOCK, walls
 from tests.helpers import no_walls
 from tests.redteam.test_documents import Guest, _wheels, guest, lock_of  # noqa: F401 - a fixture
 
@@ -63,11 +66,11 @@ def test_each_wall_is_missed_and_told() -> None:
 
 def test_nothing_is_followed_believed_or_unbounded(tmp_path: Path) -> None:
     """The red team's own commands, with the walls away."""
-    names = "no_output or no_line or after_it_told or flood_of_files"
+    names = "no_output or no_line or after_it_told or flood_of_files or stands_open"
     done = without(
         "walls", sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider",
         "--basetemp", tmp_path / "inner", "-m", "not docker", "-k", f"host and ({names})",
-        "tests/redteam/test_commands.py",
+        "tests/redteam/test_commands.py", "tests/redteam/inner_without_walls.py",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
     passed = set(re.findall(r"^PASSED .*::(\w+)\[host", done.stdout, re.MULTILINE))
@@ -76,8 +79,33 @@ def test_nothing_is_followed_believed_or_unbounded(tmp_path: Path) -> None:
         "test_no_line_of_an_engine_is_a_message",
         "test_a_command_that_fails_after_it_told_ends_its_step",
         "test_a_flood_of_files_ends_at_the_disk_limit",
+        "test_what_stands_open_is_what_the_table_says",
     }
     assert "skipped" not in done.stdout
+
+
+CONNECT = """
+import socket, sys
+for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+    try:
+        socket.socket(socket.AF_INET, kind).connect(("127.0.0.1", int(sys.argv[1])))
+        print(kind.name, "WENT THROUGH")
+    except OSError:
+        print(kind.name, "denied")
+"""
+
+
+def test_landlock_alone_keeps_tcp_in_and_no_more() -> None:
+    """As the table says of the network, on a kernel without namespaces."""
+    if walls().landlock < NETWORK_LANDLOCK:
+        pytest.skip("this kernel's Landlock knows no ports")
+    rules = {"namespaces": False, "readonly": False, "landlock": True, "read": ["/"], "write": ["/dev/null"]}
+    launcher = Path(launch.__file__)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        command = (launcher, json.dumps(rules), "--", sys.executable, "-c", CONNECT, port)
+        done = without("namespaces", sys.executable, "-I", "-S", *command)
+    assert done.stdout.split("\n")[:2] == ["SOCK_STREAM denied", "SOCK_DGRAM WENT THROUGH"], done.stderr
 
 
 def ways(folder: Path) -> None:
