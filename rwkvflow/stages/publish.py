@@ -15,8 +15,8 @@ from rwkvflow.documents.destinations import parse_destination
 from rwkvflow.documents.formats import file_name, folder_name, splitting
 from rwkvflow.documents.lock import LLAMA, LockedFile, pinned_files
 from rwkvflow.documents.lock_text import lock_text
-from rwkvflow.documents.recipe import LocalFolder
 from rwkvflow.lock.local_files import local_path
+from rwkvflow.lock.outside import named_files
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, LocalInput, Ref, Step
 from rwkvflow.stages import convert, engine, extra, imatrix, llama, quality, smoke
@@ -56,10 +56,7 @@ def _spare_sources(blueprint: Blueprint, target: Path) -> None:
     recipe, sources = blueprint.recipe, [blueprint.recipe_path, blueprint.workflow_path]
     named = [resolved for _, resolved, _ in pinned_files(blueprint.lock)]
     sources += [path for source in named if (path := local_path(source, blueprint.folder)) is not None]
-    beside = [recipe.smoke.text, recipe.card and recipe.card.template, recipe.sign and recipe.sign.key]
-    if isinstance(recipe.engine.source, LocalFolder):
-        beside.append(recipe.engine.source.path)
-    sources += [blueprint.folder / Path(path).expanduser() for path in beside if path]
+    sources += [blueprint.folder / Path(path).expanduser() for path in named_files(recipe).values()]
     refuse_sources(target, sources)
 
 

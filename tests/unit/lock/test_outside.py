@@ -30,7 +30,16 @@ KEYS = {
     "sign.key": "sign: {{key: {0}}}\n",
     "engine.source.path": "engine: {{source: {{path: {0}}}}}\n",
     "engine.source.git": "engine: {{source: {{git: {0}, commit: " + "c" * 40 + "}}}}\n",
+    "models.demo.imatrix.text": "tokenizer: bytes, imatrix: {{text: {0}}}",
 }
+
+
+def naming(key: str, path: str) -> str:
+    """A recipe that names the path under this key."""
+    part = KEYS[key].format(path)
+    if key.startswith("models."):
+        return PLAIN.replace("tokenizer: bytes", part).replace("ggml-f16", "gguf-q4_k_m")
+    return PLAIN + part
 
 
 def link(path: Path, target: Path | str) -> str:
@@ -65,7 +74,7 @@ def test_no_way_leads_out(way: str, key: str, tmp_path: Path, monkeypatch: pytes
     path = WAYS[way](folder, canary)
     if key == "engine.source.git" and way in ("a link", "a relative link", "a link to a link", "home"):
         path = f"./{path}"  # as git takes it
-    text = PLAIN + KEYS[key].format(path)
+    text = naming(key, path)
     try:
         recipe = recipe_from_text(text, "recipe.yaml", folder)
     except RwkvflowError:
@@ -87,15 +96,15 @@ def test_what_lies_in_the_folder_is_fine(tmp_path: Path) -> None:
     (folder / "deep/x").write_text("x")
     (folder / "link").symlink_to("deep/x")
     for path in ("deep/x", "link", "./deep/../deep/x", str(folder / "deep/x")):
-        for key in ("card.template", "smoke.text", "sign.key"):
-            check_inside(recipe_from_text(PLAIN + KEYS[key].format(path), "recipe.yaml", folder), folder)
+        for key in ("card.template", "smoke.text", "sign.key", "models.demo.imatrix.text"):
+            check_inside(recipe_from_text(naming(key, path), "recipe.yaml", folder), folder)
 
 
 def test_a_link_in_an_engines_folder_does_not_lead_out(tmp_path: Path) -> None:
     folder = tmp_path / "recipe"
     (folder / "engine/src").mkdir(parents=True)
     (folder / "engine/src/link.h").symlink_to("/etc/hostname")
-    recipe = recipe_from_text(PLAIN + KEYS["engine.source.path"].format("engine"), "recipe.yaml", folder)
+    recipe = recipe_from_text(naming("engine.source.path", "engine"), "recipe.yaml", folder)
     with pytest.raises(UsageError, match=r"engine\.source\.path: src/link\.h"):
         check_inside(recipe, folder)
 
@@ -105,7 +114,7 @@ def test_the_person_may_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     folder = tmp_path / "recipe"
     folder.mkdir()
     (tmp_path / "text").write_text("x")
-    (folder / "recipe.yaml").write_text(PLAIN + KEYS["smoke.text"].format("../text"))
+    (folder / "recipe.yaml").write_text(naming("smoke.text", "../text"))
     (folder / "flow.yaml").write_text("allow_outside: true\n")
     assert load_workflow(folder / "flow.yaml").allow_outside
     assert not load_workflow().allow_outside
@@ -146,6 +155,8 @@ def commands(command: click.Command, *names: str) -> Iterator[tuple[str, ...]]:
 
 #: Commands that look at a recipe alone and open nothing that it names, or at its checkpoints alone.
 LOOKERS = {"ci github", "ci gitlab", "matrix", "validate"}
+#: Options without which a command does not begin.
+WANTED = {"work": ("--remote", "file:///no/remote/store")}
 OPENED: list[str] = []
 LISTENING: list[bool] = []
 
@@ -181,15 +192,17 @@ def test_no_command_reads_it(
     else:
         canary.write_text("canary")
     recipe = folder / "recipe.yaml"
-    recipe.write_text(PLAIN + KEYS[key].format("../canary"))
+    recipe.write_text(naming(key, "../canary"))
     opened.clear()
-    result = CliRunner().invoke(cli, [str(recipe) if word == "RECIPE" else word for word in words])
-    if " ".join(word for word in words if word != "RECIPE") not in LOOKERS:
+    name = " ".join(word for word in words if word != "RECIPE")
+    line = [str(recipe) if word == "RECIPE" else word for word in words]
+    result = CliRunner().invoke(cli, [*line, *WANTED.get(name, ())])
+    if name not in LOOKERS:
         assert isinstance(result.exception, UsageError)
         assert "--allow-outside" in str(result.exception)
     assert str(recipe) in opened, "the hook hears what is opened, or this test shows nothing"
     assert not [path for path in opened if "canary" in path]
-    assert not (tmp_path / "store").exists(), "nothing was done before"
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()], "nothing was done before"
     assert [path.name for path in folder.iterdir()] == ["recipe.yaml"]
 
 

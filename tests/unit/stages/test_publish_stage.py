@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from rwkvflow.base.errors import DocumentError, UsageError
 from rwkvflow.documents.load import load_workflow, recipe_from_text
+from rwkvflow.lock.outside import named_files
 from rwkvflow.plan.matrix import expand
 from rwkvflow.plan.step import LocalInput, Step
 from rwkvflow.stages import publish
 from rwkvflow.stages.blueprint import Blueprint
 from tests.helpers.releases import RECIPE, lock_of, zeros
+from tests.unit.documents.test_recipe_hostile import PLACES
 
 
 @pytest.fixture
@@ -134,9 +137,32 @@ def test_a_folder_that_holds_what_is_read_is_no_place_for_a_release(to: str, fol
         step(folder, text=text)
 
 
-@pytest.mark.parametrize("more", ["card: {template: out/mine.j2}\n", "sign: {key: out/mine.pem}\n"])
-def test_a_release_does_not_replace_what_goes_into_it(more: str, folder: Path) -> None:
+NAMED = {
+    "card.template": "card: {template: out/mine}\n",
+    "sign.key": "sign: {key: out/mine}\n",
+    "smoke.text": "smoke: {text: out/mine}\n",
+    "engine.source.path": "engine: {source: {path: out/mine}}\n",
+    "engine.source.git": f"engine: {{source: {{git: ./out/mine, commit: {'c' * 40}}}}}\n",
+    "models.tiny7.imatrix.text": "",
+}
+
+
+@pytest.mark.parametrize("key", NAMED)
+def test_a_release_does_not_replace_what_goes_into_it(key: str, folder: Path) -> None:
+    """Whatever of a recipe names a file: all of `named_files`."""
     (folder / "out").mkdir()
-    (folder / "out/mine.j2").write_text("# x\n")
+    (folder / "out/mine").write_text("# x\n")
+    text = RECIPE
+    if key.startswith("models."):
+        text = RECIPE.replace("- name: tiny7\n", "- name: tiny7\n    imatrix: {text: out/mine}\n")
+        assert text != RECIPE
+    found = blueprint(folder, NAMED[key], text)
+    assert key in named_files(found.recipe)
     with pytest.raises(UsageError, match="read from"):
-        step(folder, more)
+        list(publish.steps(found))
+
+
+def test_every_file_that_a_recipe_names_is_tried_here() -> None:
+    assert {re.sub(r"^models\.\w+", "models.*", key) for key in NAMED} == {
+        place for place, kind in PLACES.items() if kind in ("file", "git")
+    }
