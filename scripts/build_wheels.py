@@ -35,8 +35,13 @@ TARGETS = {
     "musllinux_1_1_aarch64": "aarch64-linux-musl",
     "macosx_x86_64": "x86_64-macos",
     "macosx_arm64": "aarch64-macos",
+    "win_amd64": "x86_64-windows-gnu",
+    "win_arm64": "aarch64-windows-gnu",
 }
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
+PE_MACHINES = {"amd64": 0x8664, "arm64": 0xAA64}
+# What every Windows 10 has: the system's own, and the universal C runtime's parts.
+PE_LIBRARIES = re.compile(r"(kernel32|ntdll|advapi32|ucrtbase|msvcrt|api-ms-win-[a-z0-9-]+)\.dll", re.IGNORECASE)
 MACH_MACHINES = {"x86_64": 0x01000007, "arm64": 0x0100000C}
 C_LIBRARIES = re.compile(r"(lib(c|m|pthread|dl|rt)\.so\.\d|ld-linux-[a-z0-9-]+\.so\.\d|libc\.so|libc\.musl-\w+\.so\.1)")
 LC_BUILD_VERSION, LC_VERSION_MIN_MACOSX, LC_LOAD_DYLIB = 0x32, 0x24, 0xC
@@ -74,6 +79,9 @@ def build_engine(target: str, work: Path) -> Path:
 def fitting_tag(tag: str, library: Path) -> str:
     """The tag, with macOS' least version in it. Raises ValueError for a library that the tag does not fit."""
     data = library.read_bytes()
+    if tag.startswith("win_"):
+        _check_pe(tag, data)
+        return tag
     if not tag.startswith("macosx_"):
         _check_elf(tag, data)
         return tag
@@ -100,6 +108,38 @@ def _check_elf(tag: str, data: bytes) -> None:
             raise ValueError(f"{tag}: the library needs glibc {'.'.join(map(str, newer[-1]))}")
     elif versions:
         raise ValueError(f"{tag}: the library needs glibc, and the tag promises musl")
+
+
+def _check_pe(tag: str, data: bytes) -> None:
+    found, needs = _pe(data)
+    if found != PE_MACHINES[tag.removeprefix("win_")]:
+        raise ValueError(f"{tag}: the library is for another machine ({found:#x})")
+    if strange := [name for name in needs if not PE_LIBRARIES.fullmatch(name)]:
+        raise ValueError(f"{tag}: the library needs {', '.join(strange)}")
+
+
+def _pe(data: bytes) -> tuple[int, list[str]]:
+    """(machine, needed libraries) of a 64-bit library in Windows' format, PE32+."""
+    (at,) = struct.unpack_from("<I", data, 60)
+    if data[:2] != b"MZ" or data[at : at + 4] != b"PE\0\0":
+        raise ValueError("not a Windows library")
+    machine, sections = struct.unpack_from("<HH", data, at + 4)
+    (optional,) = struct.unpack_from("<H", data, at + 20)
+    if struct.unpack_from("<H", data, at + 24)[0] != 0x20B:
+        raise ValueError("not a 64-bit Windows library")
+    (imports,) = struct.unpack_from("<I", data, at + 24 + 112 + 8)  # the second directory
+    table = [struct.unpack_from("<IIII", data, at + 24 + optional + 40 * index + 8) for index in range(sections)]
+
+    def place(address: int) -> int:
+        return next(raw + address - start for size, start, length, raw in table if start <= address < start + length)
+
+    names = []
+    entry = place(imports) if imports else 0
+    while entry and (name := struct.unpack_from("<I", data, entry + 12)[0]):
+        start = place(name)
+        names.append(data[start : data.index(b"\0", start)].decode("ascii"))
+        entry += 20
+    return machine, names
 
 
 def _mach(data: bytes) -> tuple[int, tuple[int, int], list[str]]:
@@ -159,7 +199,7 @@ def main() -> None:
     for tag, target in wanted.items():
         with tempfile.TemporaryDirectory() as work:
             engine = build_engine(target, Path(work) / "engine")
-            (library,) = (engine / "lib").iterdir()
+            (library,) = [path for path in (engine / "lib").iterdir() if path.suffix in (".so", ".dylib", ".dll")]
             tag = fitting_tag(tag, library)
             wheel = build_wheel(engine, tag, options.destination)
             print(f"{wheel} {wheel.stat().st_size} bytes, librwkv {library.stat().st_size} bytes")

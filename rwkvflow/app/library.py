@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from rwkvflow.base.errors import RwkvflowError, UsageError
+from rwkvflow.base import machine
+from rwkvflow.base.errors import EnvironmentMissing, RwkvflowError, UsageError
 from rwkvflow.base.events import Event, Listener, Notice, StepFinished, silent
 from rwkvflow.base.files import clear_errors, read_json
 from rwkvflow.base.shipped import PACKAGE, shipped
@@ -109,6 +110,8 @@ def _request() -> dict[str, object]:
 
 def _build(root: Path, emit: Listener) -> Path:
     """Build librwkv as `rwkvflow engine build` does for a recipe without an engine; returns the library."""
+    if not machine.HAS_FOLDER_HANDLES:
+        raise EnvironmentMissing("librwkv is not here, and no sandbox of this system can build it", remedy=INSTEAD)
     from rwkvflow.app import pipeline
 
     recipe = root / RECIPE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rwkvflow.base import machine
 from rwkvflow.base.errors import EnvironmentMissing, RwkvflowError
 from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.documents.formats import runs_in_librwkv
@@ -41,23 +41,12 @@ def provable(name: str) -> bool:
 
 def need_memory(path: Path) -> None:
     """Raise EnvironmentMissing where the machine cannot hold a file in memory, before it is tried."""
-    size, free = path.stat().st_size, _free()
+    size, free = path.stat().st_size, machine.memory()
     if free is not None and size > free:
         raise EnvironmentMissing(
             f"running {path.name} to prove it takes {size / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
             remedy="free some, or say --no-check",
         )
-
-
-def _free() -> int | None:
-    try:
-        with Path("/proc/meminfo").open(encoding="ascii") as lines:
-            return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        try:
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, OSError, ValueError):
-            return None
 
 
 def prove(origin: Origin, library: Path, files: Sequence[tuple[str, Path]]) -> Iterator[Proof]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
+import shutil
 import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from rwkvflow.base import machine
 from rwkvflow.base.errors import StoreError
 
 
@@ -60,13 +61,15 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
-            temporary.rename(path)
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or a folder's list of names, to disk."""
+    """Flush a file, or a folder's list of names, to disk, where the system lets one ask for that."""
+    if not machine.HAS_FOLDER_HANDLES:
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -80,6 +83,12 @@ def remove(path: Path) -> None:
     No link is followed, and neither the depth of a folder nor the length of its paths has a bound: a folder inside is
     moved up until it stands at the top, and emptied there.
     """
+    if not machine.HAS_FOLDER_HANDLES:  # Windows
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        return
     try:
         top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except PermissionError:
@@ -150,22 +159,28 @@ def _opened(name: str, above: int) -> Iterator[int | None]:
 
 @contextlib.contextmanager
 def locked(path: Path, how: int) -> Iterator[IO[str]]:
-    """flock on a file that may be unlinked by its last holder: re-opened until name and handle agree."""
+    """A lock (machine.lock) on a file that its last holder may unlink: re-opened until name and handle agree.
+
+    Raises BlockingIOError where another has it and `how` is AT_ONCE.
+    """
     while True:
         file = path.open("a")
         try:
-            fcntl.flock(file, how)
+            machine.lock(file, how)
             try:
                 same = os.fstat(file.fileno()).st_ino == path.stat().st_ino
             except FileNotFoundError:
                 same = False
         except BaseException:
+            machine.unlock(file)
             file.close()
             raise
         if same:
             break
+        machine.unlock(file)
         file.close()
     try:
         yield file
     finally:
+        machine.unlock(file)
         file.close()

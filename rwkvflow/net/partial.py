@@ -7,7 +7,6 @@ keeps other processes out. `<name>` itself appears by rename.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import IO
 from rwkvflow.base.errors import Interrupted
 from rwkvflow.base.files import locked, read_json, sync, write_json
 from rwkvflow.base.hashing import CHUNK
+from rwkvflow.base.machine import AT_ONCE, EXCLUSIVE
 
 HEAD = 512  # bytes kept to tell a page or a pointer from a file
 
@@ -98,7 +98,7 @@ class PartialFile:
         """Make it the destination, durably."""
         self.flush()
         sync(self.path)
-        self.path.rename(self.destination)
+        self.path.replace(self.destination)
         sync(self.destination.parent)
         self.note.unlink(missing_ok=True)
 
@@ -121,7 +121,7 @@ def alone(destination: Path, cancel: threading.Event | None) -> Iterator[None]:
     while True:
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                stack.enter_context(locked(path, EXCLUSIVE | AT_ONCE))
             except BlockingIOError:
                 if (cancel or threading.Event()).wait(0.1):
                     raise Interrupted("the download was stopped") from None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from rwkvflow.base import machine
 from rwkvflow.base.errors import PublishError, StoreError
 from rwkvflow.base.files import read_json, remove, sync, write_json
 from rwkvflow.base.outputs import swap
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from rwkvflow.release.release import Release, ReleaseFile
 
 CHUNK = 4 << 20
-_FICLONE = 0x40049409  # linux/fs.h: the open file shares another one's blocks until either is written to
 _LARGE = 1 << 20  # bytes of a file that is worth a word
 
 
@@ -250,7 +249,7 @@ def _clone(source: Path, out: int) -> str:
         return "files share no blocks on this system"
     try:
         with source.open("rb") as file:
-            fcntl.ioctl(out, _FICLONE, file.fileno())
+            machine.share_blocks(file, out)
     except OSError as error:
         if error.errno == errno.EXDEV:
             return "the store is on another file system"
@@ -276,9 +275,5 @@ def _stamp(path: Path) -> list[int]:
 
 @contextlib.contextmanager
 def _one_at_a_time(folder: Path) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+    with machine.locked_folder(folder):
         yield
-    finally:
-        os.close(handle)

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import platform
 import re
@@ -26,6 +25,7 @@ from rwkvflow.base import process
 from rwkvflow.base.errors import EnvironmentMissing, StepFailed
 from rwkvflow.base.files import clear_errors, no_space, read_json, remove, write_json
 from rwkvflow.base.hashing import SKIPPED
+from rwkvflow.base.machine import AT_ONCE, EXCLUSIVE, lock
 from rwkvflow.plan.step import StepLimits
 from rwkvflow.sandbox.base import WAITING, Command, EnvironmentSpec, OnLine, Result
 from rwkvflow.sandbox.image.archive import requirements_by_role, wheels_of
@@ -143,7 +143,7 @@ class HostSandbox:
         with (self.root / f"{tag}.lock").open("a") as file:
             while True:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock(file, EXCLUSIVE | AT_ONCE)
                     break
                 except BlockingIOError:
                     if cancel.wait(LOCK_POLL_S):
@@ -220,7 +220,7 @@ class HostSandbox:
                 continue
             with (self.root / f"{folder.name}.lock").open("a") as file:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock(file, EXCLUSIVE | AT_ONCE)
                 except BlockingIOError:
                     continue
                 if (folder / "venv").exists() and not (folder / MARKER).exists():

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
+import functools
 import hashlib
+import operator
 import os
 import signal
 import stat
@@ -20,6 +21,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from rwkvflow.base import machine
 from rwkvflow.base.errors import StepFailed
 from rwkvflow.base.hashing import SKIPPED, manifest_digest
 from rwkvflow.base.text import shown_line
@@ -39,7 +41,8 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 _FORMATTING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # categories that change how a name reads, or are no text
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | getattr(os, "O_NOCTTY", 0)
+_FLAGS = ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY")  # Windows, where nothing is taken over, has none
+_OPEN = functools.reduce(operator.or_, (getattr(os, name, 0) for name in _FLAGS), os.O_RDONLY)
 
 Identity = tuple[int, int]  # device and inode
 
@@ -246,6 +249,7 @@ def _refused(what: str, why: str, remedy: str | None = None) -> StepFailed:
 
 def _settled(handle: int) -> bool:
     """Whether nobody has the file open for writing, as far as the kernel tells: asks for a lease, and gives it back."""
+    fcntl = machine.fcntl
     setlease, setsig = getattr(fcntl, "F_SETLEASE", None), getattr(fcntl, "F_SETSIG", 10)
     if setlease is None:
         return False

@@ -22,6 +22,8 @@ TARGETS = {
     "linux-aarch64": "aarch64-linux-gnu.2.17",
     "macos-x86_64": "x86_64-macos",
     "macos-arm64": "aarch64-macos",
+    "windows-x86_64": "x86_64-windows-gnu",  # no sandbox is there; the wheel brings librwkv
+    "windows-aarch64": "aarch64-windows-gnu",
 }
 
 

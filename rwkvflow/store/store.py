@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +31,7 @@ from urllib.parse import quote
 from rwkvflow.base.errors import StoreError
 from rwkvflow.base.files import clear_errors, locked, read_json, remove, sync, write_json
 from rwkvflow.base.hashing import file_digest, text_digest, tree_digest, walk
+from rwkvflow.base.machine import AT_ONCE, EXCLUSIVE, SHARED
 from rwkvflow.store.record import Output, Record, Wanted, digest_hex, parse_record, record_json
 
 
@@ -265,7 +265,7 @@ class Store:
         """Held by every run, so that nothing is collected under its feet. Sweeps what dead runs left in tmp/."""
         with contextlib.ExitStack() as stack:
             with clear_errors("using the store"):
-                stack.enter_context(locked(self.root / "locks" / "store.lock", fcntl.LOCK_SH))
+                stack.enter_context(locked(self.root / "locks" / "store.lock", SHARED))
                 self._sweep()
             yield
 
@@ -275,7 +275,7 @@ class Store:
         try:
             with contextlib.ExitStack() as stack:
                 with clear_errors("using the store"):
-                    stack.enter_context(locked(self.root / "locks" / "store.lock", fcntl.LOCK_EX | fcntl.LOCK_NB))
+                    stack.enter_context(locked(self.root / "locks" / "store.lock", EXCLUSIVE | AT_ONCE))
                     self._sweep()
                 yield
         except BlockingIOError as error:
@@ -284,14 +284,14 @@ class Store:
     @contextlib.contextmanager
     def working_on(self, name: str) -> Iterator[None]:
         """One process at a time for each name, e.g. a step key; waits for the other one."""
-        with locked(self.root / "locks" / f"{name}.lock", fcntl.LOCK_EX):
+        with locked(self.root / "locks" / f"{name}.lock", EXCLUSIVE):
             yield
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """An empty folder on the store's file system, removed afterwards (by a later run after kill -9)."""
         folder = self.root / "tmp" / uuid.uuid4().hex
-        with locked(folder.with_suffix(".lock"), fcntl.LOCK_EX):
+        with locked(folder.with_suffix(".lock"), EXCLUSIVE):
             with clear_errors("making a scratch folder"):
                 folder.mkdir()
             try:
@@ -303,7 +303,7 @@ class Store:
     def _sweep(self) -> None:
         for lock in (self.root / "tmp").glob("*.lock"):
             try:
-                with locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                with locked(lock, EXCLUSIVE | AT_ONCE):
                     remove(lock.with_suffix(""))
                     lock.unlink(missing_ok=True)
             except (BlockingIOError, FileNotFoundError):

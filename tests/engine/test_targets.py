@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import platform
+import re
 import struct
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from rwkvflow.worker.build.toolchain import CACHE_VARIABLE
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.protocol import parse
+from scripts import build_wheels
 from tests.engine import emulators, librwkv
 from tests.helpers import checkpoints
 
@@ -222,6 +224,7 @@ def kind(path: Path) -> tuple[str, int]:
 
 
 X86, ARM = 62, 183
+OTHER = {"x86_64": "aarch64", "aarch64": "x86_64", "amd64": "arm64", "arm64": "amd64"}
 TARGETS = {
     "aarch64-linux-gnu.2.17": (".so", "", "ELF", ARM),
     "aarch64-linux-musl": (".so", "", "ELF", ARM),
@@ -231,7 +234,7 @@ TARGETS = {
     "x86_64-macos": (".dylib", "", "Mach-O", 0x01000007),
     "aarch64-macos": (".dylib", "", "Mach-O", 0x0100000C),
 }
-QUICK = ("aarch64-linux-gnu.2.17", "aarch64-macos")
+QUICK = ("aarch64-linux-gnu.2.17", "aarch64-macos", "x86_64-windows-gnu")  # the last is built for wine anyway
 
 
 @pytest.mark.parametrize(
@@ -244,4 +247,11 @@ def test_each_target_gives_its_library_and_tool(target: str, cross: Cross) -> No
     assert list(kind(made / "bin" / f"rwkv{program}")) == wanted
     facts = json.loads((made / "build.json").read_text())
     assert facts["target"] == target
-    assert b"rwkvflow_set_option" in (made / "lib" / f"librwkv{suffix}").read_bytes()
+    library = made / "lib" / f"librwkv{suffix}"
+    assert b"rwkvflow_set_option" in library.read_bytes()
+    (tag,) = [tag for tag, zig in build_wheels.TARGETS.items() if zig == target]
+    # What it needs of the system is what the tag promises; on macOS the tag says which one at least.
+    assert re.fullmatch(re.escape(tag).replace("macosx_", r"macosx_\d+_\d+_"), build_wheels.fitting_tag(tag, library))
+    other = re.sub("x86_64|aarch64|amd64|arm64", lambda found: OTHER[found[0]], tag)
+    with pytest.raises(ValueError, match="another machine"):
+        build_wheels.fitting_tag(other, library)

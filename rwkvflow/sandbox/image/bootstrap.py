@@ -7,7 +7,6 @@ The same packages give the same tar, and its sha256 is the digest of the image's
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import platform
 import re
@@ -23,6 +22,7 @@ from rwkvflow.base import process
 from rwkvflow.base.errors import EnvironmentMissing, StepFailed, UsageError
 from rwkvflow.base.files import clear_errors, locked, remove
 from rwkvflow.base.hashing import file_digest
+from rwkvflow.base.machine import EXCLUSIVE
 from rwkvflow.documents.lock import LockedBase
 from rwkvflow.sandbox.base import OnLine
 from rwkvflow.sandbox.daemon import connect, plain_errors
@@ -94,7 +94,7 @@ def base_tar(
     with clear_errors(f"base image {suite}"):
         bases.mkdir(parents=True, exist_ok=True)
         target = bases / f"{'_'.join((suite, *further))}-{platform.machine().lower()}.tar"
-        with locked(bases / f"{target.name}.lock", fcntl.LOCK_EX):
+        with locked(bases / f"{target.name}.lock", EXCLUSIVE):
             if target.exists() and not refresh:
                 on_line(f"taking the root file system that was made before ({target})")
                 return target

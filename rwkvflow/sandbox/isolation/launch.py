@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import json
 import os
-import resource
 import signal
 import socket
 import struct
 import sys
+from contextlib import suppress
 from typing import Any, NoReturn
+
+with suppress(ImportError):  # on Windows there are neither these nor walls
+    import fcntl
+    import resource
 
 FAILED = 125  # exit code where a wall could not be put up
 

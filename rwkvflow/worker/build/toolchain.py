@@ -55,7 +55,7 @@ class Toolchain:
 
 def host_platform() -> str:
     """This machine as <system>-<processor>: linux-x86_64, linux-aarch64, macos-arm64."""
-    system = {"darwin": "macos"}.get(sys.platform, sys.platform)
+    system = {"darwin": "macos", "win32": "windows"}.get(sys.platform, sys.platform)
     machine = platform.machine()
     if sys.maxsize > 1 << 32:
         # A 32-bit personality (linux32, some build farms) changes what the kernel says, not what runs here.
@@ -68,6 +68,8 @@ def default_target() -> str:
     system, _, processor = host_platform().partition("-")
     if system == "macos":
         return f"{'aarch64' if processor == 'arm64' else processor}-macos"
+    if system == "windows":
+        return f"{processor}-windows-gnu"
     return f"{processor}-linux-gnu.2.17"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -81,9 +81,9 @@ def check_room(
     devices: dict[int, tuple[int, int]] = {}
     for folder, size in needed.items():
         folder.mkdir(parents=True, exist_ok=True)
-        state = os.statvfs(folder)
+        free = shutil.disk_usage(folder).free
         device = folder.stat().st_dev
-        devices[device] = (devices.get(device, (0, 0))[0] + size, state.f_bavail * state.f_frsize)
+        devices[device] = (devices.get(device, (0, 0))[0] + size, free)
     for size, free in devices.values():
         if size > free:
             raise NoSpaceError(

@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 
 from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.places import BINARY, read_into
 
 
 class RawFile:
@@ -22,7 +23,8 @@ class RawFile:
         self.name = self.path.name
         try:
             # O_NONBLOCK: a pipe with nobody at its other end must not stop us before we see what it is.
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+            flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | BINARY
+            self._fd = os.open(path, flags)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise WorkerError(f"{path}: cannot open it: {reason}") from error
@@ -51,13 +53,7 @@ class RawFile:
         done = 0
         while done < len(buffer):
             try:
-                # Python before 3.13 has no preadv on some systems; one piece of 1 MiB is copied there.
-                if hasattr(os, "preadv"):
-                    count = os.preadv(self._fd, [buffer[done:]], offset + done)
-                else:
-                    piece = os.pread(self._fd, min(len(buffer) - done, 1 << 20), offset + done)
-                    count = len(piece)
-                    buffer[done : done + count] = piece
+                count = read_into(self._fd, buffer[done:], offset + done)
             except OSError as error:
                 raise WorkerError(f"{self.name}: reading failed: {error.strerror}") from error
             if count <= 0:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from rwkvflow.worker.places import BINARY, read_at, write_at
 from rwkvflow.worker.write.layout import Layout, Slot, Written
 
 PIECE = 1 << 20  # bytes read back at a time, where a file does not come in its own order
@@ -30,7 +31,8 @@ class FileWriter:
         self._unflushed = 0  # about: threads may add to it at once
         self._writing = threading.Lock()  # the system lets in one writer at a time, and others would wait spinning
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o644)
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0) | BINARY
+        self._fd = os.open(path, flags, 0o644)
 
     def write(self, slot: Slot, start: int, data: memoryview) -> None:
         """Put bytes of a slot in their place."""
@@ -81,7 +83,7 @@ class FileWriter:
         view = memoryview(data)
         with self._writing:
             while len(view):
-                written = os.pwrite(self._fd, view, offset)
+                written = write_at(self._fd, view, offset)
                 view, offset = view[written:], offset + written
 
     def _take(self, data: memoryview | bytes) -> None:
@@ -106,7 +108,7 @@ class FileWriter:
             if not left:
                 return
             while left:
-                data = os.pread(self._fd, min(left, PIECE), self._hashed)
+                data = read_at(self._fd, min(left, PIECE), self._hashed)
                 if not data:
                     raise OSError(f"{self._path.name} became shorter while it was written")
                 self._take(data)
