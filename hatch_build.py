@@ -1,17 +1,22 @@
-"""Puts a librwkv that was built before into a wheel: hatch's build hook, which compiles nothing itself.
+"""Hatch's hooks: a librwkv that was built before goes into a wheel, and the README's links lead somewhere from PyPI.
 
 RWKVFLOW_WHEEL_LIBRARY names the folder that the engine's build made (lib/ and build.json), RWKVFLOW_WHEEL_TAG the
 platform tag, such as manylinux_2_17_x86_64. Without them the wheel is a pure one, and so is every editable install:
 librwkv is then built on first use. scripts/build_wheels.py sets both.
+
+RWKVFLOW_PROJECT_URL is where the sources are, such as https://github.com/owner/name, and RWKVFLOW_PROJECT_REF the tag
+or branch. Whoever makes a release sets them (.github/workflows/release.yml), so that a fork's links are its own.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 PLACE = "rwkvflow/_shipped/engine"
 
@@ -32,3 +37,33 @@ class LibraryHook(BuildHookInterface):  # type: ignore[type-arg]
         build_data["force_include"][str(folder / "build.json")] = f"{PLACE}/build.json"
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{tag}"
+
+
+def absolute(readme: str, url: str, ref: str) -> str:
+    """The README with links and pictures that lead into the sources at `url`; those within the page stay."""
+
+    def lead(found: re.Match[str]) -> str:
+        kind = "raw" if found[1].startswith("!") else "blob"
+        return f"{found[1]}({url}/{kind}/{ref}/{found[2]})"
+
+    return re.sub(r"(!?\[[^\]]*\])\((?![a-z]+:|#|/)([^)\s]+)\)", lead, readme)
+
+
+class LinksHook(MetadataHookInterface):
+    """The description that PyPI shows, and the project's addresses."""
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        """Called by hatch with the metadata of pyproject.toml."""
+        text = (Path(self.root) / "README.md").read_text(encoding="utf-8")
+        url = os.environ.get("RWKVFLOW_PROJECT_URL", "").rstrip("/")
+        ref = os.environ.get("RWKVFLOW_PROJECT_REF") or f"v{metadata['version']}"
+        if url:
+            metadata["urls"] = {
+                "Documentation": f"{url}/tree/{ref}/docs",
+                "Changelog": f"{url}/blob/{ref}/CHANGELOG.md",
+                "Issues": f"{url}/issues",
+                "Source": url,
+            }
+        else:
+            metadata["urls"] = {}
+        metadata["readme"] = {"content-type": "text/markdown", "text": absolute(text, url, ref) if url else text}

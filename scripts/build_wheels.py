@@ -131,7 +131,7 @@ def _pe(data: bytes) -> tuple[int, list[str]]:
     table = [struct.unpack_from("<IIII", data, at + 24 + optional + 40 * index + 8) for index in range(sections)]
 
     def place(address: int) -> int:
-        return next(raw + address - start for size, start, length, raw in table if start <= address < start + length)
+        return int(next(raw + address - start for _, start, length, raw in table if start <= address < start + length))
 
     names = []
     entry = place(imports) if imports else 0

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+fcntl: Any
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None
 
 #: How to lock. AT_ONCE: raise BlockingIOError rather than wait.
 SHARED, EXCLUSIVE, AT_ONCE = 1, 2, 4

@@ -15,6 +15,7 @@ from rwkvflow.cli.generate import chat, generate
 from rwkvflow.cli.image import image
 from rwkvflow.cli.imatrix import imatrix
 from rwkvflow.cli.machine import completion, doctor, engine
+from rwkvflow.cli.manual import man
 from rwkvflow.cli.run import explain, lock, plan, report, run, work
 from rwkvflow.cli.serve import serve
 from rwkvflow.cli.verify import choose, verify
@@ -29,7 +30,7 @@ SECTIONS: tuple[tuple[str, tuple[click.Command, ...]], ...] = (
     ("Recipes", (init, validate, lock, plan, run, report, explain)),
     ("Releases and CI", (verify, choose, publish, matrix, work, ci)),
     ("This machine", (doctor, image, engine, cache)),
-    ("For editors and shells", (render, schema, completion)),
+    ("For editors and shells", (render, schema, completion, man)),
 )
 
 

@@ -6,13 +6,16 @@ import json
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from rwkvflow.base.errors import PublishError, UsageError
 from rwkvflow.base.outputs import write_text
-from rwkvflow.cli.options import DocumentPath, recipe_argument, request_of, run_options
+from rwkvflow.cli.options import ArtifactId, DocumentPath, recipe_argument, request_of, run_options
+
+if TYPE_CHECKING:
+    from rwkvflow.documents.recipe import Recipe
 
 _by = click.option(
     "--by",
@@ -44,7 +47,9 @@ _by = click.option(
     help="For slurm and kubernetes: where commands of the workers run",
 )
 @click.option("--workflow", type=DocumentPath(), help="For slurm and kubernetes: limits, which say what a worker needs")
-@click.option("--only", multiple=True, metavar="ID", help="Select artifacts: model/format@image, globs allowed")
+@click.option(
+    "--only", multiple=True, metavar="ID", type=ArtifactId(), help="Select artifacts: model/format@image, globs allowed"
+)
 def matrix(
     recipe: Path, by: Literal["artifact", "model", "format", "image"], style: str, only: tuple[str, ...], **options: Any
 ) -> None:
@@ -116,6 +121,7 @@ def _ci_options(function: Callable[..., None]) -> Callable[..., None]:
 
 @ci.command()
 @_ci_options
+@click.option("--schedule", metavar="CRON", help='Also run at these times (UTC), with a fresh lock: "17 4 * * 1"')
 def github(**options: Any) -> None:
     """Write a GitHub Actions workflow. RECIPE is its path in the repository."""
     from rwkvflow.plan.ci import github_workflow
@@ -132,18 +138,27 @@ def gitlab(**options: Any) -> None:
     _write(gitlab_workflow, options)
 
 
+def _extras(recipe: Recipe) -> str:
+    """Extras of rwkvflow that a recipe's places and its signature need."""
+    wanted = {"s3"} if any(entry.to.startswith("s3://") for entry in recipe.publish) else set()
+    wanted |= {"sign"} if recipe.sign else set()
+    return f"[{','.join(sorted(wanted))}]" if wanted else ""
+
+
 def _write(workflow: Callable[[Any], str], options: dict[str, Any]) -> None:
     from rwkvflow import __version__
     from rwkvflow.documents.load import load_recipe
     from rwkvflow.plan.ci import CiSettings
 
+    recipe = load_recipe(options["recipe"])
     settings = CiSettings(
-        name=load_recipe(options["recipe"]).name,
+        name=recipe.name,
         recipe=options["recipe"].as_posix(),
-        package=options["package"] or f"rwkvflow=={__version__}",
+        package=options["package"] or f"rwkvflow{_extras(recipe)}=={__version__}",
         sandbox=options["sandbox"],
         by=options["by"],
         secrets=tuple(options["secret"]),
+        schedule=options.get("schedule"),
     )
     text = workflow(settings)
     if options["output"] is None:

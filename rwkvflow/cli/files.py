@@ -12,7 +12,15 @@ import click
 
 from rwkvflow.base.errors import RwkvflowError, UsageError
 from rwkvflow.base.text import json_shown, shown, shown_line
-from rwkvflow.cli.options import DocumentPath, ModelName, ModelPath, model_path, sandbox_option, store_option
+from rwkvflow.cli.options import (
+    DocumentPath,
+    FormatName,
+    ModelName,
+    ModelPath,
+    model_path,
+    sandbox_option,
+    store_option,
+)
 
 if TYPE_CHECKING:
     from rwkvflow.app.push import Push
@@ -72,6 +80,7 @@ def formats() -> None:
     multiple=True,
     required=True,
     metavar="NAME",
+    type=FormatName(),
     help="Format to write; `rwkvflow formats` lists them. Repeat it to write several from one read",
 )
 @click.option("--lora", type=DocumentPath(), help="Merge this LoRA first: a .pth or .safetensors file")

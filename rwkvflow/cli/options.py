@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from rwkvflow.base.errors import UsageError
+from rwkvflow.base.errors import DocumentError, UsageError
 
 if TYPE_CHECKING:
     from rwkvflow.app.pipeline import Finished, Prepared, Request
@@ -31,6 +32,47 @@ class DocumentPath(click.Path):
             inside = sorted(str(path) for path in Path(str(value)).glob("*.y*ml"))[:6]
             raise UsageError(f"{value} is a folder", remedy=f"name a file: {', '.join(inside)}" if inside else None)
         return super().convert(value, param, ctx)
+
+
+class FormatName(click.ParamType[str]):
+    """A format; shells complete it. What is wrong with one is told by whoever takes it."""
+
+    name = "format"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """As it is."""
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """The formats that begin so, else those that have it in them."""
+        from rwkvflow.documents.formats import suffixes
+
+        return _begun(incomplete, suffixes())
+
+
+class ArtifactId(click.ParamType[str]):
+    """The identifier of an artifact, as --only takes it; shells complete it from the recipe."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """As it is."""
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Of the recipe that stands on the line; nothing while there is none, or a wrong one."""
+        from rwkvflow.documents.load import load_recipe
+        from rwkvflow.plan.matrix import expand
+
+        with suppress(UsageError, DocumentError, OSError, TypeError):
+            return _begun(incomplete, [artifact.id for artifact in expand(load_recipe(Path(ctx.params["recipe"])))])
+        return []
+
+
+def _begun(incomplete: str, names: Iterable[str]) -> list[CompletionItem]:
+    there = list(names)
+    found = [name for name in there if name.startswith(incomplete)] or [name for name in there if incomplete in name]
+    return [CompletionItem(name) for name in found]
 
 
 class ModelPath(click.Path):
@@ -158,7 +200,11 @@ _RUN_OPTIONS: tuple[Callable[..., Any], ...] = (
     allow_outside_option,
     click.option("--locked", is_flag=True, help="Refuse if the lock is missing or disagrees with the recipe"),
     click.option(
-        "--only", multiple=True, metavar="ID", help="Make only these artifacts: model/format@image, globs allowed"
+        "--only",
+        multiple=True,
+        metavar="ID",
+        type=ArtifactId(),
+        help="Make only these artifacts: model/format@image, globs allowed",
     ),
 )
 

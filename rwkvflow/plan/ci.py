@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import yaml
@@ -39,6 +40,7 @@ class CiSettings:
     sandbox: str = "host"
     by: By = "artifact"
     secrets: tuple[str, ...] = ("HF_TOKEN",)
+    schedule: str | None = None  # cron, in UTC: the lock is made anew then, and what changed upstream is converted
 
 
 def jobs(artifacts: Sequence[Artifact], by: By = "artifact") -> list[CiJob]:
@@ -77,7 +79,16 @@ def gitlab_jobs(found: Sequence[CiJob]) -> dict[str, Any]:
 
 
 _REMOTE = ': "${RWKVFLOW_REMOTE:?set it to the URL of a store that all jobs can reach, such as s3://bucket/folder}"'
-_INSTALL = 'python -m pip install --disable-pip-version-check "$PACKAGE"'
+# A store needs the package that speaks with it; which store it is, only the jobs know.
+_INSTALL = """python -m pip install --disable-pip-version-check "$PACKAGE"
+case "${RWKVFLOW_REMOTE:-}" in
+  s3://*) python -m pip install --disable-pip-version-check s3fs ;;
+  gs://* | gcs://*) python -m pip install --disable-pip-version-check gcsfs ;;
+  az://* | abfs://* | abfss://*) python -m pip install --disable-pip-version-check adlfs ;;
+  sftp://*) python -m pip install --disable-pip-version-check paramiko ;;
+esac
+"""
+CRON = re.compile(r"(?:[0-9*/,-]{1,40} ){4}[0-9*/,-]{1,40}")
 _MAKE = 'rwkvflow run "$RECIPE" --locked --sandbox "$SANDBOX" --only "$ONLY"'
 _PUBLISH = 'rwkvflow publish "$RECIPE" --locked --sandbox "$SANDBOX"'
 
@@ -91,13 +102,26 @@ def github_workflow(settings: CiSettings) -> str:
         {"name": "Install", "run": _INSTALL},
     ]
     secrets = {name: f"${{{{ secrets.{name} }}}}" for name in settings.secrets}
+    lock = PurePosixPath(settings.recipe).with_suffix(".lock.yaml").as_posix()
+    fetched, kept = [], []
+    if settings.schedule:
+        # One lock for all jobs of a run: what the branch of a repository named when it was made.
+        kept = [
+            {"name": "Lock", "run": 'rwkvflow lock "$RECIPE" --sandbox "$SANDBOX" --fresh'},
+            {"uses": "actions/upload-artifact@v4", "with": {"name": "lock", "path": lock}},
+        ]
+        folder = PurePosixPath(lock).parent.as_posix()
+        fetched = [{"uses": "actions/download-artifact@v4", "with": {"name": "lock", "path": folder}}]
     matrix = f'rwkvflow matrix "$RECIPE" --by {settings.by} --format github > matrix.json'
     return _text(
         "github",
         settings,
         {
             "name": settings.name,
-            "on": {"workflow_dispatch": {}},
+            "on": {
+                "workflow_dispatch": {},
+                **({"schedule": [{"cron": settings.schedule}]} if settings.schedule else {}),
+            },
             "permissions": {"contents": "read"},
             "concurrency": {"group": f"rwkvflow-{settings.name}", "cancel-in-progress": False},
             "defaults": {"run": {"shell": "bash"}},
@@ -114,6 +138,7 @@ def github_workflow(settings: CiSettings) -> str:
                     "outputs": {"matrix": "${{ steps.matrix.outputs.matrix }}"},
                     "steps": [
                         *setup,
+                        *kept,
                         {
                             "name": "Matrix",
                             "id": "matrix",
@@ -130,6 +155,7 @@ def github_workflow(settings: CiSettings) -> str:
                     "strategy": {"fail-fast": False, "matrix": "${{ fromJSON(needs.plan.outputs.matrix) }}"},
                     "steps": [
                         *setup,
+                        *fetched,
                         {"name": "Make", "env": {"ONLY": "${{ matrix.only }}", **secrets}, "run": _MAKE},
                     ],
                 },
@@ -137,7 +163,7 @@ def github_workflow(settings: CiSettings) -> str:
                     "needs": "make",
                     "runs-on": "ubuntu-24.04",
                     "timeout-minutes": 350,
-                    "steps": [*setup, {"name": "Publish", "env": secrets, "run": _PUBLISH}],
+                    "steps": [*setup, *fetched, {"name": "Publish", "env": secrets, "run": _PUBLISH}],
                 },
             },
         },
@@ -189,6 +215,10 @@ def _check(settings: CiSettings) -> None:
     for what, value in (("the recipe's path", path), ("--package", settings.package)):
         if not value or any(character in "$`\\\"'" or not character.isprintable() for character in value):
             raise UsageError(f"{what} cannot be used in a CI workflow: {value!r}", remedy="use plain characters")
+    if settings.schedule and not CRON.fullmatch(settings.schedule):
+        raise UsageError(
+            f"--schedule: {settings.schedule!r} is no cron expression", remedy='five fields in UTC: "17 4 * * 1"'
+        )
     for name in settings.secrets:
         if not SECRET.match(name):
             raise UsageError(f"--secret {name}: not the name of an environment variable")

@@ -1,7 +1,7 @@
 """Python as it is where there is no POSIX: tests put this folder on PYTHONPATH, and commands run in it for real.
 
-The modules that Windows lacks cannot be imported, and the functions of `os` that it lacks are gone: all but statvfs, with
-which shutil does here what it does otherwise on Windows.
+The modules that Windows lacks cannot be imported, and the functions of `os` that it lacks are gone: all but statvfs,
+with which shutil does here what it does otherwise on Windows.
 """
 
 import importlib.abc

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rwkvflow.base.errors import UsageError
 from rwkvflow.cli import cli
 from rwkvflow.plan.ci import (
+    _INSTALL,
     GITHUB_JOBS,
     GITLAB_JOBS,
     By,
@@ -65,6 +66,48 @@ def test_github_workflow_is_valid(tmp_path: Path, name: str, by: By) -> None:
     secret = {"HF_TOKEN": "${{ secrets.HF_TOKEN }}", "AWS_KEY": "${{ secrets.AWS_KEY }}"}
     assert document["jobs"]["publish"]["steps"][-1]["env"] == secret
     assert "secrets" not in dump(document["jobs"]["plan"])
+
+
+def test_a_workflow_that_runs_by_itself_makes_the_lock_anew_and_once(tmp_path: Path) -> None:
+    pytest.importorskip("check_jsonschema")
+    chosen = CiSettings("demo", "recipes/demo.yaml", "rwkvflow==0.1.0", schedule="17 4 * * 1")
+    (tmp_path / "w.yml").write_text(github_workflow(chosen))
+    check("vendor.github-workflows", tmp_path / "w.yml")
+    document = yaml.safe_load((tmp_path / "w.yml").read_text())
+    assert document[True]["schedule"] == [{"cron": "17 4 * * 1"}]  # YAML 1.1 reads "on" so
+    jobs_ = document["jobs"]
+    assert [step.get("run", "") for step in jobs_["plan"]["steps"] if "--fresh" in step.get("run", "")]
+    assert {"name": "lock", "path": "recipes/demo.lock.yaml"} in [step.get("with") for step in jobs_["plan"]["steps"]]
+    for name in ("make", "publish"):
+        assert {"name": "lock", "path": "recipes"} in [step.get("with") for step in jobs_[name]["steps"]]
+    assert "--fresh" not in github_workflow(SETTINGS)
+    for wrong in ("* * *", "0 0 * * 1; rm", "@daily", "$X 0 * * 1"):
+        with pytest.raises(UsageError, match="cron"):
+            github_workflow(CiSettings("demo", "r.yaml", "rwkvflow", schedule=wrong))
+
+
+@pytest.mark.parametrize(("remote", "package"), [("s3://b/f", "s3fs"), ("gs://b", "gcsfs"), ("az://c", "adlfs")])
+def test_jobs_install_what_their_store_needs(remote: str, package: str, tmp_path: Path) -> None:
+    """The script of the jobs, run by a shell in which python only says what it is asked for."""
+    (tmp_path / "python").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PACKAGE": "rwkvflow", "RWKVFLOW_REMOTE": remote}
+    done = subprocess.run(["bash", "-eu", "-c", _INSTALL], env=env, capture_output=True, text=True, check=True)
+    assert [line.split()[-1] for line in done.stdout.splitlines()] == ["rwkvflow", package]
+    env["RWKVFLOW_REMOTE"] = ""
+    done = subprocess.run(["bash", "-eu", "-c", _INSTALL], env=env, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_a_workflows_package_has_the_extras_of_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "name: a\nmodels: [{name: m, source: m.pth}]\nformats: [ggml-f16]\npublish: [{to: 's3://bucket/folder'}]\n"
+    Path("r.yaml").write_text(text)
+    done = CliRunner().invoke(cli, ["ci", "github", "r.yaml"])
+    assert done.exit_code == 0, done.output
+    assert yaml.safe_load(done.output)["env"]["PACKAGE"].startswith("rwkvflow[s3]==")
+    Path("r.yaml").write_text(text.partition("publish")[0])
+    assert yaml.safe_load(CliRunner().invoke(cli, ["ci", "github", "r.yaml"]).output)["env"]["PACKAGE"][8:10] == "=="
 
 
 def test_gitlab_pipelines_are_valid(tmp_path: Path) -> None:
