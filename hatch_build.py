@@ -19,6 +19,14 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 PLACE = "rwkvflow/_shipped/engine"
+OF_TESTS = ("all-formats.yaml",)  # five megabytes of checkpoints that only it names
+
+
+def shipped_recipes(folder: Path) -> list[Path]:
+    """The recipes that go into a wheel, and the checkpoints that they name; those of the project's tests stay here."""
+    recipes = [path for path in sorted(folder.glob("*.yaml")) if path.name not in OF_TESTS]
+    text = "".join(path.read_text(encoding="utf-8") for path in recipes)
+    return [*recipes, *(path for path in sorted((folder / "demo").iterdir()) if f"demo/{path.name}" in text)]
 
 
 class LibraryHook(BuildHookInterface):  # type: ignore[type-arg]
@@ -26,8 +34,12 @@ class LibraryHook(BuildHookInterface):  # type: ignore[type-arg]
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatch before it builds a wheel; `version` is "editable" for an editable install."""
+        if self.target_name != "wheel" or version == "editable":
+            return
+        for path in shipped_recipes(Path(self.root) / "recipes"):
+            build_data["force_include"][str(path)] = f"rwkvflow/_shipped/{path.relative_to(self.root).as_posix()}"
         named = os.environ.get("RWKVFLOW_WHEEL_LIBRARY")
-        if self.target_name != "wheel" or version == "editable" or not named:
+        if not named:
             return
         folder, tag = Path(named), os.environ.get("RWKVFLOW_WHEEL_TAG")
         libraries = [path for path in sorted((folder / "lib").iterdir()) if path.suffix in (".so", ".dylib", ".dll")]

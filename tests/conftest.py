@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import hypothesis
 import pytest
@@ -58,6 +58,26 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Make room for what tests keep between runs; once, before the workers of xdist start."""
     if not hasattr(session.config, "workerinput"):
         session.config.stash[KEPT] = kept.use(ROOT / ".rwkvflow" / "tests")
+
+
+#: What is said of why a test was left out, and how that is summed up.
+LEFT_OUT = (
+    ("no Docker engine", "that need a Docker engine (none answers)"),
+    ("emulator", "that need an emulator"),
+    ("fixtures", "that need fixtures from outside of the project"),
+)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say at the end, in a line that nobody overlooks, what a green run has left out."""
+    reasons = [str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", ()) if report.longrepr]
+    if not reasons:
+        return
+    told = {summed: sum(word in reason for reason in reasons) for word, summed in LEFT_OUT}
+    rest = len(reasons) - sum(told.values())
+    parts = [f"{count} {summed}" for summed, count in {**told, "for other reasons": rest}.items() if count]
+    terminalreporter.section("left out", sep="=")
+    terminalreporter.write_line(f"{len(reasons)} tests were not run: {', '.join(parts)}; `.ci/run` insists on all")
 
 
 def _docker_problem() -> str | None:

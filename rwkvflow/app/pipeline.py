@@ -237,7 +237,10 @@ def make_lock(
     """Resolve everything and write the lock beside the recipe."""
     from rwkvflow.lock.resolve import resolve
     from rwkvflow.sandbox.image.base_image import base_digest
+    from rwkvflow.sandbox.image.base_names import refuse_other_python
 
+    if sandbox.name == "docker":
+        refuse_other_python(recipe, request.recipe)
     lock = resolve(
         recipe,
         request.recipe.absolute(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import click
@@ -37,7 +37,7 @@ def pages(root: click.Command) -> Iterator[tuple[str, str]]:
     return walk(root, ("rwkvflow",))
 
 
-def _page(command: click.Command, names: tuple[str, ...], inner: dict[str, click.Command]) -> str:
+def _page(command: click.Command, names: tuple[str, ...], inner: Mapping[str, click.Command]) -> str:
     context = click.Context(command, info_name=" ".join(names))
     paragraphs = [" ".join(part.split()) for part in (command.help or "").replace("\b", "").split("\n\n")]
     title = "-".join(names)

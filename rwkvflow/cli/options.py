@@ -64,8 +64,10 @@ class ArtifactId(click.ParamType[str]):
         from rwkvflow.documents.load import load_recipe
         from rwkvflow.plan.matrix import expand
 
-        with suppress(UsageError, DocumentError, OSError, TypeError):
-            return _begun(incomplete, [artifact.id for artifact in expand(load_recipe(Path(ctx.params["recipe"])))])
+        # While a line is not complete, click leaves its words where they are.
+        for word in (str(ctx.params.get("recipe") or ""), *ctx.args):
+            with suppress(UsageError, DocumentError, OSError, TypeError):
+                return _begun(incomplete, [artifact.id for artifact in expand(load_recipe(Path(word)))])
         return []
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cli import DEMO, SIGKILL, Project, kill, project
+from tests.e2e.cli import DEMO, ROOT, SIGKILL, Project, kill, project
 from tests.helpers.hub_releases import REPO
 from tests.standin import StandIn
 
@@ -67,6 +67,23 @@ def test_a_run_ends_in_verified_artifacts_and_a_second_one_does_nothing(warm: Pr
     finished = again.events[-1]
     assert finished["event"] == "RunFinished"
     assert finished["cached"] > 0
+
+
+def test_the_notebook_runs_as_it_stands(warm: Project, tmp_path: Path) -> None:
+    """Its cells, one after another, in a folder with the demo's checkpoint; each cell's last line is evaluated."""
+    cells = json.loads((ROOT / "docs" / "notebooks" / "pipeline.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert all(cell["outputs"] == [] for cell in cells if cell["cell_type"] == "code"), "outputs are of one machine"
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    (tmp_path / "cells.py").write_text("\n".join(sources) + "\nprint(described['architecture']['version'], worst)\n")
+    (tmp_path / "demo").mkdir()
+    shutil.copy(DEMO / "rwkv7-demo.pth", tmp_path / "demo")
+    done = subprocess.run(
+        [sys.executable, "cells.py"], cwd=tmp_path, env=warm.environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith("7 ")
+    assert "done     smoke/tiny7/ggml-q5_1@py3.11" in done.stdout
+    assert (tmp_path / "out" / "SHA256SUMS").is_file()
 
 
 def test_deleting_an_artifact_brings_back_only_that_one(apart: Project) -> None:

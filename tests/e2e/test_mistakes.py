@@ -39,6 +39,7 @@ class Mistake:
     code: int
     recipe: str = RECIPE
     environment: tuple[tuple[str, str], ...] = ()
+    docker: bool = False  # an engine has to answer
     full: bool = False  # OUT is below `small/`, a file system of 1 MB
 
 
@@ -196,6 +197,21 @@ MISTAKES = (
         environment=(("DOCKER_HOST", "unix:///nowhere"),),
     ),
     Mistake(
+        "torch and a Python that has none",
+        ("lock", "r.yaml", "--sandbox", "host"),
+        ("no wheel of torch 1.13.1 for Python 3.13", "torch 1.13.1 has wheels for Python", "go together"),
+        3,
+        RECIPE + "image: {python: '3.13', torch: '1.13.1'}\n",
+    ),
+    Mistake(
+        "the Python of the base",
+        ("lock", "r.yaml", "--sandbox", "docker"),
+        ("r.yaml:4:17: image.python", "rwkvflow-base:trixie has Python 3.13, not 3.11", "python: '3.13'", "bookworm"),
+        2,
+        RECIPE + "image: {python: '3.11', base: 'rwkvflow-base:trixie'}\n",
+        docker=True,
+    ),
+    Mistake(
         "--only of a part",
         ("matrix", "r.yaml", "--only", "ggml-q5_1"),
         ("no artifact", "'ggml-q5_1'", "did you mean '*/ggml-q5_1@*'?", "rwkvflow matrix"),
@@ -248,7 +264,10 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandIn]:
         yield net
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda item: item.name)
+@pytest.mark.parametrize(
+    "mistake",
+    [pytest.param(item, id=item.name, marks=pytest.mark.docker if item.docker else ()) for item in MISTAKES],
+)
 def test_a_mistake_is_told_with_place_remedy_and_code(
     mistake: Mistake, folder: Path, hub: StandIn, request: pytest.FixtureRequest
 ) -> None:

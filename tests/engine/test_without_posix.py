@@ -105,7 +105,7 @@ def test_files_are_made_proved_and_compared(run: Run, tmp_path: Path) -> None:
     assert told.count("proved by librwkv") == 2
     made = {path.suffix: path for path in (tmp_path / "é").iterdir()}
     assert "differ" in run("compare", DEMO, made[".bin"])
-    assert json.loads(run("inspect", made[".gguf"], "--json"))["architecture"]["version"] == "7"
+    assert json.loads(run("inspect", made[".gguf"], "--json"))["parameters"] > 900_000
     assert "Q4_K" in run("inspect", made[".gguf"], "--tensors")
     words = ("--seed", 1, "-n", 8)
     said = run("generate", made[".gguf"], "Once upon a time, 你好", *words)

@@ -4,11 +4,42 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
-from rwkvflow.base.errors import UsageError
+from rwkvflow.base.errors import DocumentError, UsageError
+from rwkvflow.documents.load import finding
+from rwkvflow.documents.recipe import Recipe
 
 SUITES: Mapping[str, str] = {"bookworm": "3.11", "trixie": "3.13"}  # Debian release -> its Python
 PACKAGE = re.compile(r"^[a-z0-9][a-z0-9.+-]+$")  # Debian Policy Manual, 5.6.1
+
+
+# Images of the registry's `python` say it in their tags: python:3.12.4-slim-bookworm.
+_OFFICIAL = re.compile(r"(?:docker\.io/)?(?:library/)?python:(3\.[0-9]{1,2})(?![0-9]).*")
+
+
+def python_of(reference: str) -> str | None:
+    """The Python of a base image, as far as its name tells: 3.11 of rwkvflow-base:bookworm."""
+    if official := _OFFICIAL.fullmatch(reference):
+        return official[1]
+    start, ours, label = reference.partition("rwkvflow-base:")
+    return SUITES.get(re.split("[_@]", label)[0]) if ours and not start else None
+
+
+def refuse_other_python(recipe: Recipe, file: Path) -> None:
+    """Raises DocumentError for images whose base has another Python than the recipe says; told before a build."""
+    text = file.read_text(encoding="utf-8")
+    findings = []
+    for index, image in enumerate(recipe.images):
+        there = python_of(image.base)
+        if there is not None and there != image.python:
+            fitting = next((suite for suite, python in SUITES.items() if python == image.python), None)
+            other = f", or the base rwkvflow-base:{fitting}" if fitting else ""
+            place = ("images", index, "python") if re.search(r"^images:", text, re.MULTILINE) else ("image", "python")
+            message = f"base image {image.base} has Python {there}, not {image.python}; write python: '{there}'{other}"
+            findings.append(finding(file, place, message))
+    if findings:
+        raise DocumentError(findings)
 
 
 def check_packages(names: Iterable[str]) -> None:

@@ -7,8 +7,10 @@ at a time as numpy computes them.
 The method is Tang's (P. T. P. Tang, "Table-driven implementation of the exponential function in IEEE floating-point
 arithmetic", ACM TOMS 15(2), 1989) in single precision with 128 steps to the octave and a polynomial of degree 2: within
 0.57 units in the last place. Where float32 comes near its limits, beyond 126 ln 2, double precision is used and the
-result is the correctly rounded one (but for about one argument in 2^26). Both were chosen because PyTorch's exp on x86
-processors gives these very bits, so that a converted model equals, byte for byte, what rwkv.cpp's converter writes.
+result is the correctly rounded one (but for about one argument in 2^26). Both were chosen because these are the bits of
+PyTorch's exp on AMD's processors, so that a converted model equals, byte for byte, what rwkv.cpp's converter writes
+there. On Intel's, the MKL in PyTorch takes another path, whose bits differ in the last place; with MKL_CBWR=COMPATIBLE
+set before it is loaded, it gives these there as well.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def test_a_workflow_that_runs_by_itself_makes_the_lock_anew_and_once(tmp_path: P
     (tmp_path / "w.yml").write_text(github_workflow(chosen))
     check("vendor.github-workflows", tmp_path / "w.yml")
     document = yaml.safe_load((tmp_path / "w.yml").read_text())
-    assert document[True]["schedule"] == [{"cron": "17 4 * * 1"}]  # YAML 1.1 reads "on" so
+    assert document["on"]["schedule"] == [{"cron": "17 4 * * 1"}]
     jobs_ = document["jobs"]
     assert [step.get("run", "") for step in jobs_["plan"]["steps"] if "--fresh" in step.get("run", "")]
     assert {"name": "lock", "path": "recipes/demo.lock.yaml"} in [step.get("with") for step in jobs_["plan"]["steps"]]
