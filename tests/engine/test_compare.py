@@ -40,6 +40,25 @@ def converted(source: Path, library: Path, name: str) -> Path:
     return path
 
 
+def test_what_a_format_turns_round_is_compared_and_described(source: Path, library: Path) -> None:
+    """web-rwkv's low-rank matrices are transposed; a GGUF tells its version by the name of its architecture."""
+    found = {item.name: item for item in compare(source, converted(source, library, "web-rwkv"))}
+    assert {item.kind for item in found.values()} <= {"equal", "values"}
+    low_rank = found["blocks.1.att.w1"]
+    assert low_rank.shapes[0] == low_rank.shapes[1][::-1] != low_rank.shapes[1]
+    assert low_rank.relative < 1e-3
+    for name in ("web-rwkv", "gguf-f16"):
+        path = source.with_name(name) if name == "web-rwkv" else converted(source, library, name)
+        told = json.loads(call_inspect(path))
+        assert (told["architecture"]["version"], told["problem"]) == ("7", None)
+
+
+def call_inspect(path: Path) -> str:
+    result = CliRunner().invoke(cli, ["inspect", str(path), "--json"])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
 def test_formats_are_compared_by_values(source: Path, library: Path) -> None:
     lossless = [converted(source, library, name) for name in ("ggml-f32", "gguf-f32", "safetensors-f32", "safetensors")]
     for path in lossless:

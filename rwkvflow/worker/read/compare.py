@@ -1,7 +1,8 @@
 """How two model files differ, tensor by tensor, whatever their formats.
 
 Files of rwkv.cpp and llama.cpp are compared under the author's names and shapes, quantized tensors by the values that
-they stand for; a .pth or safetensors file under the names that it has.
+they stand for; a .pth or safetensors file under the names that it has. A matrix that one of them has the other way
+round is turned.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def compare(first: Path, second: Path) -> Iterator[Difference]:
             b = theirs.get(name)
             if b is None:
                 yield Difference(name, "first", (a.dtype, ""), (a.shape, ()))
+            elif len(a.shape) == 2 and a.shape == b.shape[::-1] != b.shape:
+                yield replace(_values(name, a, _turned(b)), shapes=(a.shape, b.shape))
             elif _flat(a.shape) != _flat(b.shape):
                 yield Difference(name, "shape", (a.dtype, b.dtype), (a.shape, b.shape))
             else:
@@ -64,6 +67,15 @@ def compare(first: Path, second: Path) -> Iterator[Difference]:
         for name, b in theirs.items():
             if name not in ours:
                 yield Difference(name, "second", ("", b.dtype), ((), b.shape))
+
+
+def _turned(tensor: _ComparedTensor) -> _ComparedTensor:
+    """A matrix the other way round, as some formats hold the low-rank ones, which are small."""
+
+    def rows(start: int, count: int | None) -> NDArray[np.float32]:
+        return tensor.rows(0, None).T[start : None if count is None else start + count]
+
+    return _ComparedTensor(tensor.dtype, tensor.shape[::-1], rows)
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +18,10 @@ from rwkvflow.worker.read import ggml_source
 from rwkvflow.worker.read.ggml_file import read_ggml_index
 from rwkvflow.worker.read.gguf_file import read_gguf_index
 from rwkvflow.worker.read.shards import Joined, open_model
+
+_VERSION = re.compile(r"rwkv([0-9])")  # general.architecture of a GGUF; of a hybrid it is another
+# What web-rwkv's files have the other way round; formats/web_rwkv/layout.py writes them.
+_SWAPPED = re.compile(r"\.(time_mix_w[12]|time_decay_w[12]|[wavg][12])$")
 
 
 class _ListedTensor(Protocol):
@@ -61,19 +68,29 @@ def described(kind: str, tensors: Mapping[str, TensorInfo], metadata: Mapping[st
     """The keys of `describe` but file, files and bytes, for a checkpoint with these tensors."""
     architecture: dict[str, Any] | None = None
     problem: str | None = None
+    remark: dict[str, Any] = {}
     try:
         found = architecture_of(tensors)
         architecture = found.to_dict()
         refuse_unknown(tensors, found)
     except WorkerError as error:
         problem = str(error)
+        with suppress(WorkerError):
+            architecture = architecture_of({name: _straight(info) for name, info in tensors.items()}).to_dict()
+            problem, remark = None, {"low-rank matrices": "transposed, as web-rwkv takes them"}
     return {
         "format": kind,
         "architecture": architecture,
         "problem": problem,
-        "metadata": dict(metadata),
+        "metadata": remark | dict(metadata),
         **_tensors((info, info.dtype) for info in tensors.values()),
     }
+
+
+def _straight(info: TensorInfo) -> TensorInfo:
+    """A tensor of a web-rwkv file as the checkpoint has it."""
+    swapped = _SWAPPED.search(info.name) is not None and len(info.shape) == 2
+    return replace(info, shape=info.shape[::-1]) if swapped else info
 
 
 def _ggml(path: Path | str) -> dict[str, Any]:
@@ -98,9 +115,12 @@ def _gguf(path: Path | str) -> dict[str, Any]:
     index = read_gguf_index(path)
     kind = index.metadata.get("general.architecture")
     prefix = f"{kind}."
-    architecture = {"name": kind} | {
-        key.removeprefix(prefix): value for key, value in index.metadata.items() if key.startswith(prefix)
-    }
+    version = _VERSION.fullmatch(str(kind))
+    architecture = (
+        ({"version": version[1]} if version else {})
+        | {"name": kind}
+        | {key.removeprefix(prefix): value for key, value in index.metadata.items() if key.startswith(prefix)}
+    )
     return {
         "format": "gguf",
         "architecture": architecture if kind else None,
