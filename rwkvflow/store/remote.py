@@ -42,6 +42,8 @@ RECORD_BYTES = 4 << 20
 # These write where a reader can see half a file; object stores show an object once it is complete.
 RENAMED = frozenset({"file", "local", "sftp", "ssh", "smb", "ftp", "hdfs", "arrow_hdfs", "webhdfs"})
 
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+
 
 class Damaged(Exception):
     """What came from the remote is not what its name says."""
@@ -53,6 +55,7 @@ class Remote:
     def __init__(
         self, url: str, tell: Tell, *, write: bool = True, trust: Trust | None = None, signer: StoreSigner | None = None
     ) -> None:
+        url = _of_folder(url)
         self.shown = redacted(url)
         self.id = text_digest(url).removeprefix("sha256:")[:16]
         self._url = url
@@ -351,15 +354,21 @@ def _time(found: Any) -> str:
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC).strftime(TIME)
 
 
+def _of_folder(url: str) -> str:
+    """A path as the URL that means the same from every folder; a URL as it is, and so a word that is no folder here."""
+    is_path = not _SCHEME.match(url) and url and ("/" in url or Path(url).is_dir())
+    return Path(url).expanduser().absolute().as_uri() if is_path else url
+
+
 def _open(url: str) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError as error:
         raise UsageError("a remote store needs fsspec", remedy="pip install fsspec") from error
-    if not re.match(r"^[A-Za-z][A-Za-z0-9+.-]*:", url):
+    if not _SCHEME.match(url):
         raise UsageError(
             f"the remote store {redacted(url)} is no URL",
-            remedy="name one that fsspec knows, such as s3://bucket/folder or file:///srv/rwkvflow",
+            remedy="name a folder, or one that fsspec knows, such as s3://bucket/folder",
         )
     try:
         system, root = fsspec.core.url_to_fs(url)

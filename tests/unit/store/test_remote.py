@@ -241,8 +241,18 @@ def test_half_sent_counts_for_nothing(pair: Pair, tmp_path: Path, monkeypatch: p
     assert fresh.bring(record.outputs.values())
 
 
+def test_a_folder_is_taken_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From wherever it is named, it is the same store."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shared").mkdir()
+    named = [Remote(text, print) for text in ("shared", "./shared", str(tmp_path / "shared"))]
+    url = (tmp_path / "shared").as_uri()
+    assert {remote.id for remote in named} == {Remote(url, print).id}
+    assert {remote.shown for remote in named} == {url}
+
+
 def test_bad_urls_say_so() -> None:
-    for url in ("/plain/path", "nosuchthing://x/y"):
+    for url in ("plain", "nosuchthing://x/y"):
         with pytest.raises(UsageError):
             Remote(url, print)
 
