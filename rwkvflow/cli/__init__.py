@@ -14,8 +14,7 @@ from rwkvflow.cli.files import compare, convert, formats, inspect
 from rwkvflow.cli.generate import chat, generate
 from rwkvflow.cli.image import image
 from rwkvflow.cli.imatrix import imatrix
-from rwkvflow.cli.machine import completion, doctor, engine
-from rwkvflow.cli.manual import man
+from rwkvflow.cli.machine import completion, doctor, engine, man
 from rwkvflow.cli.run import explain, lock, plan, report, run, work
 from rwkvflow.cli.serve import serve
 from rwkvflow.cli.verify import choose, verify

@@ -1,4 +1,4 @@
-"""Commands about this machine: doctor, the native engine, the shell's completion."""
+"""Commands about this machine: doctor, the native engine, the shell's completion, man pages."""
 
 from __future__ import annotations
 
@@ -79,3 +79,19 @@ def completion(shell: str) -> None:
     click.echo(
         kind(click.get_current_context().find_root().command, {}, "rwkvflow", "_RWKVFLOW_COMPLETE").source(), nl=False
     )
+
+
+@click.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+def man(folder: Path) -> None:
+    """Write man pages, one for each command, into FOLDER.
+
+    For yourself: rwkvflow man ~/.local/share/man/man1
+    """
+    from rwkvflow.display.manual import pages
+
+    root = click.get_current_context().find_root().command
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in pages(root):
+        (folder / f"{name}.1").write_text(text, encoding="utf-8")
+        click.echo(folder / f"{name}.1")

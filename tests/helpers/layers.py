@@ -41,6 +41,7 @@ WORKER_ROOMS: tuple[tuple[str, str], ...] = (
     ("build", "building an engine: toolchains, patch rules, what a build made"),
     ("model", "what an RWKV model is: versions, weight types, dimensions, tokenizers, exact arithmetic"),
     ("protocol", "how host and worker talk"),
+    ("places", "reading and writing at a place of an open file, on every system"),
     ("requests", "what stages ask of tasks, as types"),
     ("digest", "digests, as the host computes them"),
     ("advice", "what messages advise, which differs without a recipe"),

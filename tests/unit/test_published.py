@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 import hatch_build
 from rwkvflow.cli import cli
-from rwkvflow.cli.manual import escaped
+from rwkvflow.display.manual import escaped
 from scripts import build_wheels
 
 ROOT = Path(__file__).resolve().parents[2]

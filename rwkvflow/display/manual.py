@@ -4,25 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import click
 
 from rwkvflow import __version__
-
-
-@click.command()
-@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
-def man(folder: Path) -> None:
-    """Write man pages, one for each command, into FOLDER.
-
-    For yourself: rwkvflow man ~/.local/share/man/man1
-    """
-    root = click.get_current_context().find_root().command
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in pages(root):
-        (folder / f"{name}.1").write_text(text, encoding="utf-8")
-        click.echo(folder / f"{name}.1")
 
 
 def pages(root: click.Command) -> Iterator[tuple[str, str]]:
