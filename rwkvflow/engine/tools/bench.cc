@@ -5,7 +5,8 @@
 // that does other things besides, the fastest of each are what it can do.
 //
 // Reading a prompt is bound by multiplications. Its share is the time that all products of its matrices would take in a
-// loop of nothing but multiply-adds, of floats and of bytes as each type is multiplied, divided by the time taken.
+// loop of nothing but multiply-adds, of floats and of bytes as each type is multiplied, divided by the time taken: of
+// one thread in the processor's time, so that other programs disturb it little.
 #include "bench.h"
 
 #include <stdint.h>
@@ -75,7 +76,7 @@ struct Options {
 struct Figures {
     char version[8];
     double file_bytes, token_bytes, open_seconds, first_seconds, token_seconds, token_median, prefill_seconds,
-        prefill_median, read_rate, read_median, peak;
+        prefill_median, prefill_busy, read_rate, read_median, peak;
     // Of each kind: products of a token's matrices, those of the last token alone, and how many there are a second.
     double products[kKinds], last[kKinds], rates[kKinds];
     double prefill_samples[kPrefills];
@@ -84,7 +85,7 @@ struct Figures {
         double least = 0;
         for (int i = 0; i < kKinds; ++i)
             if (rates[i] > 0) least += (products[i] * tokens + last[i]) / rates[i];
-        return least / prefill_seconds;
+        return least / prefill_busy;
     }
 };
 
@@ -177,7 +178,10 @@ bool measure_with(rwkv_context *ctx, const Options &o, const Buffers &b, Figures
             out->rates[i] = rate > out->rates[i] ? rate : out->rates[i];
         }
         begin = now();
+        const double busy = now_of(o.threads);
         if (!rwkv_eval_sequence(ctx, b.tokens, o.prefill, nullptr, b.state, b.logits)) return false;
+        const double worked = now_of(o.threads) - busy;
+        if (round == 0 || worked < out->prefill_busy) out->prefill_busy = worked;
         out->prefill_samples[round] = now() - begin;
         prefills.add(out->prefill_samples[round]);
     }

@@ -8,6 +8,8 @@
 #include "kernels/common/kernels.h"
 
 double now();  // seconds, of a clock that only goes forwards
+// The same for what so many threads do. One has the processor's time, from which other programs take little.
+double now_of(uint32_t threads);
 
 // Ways to read a buffer from end to end. Which is the fastest depends on the processor.
 inline constexpr int kWays = 3;
