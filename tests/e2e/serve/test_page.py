@@ -170,6 +170,8 @@ def test_a_release_shows_its_plot_and_which_file_to_take(
     best, small = (path.stem for path in list(models.values())[:2])
     assert browser.run(advice) == f"{best}: the closest to the original that fits."
     assert browser.run("document.querySelector('tr.best th').textContent") == best
+    headings = "[...document.querySelectorAll('#columns th')].map(e => e.textContent)"
+    assert browser.run(headings) == ["Model", "Size", "KL divergence", "Format"]  # no verdict, no perplexity is known
     picture(browser, "release")
     set_value(browser, "memory", "0.001")
     assert browser.run(advice) == f"{small}: the closest to the original that fits."
