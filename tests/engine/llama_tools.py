@@ -26,6 +26,8 @@ from tests.engine import llama_cpp
 KEPT = ("common", "tools/completion", "vendor", "include", "ggml/include", "src/*")
 FOLDERS = ("common", "tools/completion", "vendor", "vendor/cpp-httplib", "include", "ggml/include", "src")
 SOURCES = ("common/*.cpp", "common/jinja/*.cpp", "common/parsers/*.cpp", "vendor/cpp-httplib/*.cpp")
+#: What both have of one name (`common` has files of the library's) stays each one's own.
+FLAGS = ("-std=c++17", "-O0", "-w", "-fvisibility=hidden", "-fvisibility-inlines-hidden")
 BUILD = '#include "build-info.h"\n#include <cstdio>\n' + "".join(
     f"{kind}(void) {{ return {value}; }}\n"
     for kind, value in (
@@ -42,7 +44,7 @@ BUILD += "void llama_print_build_info(const char * version, FILE * stream) { fpu
 def sources() -> Path:
     """llama.cpp's `common` and llama-completion; skips where the package index has none."""
     wanted = package("llama.cpp")
-    text = json.dumps([wanted.model_dump(), KEPT], sort_keys=True)
+    text = json.dumps([wanted.model_dump(), KEPT, FLAGS], sort_keys=True)
     place = llama_cpp.CACHE / f"completion-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     llama_cpp.CACHE.mkdir(parents=True, exist_ok=True)
     with locked(place.with_suffix(".lock"), fcntl.LOCK_EX):
@@ -85,11 +87,11 @@ def completion() -> Path:
 
 
 def _compiled(path: Path, place: Path, source: Path) -> Path:
-    made = place / f"{hashlib.sha256(str(path).encode()).hexdigest()[:12]}-{path.stem}.o"
+    made = place / f"{path.relative_to(place).as_posix().replace('/', '-')}.o"
     if not made.is_file():
         part = made.with_suffix(".part.o")
         folders = [f"-I{source / name}" for name in FOLDERS]
-        _call("-std=c++17", "-O0", "-w", *folders, "-c", str(path), "-o", str(part))
+        _call(*FLAGS, *folders, "-c", str(path), "-o", str(part))
         part.rename(made)
     return made
 

@@ -84,9 +84,9 @@ def run(command: str, release: Path) -> str:
     place = release.parent
     env = {**os.environ, "PATH": f"{place / 'bin'}:{os.environ['PATH']}", "ENGINE": str(place / "engine")}
     env["HF_HUB_OFFLINE"] = "1"
-    done = subprocess.run(["bash", "-c", command], cwd=release, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{command}\n{done.stderr[-2000:]}"
-    return done.stdout
+    done = subprocess.run(["bash", "-c", command], cwd=release, env=env, capture_output=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stderr[-2000:].decode(errors='replace')}"
+    return done.stdout.decode(errors="replace")  # a random model's bytes
 
 
 @pytest.mark.parametrize(("name", "version"), RUN)
