@@ -242,5 +242,5 @@ def _label(label: Label, coloured: bool) -> list[str]:
 def _caption(y: float) -> str:
     return (
         f'<text class="q l" x="{LEFT}" y="{y:g}">Hollow: not run by a runtime of its own; '
-        "the figures are those of the fp32 forward pass over what the file holds.</text>"
+        "the figures are those of a forward pass over what the file holds.</text>"
     )

@@ -70,7 +70,7 @@ class ArtifactFigures(_Part):
     kl_divergence    of the artifact from the reference, in nats, the mean over kl_divergence_tokens of the text
     top1_agreement   share of the text's tokens after which both hold the same one the likeliest
     logits           largest difference of a logit, in standard deviations of the reference's
-    evaluated        "runtime": by the consumer; "tensors": by the fp32 forward pass over what the file holds
+    evaluated        "runtime": by the consumer; "tensors": by our forward pass over what the file holds
     proof            how the consumer tested the artifact, where it did not simply run it
     domains, tasks   over the texts and tasks that ship, where the recipe says quality: full
     layers           KL divergence in nats where a single layer alone has the artifact's values, the first layer first

@@ -15,7 +15,7 @@ from rwkvflow.worker import advice
 from rwkvflow.worker.model.weight_types import LARGEST_F16
 from rwkvflow.worker.smoke.questions import Answers, SmokeReference
 
-#: What the proof of an artifact says whose runtime computes in fp16: which the smoke stage does not.
+#: What the proof of an artifact says whose runtime computes in fp16, where the smoke stage could not.
 TYPES_ONLY = "its arithmetic in fp16 was not run: the figures show its types, and nothing passed what fp16 holds"
 
 

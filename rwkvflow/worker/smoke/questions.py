@@ -71,7 +71,7 @@ class Answers:
     continuations  token ids
     note           what the report should say of how they came about; None where the consumer simply ran the artifact
     divergence     [m] in nats: KL(reference || this) after each of the first m tokens; None without a reference
-    runtime        whether the artifact's own runtime computed them, or our fp32 forward pass over what it holds
+    runtime        whether the artifact's own runtime computed them, or our forward pass over what it holds
     """
 
     logits: Array
