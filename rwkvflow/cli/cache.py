@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,20 @@ def cache(context: click.Context, store: Path | None) -> None:
     from rwkvflow.store.store import Store, default_root
 
     context.obj = Store(store or default_root())
+
+
+def _counter(word: str) -> Callable[[object], None]:
+    """Shows how far it is, on a terminal: a store may hold millions of files."""
+    shows, count, last = sys.stderr.isatty(), 0, 0.0
+
+    def one(_: object) -> None:
+        nonlocal count, last
+        count += 1
+        if shows and time.monotonic() - last > 0.2:
+            last = time.monotonic()
+            click.echo(f"\r{count} {word} ", nl=False, err=True)
+
+    return one
 
 
 @cache.command("ls")
@@ -49,7 +66,7 @@ def cache_verify(store: Any) -> None:
     from rwkvflow.store.collect import verify
 
     with store.using():
-        damaged = verify(store)
+        damaged = verify(store, on_entry=_counter("looked at"))
     for damage in damaged:
         click.echo(shown(f"{damage.digest}: {damage.message}"))
     if damaged:
@@ -82,6 +99,7 @@ def cache_gc(store: Any, older_than: float | None, max_size: str | None, dry_run
             older_than_days=older_than,
             max_bytes=most,
             dry_run=dry_run,
+            on_entry=_counter("removed"),
         )
     freed = sum(entry.size for entry in gone) / 1e6
     click.echo(f"{len(gone)} {'would be ' if dry_run else ''}removed, {freed:.1f} MB")

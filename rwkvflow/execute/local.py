@@ -14,7 +14,7 @@ import errno
 import queue
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -64,7 +64,8 @@ class LocalExecutor:
         self.cancel = cancel or threading.Event()
         self.claims = Claims(leases, store) if leases else None
         self._nodes: dict[str, StepNode] = {}  # by step id
-        self._ready: dict[str, StepNode] = {}  # those that are READY, in the order in which they became it
+        self._ready: dict[str, list[StepNode]] = {}  # those that are READY by batch, in the order of becoming it
+        self._weights: dict[str, float] = {}  # by batch, what a command for it takes
         self._running: dict[str, StepNode] = {}  # those that are RUNNING
         self._ended: queue.Queue[dict[str, Outcome | None]] = queue.Queue()  # None: look at it again
 
@@ -141,7 +142,9 @@ class LocalExecutor:
         met = [self._want(need, Strength.PRESENT, name) for need in wanted]
         if all(met) and not self._blocked(step):
             node.key, node.digests, node.state = key, digests, StepState.READY
-            self._ready[name] = node
+            batch = step.batch or name
+            self._ready.setdefault(batch, []).append(node)
+            self._weights[batch] = max(self._weights.get(batch, 0.0), self._cores(step))
 
     def _usable(self, node: StepNode, key: str, record: Record) -> bool:
         there = self._intact(node.step, key, record.outputs)
@@ -216,20 +219,19 @@ class LocalExecutor:
     # ---- running -----------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """Start what is ready and fits. Steps of one batch go together."""
-        groups: dict[str, list[StepNode]] = defaultdict(list)
-        for name, node in self._ready.items():
-            groups[node.step.batch or name].append(node)
-        for nodes in groups.values():
+        """Start what is ready and fits. Steps of one batch go together. Thousands may be ready, and little fit."""
+        used = sum(node.cores for node in self._running.values())
+        for name, cores in list(self._weights.items()):
             if self.cancel.is_set():
                 raise Interrupted("interrupted; what is finished is kept, run the same command to go on")
-            if any(node.not_before > time.monotonic() for node in nodes):
+            if self._running and used + cores > self.cores:
                 continue
-            cores = max(self._cores(node.step) for node in nodes)
-            if self._running and sum(node.cores for node in self._running.values()) + cores > self.cores:
+            nodes = self._ready[name]
+            if self.claims and any(node.not_before > time.monotonic() for node in nodes):
                 continue
+            del self._ready[name], self._weights[name]
+            used += cores
             for node in nodes:
-                del self._ready[node.step.id]
                 node.cores = cores if node is nodes[0] else 0.0
                 node.state = StepState.RUNNING
                 self._running[node.step.id] = node
@@ -245,7 +247,7 @@ class LocalExecutor:
                 outcomes = self._ended.get(timeout=POLL_SECONDS)
                 break
             except queue.Empty:
-                if any(node.not_before for node in self._ready.values()):
+                if self.claims and self._ready:
                     outcomes = {}  # others have claimed these: it may be time to look again
                     break
         for name, outcome in outcomes.items():

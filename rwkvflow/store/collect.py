@@ -106,11 +106,16 @@ def verify(store: Store, on_entry: Callable[[StoreEntry], None] | None = None) -
 
 
 def collect(
-    store: Store, *, older_than_days: float | None = None, max_bytes: int | None = None, dry_run: bool = False
+    store: Store,
+    *,
+    older_than_days: float | None = None,
+    max_bytes: int | None = None,
+    dry_run: bool = False,
+    on_entry: Callable[[StoreEntry], None] | None = None,
 ) -> list[StoreEntry]:
     """Remove what nothing refers to, what was not used for so many days, then the oldest until it fits.
 
-    Returns what was removed (or would be). The caller holds `store.exclusive()`.
+    Returns what was removed (or would be); `on_entry` is told each when it is. The caller holds `store.exclusive()`.
     """
     now = time.time()
     everything = entries(store)
@@ -129,6 +134,8 @@ def collect(
     if not dry_run:
         for entry in gone.values():
             remove(entry.path)
+            if on_entry:
+                on_entry(entry)
         for path, record in _records(store):
             outputs = record.get("outputs")
             names = _digests(outputs)
