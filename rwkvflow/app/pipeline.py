@@ -25,7 +25,7 @@ from rwkvflow.lock.pins import brings, strangers
 from rwkvflow.plan.matrix import expand, select
 from rwkvflow.plan.plan import Plan
 from rwkvflow.plan.step import Step
-from rwkvflow.stages import convert, engine, extra, fetch, image, imatrix, llama, publish, quality, smoke
+from rwkvflow.stages import convert, engine, extra, fetch, image, imatrix, llama, mixing, publish, quality, smoke
 from rwkvflow.stages.blueprint import Blueprint
 from rwkvflow.store.history import History
 from rwkvflow.store.store import Store, run_id
@@ -109,6 +109,7 @@ def make_plan(blueprint: Blueprint, *, publishing: bool = True) -> Plan:
         *image.steps(blueprint),
         *engine.steps(blueprint),
         *imatrix.steps(blueprint),
+        *mixing.steps(blueprint),
         *convert.steps(blueprint),
         *smoke.steps(blueprint),
         *quality.steps(blueprint),

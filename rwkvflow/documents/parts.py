@@ -91,6 +91,24 @@ class Smoke(Strict):
     )
 
 
+class Target(Strict):
+    """What a file should come to: types for its matrices are chosen by what each loses alone. One of the three."""
+
+    bits_per_weight: float | None = Field(default=None, gt=0, le=16, description="At most so many, of all weights")
+    size: Annotated[str, StringConstraints(pattern=SPLIT.replace("|none", ""))] | None = Field(
+        default=None, description="At most so large a file, e.g. 900MB"
+    )
+    kl: float | None = Field(
+        default=None, gt=0, description="The smallest file that loses at most so many nats a token, as measured"
+    )
+    types: Many[str] = Field(
+        default=("q3_k", "iq4_xs", "q4_k", "q5_k", "q6_k", "q8_0", "f16"),
+        min_length=1,
+        description="Those to choose from; f16 is always one",
+    )
+    tokens: int = Field(default=2048, ge=128, le=65_536, description="Of the calibration text, to measure losses over")
+
+
 class FormatEntry(Strict):
     """A format with what is special about it."""
 
@@ -105,6 +123,9 @@ class FormatEntry(Strict):
     )
     output_type: str | None = Field(default=None, description="gguf-* only: type of output.weight")
     embedding_type: str | None = Field(default=None, description="gguf-* only: type of token_embd.weight")
+    target: Target | None = Field(
+        default=None, description="gguf-*-mixed only: choose the types of matrices by what they lose"
+    )
     strategy: str | None = Field(
         default=None,
         description="chatrwkv only: which layers the rwkv package computes where, "

@@ -41,6 +41,9 @@ class Stages(Strict):
     imatrix: StageLimits = Field(
         default=StageLimits(), description="The importance matrix of a model, where the recipe wants one"
     )
+    measure: StageLimits = Field(
+        default=StageLimits(), description="What each matrix loses in each type, where a recipe has a target"
+    )
     convert: StageLimits = Field(default=StageLimits(), description="All formats of a model in one read")
     reference: StageLimits = Field(default=StageLimits(), description="The fp32 reference of a model")
     smoke: StageLimits = Field(default=StageLimits(), description="Each artifact against the reference")

@@ -60,7 +60,7 @@ def _is_alone(job: Job) -> bool:
 
 
 def _asking(job: Job) -> Job:
-    hidden = {*HIDDEN, *(_below(ORIGIN, job) if _is_alone(job) else ())}
+    hidden = {*HIDDEN, *_below(("types",), job), *(_below(ORIGIN, job) if _is_alone(job) else ())}
     if job.step.local.get("apart") and not _is_alone(job):
         hidden.add("engine")
     params = {**job.step.params, "task": "ask"}
@@ -74,7 +74,7 @@ def _judging(pairs: Sequence[tuple[Job, Made]]) -> list[Job]:
     told = {f"answers-{job.step.params['job']['format']}": made.outputs["answers"].path for job, made in pairs}
     found = []
     for job, _ in pairs:
-        known = {*KNOWN_TO_JUDGE, *_below(ORIGIN, job), *_below(("tokenizer",), job)}
+        known = {*KNOWN_TO_JUDGE, *_below(ORIGIN, job), *_below(("tokenizer", "types"), job)}
         inputs = {name: path for name, path in job.inputs.items() if name in known}
         digests = dict(job.digests)
         inputs["engine"], digests["engine"] = inputs.pop("librwkv"), digests["librwkv"]

@@ -97,7 +97,9 @@ class Step:
 
 #: What an output of a built-in stage is, by its name; an artifact is a folder for some formats.
 _KINDS = {
-    **dict.fromkeys(("file", "environment", "smoke", "reference", "release", "imatrix", "quality"), "file"),
+    **dict.fromkeys(
+        ("file", "environment", "smoke", "reference", "release", "imatrix", "quality", "losses", "types"), "file"
+    ),
     **dict.fromkeys(("folder", "wheels", "engine"), "tree"),
 }
 

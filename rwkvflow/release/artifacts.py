@@ -10,7 +10,7 @@ from typing import Any
 
 from rwkvflow.base.errors import PublishError
 from rwkvflow.base.hashing import file_digest, text_digest, walk
-from rwkvflow.release.names import ENGINE, quality_report, smoke_report
+from rwkvflow.release.names import ENGINE, quality_report, smoke_report, types_report
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Row:
     """One artifact as the card's table shows it. `path` is a folder's where the format is one, or the file was split.
 
     facts: what rwkvflow.worker.read.inspect.describe says of the file, without the list of tensors; empty where it does
-    not know the format. smoke: the report of the smoke stage. quality: that of the quality stage, empty without one.
+    not know the format. smoke, quality, search: the reports of the smoke stage, of the quality stage and of the search
+    for types; empty without one.
     """
 
     model: str
@@ -41,6 +42,7 @@ class Row:
     facts: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     quality: Mapping[str, Any] = field(default_factory=dict)
+    search: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def bits(self) -> float | None:
@@ -127,6 +129,8 @@ def _beside(path: str, entries: list[Mapping[str, Any]], inputs: Mapping[str, Pa
     yield from_file(smoke_report(path), inputs[f"smoke/{entries[0]['id']}"])
     if measured := inputs.get(f"quality/{entries[0]['id']}"):
         yield from_file(quality_report(path), measured)
+    if types := inputs.get(f"types/{entries[0]['id']}"):
+        yield from_file(types_report(path), types)
     for entry in entries:
         for extra, key in sorted(entry["extra"].items()):
             if key in inputs:
@@ -153,12 +157,13 @@ def _row(
         images=tuple(sorted(entry["image"] for entry in entries)),
         smoke=json.loads(inputs[f"smoke/{first['id']}"].read_text(encoding="utf-8")),
         facts=_facts(inputs[f"artifact/{first['id']}"], split),
-        quality=_quality(inputs.get(f"quality/{first['id']}")),
+        quality=_report(inputs.get(f"quality/{first['id']}")),
+        search=_report(inputs.get(f"types/{first['id']}")),
         files=tuple(own),
     )
 
 
-def _quality(path: Path | None) -> dict[str, Any]:
+def _report(path: Path | None) -> dict[str, Any]:
     found: dict[str, Any] = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
     return found
 

@@ -45,6 +45,12 @@ def quality_report(path: str) -> str:
     return f"{model}/quality/{name}.json"
 
 
+def types_report(path: str) -> str:
+    """Where the types of an artifact's matrices stand, where they were searched for."""
+    model, _, name = path.partition("/")
+    return f"{model}/types/{name}.json"
+
+
 def is_plain(path: str) -> bool:
     """Whether a name may stand in a release: relative, inside it, one line, no part that means something else."""
     return path_problem(path) is None

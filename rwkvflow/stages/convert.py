@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, cast
 from rwkvflow.documents.formats import folder_name
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, Ref, Step
-from rwkvflow.stages import engine, fetch, imatrix
+from rwkvflow.stages import engine, fetch, imatrix, mixing
 from rwkvflow.stages.about import about
 from rwkvflow.stages.blueprint import WORKER_COMMAND, Blueprint, environment, image_step
 from rwkvflow.worker.formats import FORMATS
 
 if TYPE_CHECKING:
-    from rwkvflow.worker.requests import ConvertJob, ConvertParams, MixParams
+    from rwkvflow.worker.requests import ConvertJob, ConvertParams
 
 
 def artifact(which: Artifact) -> Ref:
@@ -44,24 +44,9 @@ def _job(blueprint: Blueprint, which: Artifact) -> ConvertJob:
         job["about"] = about(blueprint.recipe.card, which.model, blueprint.lock.models[which.model].resolved)
     if imatrix.wanted(blueprint, which):
         job["imatrix"] = imatrix.file_name(which.model)
-    if (given := mix(blueprint, which.format)) is not None:
+    if (given := mixing.mix(blueprint, which.format)) is not None:
         job["mix"] = given
     return job
-
-
-def mix(blueprint: Blueprint, name: str) -> MixParams | None:
-    """The types that the recipe gives single tensors of a format; None where it gives none."""
-    entry = blueprint.recipe.entry_of(name)
-    if entry is None:
-        return None
-    given: MixParams = {}
-    if entry.tensor_types:
-        given["tensor_types"] = list(entry.tensor_types.items())
-    if entry.output_type is not None:
-        given["output_type"] = entry.output_type
-    if entry.embedding_type is not None:
-        given["embedding_type"] = entry.embedding_type
-    return given or None
 
 
 def steps(blueprint: Blueprint) -> Iterator[Step]:
@@ -78,6 +63,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
                 "engine": engine.builtin(which.image),
                 "environment": environment(which.image),
                 **_tokenizer(blueprint, which),
+                **mixing.inputs(blueprint, which),
                 **({"imatrix": imatrix.of(which)} if imatrix.wanted(blueprint, which) else {}),
             },
             outputs=("artifact",),

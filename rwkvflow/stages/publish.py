@@ -19,7 +19,7 @@ from rwkvflow.lock.local_files import local_path
 from rwkvflow.lock.outside import named_files
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, LocalInput, Ref, Step
-from rwkvflow.stages import convert, engine, extra, imatrix, llama, quality, smoke
+from rwkvflow.stages import convert, engine, extra, imatrix, llama, mixing, quality, smoke
 from rwkvflow.stages.blueprint import Blueprint
 from rwkvflow.stages.image import identity
 
@@ -79,6 +79,8 @@ def release_of(blueprint: Blueprint) -> tuple[dict[str, Any], dict[str, Input]]:
         refs[f"smoke/{which.id}"] = smoke.report(which)
         if measured := quality.wanted(blueprint, which):
             refs[f"quality/{which.id}"] = quality.report(which)
+        if searched := mixing.target_of(blueprint, which.format) is not None:
+            refs[f"types/{which.id}"] = mixing.types(which)
         if imatrix.wanted(blueprint, which):
             refs.setdefault(f"imatrix/{which.model}", imatrix.of(which))
         additions = {}
@@ -98,6 +100,7 @@ def release_of(blueprint: Blueprint) -> tuple[dict[str, Any], dict[str, Input]]:
                 **_folder(blueprint, which),
                 "extra": additions,
                 **({"measured": True} if measured else {}),
+                **({"searched": True} if searched else {}),
             }
         )
     for image in blueprint.images:

@@ -11,7 +11,7 @@ from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.documents.lock import LLAMA
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, LocalInput, Ref, Step
-from rwkvflow.stages import convert, engine, fetch, image, llama
+from rwkvflow.stages import convert, engine, fetch, image, llama, mixing
 from rwkvflow.stages.blueprint import WORKER_COMMAND, Blueprint, environment, image_step
 from rwkvflow.worker.formats import FORMATS
 
@@ -67,6 +67,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
                 "librwkv": engine.builtin(which.image),
                 **_llama(which),
                 name: convert.artifact(which),
+                **mixing.inputs(blueprint, which),
                 **({"consumers": Ref(apart, "environment")} if apart else {}),
             },
             outputs=("smoke",),
@@ -116,7 +117,7 @@ def _common(blueprint: Blueprint, which: Artifact) -> QuestionParams:
 
 def _job(blueprint: Blueprint, which: Artifact, name: str) -> SmokeJob:
     job: SmokeJob = {"format": which.format, "input": name, "limits": _limits(blueprint, which.format)}
-    if (given := convert.mix(blueprint, which.format)) is not None:
+    if (given := mixing.mix(blueprint, which.format)) is not None:
         job["mix"] = given
     return job
 

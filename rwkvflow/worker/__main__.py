@@ -11,7 +11,7 @@ from rwkvflow.worker.advice import given_by_recipe
 from rwkvflow.worker.errors import WorkerError, is_disk_full
 from rwkvflow.worker.protocol import emit, open_channel
 
-TASKS = ("ask", "build-engine", "convert", "imatrix", "quality", "reference", "smoke")
+TASKS = ("ask", "assign", "build-engine", "convert", "imatrix", "measure", "quality", "reference", "smoke")
 
 
 def main(argv: list[str]) -> int:

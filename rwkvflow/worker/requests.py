@@ -6,8 +6,10 @@ are plain dicts, as they come out of JSON.
 
 | task | params | params of a job |
 | --- | --- | --- |
+| assign | AssignParams | none |
 | convert | ConvertParams | ConvertJob |
 | imatrix | ImatrixParams | none |
+| measure | MeasureParams | none |
 | quality | QualityParams | QualityJob |
 | reference | AskParams | none |
 | ask, smoke | AskParams | SmokeJob |
@@ -114,6 +116,27 @@ class SmokeJob(TypedDict):
     mix: NotRequired[MixParams]  # as it was converted with
 
 
+class MeasureParams(OriginParams):
+    """Of the task `measure`."""
+
+    tokenizer: str  # as QuestionParams has it
+    group_norm_eps: float | None
+    tokens: int  # of the text, about
+    kind: str  # the type
+
+
+class AssignParams(OriginParams, MixParams):
+    """Of the task `assign`; MixParams are types that are given."""
+
+    group_norm_eps: float | None
+    format: str
+    target: dict[str, float]  # bits_per_weight, size in bytes, or kl in nats a token
+    kinds: list[str]  # types to choose from
+    tokens: int  # over which losses were measured
+    about: NotRequired[AboutParams]  # what the file will say of its model, and
+    imatrix: NotRequired[str]  # what in/imatrix will be called in it: both are bytes of it
+
+
 class QualityParams(OriginParams):
     """Of the task `quality`."""
 
@@ -154,6 +177,20 @@ class ConvertRequest(TypedDict):
 
     params: ConvertParams
     jobs: list[ConversionJobRequest]
+
+
+class MeasureRequest(TypedDict):
+    """A request to `measure`; its one job has no parameters."""
+
+    params: MeasureParams
+    jobs: list[JobRequest]
+
+
+class AssignRequest(TypedDict):
+    """A request to `assign`; its one job has no parameters."""
+
+    params: AssignParams
+    jobs: list[JobRequest]
 
 
 class ImatrixRequest(TypedDict):

@@ -73,9 +73,26 @@ def _mix(source: DocumentSource, path: Path_, item: dict[str, object], name: str
         for rule, kind in given:
             if isinstance(rule, str) and isinstance(kind, str) and (why := problem(rule, kind)):
                 source.add((*path, key, rule) if isinstance(value, dict) else (*path, key), why)
-    if is_format(name) and name.endswith("-mixed") and not item.get("tensor_types"):
+    is_mixed = is_format(name) and FORMATS[name].mixes and name.endswith("-mixed")
+    if is_mixed and not item.get("tensor_types") and not item.get("target"):
         place = (*path, "format") if item else path
-        source.add(place, f"{shown(name)} wants tensor_types: without them it is the plain format")
+        source.add(place, f"{shown(name)} wants tensor_types or a target: without them it is the plain format")
+    if isinstance(target := item.get("target"), dict):
+        _target(source, (*path, "target"), target, name, is_mixed)
+
+
+def _target(source: DocumentSource, path: Path_, target: dict[str, object], name: str, is_mixed: bool) -> None:
+    from rwkvflow.worker.formats.mix import SEARCHED
+
+    if is_format(name) and not is_mixed:
+        source.add(path, f"only gguf-*-mixed formats take a target; {shown(name)} has types of its own", at_key=True)
+    named = [key for key in ("bits_per_weight", "size", "kl") if target.get(key) is not None]
+    if len(named) != 1:
+        source.add(path, "a target is one of bits_per_weight, size and kl", at_key=True)
+    listed = target.get("types")
+    for index, kind in enumerate(listed if isinstance(listed, list) else []):
+        if isinstance(kind, str) and kind not in SEARCHED:
+            source.add((*path, "types", index), f"{shown(kind)} is none of {one_of(SEARCHED)}")
 
 
 def _can_split(source: DocumentSource, path: Path_, name: str) -> None:

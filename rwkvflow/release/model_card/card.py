@@ -74,6 +74,7 @@ def environment_of() -> Environment:
         "figure": figure,
         "percent": percent,
         "small": small,
+        "counts": counts,
         "plain_percent": plain_percent,
         "share": share,
         "rate": rate,
@@ -249,6 +250,11 @@ def percent(value: object) -> str:
 def plain_percent(value: object) -> str:
     """0.0123 → "1.23 %": of what has no sign."""
     return percent(value).removeprefix("+")
+
+
+def counts(found: Mapping[str, object]) -> str:
+    """{"q4_k": 12, "q6_k": 2} → "q4_k: 12, q6_k: 2"; safe in Markdown."""
+    return cell(", ".join(f"{key}: {value}" for key, value in found.items()))
 
 
 def small(value: object) -> str:

@@ -95,7 +95,7 @@ EXTRA = "extra:\n  - {{name: e, command: [x], outputs: [y], {}}}\n"
         (
             "extra: [{name: smoke, command: [a], outputs: [y]}]\n",
             "1:16: extra[0].name: 'smoke' is the name of a built-in stage "
-            "(fetch, wheels, image, engine, imatrix, convert, reference, smoke, quality, publish)",
+            "(fetch, wheels, image, engine, imatrix, measure, convert, reference, smoke, quality, publish)",
         ),
         (
             "extra: [{name: e, command: [a], outputs: [y]}, {name: E, command: [a], outputs: [y]}]\n",
