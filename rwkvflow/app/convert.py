@@ -19,6 +19,7 @@ from rwkvflow.documents.formats import file_name, folder_name, suffixes
 if TYPE_CHECKING:
     from rwkvflow.worker.conversion.convert import ConversionOutcome
     from rwkvflow.worker.conversion.jobs import ConversionJob
+    from rwkvflow.worker.formats.mix import Mix
     from rwkvflow.worker.model.about import About
     from rwkvflow.worker.model.origin import Origin
 
@@ -39,6 +40,7 @@ class Order:
     library: Path | None = None
     store: Path | None = None
     imatrix: Path | None = None
+    tensor_types: tuple[str, ...] = ()  # REGEX=TYPE
     dry_run: bool = False  # only say what would be written
     about: About | None = None  # what files say of their model, where they have a place for it
 
@@ -92,9 +94,16 @@ def carry_out(order: Order, emit: Listener) -> Iterator[str]:
     _look(order.origin, order.formats)
     try:
         weights = read_imatrix(order.imatrix) if order.imatrix else None
+        mix = _mix(order)
         jobs = [
             ConversionJob(
-                p.format, p.format, p.partial, Split(order.split, p.stem) if order.split else None, weights, order.about
+                p.format,
+                p.format,
+                p.partial,
+                Split(order.split, p.stem) if order.split else None,
+                weights,
+                order.about,
+                mix,
             )
             for p in places
         ]
@@ -121,6 +130,22 @@ def carry_out(order: Order, emit: Listener) -> Iterator[str]:
     finally:
         for place in places:
             remove(place.partial)
+
+
+def _mix(order: Order) -> Mix | None:
+    """The types of single tensors. Raises UsageError where no format takes them, WorkerError for what is no type."""
+    from rwkvflow.worker.formats import FORMATS
+    from rwkvflow.worker.formats.mix import mix_of
+
+    if order.tensor_types and not any(FORMATS[name].mixes for name in order.formats):
+        raise UsageError(f"--tensor-type: {', '.join(order.formats)} has one type", remedy="quantized gguf-* take some")
+    rules = []
+    for text in order.tensor_types:
+        rule, equals, kind = text.rpartition("=")
+        if not equals:
+            raise UsageError(f"--tensor-type: {text} is not REGEX=TYPE", remedy="such as channel_mix_value=q6_k")
+        rules.append((rule, kind))
+    return mix_of(rules)
 
 
 def _sizes(origin: Origin, places: Sequence[_Place], jobs: Sequence[ConversionJob]) -> Iterator[str]:

@@ -100,6 +100,13 @@ def formats() -> None:
 @click.option(
     "--imatrix", type=DocumentPath(), help="Quantize gguf-* with this importance matrix: a .gguf or .dat of one"
 )
+@click.option(
+    "--tensor-type",
+    "tensor_types",
+    multiple=True,
+    metavar="REGEX=TYPE",
+    help="Type of the tensors of quantized gguf-* files in whose names REGEX is found; the first one that is decides",
+)
 @click.option("--dry-run", is_flag=True, help="Only print each file and its exact size in bytes")
 @click.option("--no-check", is_flag=True, help="Do not run the files and compare them with the checkpoint")
 @click.option("--force", is_flag=True, help="Replace OUT: a file, or a folder that rwkvflow wrote")
@@ -124,6 +131,7 @@ def convert(
     strategy: str | None,
     limit: str | None,
     imatrix: Path | None,
+    tensor_types: tuple[str, ...],
     dry_run: bool,
     no_check: bool,
     force: bool,
@@ -154,7 +162,7 @@ def convert(
     size = _size(limit)
     if repository is not None:
         given: dict[str, Any] = {"--strategy": strategy, "--no-check": no_check, "--force": force, "--threads": threads}
-        given |= {"--library": library, "--imatrix": imatrix, "--dry-run": dry_run}
+        given |= {"--library": library, "--imatrix": imatrix, "--tensor-type": tensor_types, "--dry-run": dry_run}
         if refused := [name for name, value in given.items() if value]:
             raise UsageError(f"--push takes no {refused[0]}", remedy="write a recipe: rwkvflow init")
         if not target.name:
@@ -180,6 +188,7 @@ def convert(
                 library=library,
                 store=store,
                 imatrix=imatrix,
+                tensor_types=tensor_types,
                 dry_run=dry_run,
                 about=told_of(source),
             )

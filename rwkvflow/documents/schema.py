@@ -54,7 +54,8 @@ def _finish_recipe(schema: dict[str, Any]) -> None:
     properties["formats"]["items"] = {
         "anyOf": [{"type": "string", "enum": names}, {"$ref": "#/$defs/FormatEntry"}],
     }
-    schema["$defs"]["FormatEntry"]["properties"]["format"]["enum"] = [*names, "chatrwkv"]
+    entry = schema["$defs"]["FormatEntry"]["properties"]["format"]
+    entry["anyOf"] = [{"enum": [*names, "chatrwkv"]}, {"pattern": "^gguf-[a-z0-9_]+(-from-f32)?(-mixed)?$"}]
     images = properties.pop("images")
     images["minItems"] = 1
     schema["properties"] = {}

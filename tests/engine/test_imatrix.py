@@ -163,6 +163,14 @@ def test_the_command_and_what_is_quantized_with_its_file(
     assert "is not quantized with one" in call(
         "convert", source, tmp_path / "x.bin", "--format", "ggml-q4_0", "--imatrix", out, code=2
     )
+    mixed = ("--format", "gguf-q4_k_m", "--no-check", "--tensor-type")
+    call("convert", source, tmp_path / "mixed.gguf", *mixed, "time_mix_key=q6_k", "--tensor-type", "time_mix=q5_k")
+    kinds = {name: tensor.type for name, tensor in read_gguf_index(tmp_path / "mixed.gguf").tensors.items()}
+    assert kinds["blk.0.time_mix_key.weight"] == "q6_k"
+    assert kinds["blk.0.time_mix_value.weight"] == "q5_k"
+    assert kinds["blk.0.channel_mix_key.weight"] == "q4_k"
+    assert "no type of a tensor" in call("convert", source, tmp_path / "n.gguf", *mixed, "time=q9", code=1)
+    assert "is not REGEX=TYPE" in call("convert", source, tmp_path / "n.gguf", *mixed, "time", code=2)
     other_model = checkpoints.make(tmp_path / "o.pth", "7", layers=1, width=128, vocab=256)
     refused = call("convert", other_model, tmp_path / "x.gguf", "--format", "gguf-q4_0", "--imatrix", out, code=1)
     assert "an importance matrix of another one" in refused
