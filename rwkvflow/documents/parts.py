@@ -91,7 +91,7 @@ class Smoke(Strict):
     )
 
 
-class Target(Strict):
+class TypesTarget(Strict):
     """What a file should come to: types for its matrices are chosen by what each loses alone. One of the three."""
 
     bits_per_weight: float | None = Field(default=None, gt=0, le=16, description="At most so many, of all weights")
@@ -123,7 +123,7 @@ class FormatEntry(Strict):
     )
     output_type: str | None = Field(default=None, description="gguf-* only: type of output.weight")
     embedding_type: str | None = Field(default=None, description="gguf-* only: type of token_embd.weight")
-    target: Target | None = Field(
+    target: TypesTarget | None = Field(
         default=None, description="gguf-*-mixed only: choose the types of matrices by what they lose"
     )
     strategy: str | None = Field(

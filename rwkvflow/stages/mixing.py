@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rwkvflow.documents.yaml.units import split_bytes
 from rwkvflow.plan.matrix import Artifact
@@ -13,7 +13,7 @@ from rwkvflow.stages.about import about
 from rwkvflow.stages.blueprint import WORKER_COMMAND, Blueprint, environment, image_step
 
 if TYPE_CHECKING:
-    from rwkvflow.documents.parts import Target
+    from rwkvflow.documents.parts import TypesTarget
     from rwkvflow.worker.requests import AssignParams, MeasureParams, MixParams
 
 PLAIN = "f16"  # of which nothing is measured: a file is made from it
@@ -24,7 +24,7 @@ def types(which: Artifact) -> Ref:
     return Ref(f"assign/{which.id}", "types")
 
 
-def target_of(blueprint: Blueprint, name: str) -> Target | None:
+def target_of(blueprint: Blueprint, name: str) -> TypesTarget | None:
     """What the recipe wants a format to come to; None where it says nothing."""
     entry = blueprint.recipe.entry_of(name)
     return None if entry is None else entry.target
@@ -128,12 +128,12 @@ def _params(blueprint: Blueprint, which: Artifact, kind: str, tokens: int) -> Me
     }
 
 
-def _assign(blueprint: Blueprint, which: Artifact, target: Target) -> AssignParams:
+def _assign(blueprint: Blueprint, which: Artifact, target: TypesTarget) -> AssignParams:
     given = mix(blueprint, which.format) or {}
     given.pop("searched", None)
     wanted = {"bits_per_weight": target.bits_per_weight, "kl": target.kl}
     size = None if target.size is None else float(split_bytes(target.size))
-    params: AssignParams = {
+    params = {
         **fetch.origin_params(blueprint, which.model),
         "group_norm_eps": blueprint.models[which.model].group_norm_eps,
         "format": which.format,
@@ -145,4 +145,4 @@ def _assign(blueprint: Blueprint, which: Artifact, target: Target) -> AssignPara
     }
     if imatrix.wanted(blueprint, which):
         params["imatrix"] = imatrix.file_name(which.model)
-    return params
+    return cast("AssignParams", params)

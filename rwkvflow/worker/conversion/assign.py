@@ -18,7 +18,7 @@ MOST = 4000  # sums that are kept from matrix to matrix
 
 
 @dataclass(frozen=True)
-class Choice:
+class TypeChoice:
     """A type that a matrix may have: bytes that it takes, and nats a token that it loses."""
 
     kind: str
@@ -39,7 +39,7 @@ class Assignment:
     bound: float
 
 
-def within_size(choices: Mapping[str, Sequence[Choice]], most: int) -> Assignment | None:
+def within_size(choices: Mapping[str, Sequence[TypeChoice]], most: int) -> Assignment | None:
     """The least loss in at most so many bytes; None where even the smallest choices take more."""
     best = None
     for size, loss, picked in _fronts(choices):
@@ -50,7 +50,7 @@ def within_size(choices: Mapping[str, Sequence[Choice]], most: int) -> Assignmen
     return Assignment(_kinds(choices, best[2]), best[0], best[1], _least_loss(choices, most))
 
 
-def within_loss(choices: Mapping[str, Sequence[Choice]], most: float) -> Assignment | None:
+def within_loss(choices: Mapping[str, Sequence[TypeChoice]], most: float) -> Assignment | None:
     """The fewest bytes that lose at most so much; None where even the best choices lose more."""
     best = None
     for size, loss, picked in _fronts(choices):
@@ -66,7 +66,7 @@ def within_loss(choices: Mapping[str, Sequence[Choice]], most: float) -> Assignm
 Sum = tuple[int, float, Any]  # bytes, loss, and the choice of each matrix so far: (those before, the last one)
 
 
-def _fronts(choices: Mapping[str, Sequence[Choice]]) -> list[Sum]:
+def _fronts(choices: Mapping[str, Sequence[TypeChoice]]) -> list[Sum]:
     """By size, each losing less than the one before. Ends that no thinning may drop are kept."""
     front: list[Sum] = [(0, 0.0, ())]
     for some in choices.values():
@@ -93,7 +93,7 @@ def _thinned(front: list[Sum]) -> list[Sum]:
     return [front[0], *(item for item in kept.values() if item is not front[0])]
 
 
-def _kinds(choices: Mapping[str, Sequence[Choice]], picked: Any) -> dict[str, str]:
+def _kinds(choices: Mapping[str, Sequence[TypeChoice]], picked: Any) -> dict[str, str]:
     found: list[str] = []
     for some in reversed(list(choices.values())):
         picked, index = picked
@@ -104,9 +104,9 @@ def _kinds(choices: Mapping[str, Sequence[Choice]], picked: Any) -> dict[str, st
 # ---- the linear relaxation ---------------------------------------------------------------------------------------
 
 
-def _hull(some: Sequence[Choice]) -> list[Choice]:
+def _hull(some: Sequence[TypeChoice]) -> list[TypeChoice]:
     """The lower convex hull of a matrix's choices, the smallest first."""
-    hull: list[Choice] = []
+    hull: list[TypeChoice] = []
     for choice in sorted(some, key=lambda item: (item.size, item.loss)):
         if hull and choice.loss >= hull[-1].loss:
             continue
@@ -118,12 +118,12 @@ def _hull(some: Sequence[Choice]) -> list[Choice]:
     return hull
 
 
-def _slope(one: Choice, other: Choice) -> float:
+def _slope(one: TypeChoice, other: TypeChoice) -> float:
     """Loss for each byte from one to the other, below 0."""
     return (other.loss - one.loss) / (other.size - one.size)
 
 
-def _steps(choices: Mapping[str, Sequence[Choice]]) -> tuple[int, float, list[tuple[int, float]]]:
+def _steps(choices: Mapping[str, Sequence[TypeChoice]]) -> tuple[int, float, list[tuple[int, float]]]:
     """Bytes and loss of the smallest choices, and steps (bytes, loss below 0) that improve on them, steepest first."""
     hulls = [_hull(some) for some in choices.values()]
     steps = [
@@ -135,7 +135,7 @@ def _steps(choices: Mapping[str, Sequence[Choice]]) -> tuple[int, float, list[tu
     return sum(hull[0].size for hull in hulls), math.fsum(hull[0].loss for hull in hulls), steps
 
 
-def _least_loss(choices: Mapping[str, Sequence[Choice]], most: int) -> float:
+def _least_loss(choices: Mapping[str, Sequence[TypeChoice]], most: int) -> float:
     size, loss, steps = _steps(choices)
     for more, gain in steps:
         if size + more > most:
@@ -144,7 +144,7 @@ def _least_loss(choices: Mapping[str, Sequence[Choice]], most: int) -> float:
     return loss
 
 
-def _least_size(choices: Mapping[str, Sequence[Choice]], most: float) -> float:
+def _least_size(choices: Mapping[str, Sequence[TypeChoice]], most: float) -> float:
     size, loss, steps = _steps(choices)
     for more, gain in steps:
         if loss <= most:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkvflow.worker.conversion.assign import Choice, within_loss, within_size
+from rwkvflow.worker.conversion.assign import TypeChoice, within_loss, within_size
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.gguf.imatrix import read_imatrix
@@ -35,7 +35,7 @@ PLAIN = "f16"  # what a matrix is made from, so that it loses nothing
 
 
 @dataclass(frozen=True)
-class Whole:
+class ArtifactSize:
     """What an artifact with certain types takes: bytes of its file, bytes of its weights, and how many these are."""
 
     file: int
@@ -88,10 +88,10 @@ def run(request: AssignRequest) -> None:
     finish(job["id"], "types", output)
 
 
-def _choices(params: AssignParams) -> dict[str, list[Choice]]:
+def _choices(params: AssignParams) -> dict[str, list[TypeChoice]]:
     """By matrix. Those that the recipe gives a type are none; equal types, that rows force, are one choice."""
     given = mix_of(params.get("tensor_types", ()), params.get("output_type"), params.get("embedding_type"))
-    found: dict[str, dict[str, Choice]] = {}
+    found: dict[str, dict[str, TypeChoice]] = {}
     for kind in params["kinds"]:
         if kind == PLAIN:
             continue
@@ -101,8 +101,8 @@ def _choices(params: AssignParams) -> dict[str, list[Choice]]:
             raise WorkerError(f"the losses of {kind} cannot be read: {error}") from None
         for name, told in losses.items():
             if given is None or given.kind_of(name) is None:
-                some = found.setdefault(name, {PLAIN: Choice(PLAIN, _padded(2 * told["values"]), 0.0)})
-                some.setdefault(told["type"], Choice(kind, _padded(told["bytes"]), told["loss"]))
+                some = found.setdefault(name, {PLAIN: TypeChoice(PLAIN, _padded(2 * told["values"]), 0.0)})
+                some.setdefault(told["type"], TypeChoice(kind, _padded(told["bytes"]), told["loss"]))
     return {name: list(found[name].values()) for name in sorted(found)}
 
 
@@ -110,7 +110,7 @@ def _padded(size: int) -> int:
     return size + -size % ALIGNMENT
 
 
-def _whole(origin: Origin, params: AssignParams, kinds: Mapping[str, str]) -> Whole:
+def _whole(origin: Origin, params: AssignParams, kinds: Mapping[str, str]) -> ArtifactSize:
     """From the layout; nothing is written."""
     mix = mix_of(params.get("tensor_types", ()), params.get("output_type"), params.get("embedding_type"), kinds)
     with open_checkpoint(origin) as checkpoint:
@@ -119,12 +119,12 @@ def _whole(origin: Origin, params: AssignParams, kinds: Mapping[str, str]) -> Wh
         if not isinstance(found, Gguf):
             raise WorkerError(f"{found.name} has no types to choose")
         called = params.get("imatrix")
-        weights = replace(read_imatrix(IMATRIX), name=called) if called else None
-        item = replace(found, mix=mix, named=_tokenizer(), about=about_of(params.get("about")), imatrix=weights)
+        matrix = replace(read_imatrix(IMATRIX), name=called) if called else None
+        item = replace(found, mix=mix, named=_tokenizer(), about=about_of(params.get("about")), imatrix=matrix)
         held = item.held(architecture, checkpoint.tensors)
         layout = item.layout(architecture, held)
     weights = sum(slot.size for slots in layout.slots.values() for slot in slots)
-    return Whole(layout.size, weights, sum(info.numel for info in held.values()))
+    return ArtifactSize(layout.size, weights, sum(info.numel for info in held.values()))
 
 
 def _tokenizer() -> Path | None:

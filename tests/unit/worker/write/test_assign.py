@@ -10,21 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvflow.worker.conversion import assign
-from rwkvflow.worker.conversion.assign import Assignment, Choice, within_loss, within_size
+from rwkvflow.worker.conversion.assign import Assignment, TypeChoice, within_loss, within_size
 
-CHOICE = st.builds(Choice, st.text("abc", min_size=1, max_size=3), st.integers(1, 60), st.integers(0, 60).map(float))
+CHOICE = st.builds(
+    TypeChoice, st.text("abc", min_size=1, max_size=3), st.integers(1, 60), st.integers(0, 60).map(float)
+)
 CHOICES = st.lists(st.lists(CHOICE, min_size=1, max_size=4, unique_by=lambda c: c.kind), min_size=1, max_size=5)
 
 
-def named(some: list[list[Choice]]) -> dict[str, list[Choice]]:
+def named(some: list[list[TypeChoice]]) -> dict[str, list[TypeChoice]]:
     return {f"m{index}": each for index, each in enumerate(some)}
 
 
-def every(some: dict[str, list[Choice]]) -> list[tuple[int, float]]:
+def every(some: dict[str, list[TypeChoice]]) -> list[tuple[int, float]]:
     return [(sum(c.size for c in p), math.fsum(c.loss for c in p)) for p in itertools.product(*some.values())]
 
 
-def check(found: Assignment, some: dict[str, list[Choice]]) -> None:
+def check(found: Assignment, some: dict[str, list[TypeChoice]]) -> None:
     picked = [next(c for c in some[name] if c.kind == kind) for name, kind in found.kinds.items()]
     assert list(found.kinds) == list(some)
     assert sum(c.size for c in picked) == found.size
@@ -32,7 +34,7 @@ def check(found: Assignment, some: dict[str, list[Choice]]) -> None:
 
 
 @given(CHOICES, st.integers(0, 300))
-def test_the_least_loss_within_a_size(listed: list[list[Choice]], most: int) -> None:
+def test_the_least_loss_within_a_size(listed: list[list[TypeChoice]], most: int) -> None:
     some = named(listed)
     fitting = [loss for size, loss in every(some) if size <= most]
     found = within_size(some, most)
@@ -45,7 +47,7 @@ def test_the_least_loss_within_a_size(listed: list[list[Choice]], most: int) -> 
 
 
 @given(CHOICES, st.integers(0, 300))
-def test_the_least_size_within_a_loss(listed: list[list[Choice]], most: int) -> None:
+def test_the_least_size_within_a_loss(listed: list[list[TypeChoice]], most: int) -> None:
     some = named(listed)
     fitting = [size for size, loss in every(some) if loss <= most]
     found = within_loss(some, most)
@@ -61,7 +63,7 @@ def test_many_matrices_are_thinned_out_and_stay_near_the_bound(monkeypatch: pyte
     monkeypatch.setattr(assign, "MOST", 300)
     some = {
         f"m{i}": [
-            Choice(kind, 1000 * bits + 7 * i * bits, (1 + i * 37 % 11) / 4**bits)
+            TypeChoice(kind, 1000 * bits + 7 * i * bits, (1 + i * 37 % 11) / 4**bits)
             for kind, bits in zip("abcdef", range(3, 9), strict=True)
         ]
         for i in range(60)
