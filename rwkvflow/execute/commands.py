@@ -21,6 +21,7 @@ from rwkvflow.base.hashing import file_digest, tree_digest
 from rwkvflow.execute.base import Job, Made, Product, Work
 from rwkvflow.plan.step import StepLimits
 from rwkvflow.sandbox.base import Command, Result, Sandbox
+from rwkvflow.sandbox.isolation.disk import DEEPEST, TOO_DEEP
 from rwkvflow.sandbox.takeover import Identity, identities, take
 from rwkvflow.store.store import Store
 from rwkvflow.worker.protocol import KEY_BYTES, Signer, parse
@@ -265,6 +266,11 @@ def failure(stage: str, limits: StepLimits, result: Result) -> StepFailed:
     """Why a command failed, and what to do about it."""
     if result.cancelled:
         return StepFailed("stopped")
+    if result.over_disk == TOO_DEEP:
+        return StepFailed(
+            f"made folders more than {DEEPEST} deep, and nobody can tell how much of the disk they hold",
+            remedy=f"use fewer, or leave stages.{stage}.disk out of workflow.yaml",
+        )
     if result.over_disk is not None and limits.disk:
         return StepFailed(
             f"occupied {result.over_disk / 2**30:.2f} GiB of the disk, and its limit is {limits.disk / 2**30:.2f} GiB",

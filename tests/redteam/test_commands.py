@@ -263,6 +263,22 @@ def test_a_flood_of_files_ends_at_the_disk_limit(arena: Arena) -> None:
     assert "stages.extra.disk" in str(failure)
 
 
+HIDDEN = {
+    "sixty-five folders deep": "for _ in range(70):\n    os.mkdir('d'); os.chdir('d')\nf = open('x', 'wb')",
+    "in a file without a name": "f = open('x', 'wb'); os.unlink('x')",
+}
+
+
+@pytest.mark.parametrize("way", HIDDEN)
+def test_nothing_is_hidden_from_the_disk_limit(arena: Arena, way: str) -> None:
+    if arena.sandbox.name == "docker" and way == "in a file without a name":
+        pytest.skip("a container's processes are not ours to look into: SECURITY.md says so")
+    fill = "for _ in range(60): f.write(os.urandom(1 << 20)); f.flush()\nimport time; time.sleep(50)"
+    program = f"import os\nos.chdir('out')\n{HIDDEN[way]}\n{fill}"
+    failure = arena.run(program, limits=StepLimits(time_s=40, disk=20 * MIB))["step/0"]
+    assert "of the disk" in str(failure), failure
+
+
 def test_an_input_that_was_changed_is_told_and_dropped(arena: Arena) -> None:
     if arena.kept_in and os.getuid() == 0:
         # Not even root inside gets there, so somebody else does it meanwhile.

@@ -60,6 +60,8 @@ class MemoryLimit(threading.Event):
             return
         self.session = int.from_bytes(piece, "little")
         family = Family(self.session)
+        if self._disk is not None:
+            self._disk.pids = family.pids
         while not self._done.wait(POLL_S):
             if self._limit is not None:
                 used = family.held()
@@ -82,15 +84,19 @@ class Family:
         self._known: set[int] = {session}
         self._next = 0.0
 
-    def held(self) -> int:
-        """Bytes of memory that are not pages of files. 0 without /proc."""
+    def pids(self) -> set[int]:
+        """Those that are known; they are looked for anew now and then."""
         now = time.monotonic()
         if now >= self._next:
             self._known = members(self.session)
             ended = time.monotonic()
             self._next = ended + min(SHARE * (ended - now), LONGEST_S)
+        return self._known
+
+    def held(self) -> int:
+        """Bytes of memory that are not pages of files. 0 without /proc."""
         total = 0
-        for pid in self._known:
+        for pid in self.pids():
             for line in _read(f"/proc/{pid}/status").splitlines():
                 if line.startswith(_PAGES_OF_ITS_OWN):
                     total += int(line.split()[1]) * 1024
