@@ -4,7 +4,8 @@
     python scripts/bench_serve.py model.bin --library librwkv.so --draft small.bin --against http://127.0.0.1:8081
 
 What is printed are ratios of runs that took turns on the same machine, each the median of --rounds. `--against` names
-the address of another server with OpenAI's API, such as llama-server, on a file of the same model.
+the address of another server with OpenAI's API, such as llama-server, on a file of the same model. That of
+llama-cpp-python needs `--interrupt_requests false`, or it ends an answer when another client asks.
 """
 
 from __future__ import annotations
