@@ -86,14 +86,20 @@ def work(recipe: Path, as_json: bool, verbose: bool, lease: float, **options: An
 @click.option("--json", "as_json", is_flag=True, help="Print JSON")
 @click.option("-v", "--verbose", is_flag=True, help="Also show the limits of each step")
 def plan(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
-    """Show what a run would do, and why. Writes the lock if it is missing."""
+    """Show what a run would do, and why. Writes the lock if it is missing.
+
+    The exact size of each artifact is shown where its checkpoint is on this machine, or its server tells its header.
+    """
     from rwkvflow.app.explain import standing
+    from rwkvflow.app.sizes import sizes
     from rwkvflow.display.words import duration
 
     prepared = prepared_run(recipe, options)
     rows = standing(prepared)
+    expected = {f"convert/{name}": size for name, size in sizes(prepared).items()}
     if as_json:
-        click.echo(json.dumps([row.__dict__ for row in rows], indent=2))
+        listed = [row.__dict__ | ({"bytes": size} if (size := expected.get(row.step)) else {}) for row in rows]
+        click.echo(json.dumps(listed, indent=2))
         return
     click.echo(f"sandbox {prepared.sandbox.name}: {prepared.why_sandbox}")
     for row in rows:
@@ -101,8 +107,12 @@ def plan(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
         limits = prepared.plan.steps[row.step].limits
         bounds = [duration(limits.time_s)] if limits.time_s else []
         bounds += [f"{limits.memory / 2**30:g} GiB"] if limits.memory else []
+        file = f"  {expected[row.step]} bytes" if row.step in expected else ""
         at_most = f"  (at most {', '.join(bounds)})" if verbose and bounds else ""
-        click.echo(shown(f"{mark} {row.step:<48} {row.state:<7} {row.why}{at_most}".rstrip()))
+        click.echo(shown(f"{mark} {row.step:<48} {row.state:<7} {row.why}{file}{at_most}".rstrip()))
+    if expected:
+        once = {name.partition("@")[0]: size for name, size in expected.items()}  # images make the same bytes
+        click.echo(f"{len(once)} artifacts, {sum(once.values())} bytes")
 
 
 @click.command()

@@ -153,6 +153,21 @@ def _refuse_local(path: Path, ignore: Sequence[str]) -> None:
         return  # the stage that reads it says what is wrong with it
 
 
+def tensors_of_source(text: str, connection: Connection | None = None) -> dict[str, TensorInfo] | None:
+    """Names, types and shapes of a checkpoint elsewhere, from its header alone; None where that cannot be had now."""
+    try:
+        source = parse_source(text)
+    except SourceError:
+        return None
+    if source.remote is None or not source.name.endswith(SUFFIXES):
+        return None
+    with suppress(*_UNREADABLE, FetchError, LockError, OSError, TemporaryProblemError):
+        remote = remote_of(source)
+        with connection or Connection(Policy(attempts=1, connect_s=5.0, stall_s=10.0), None) as opened:
+            return _tensors(_shapes(_Ranges(remote.url, remote.authorize, opened))[1])
+    return None
+
+
 def describe_source(text: str, connection: Connection | None = None) -> dict[str, Any]:
     """What rwkvflow.worker.read.inspect.describe says of a file, of one on the hub or the web, from its header alone.
 

@@ -36,7 +36,8 @@ def _params(blueprint: Blueprint, which: Artifact) -> ConvertParams:
     return params
 
 
-def _job(blueprint: Blueprint, which: Artifact) -> ConvertJob:
+def job_of(blueprint: Blueprint, which: Artifact) -> ConvertJob:
+    """What the convert stage is asked for."""
     job: ConvertJob = {"format": which.format}
     if (size := blueprint.recipe.split_of(which.format)) is not None:
         job["split"] = {"size": size, "stem": folder_name(which.model, which.format)[1]}
@@ -57,7 +58,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
             stage="convert",
             action="sandbox",
             command=WORKER_COMMAND,
-            params={"task": "convert", "params": _params(blueprint, which), "job": _job(blueprint, which)},
+            params={"task": "convert", "params": _params(blueprint, which), "job": job_of(blueprint, which)},
             inputs={
                 **fetch.origin(blueprint, which.model),
                 "engine": engine.builtin(which.image),

@@ -110,6 +110,8 @@ def test_plan_and_explain_name_what_changed(other: Project) -> None:
     assert states["convert/tiny4/ggml-f16@py3.11"] == ("cached", "")
     assert states["reference/tiny4@py3.11"] == ("run", "changed: params.params.tokens")
     assert states["publish"][0] == "waits"
+    told = {row["step"]: row["bytes"] for row in json.loads(planned.out) if "bytes" in row}
+    assert told["convert/tiny4/ggml-q5_1@py3.11"] == (other.folder / "out/tiny4/tiny4-Q5_1.bin").stat().st_size
     explained = other("explain", "smoke/tiny4/ggml-f16@py3.11", "recipe.yaml", *HOST)
     assert "waits" in explained.out
     explained = other("explain", "reference/tiny4@py3.11", "recipe.yaml", *HOST)

@@ -29,7 +29,7 @@ IMATRIX = Path("in/imatrix")
 def run(request: ConvertRequest) -> None:
     """Emits an output or a failure for each job. Raises WorkerError when none can be done."""
     weights = read_imatrix(IMATRIX) if IMATRIX.is_file() else None
-    jobs = [_job(job["id"], job["params"], Path(job["outputs"]["artifact"]), weights) for job in request["jobs"]]
+    jobs = [job_from(job["id"], job["params"], Path(job["outputs"]["artifact"]), weights) for job in request["jobs"]]
 
     def on_progress(done: int, total: int, label: str) -> None:
         progress(done, total, "B", label)
@@ -55,7 +55,8 @@ def run(request: ConvertRequest) -> None:
             )
 
 
-def _job(name: str, params: ConvertJob, path: Path, weights: Imatrix | None) -> ConversionJob:
+def job_from(name: str, params: ConvertJob, path: Path, weights: Imatrix | None) -> ConversionJob:
+    """A job of a request, which writes to `path`."""
     split, called = params.get("split"), params.get("imatrix")
     return ConversionJob(
         name,
