@@ -31,6 +31,7 @@ class Push:
     state: Path | None = None
     ignore: tuple[str, ...] = ()
     split: str | None = None
+    init: Path | None = None
 
     @property
     def recipe(self) -> Path:
@@ -53,7 +54,9 @@ def recipe_text(push: Push) -> str:
     for name, source in zip(names, push.sources, strict=True):
         model: dict[str, Any] = {"name": name, "source": _from(here, source)}
         if push.lora is not None:
-            model["lora"] = {"source": _from(here, str(push.lora)), "alpha": push.alpha}
+            model["lora"] = {"source": _from(here, str(push.lora))}
+            model["lora"] |= {} if push.alpha is None else {"alpha": push.alpha}
+            model["lora"] |= {} if push.init is None else {"init": _from(here, str(push.init))}
         if push.state is not None:
             model["state"] = {"source": _from(here, str(push.state))}
         if push.ignore:

@@ -83,7 +83,10 @@ def formats() -> None:
     type=FormatName(),
     help="Format to write; `rwkvflow formats` lists them. Repeat it to write several from one read",
 )
-@click.option("--lora", type=DocumentPath(), help="Merge this LoRA first: a .pth or .safetensors file")
+@click.option("--lora", type=DocumentPath(), help="Merge this LoRA, PiSSA, Bone or DiSHA first: a .pth or .safetensors")
+@click.option(
+    "--lora-init", "init", type=DocumentPath(), help="What a PiSSA began with: its init_lora_A and init_lora_B"
+)
 @click.option("--alpha", type=click.FloatRange(0, min_open=True), help="Alpha that the LoRA was trained with")
 @click.option("--state", type=DocumentPath(), help="Include these initial states (blocks.N.att.time_state)")
 @click.option(
@@ -125,6 +128,7 @@ def convert(
     target: Path,
     names: tuple[str, ...],
     lora: Path | None,
+    init: Path | None,
     alpha: float | None,
     state: Path | None,
     ignore: tuple[str, ...],
@@ -156,8 +160,8 @@ def convert(
     from rwkvflow.store.store import default_root
     from rwkvflow.worker.model.origin import Origin
 
-    if (lora is None) != (alpha is None):
-        raise UsageError("--lora and --alpha go together", remedy="give the alpha that the LoRA was trained with")
+    if lora is None and (alpha is not None or init is not None):
+        raise UsageError(f"{'--alpha' if init is None else '--lora-init'} is for --lora", remedy="name the LoRA's file")
     formats = tuple(dict.fromkeys(_format(name, strategy) for name in names))
     size = _size(limit)
     if repository is not None:
@@ -167,16 +171,16 @@ def convert(
             raise UsageError(f"--push takes no {refused[0]}", remedy="write a recipe: rwkvflow init")
         if not target.name:
             raise UsageError(f"--push: {target} is no name of a folder", remedy="name the folder OUT")
-        _push(Push(sources, formats, target, repository, lora, alpha, state, ignore, limit), sandbox, store)
+        _push(Push(sources, formats, target, repository, lora, alpha, state, ignore, limit, init), sandbox, store)
         return
     root = store or default_root()
     several = len(sources) > 1 or len(formats) > 1
     with closing(display_for(as_json=False, verbose=False)) as display:
         for source in sources:
             path = model_path(source, root, display)
-            read = [item for item in (path, *_files(path), lora, state, library, imatrix) if item is not None]
+            read = [item for item in (path, *_files(path), lora, init, state, library, imatrix) if item is not None]
             order = Order(
-                Origin(path, lora, alpha, state, ignore),
+                Origin(path, lora, alpha, state, ignore, init),
                 tuple(item for item in read if item != path or not path.is_dir()),
                 formats,
                 target,

@@ -121,6 +121,7 @@ class Lock(Strict):
         default_factory=dict, description="By model: tokenizer files that the recipe names by a source"
     )
     loras: dict[Part, LockedFile] | None = Field(default=None, description="By model: what is merged into it")
+    lora_inits: dict[Part, LockedFile] | None = Field(default=None, description="By model: what its PiSSA began with")
     states: dict[Part, LockedFile] | None = Field(default=None, description="By model: its initial states")
     texts: dict[Part, LockedFile] | None = Field(
         default=None, description="By model: what its importance matrix is computed over, where the recipe has a file"
@@ -182,8 +183,9 @@ def locked_parts(recipe: Recipe) -> dict[str, Any]:
 
 
 def adapters_of(model: Model) -> dict[str, Lora | InitialState]:
-    """What a recipe names beside a model's checkpoint: "lora" and "state", where it does."""
-    named: dict[str, Lora | InitialState | None] = {"lora": model.lora, "state": model.state}
+    """What a recipe names beside a model's checkpoint: "lora", "lora_init" and "state", where it does."""
+    began = InitialState(source=model.lora.init) if model.lora is not None and model.lora.init else None
+    named: dict[str, Lora | InitialState | None] = {"lora": model.lora, "lora_init": began, "state": model.state}
     return {kind: item for kind, item in named.items() if item is not None}
 
 
@@ -195,7 +197,13 @@ def calibration_file(model: Model) -> str | None:
 
 def files_beside(lock: Lock) -> dict[str, Mapping[str, LockedFile]]:
     """What a lock pins of models beside their checkpoints, by kind and model."""
-    named = {"tokenizer": lock.tokenizers, "lora": lock.loras, "state": lock.states, "text": lock.texts}
+    named = {
+        "tokenizer": lock.tokenizers,
+        "lora": lock.loras,
+        "lora_init": lock.lora_inits,
+        "state": lock.states,
+        "text": lock.texts,
+    }
     return {kind: entries or {} for kind, entries in named.items()}
 
 
@@ -285,7 +293,8 @@ def _models(recipe: Recipe, lock: Lock) -> Iterator[str]:
             yield _was(f"models.{model.name}", "source", locked.source, model.source)
         elif locked is not None and model.sha256 not in (None, locked.sha256):
             yield _was(f"models.{model.name}", "sha256", locked.sha256, model.sha256)
-    for kind, entries in (("lora", lock.loras or {}), ("state", lock.states or {})):
+    beside = files_beside(lock)
+    for kind, entries in ((kind, beside[kind]) for kind in ("lora", "lora_init", "state")):
         named = {model.name: item for model in recipe.models if (item := adapters_of(model).get(kind))}
         yield from _names(f"{kind}s", set(named), set(entries))
         for name, item in sorted(named.items()):

@@ -30,7 +30,7 @@ _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff
 def lock_text(lock: Lock) -> str:
     """The lock's one YAML text: keys in the models' order, names of the user's sorted, absent values left out."""
     data = lock.model_dump(mode="json", exclude_none=True)
-    for key in ("models", "tokenizers", "loras", "states", "images"):
+    for key in ("models", "tokenizers", "loras", "lora_inits", "states", "images"):
         if key in data:
             data[key] = dict(sorted(data[key].items()))
     for locked in data["models"].values():

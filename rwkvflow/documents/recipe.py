@@ -30,10 +30,18 @@ from rwkvflow.documents.yaml.units import split_bytes
 
 
 class Lora(Strict):
-    """A LoRA that is merged into a checkpoint before it is converted."""
+    """A LoRA, or PiSSA, Bone or DiSHA, that is merged into a checkpoint before it is converted."""
 
     source: str = Field(min_length=1, description="A .pth or .safetensors file, written as a model's source")
-    alpha: float = Field(gt=0, description="The alpha that it was trained with; its rank is read from the tensors")
+    alpha: float | None = Field(
+        default=None,
+        gt=0,
+        description="The alpha that a LoRA was trained with; its rank is read from the tensors. PiSSA, Bone and DiSHA "
+        "have none",
+    )
+    init: str | None = Field(
+        default=None, min_length=1, description="PiSSA: the file of what it began with (init_lora_A and init_lora_B)"
+    )
     sha256: Sha256 | None = Field(default=None, description="Expected digest of the file")
 
 

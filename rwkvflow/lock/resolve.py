@@ -74,7 +74,7 @@ def resolve(
     work = _Work(recipe, recipe_path.parent, previous, store, emit, cancel)
     files = Files(recipe_path.parent, store, emit, cancel, policy or Policy())
     models: dict[str, LockedFile] = {}
-    adapters: dict[str, dict[str, LockedFile]] = {"lora": {}, "state": {}}
+    adapters: dict[str, dict[str, LockedFile]] = {"lora": {}, "lora_init": {}, "state": {}}
     tokenizers: dict[str, LockedFile] = {}
     texts: dict[str, LockedFile] = {}
     images: dict[str, LockedImage] = {}
@@ -118,6 +118,7 @@ def resolve(
         models=models,
         tokenizers=tokenizers,
         loras=adapters["lora"] or None,
+        lora_inits=adapters["lora_init"] or None,
         states=adapters["state"] or None,
         texts=texts or None,
         images=images,

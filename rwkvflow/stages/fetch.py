@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from rwkvflow.base.errors import LockError
 from rwkvflow.base.hashing import file_digest, tree_digest
 from rwkvflow.base.shipped import PACKAGE
-from rwkvflow.documents.lock import LockedFile, LockedPart, adapters_of, calibration_file
+from rwkvflow.documents.lock import LockedFile, LockedPart, adapters_of, calibration_file, files_beside
 from rwkvflow.documents.recipe import Git, LocalFolder
 from rwkvflow.documents.sources import part_of
 from rwkvflow.plan.step import Input, LocalInput, Ref, Step
@@ -40,7 +40,7 @@ def origin_params(blueprint: Blueprint, model: str) -> OriginParams:
     """What a task has to know besides."""
     lora, ignore = blueprint.models[model].lora, blueprint.models[model].ignore_tensors
     return {
-        **({} if lora is None else {"lora_alpha": lora.alpha}),
+        **({} if lora is None or lora.alpha is None else {"lora_alpha": lora.alpha}),
         **({"ignore_tensors": list(ignore)} if ignore else {}),
     }
 
@@ -80,8 +80,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
     for model in blueprint.models:
         yield from _checkpoint(blueprint, model)
         for kind in adapters_of(blueprint.models[model]):
-            entries = {"lora": blueprint.lock.loras, "state": blueprint.lock.states}[kind]
-            locked = _locked(entries or {}, model)
+            locked = _locked(files_beside(blueprint.lock)[kind], model)
             yield _file(blueprint, f"fetch/{model}/{kind}", locked.resolved, locked)
         if tokenizer(blueprint, model):
             locked = _locked(blueprint.lock.tokenizers, model)
@@ -108,7 +107,7 @@ def _submodules(source: Git) -> bool | list[str]:
     return source.submodules if isinstance(source.submodules, bool) else sorted(set(source.submodules))
 
 
-def _locked(entries: dict[str, LockedFile], model: str) -> LockedFile:
+def _locked(entries: Mapping[str, LockedFile], model: str) -> LockedFile:
     try:
         return entries[model]
     except KeyError as error:

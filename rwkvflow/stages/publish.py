@@ -166,7 +166,10 @@ def _adapters(blueprint: Blueprint) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     for name, model in blueprint.models.items():
         if model.lora is not None and blueprint.lock.loras:
-            found.setdefault("loras", {})[name] = {**_pin(blueprint.lock.loras[name]), "alpha": model.lora.alpha}
+            alpha = {} if model.lora.alpha is None else {"alpha": model.lora.alpha}
+            found.setdefault("loras", {})[name] = {**_pin(blueprint.lock.loras[name]), **alpha}
+        if name in (blueprint.lock.lora_inits or {}):
+            found.setdefault("lora_inits", {})[name] = _pin((blueprint.lock.lora_inits or {})[name])
         if model.state is not None and blueprint.lock.states:
             found.setdefault("states", {})[name] = _pin(blueprint.lock.states[name])
         if name in (blueprint.lock.texts or {}):

@@ -15,7 +15,7 @@ from rwkvflow.documents.yaml.source import DocumentSource
 
 PLATFORM = r"(linux|macos)-[a-z0-9_]{1,20}"
 _MODULE = r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*"
-_FILES = ("models.*", "tokenizers.*", "loras.*", "states.*", "texts.*")
+_FILES = ("models.*", "tokenizers.*", "loras.*", "lora_inits.*", "states.*", "texts.*")
 _SHAPES = (
     ("images.*.python", PYTHON, "a Python version such as 3.11"),
     ("images.*.base.reference", IMAGE_REFERENCE, "an image reference such as debian:bookworm"),

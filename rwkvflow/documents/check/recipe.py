@@ -52,7 +52,7 @@ def _unique(source: DocumentSource, found: Iterable[tuple[Path_, str]], what: st
 
 
 def _models(source: DocumentSource, folder: Path) -> None:
-    for key, may_be_folder in (("source", True), ("lora.source", False), ("state.source", False)):
+    for key, may_be_folder in {"source": True, "lora.source": False, "lora.init": False, "state.source": False}.items():
         for path, text in source.texts(f"models.*.{key}"):
             if problem := source_problem(text, folder=may_be_folder):
                 source.add(path, problem)

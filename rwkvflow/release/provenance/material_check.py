@@ -14,7 +14,7 @@ from rwkvflow.release.provenance.statement import dependencies
 if TYPE_CHECKING:
     from rwkvflow.documents.lock import Lock
 
-_PINNED = ("model", "tokenizer", "lora", "state", "text", "package", "wheel")
+_PINNED = ("model", "tokenizer", "lora", "lora_init", "state", "text", "package", "wheel")
 
 
 def material_problems(statement: Mapping[str, Any], lock: Lock | None) -> list[str]:

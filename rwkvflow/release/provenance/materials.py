@@ -18,7 +18,9 @@ TREE = "rwkvflowTree1"
 
 @dataclass(frozen=True)
 class Material:
-    """One thing that went in. `kind`: model, lora, state, tokenizer, text, engine, package, worker, base or wheel."""
+    """One thing that went in. `kind`: model, lora, lora_init, state, tokenizer, text, engine, package, worker,
+    base or wheel.
+    """
 
     name: str  # unique, such as model/rwkv7-demo, wheel/numpy-2.4.1-cp311-….whl
     kind: str
@@ -72,7 +74,7 @@ def materials(params: Mapping[str, Any]) -> list[Material]:
 
 
 def _materials(params: Mapping[str, Any]) -> Iterator[Material]:
-    for kind in ("model", "tokenizer", "lora", "state", "text"):
+    for kind in ("model", "tokenizer", "lora", "lora_init", "state", "text"):
         for name, file in params.get(f"{kind}s", {}).items():
             for part, pin in file.get("files", {"": file}).items():
                 source = part_of(file["source"], part) if part else file["source"]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from packageurl import PackageURL
 
 
-ORIGINS = ("model", "lora", "state")  # kinds of what an artifact's values come from
+ORIGINS = ("model", "lora", "lora_init", "state")  # kinds of what an artifact's values come from
 
 
 def sbom_bytes(
@@ -74,6 +74,7 @@ def _material(material: Material, params: Mapping[str, Any]) -> Component:
     kinds = {
         "model": ComponentType.MACHINE_LEARNING_MODEL,
         "lora": ComponentType.MACHINE_LEARNING_MODEL,
+        "lora_init": ComponentType.MACHINE_LEARNING_MODEL,
         "state": ComponentType.DATA,
         "tokenizer": ComponentType.DATA,
         "engine": ComponentType.LIBRARY,

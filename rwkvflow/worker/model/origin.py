@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 TOKENIZERS = ("rwkv_vocab_v20230424.txt", "tokenizer.json")  # files of a Hugging Face model's folder
-LORA, STATE = "lora", "state"  # names of the files beside the checkpoint
+LORA, INIT, STATE = "lora", "lora_init", "state"  # names of the files beside the checkpoint
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Origin:
 
     path     a checkpoint: a file, or the folder of a Hugging Face model
     lora     a LoRA to merge into it, and the alpha that it was trained with
+    init     what PiSSA began with, where the LoRA is one of its
     state    a file of initial states (`blocks.N.att.time_state`) that goes along
     ignore   globs of names: tensors that are left out, though nobody here knows what they do
     """
@@ -27,17 +28,19 @@ class Origin:
     alpha: float | None = None
     state: Path | None = None
     ignore: tuple[str, ...] = ()
+    init: Path | None = None
 
 
 def origin_of(folder: Path, params: Mapping[str, Any]) -> Origin:
     """A task's model: `checkpoint` in its folder of inputs, `lora` and `state` beside where the host put them."""
-    lora, state = folder / LORA, folder / STATE
+    lora, init, state = folder / LORA, folder / INIT, folder / STATE
     return Origin(
         folder / "checkpoint",
         lora if lora.exists() else None,
         params.get("lora_alpha"),
         state if state.exists() else None,
         tuple(params.get("ignore_tensors") or ()),
+        init if init.exists() else None,
     )
 
 

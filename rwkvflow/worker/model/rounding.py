@@ -47,3 +47,13 @@ def _sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
         added = values[..., :half] + values[..., half : 2 * half]
         values = np.concatenate([added, values[..., 2 * half :]], axis=-1) if size % 2 else added
     return values
+
+
+def product(b: NDArray[np.float32], a: NDArray[np.float32]) -> NDArray[np.float32]:
+    """b [n, r] times a [r, m] in float32, the products of each sum added in the order of r, each rounded."""
+    total = b[:, :1] * a[:1]
+    one = np.empty_like(total)
+    for k in range(1, len(a)):
+        np.multiply(b[:, k, None], a[k], out=one)
+        np.add(total, one, out=total)
+    return total

@@ -67,6 +67,7 @@ PLACES = {
     "models.*.source": "source",
     "models.*.sha256": "part",
     "models.*.lora.source": "source",
+    "models.*.lora.init": "source",
     "models.*.lora.sha256": "part",
     "models.*.state.source": "source",
     "models.*.state.sha256": "part",

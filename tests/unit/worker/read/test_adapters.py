@@ -16,8 +16,8 @@ from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.runner import Task
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.origin import Origin
-from rwkvflow.worker.model.rounding import bf16_to_float32, rounded
-from rwkvflow.worker.read.adapters import initial_states, product
+from rwkvflow.worker.model.rounding import bf16_to_float32, product, rounded
+from rwkvflow.worker.read.adapters import initial_states
 from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.inspect import describe
 from rwkvflow.worker.read.open import open_checkpoint
@@ -156,7 +156,7 @@ def test_the_reference_runs_what_was_merged(base: Path, tmp_path: Path) -> None:
         ({f"base_model.model.{KEY}.lora_A.default.weight": np.ones((4, 64))}, r"no LoRA.*names of PEFT's own adapters"),
         ({f"{KEY}.lora_B.weight": np.ones((64, 4))}, r"no LoRA.*names of PEFT's own adapters"),
         ({f"{KEY}.lora_magnitude_vector": np.ones(64)}, r"no LoRA.*names of PEFT's own adapters"),
-        ({f"{KEY}.bone": np.ones((64, 8))}, r"no LoRA.*Bone and DiSHA are other adapters"),
+        ({f"{KEY}.bone": np.ones((8, 64))}, "Bone and DiSHA have no alpha; give none"),
         ({f"{KEY}.lora_A": np.ones((4, 64))}, rf"{KEY} has lora_A and no lora_B"),
         ({f"{KEY}.lora_B": np.ones((64, 4))}, rf"{KEY} has lora_B and no lora_A"),
         (
@@ -173,7 +173,7 @@ def test_the_reference_runs_what_was_merged(base: Path, tmp_path: Path) -> None:
             r"blocks\.0\.att\.mystery is none of the checkpoint's tensors",
         ),
         ({**pair(), "ln_out.weight": np.ones(63)}, r"ln_out\.weight is f32 \[63\] and \[64\] in the checkpoint"),
-        ({**pair(), f"{KEY}.init_lora_A": np.ones((4, 64))}, "these are the matrices that PiSSA began with"),
+        ({**pair(), f"{KEY}.init_lora_A": np.ones((4, 64))}, "PiSSA has no alpha; give none"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(
@@ -184,6 +184,78 @@ def test_what_does_not_fit_is_refused_in_one_line(
         open_checkpoint(Origin(base, file, 8))
     assert str(caught.value).startswith("l.pth: ")
     assert "\n" not in str(caught.value)
+
+
+def began(seed: int = 2) -> dict[str, Any]:
+    return {name.replace("lora", "init_lora"): values for name, values in pair(seed=seed).items()}
+
+
+def near(found: Any, wanted: Any) -> bool:
+    return bool(np.abs(found - wanted).max() <= np.abs(wanted).max() * 2.0**-8)
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["two files", "one file"])
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_pissa_takes_what_it_began_with_off(base: Path, tmp_path: Path, prefix: str, apart: bool) -> None:
+    trained, first = pair(), began()
+    init = lora(tmp_path / "i.pth", {f"{prefix}{name}": values for name, values in first.items()}) if apart else None
+    file = lora(tmp_path / "l.pth", trained if apart else trained | first)
+    with open_checkpoint(base) as plain, open_checkpoint(Origin(base, file, None, init=init)) as merged:
+        weight = plain.float32(f"{KEY}.weight").astype(np.float64)
+        a, b, a0, b0 = (each.astype(np.float64) for each in (*trained.values(), *first.values()))
+        assert near(merged.float32(f"{KEY}.weight"), weight - b0 @ a0 + b @ a)
+        pieces = [merged.read(f"{KEY}.weight", at, min(7, 64 - at)) for at in range(0, 64, 7)]
+        assert np.array_equal(np.concatenate(pieces), merged.read(f"{KEY}.weight"))
+
+
+@pytest.mark.parametrize("name", ["bone", "disha"])
+@pytest.mark.parametrize("size", [8, 64])
+def test_bone_changes_each_block_by_itself(base: Path, tmp_path: Path, name: str, size: int) -> None:
+    """As merge_disha.py: rearrange(W, '(a r1) (b r2) -> a b r1 r2') @ D + D."""
+    blocks = np.random.default_rng(3).standard_normal((64 // size, size, size)).astype(np.float32) / 8
+    file = lora(tmp_path / "l.pth", {f"{KEY}.{name}": blocks})
+    with open_checkpoint(base) as plain, open_checkpoint(Origin(base, file)) as merged:
+        weight = plain.float32(f"{KEY}.weight").astype(np.float64)
+        cut = weight.reshape(64 // size, size, 64 // size, size).transpose(0, 2, 1, 3)
+        change = (cut @ blocks + blocks).transpose(0, 2, 1, 3).reshape(64, 64)
+        assert near(merged.float32(f"{KEY}.weight"), weight + change)
+        pieces = [merged.read(f"{KEY}.weight", at, min(7, 64 - at)) for at in range(0, 64, 7)]
+        assert np.array_equal(np.concatenate(pieces), merged.read(f"{KEY}.weight"))
+
+
+@pytest.mark.parametrize("rank", [1, 8, 10, 64])
+def test_disha_is_added_to_each_slice_of_columns(base: Path, tmp_path: Path, rank: int) -> None:
+    """As merge_disha.py; 10 does not divide the columns, and the last slice has 4 of them."""
+    added = np.random.default_rng(4).standard_normal((rank, 64)).astype(np.float32)
+    file = lora(tmp_path / "l.pth", {f"{KEY}.disha": added})
+    with open_checkpoint(base) as plain, open_checkpoint(Origin(base, file)) as merged:
+        weight = plain.float32(f"{KEY}.weight").astype(np.float64)
+        wanted = np.array([[weight[o, i] + added[i % rank, o] for i in range(64)] for o in range(64)])
+        assert near(merged.float32(f"{KEY}.weight"), wanted)
+        pieces = [merged.read(f"{KEY}.weight", at, min(7, 64 - at)) for at in range(0, 64, 7)]
+        assert np.array_equal(np.concatenate(pieces), merged.read(f"{KEY}.weight"))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "init", "says"),
+    [
+        ({f"{KEY}.bone": np.ones((64, 8))}, None, r"is \[64, 8\], which fits no"),
+        ({f"{KEY}.bone": np.ones((7, 8, 8))}, None, r"is \[7, 8, 8\], which fits no"),
+        ({f"{KEY}.disha": np.ones((65, 64))}, None, r"is \[65, 64\], which fits no"),
+        ({"blocks.9.att.key.bone": np.ones((8, 64))}, None, "which the checkpoint does not have"),
+        ({"blocks.0.ln1.bone": np.ones((8, 64))}, None, r"ln1\.weight \[64\]"),
+        (pair(), pair(), r"PiSSA began with tensors \*\.init_lora_A"),
+        (pair(), {k: v for k, v in began().items() if k.endswith("A")}, "what PiSSA began with is not given"),
+        (pair(), {k.replace("key", "value"): v for k, v in began().items()}, "which was not trained"),
+        ({**pair(), **pair("blocks.1.att.value")}, began(), r"value: what PiSSA began with is not given"),
+    ],
+)
+def test_what_other_adapters_do_not_fit_is_refused(
+    base: Path, tmp_path: Path, tensors: Mapping[str, Any], init: Mapping[str, Any] | None, says: str
+) -> None:
+    file = lora(tmp_path / "l.pth", tensors)
+    with pytest.raises(WorkerError, match=says):
+        open_checkpoint(Origin(base, file, None, init=None if init is None else lora(tmp_path / "i.pth", init)))
 
 
 @pytest.mark.parametrize("alpha", [None, 0.0, -1.0, float("nan"), float("inf")])
