@@ -6,12 +6,17 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from rwkvflow.base.errors import FetchError, UsageError
 from rwkvflow.base.events import Listener, Notice, StepProgress
 from rwkvflow.base.files import clear_errors, read_json, remove, write_json
 from rwkvflow.base.hashing import text_digest
-from rwkvflow.documents.sources import Source, SourceError, parse_source, part_of
+from rwkvflow.documents.sources import Source, SourceError, is_remote, parse_source, part_of
+from rwkvflow.release.names import CATALOGUE, QUALITY
+
+if TYPE_CHECKING:
+    from rwkvflow.release.choose import Runnable
 
 FOLDER = "models"  # below the store: one folder a source, with source.json and the files
 CHAT_FORMAT = "ggml-q8_0"  # what checkpoints are run as: nearly as good as F16, and half of it to read a token
@@ -172,3 +177,51 @@ def forget(root: Path) -> int:
     size = sum(path.stat().st_size for path in (root / FOLDER).rglob("*") if path.is_file())
     remove(root / FOLDER)
     return size
+
+
+# ---- releases to choose from -------------------------------------------------------------------------------------
+
+
+def release_files(text: str, emit: Listener) -> tuple[str, list[Runnable]]:
+    """(Name of the release, its artifacts). `text`: a folder, its catalogue.json or quality.json, or a hub repository.
+
+    Of a repository, the catalogue alone is fetched. Raises UsageError for what is none, FetchError where it has no
+    catalogue or cannot be asked.
+    """
+    from rwkvflow.app.starts import source_meant
+    from rwkvflow.store.store import default_root
+
+    meant = source_meant(text)
+    if not is_remote(meant):
+        return _read(_file(Path(text)))
+    place = meant if meant.endswith(".json") else f"{meant.rstrip('/')}/{CATALOGUE}"
+    try:
+        return _read(fetched(place, default_root(), emit, endings=(".json",)))
+    except FetchError as error:
+        error.remedy = error.remedy or f"releases of rwkvflow have a {CATALOGUE}, but for those of older versions"
+        raise
+
+
+def _file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    return path / CATALOGUE if (path / CATALOGUE).is_file() else path / QUALITY
+
+
+def _read(path: Path) -> tuple[str, list[Runnable]]:
+    from rwkvflow.release.catalogue import of_catalogue, read_catalogue
+    from rwkvflow.release.choose import of_quality
+    from rwkvflow.release.quality import read_quality
+
+    try:
+        data = path.read_bytes()
+        if path.name == QUALITY:
+            quality = read_quality(data)
+            return quality.release, of_quality(quality)
+        catalogue = read_catalogue(data)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}", remedy="name a release folder") from None
+    except (ValueError, RecursionError) as error:
+        kind = QUALITY if path.name == QUALITY else CATALOGUE
+        raise UsageError(f"{path} is no {kind} of a release: {error}") from None
+    return catalogue.release, of_catalogue(catalogue)

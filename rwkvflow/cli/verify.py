@@ -248,7 +248,7 @@ def choose(release: str, size: str, runtime: str | None, model: str | None, as_j
     hf://owner/name. All files are listed with what running them takes, about, how many times less memory a token reads
     than with 16 bits a weight, and how far they are from the checkpoint; the best that fits is marked.
     """
-    from rwkvflow.app.choose import listed
+    from rwkvflow.app.models import release_files
     from rwkvflow.display import display_for
     from rwkvflow.release.choose import best, choices
     from rwkvflow.worker.formats.runtimes import BY_NAME
@@ -257,7 +257,7 @@ def choose(release: str, size: str, runtime: str | None, model: str | None, as_j
     if runtime is not None and runtime not in BY_NAME:
         raise UsageError(f"--runtime: {runtime} is not known", remedy=f"there are {', '.join(BY_NAME)}")
     with closing(display_for(as_json=False, verbose=False)) as display:
-        name, every = listed(release, display)
+        name, every = release_files(release, display)
     if model is not None and model not in (known := {item.model for item in every}):
         raise UsageError(f"--model: there is no {model}", remedy=f"there are {', '.join(sorted(known))}")
     found = choices(every, runtime, model)

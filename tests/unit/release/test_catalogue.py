@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from click.testing import CliRunner
 
-from rwkvflow.app import choose as app_choose
+from rwkvflow.app import models as app_models
 from rwkvflow.base.hashing import file_digest
 from rwkvflow.cli import cli
 from rwkvflow.release.catalogue import catalogue_problems, read_catalogue
@@ -110,7 +110,7 @@ def test_choose_takes_a_folder_and_a_repository(release: Path, tmp_path: Path, m
         asked.append(place)
         return release / CATALOGUE
 
-    monkeypatch.setattr(app_choose, "fetched", fetched)
+    monkeypatch.setattr(app_models, "fetched", fetched)
     monkeypatch.chdir(tmp_path)
     for name in ("someone/tiny", "hf://someone/tiny", "hf://someone/tiny@v1"):
         there = CliRunner().invoke(cli, ["choose", name, "--memory", "1GB", "--model", "tiny7", "--json"])
