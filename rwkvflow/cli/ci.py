@@ -80,12 +80,14 @@ def _cluster(recipe: Path, style: str, options: dict[str, Any]) -> str:
     from rwkvflow.documents.load import load_recipe, load_workflow
     from rwkvflow.plan import cluster
     from rwkvflow.plan.matrix import expand
-    from rwkvflow.stages.blueprint import limits_of
+    from rwkvflow.stages.blueprint import limits_of, unused_stages
 
     loaded = load_recipe(recipe)
     workflow = load_workflow(options["workflow"])
     stages = [getattr(workflow.stages, name) for name in type(workflow.stages).model_fields]
-    memory, cores = cluster.needs([limits_of(stage) for stage in (*stages, *workflow.extra)])
+    unused = [getattr(workflow.stages, name) for name in unused_stages(loaded)]
+    used = [stage for stage in stages if not any(stage is other for other in unused)]
+    memory, cores = cluster.needs([limits_of(stage) for stage in (*used, *workflow.extra)])
     workers = options["workers"] if options["workers"] is not None else min(16, len(expand(loaded)))
     settings = cluster.ClusterSettings(
         loaded.name, recipe.as_posix(), workers, options["sandbox"], options["image"], memory, cores

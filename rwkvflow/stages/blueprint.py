@@ -12,6 +12,7 @@ from rwkvflow.base.hashing import file_digest, text_digest, tree_digest
 from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.documents.formats import outside
 from rwkvflow.documents.lock import Lock
+from rwkvflow.documents.parts import FormatEntry
 from rwkvflow.documents.recipe import Image, Model, Recipe
 from rwkvflow.documents.workflow import StageLimits, Workflow
 from rwkvflow.documents.yaml.units import seconds, size_bytes
@@ -121,3 +122,13 @@ def limits_of(stage: StageLimits, *, cores: float | None = None) -> StepLimits:
         retries=stage.retries,
         disk=size_bytes(stage.disk) if stage.disk else None,
     )
+
+
+def unused_stages(recipe: Recipe) -> list[str]:
+    """The stages of the workflow that a recipe has no step of, as it does not ask for what they make."""
+    asked = {
+        "imatrix": any(model.imatrix for model in recipe.models),
+        "measure": any(isinstance(item, FormatEntry) and item.target for item in recipe.formats),
+        "quality": recipe.smoke.quality == "full",
+    }
+    return [stage for stage, wanted in asked.items() if not wanted]

@@ -77,6 +77,7 @@ def _material(material: Material, params: Mapping[str, Any]) -> Component:
         "lora_init": ComponentType.MACHINE_LEARNING_MODEL,
         "state": ComponentType.DATA,
         "tokenizer": ComponentType.DATA,
+        "text": ComponentType.DATA,
         "engine": ComponentType.LIBRARY,
         "package": ComponentType.LIBRARY,
         "worker": ComponentType.APPLICATION,

@@ -75,9 +75,13 @@ def described(kind: str, tensors: Mapping[str, TensorInfo], metadata: Mapping[st
         refuse_unknown(tensors, found)
     except WorkerError as error:
         problem = str(error)
-        with suppress(WorkerError):
-            architecture = architecture_of({name: _straight(info) for name, info in tensors.items()}).to_dict()
-            problem, remark = None, {"low-rank matrices": "transposed, as web-rwkv takes them"}
+        if architecture is None:
+            with suppress(WorkerError):
+                straight = {name: _straight(info) for name, info in tensors.items()}
+                found = architecture_of(straight)
+                refuse_unknown(straight, found)
+                architecture, problem = found.to_dict(), None
+                remark = {"low-rank matrices": "transposed, as web-rwkv takes them"}
     return {
         "format": kind,
         "architecture": architecture,

@@ -10,6 +10,9 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
+from rwkvflow.documents.lock import Lock, files_beside
+from rwkvflow.release.provenance.materials import Material
+from rwkvflow.release.provenance.sbom import _material
 from tests.helpers.releases import COMMIT, WHEEL, Made, made
 
 
@@ -95,6 +98,11 @@ def test_a_hostile_name_stays_text(run: Made) -> None:
     run.params["engine"]["source"] = '"><script>\u202e'
     assert parts(run)["engine"]["name"] == "engine sources"
     bill(run)
+
+
+@pytest.mark.parametrize("kind", ["model", *files_beside(Lock.model_construct())])
+def test_every_kind_of_file_that_a_lock_pins_has_a_type(kind: str) -> None:
+    assert _material(Material(f"{kind}/m", kind, {"sha256": "0" * 64}), {}).bom_ref.value == f"{kind}/m"
 
 
 def test_a_source_package_that_was_built_is_a_part(run: Made) -> None:

@@ -60,7 +60,7 @@ def test_a_release_with_split_artifacts(tmp_path: Path) -> None:
     assert gguf.bits is not None
     assert 15 < gguf.bits < 60
     said = {told.title: told.commands for told in runtimes(gathered.rows)}
-    ((_, commands),) = said["llama.cpp (`.gguf`)"]
+    ((_, commands),) = said["llama.cpp and librwkv (`.gguf`)"]
     assert f"-m {gguf.files[0]} " in commands[0]
     ((_, commands),) = said["Plain weights (`.safetensors`)"]
     assert "glob" in commands[0]

@@ -300,7 +300,7 @@ def test_bytes_are_a_vocabulary_of_their_own() -> None:
 def test_without_the_world_vocabulary_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rwkvflow.worker.formats.gguf.tokens.world_vocabulary", lambda: None)
     _by_size.cache_clear()
-    with pytest.raises(WorkerError, match=r"pip install .rwkvflow\[world\]"):
+    with pytest.raises(WorkerError, match=r"run: pip install rwkv"):
         vocabulary(65536)
 
 

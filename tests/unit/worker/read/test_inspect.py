@@ -199,7 +199,7 @@ def test_gguf(tmp_path: Path) -> None:
     path = gguf(tmp_path / "x.gguf", pairs, [tensor("a", (8, 2), 0, 0), tensor("b", (32, 1, 2), 8, 64)], bytes(132))
     found = describe(path)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert found["architecture"] == {"name": "rwkv7", "block_count": 12, "eps": "nan"}
+    assert found["architecture"] == {"name": "rwkv7", "version": "7", "block_count": 12, "eps": "nan"}
     assert found["metadata"]["tokens"] == {"length": 9, "first": [f"t{i}" for i in range(8)]}
     assert found["metadata"]["scores"] == [1.0, 2.0, 3.0]
     assert found["metadata"]["ids"]["length"] == 30_000
