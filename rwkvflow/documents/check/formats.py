@@ -73,7 +73,7 @@ def _mix(source: DocumentSource, path: Path_, item: dict[str, object], name: str
         for rule, kind in given:
             if isinstance(rule, str) and isinstance(kind, str) and (why := problem(rule, kind)):
                 source.add((*path, key, rule) if isinstance(value, dict) else (*path, key), why)
-    is_mixed = is_format(name) and FORMATS[name].mixes and name.endswith("-mixed")
+    is_mixed = is_format(name) and FORMATS[name].mixed
     if is_mixed and not item.get("tensor_types") and not item.get("target"):
         place = (*path, "format") if item else path
         source.add(place, f"{shown(name)} wants tensor_types or a target: without them it is the plain format")

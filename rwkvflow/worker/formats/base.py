@@ -89,6 +89,7 @@ class Format(ABC):
     tells: bool = field(default=False, kw_only=True)  # whether a file says of its model what the recipe says
     about: About | None = field(default=None, kw_only=True)  # which is this; not of the registry's instances
     mixes: bool = field(default=False, kw_only=True)  # whether single tensors may be given types of their own
+    mixed: bool = field(default=False, kw_only=True)  # whether it is the plain format but for such types
     mix: Mix | None = field(default=None, kw_only=True, compare=False)  # these, as `split`
     split: Split | None = field(default=None, kw_only=True)  # what the recipe asks for; not of the registry's instances
 

@@ -388,4 +388,4 @@ def named(name: str) -> Gguf | None:
     if plain == name:
         return found
     suffix = found.suffix.replace(".gguf", f"{MIXED}.gguf")
-    return replace(found, name=name, suffix=suffix, weighs=True, quantization=found.quantization + MIXED)
+    return replace(found, name=name, suffix=suffix, weighs=True, mixed=True, quantization=found.quantization + MIXED)
