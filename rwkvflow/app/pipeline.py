@@ -286,7 +286,10 @@ def _execute(
 ) -> Finished:
     from rwkvflow.execute.actions import actions, only_in, probes
     from rwkvflow.execute.local import LocalExecutor
+    from rwkvflow.publish.places import refuse_missing_packages
 
+    if any(step.stage == "publish" for step in prepared.plan):
+        refuse_missing_packages(prepared.blueprint.recipe)
     start = time.monotonic()
     store, plan = prepared.store, prepared.plan
     emit(RunStarted(str(prepared.request.recipe), prepared.sandbox.name, prepared.why_sandbox, len(plan)))

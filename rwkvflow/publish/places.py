@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rwkvflow.base.errors import EnvironmentMissing
 from rwkvflow.base.files import read_json
 from rwkvflow.base.named import named
-from rwkvflow.documents.destinations import FolderDestination, parse_destination
+from rwkvflow.documents.destinations import FolderDestination, RemoteDestination, parse_destination
+from rwkvflow.documents.recipe import Recipe
 from rwkvflow.net.progress import Told
 from rwkvflow.publish.base import Changes, FileChange, Given, Published, Publisher
 from rwkvflow.publish.folder import is_intact, publish_folder
 from rwkvflow.release.names import STATE
+from rwkvflow.release.provenance.signature import packages
 from rwkvflow.release.release import Release
+
+EXTRAS = {"s3fs": "s3"}  # by package, the extra of rwkvflow that brings it
 
 
 def publisher(params: Mapping[str, Any], folder: Path, key: str) -> Publisher:
@@ -21,6 +27,27 @@ def publisher(params: Mapping[str, Any], folder: Path, key: str) -> Publisher:
     place = parse_destination(str(params["to"]))
     made: Publisher = named(place.publisher)(place, Given(params, folder, key))
     return made
+
+
+def refuse_missing_packages(recipe: Recipe) -> None:
+    """Raises EnvironmentMissing where a place of a recipe, or its signature, needs a package that is not installed.
+
+    Told before hours of work. Nothing is imported: a package of a file system takes seconds.
+    """
+    for wanted in recipe.publish:
+        place = parse_destination(wanted.to)
+        if isinstance(place, RemoteDestination):
+            from fsspec.registry import known_implementations
+
+            known = known_implementations.get(place.url.partition(":")[0], {})
+            package = str(known.get("class", "fsspec")).partition(".")[0]
+            if find_spec(package) is None:
+                what = f"'rwkvflow[{EXTRAS[package]}]'" if package in EXTRAS else package
+                raise EnvironmentMissing(
+                    f"publishing to {place} needs {package}, which is not installed", remedy=f"pip install {what}"
+                )
+    if recipe.sign is not None:
+        packages()
 
 
 def folder_publisher(place: FolderDestination, given: Given) -> FolderPublisher:

@@ -76,7 +76,7 @@ def check_signature(data: bytes, public_key: Path, digests: Mapping[str, str]) -
     `digests` maps the path of every file but the signature to its hex sha256, as just computed. Raises
     EnvironmentMissing where model-signing is not installed.
     """
-    verifying, _ = _packages()
+    verifying, _ = packages()
     known = _Known(digests)
     if not public_key.is_file():
         raise SignatureProblem(f"there is no public key {public_key}")
@@ -159,7 +159,7 @@ def _private(path: Path) -> EllipticCurvePrivateKey:
 
 def private_key(path: Path, *, ed25519: bool = False) -> EllipticCurvePrivateKey | Ed25519PrivateKey:
     """A private key's PEM file: on a curve of NIST's, or ed25519 where that will do too. Raises PublishError."""
-    _packages()
+    packages()
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
@@ -193,7 +193,8 @@ def _hint(key: EllipticCurvePublicKey) -> str:
     return hashlib.sha256(public_pem(key)).hexdigest()
 
 
-def _packages() -> tuple[Any, Any]:
+def packages() -> tuple[Any, Any]:
+    """model_signing.verifying and cryptography. Raises EnvironmentMissing where one is not installed."""
     try:
         import cryptography
         from model_signing import verifying

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rwkvflow.base.errors import PublishError
+from rwkvflow.app import pipeline
+from rwkvflow.base.errors import EnvironmentMissing, PublishError
 from rwkvflow.base.hashing import text_digest
 from rwkvflow.documents.destinations import (
     REMOTE,
@@ -21,6 +24,7 @@ from rwkvflow.documents.destinations import (
     RemoteDestination,
     parse_destination,
 )
+from rwkvflow.documents.load import recipe_from_text
 from rwkvflow.documents.sources import SourceError
 from rwkvflow.net.oci_registry import credentials
 from rwkvflow.net.progress import Told
@@ -28,6 +32,7 @@ from rwkvflow.publish import oci
 from rwkvflow.publish.hub import git_blob_id, lfs_attributes, weight_suffixes
 from rwkvflow.publish.oci import OciPublisher, manifest_bytes
 from rwkvflow.publish.places import publisher as opened
+from rwkvflow.publish.places import refuse_missing_packages
 from rwkvflow.release.release import Release
 from tests.helpers.publishing import release
 
@@ -184,3 +189,42 @@ def test_a_folder_says_what_would_change(tmp_path: Path) -> None:
     kinds = {change.path: change.kind for change in publisher.plan(release(new)).changes}
     assert kinds.pop("provenance.json") == kinds.pop("SHA256SUMS") == "replace"
     assert kinds == {"a.bin": "replace", "more.bin": "add", "gone.bin": "delete"}
+
+
+@pytest.mark.parametrize(
+    ("to", "absent", "remedy"),
+    [
+        ("s3://bucket/x", "s3fs", "pip install 'rwkvflow[s3]'"),
+        ("gs://bucket/x", "gcsfs", "pip install gcsfs"),
+        ("out", "model_signing", "pip install 'rwkvflow[sign]'"),
+    ],
+)
+def test_what_a_place_or_a_signature_needs_is_told_before_the_work(
+    to: str, absent: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "k.pem").write_text("")
+    text = f"name: x\nmodels: [{{name: a, source: a.pth}}]\nformats: [ggml-f16]\npublish: [{{to: '{to}'}}]\n"
+    recipe = recipe_from_text(text + "sign: {key: k.pem}\n", "recipe.yaml", tmp_path)
+    monkeypatch.setattr("rwkvflow.publish.places.find_spec", lambda name: None if name == absent else name)
+    if absent == "model_signing":
+        monkeypatch.setitem(sys.modules, "model_signing", None)
+    with pytest.raises(EnvironmentMissing) as caught:
+        refuse_missing_packages(recipe)
+    assert absent in str(caught.value)
+    assert caught.value.remedy == remedy
+
+
+def test_a_run_asks_that_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any event, with nothing of the run looked at but its plan and its recipe."""
+    step = SimpleNamespace(stage="publish")
+    prepared = SimpleNamespace(plan=[step], store=None, blueprint=SimpleNamespace(recipe="the recipe"))
+    asked: list[object] = []
+
+    def refuse(recipe: object) -> None:
+        asked.append(recipe)
+        raise EnvironmentMissing("no")
+
+    monkeypatch.setattr("rwkvflow.publish.places.refuse_missing_packages", refuse)
+    with pytest.raises(EnvironmentMissing):
+        pipeline._execute(prepared, asked.append, None, None, None)  # type: ignore[arg-type]
+    assert asked == ["the recipe"]
