@@ -34,7 +34,7 @@ def forge(release: Path) -> None:
     data[-1] ^= 1
     (release / ARTIFACT).write_bytes(data)
     old = {line[66:]: line[:64] for line in (release / "SHA256SUMS").read_text().splitlines()}
-    for name in ("provenance.json", "README.md", "sbom.cdx.json", "quality.json"):
+    for name in ("provenance.json", "sbom.cdx.json", "quality.json", "catalogue.json"):
         text = (release / name).read_text().replace(old[ARTIFACT], hashlib.sha256(data).hexdigest())
         (release / name).write_text(text)
     statement = json.loads((release / "provenance.json").read_text())
