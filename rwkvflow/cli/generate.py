@@ -231,6 +231,7 @@ def _session(model: Model, options: dict[str, Any]) -> Session:
 
 def _load(session: Session, path: Path) -> None:
     """A state that was saved, or trained ones of a .pth or .safetensors file. Raises EngineError, WorkerError."""
+    from rwkvflow.engine.errors import EngineError
     from rwkvflow.engine.states import from_heads, heads_of, is_saved
     from rwkvflow.worker.read.adapters import initial_states
 
@@ -239,7 +240,11 @@ def _load(session: Session, path: Path) -> None:
     if saved:
         session.load(path)
     else:
-        session.begin(from_heads(initial_states(path, *heads_of(session.model)), session.model))
+        try:
+            heads = heads_of(session.model)
+        except EngineError as error:
+            raise EngineError(f"{path.name} is no state that --save-state wrote, and {error}") from None
+        session.begin(from_heads(initial_states(path, *heads), session.model))
 
 
 def _guesser(model: Model, options: dict[str, Any]) -> Guesser | None:

@@ -114,10 +114,10 @@ MISTAKES = (
         2,
     ),
     Mistake(
-        "a LoRA without its alpha",
+        "a checkpoint as a LoRA",
         ("convert", "m.pth", "o", "--format", "ggml-f16", "--lora", "m.pth"),
-        ("--alpha",),
-        2,
+        ("m.pth: no LoRA", "lora_A"),
+        1,
     ),
     Mistake("an unknown shell", ("completion", "tcsh"), ("tcsh", "bash"), 2),
     Mistake(

@@ -266,8 +266,12 @@ class Scheduler:
                 self.draft.went_on(slot.follower, slot.kept)
 
     def _hear(self, heard: Iterable[tuple[SequenceSlot, Iterable[Event]]]) -> None:
-        """Lets texts go on, tells what comes of it, and takes those out that are over."""
-        gone = []
+        """Lets texts go on, tells what comes of it, and takes those out that are over.
+
+        The end is told when a slot is free: who hears it may ask for another model at once.
+        """
+        gone: list[SequenceSlot] = []
+        ends: list[tuple[TextJob, Event]] = []
         for slot, events in heard:
             before = slot.generated
             try:
@@ -275,23 +279,22 @@ class Scheduler:
                     self.figures.cached += event.cached if isinstance(event, Read) else 0
                     _tell(slot.job, event)
             except ValueError as error:  # of this text alone: logits that are not finite
-                self._fail_one(slot, f"the model failed: {error}")
+                self.figures.failed += 1
+                slot.job.was_read = True
+                ends.append((slot.job, Failed(f"the model failed: {error}")))
                 gone.append(slot)
                 continue
             self.figures.generated += slot.generated - before
             if slot.over:
                 gone.append(slot)
                 self.figures.recent.append(time.monotonic() - slot.started)
-                _tell(slot.job, slot.end())
+                ends.append((slot.job, slot.end()))
         if gone:
             with self._changed:
                 self._slots = [slot for slot in self._slots if slot not in gone]
                 self.last_used = time.monotonic()
-
-    def _fail_one(self, slot: SequenceSlot, message: str) -> None:
-        self.figures.failed += 1
-        slot.job.was_read = True
-        _tell(slot.job, Failed(message))
+        for job, event in ends:
+            _tell(job, event)
 
     def _guess(self) -> None:
         if self.draft is None:

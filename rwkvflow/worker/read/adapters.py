@@ -138,7 +138,7 @@ def _check_alpha(lora: Checkpoint, pairs: Mapping[str, Any], began: Mapping[str,
     """Raises WorkerError for an alpha where none was trained with, and for none or a bad one where one was."""
     plain = bool(pairs) and not began
     if plain and (alpha is None or not math.isfinite(alpha) or alpha <= 0):
-        raise WorkerError(f"{lora.name}: a LoRA is merged with the alpha that it was trained with, a number above 0")
+        raise WorkerError(f"{lora.name}: a LoRA is merged with the `alpha` that it was trained with, a number above 0")
     if not plain and alpha is not None:
         raise WorkerError(f"{lora.name}: {'PiSSA has' if pairs else 'Bone and DiSHA have'} no alpha; give none")
 

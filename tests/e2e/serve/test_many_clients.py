@@ -158,7 +158,9 @@ def test_models_are_opened_and_closed_as_memory_allows(start: Start, models: dic
         texts: dict[str, str] = {}
         for name in [*models, *models]:
             body = {"model": name, "prompt": "Once", "seed": 1, "max_tokens": 80, "temperature": 1.5, "top_p": 1}
-            text = client.post("/v1/completions", json=body).json()["choices"][0]["text"]
+            answer = client.post("/v1/completions", json=body)
+            assert answer.status_code == 200, answer.text
+            text = answer.json()["choices"][0]["text"]
             assert texts.setdefault(name, text) == text
             assert [served.entry.name for served in small.shelf.opened()] == [name]
     assert texts[MODEL] != texts["rwkv4-demo-f16"]  # each was asked, and not whichever was open

@@ -115,7 +115,9 @@ def test_the_original_passes_and_agrees(release: Path) -> None:
     assert check_release(release).problems == []
 
 
-@pytest.mark.parametrize("name", ["provenance.json", "quality.json", "recipe.lock.yaml", "smoke", "sbom.cdx.json"])
+@pytest.mark.parametrize(
+    "name", ["provenance.json", "quality.json", "catalogue.json", "recipe.lock.yaml", "smoke", "sbom.cdx.json"]
+)
 @pytest.mark.parametrize(
     "content", [DEEP, b'{"a":' * 100_000, b"\xff\xfe", b"", b"null", b"[]", b'"x"', b"{}", b"- " * 9999]
 )
