@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +50,11 @@ class Running:
     def stop(self) -> None:
         self.server.finish()
         self.thread.join(30)
-        assert not self.thread.is_alive()
+        if self.thread.is_alive():
+            frames = sys._current_frames()
+            stacks = {thread.name: frames.get(thread.ident or 0) for thread in threading.enumerate()}
+            told = [f"{name}:\n{''.join(traceback.format_stack(frame))}" for name, frame in stacks.items() if frame]
+            raise AssertionError("the server does not end\n" + "\n".join(told))
 
 
 @pytest.fixture(scope="session")

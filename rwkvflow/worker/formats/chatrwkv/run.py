@@ -7,6 +7,7 @@ large to be run here is only compared, and the answers are those of the fp32 for
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import pickle
@@ -134,10 +135,20 @@ def _package(version: str) -> Any:
         raise WorkerError(f"the rwkv package cannot be loaded: {error}") from None
 
 
+@contextmanager
+def _little_garbage() -> Iterator[None]:
+    """The package looks for garbage after each tensor: let it not look through all that was there before."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _step(path: Path, strategy: str, architecture: Architecture) -> Callable[[int, Any], tuple[Any, Any]]:
     package = _package(architecture.version)
     try:
-        with _opened_for(package, strategy):
+        with _opened_for(package, strategy), _little_garbage():
             model = package.RWKV(str(path.with_suffix("")), strategy)
     except (AssertionError, KeyError, RuntimeError, ValueError) as error:
         raise WorkerError(f"the rwkv package refused it: {type(error).__name__}: {error}") from None
@@ -190,7 +201,8 @@ def _compare_with_package(
         source, target = Path(folder).resolve() / "source.pth", Path(folder).resolve() / "target.pth"
         _plain(checkpoint, source)
         try:
-            package.RWKV(str(source), strategy, convert_and_save_and_exit=str(target))
+            with _little_garbage():
+                package.RWKV(str(source), strategy, convert_and_save_and_exit=str(target))
         except SystemExit:
             pass
         except (AssertionError, KeyError, RuntimeError, ValueError) as error:
