@@ -68,7 +68,7 @@ class LockedWheels(Strict):
     toolchain: Many[LockedWheel] = Field(
         default=(), description="ziglang, cmake, ninja; empty for the system toolchain"
     )
-    installer: Many[LockedWheel] = Field(default=(), description="pip itself, for environments on the host")
+    installer: Many[LockedWheel] = Field(default=(), description="pip itself; no longer used")
 
     @field_validator("worker", "toolchain", "installer")
     @classmethod

@@ -26,6 +26,7 @@ from rwkvflow.base.errors import EnvironmentMissing, StepFailed
 from rwkvflow.base.files import clear_errors, no_space, read_json, remove, write_json
 from rwkvflow.base.hashing import SKIPPED
 from rwkvflow.base.machine import AT_ONCE, EXCLUSIVE, lock
+from rwkvflow.net.packages.uv import find_uv
 from rwkvflow.plan.step import StepLimits
 from rwkvflow.sandbox.base import WAITING, Command, EnvironmentSpec, OnLine, Result
 from rwkvflow.sandbox.image.archive import requirements_by_role, wheels_of
@@ -65,7 +66,7 @@ class HostSandbox:
     def build(self, spec: EnvironmentSpec, limits: StepLimits, on_line: OnLine, cancel: threading.Event) -> None:
         """Make the virtual environment from the wheelhouse, offline. Two runs at once make it once.
 
-        Raises EnvironmentMissing without a fitting Python, StepFailed with the end of pip's output.
+        Raises EnvironmentMissing without a fitting Python, StepFailed with the end of uv's output.
         """
         with clear_errors(f"environment {spec.tag[:12]}"):
             self.root.mkdir(parents=True, exist_ok=True)
@@ -100,7 +101,7 @@ class HostSandbox:
         def run(*argv: str | Path) -> None:
             left = None if deadline is None else max(0.1, deadline - time.monotonic())
             environment = {**ENVIRONMENT, "PATH": os.environ.get("PATH", os.defpath), "HOME": str(folder)}
-            del environment["PYTHONDONTWRITEBYTECODE"]  # pip compiles what it installs
+            del environment["PYTHONDONTWRITEBYTECODE"]  # what is installed is compiled
             with DiskSpace([folder, tempfile.gettempdir()]) as disk:
                 done = process.run(
                     [str(part) for part in argv], env=environment, timeout=left, on_line=on_line, cancel=cancel
@@ -118,20 +119,20 @@ class HostSandbox:
                 raise StepFailed(f"environment {spec.image}: {argv[0]} ended with {done.exit_code}\n{done.tail}")
 
         roles = requirements_by_role(spec.requirements)
-        if "installer" not in roles:
-            raise StepFailed(f"environment {spec.image}: no pip is locked", remedy="run `rwkvflow lock` again")
-        pip = next(iter(wheels_of(roles.pop("installer"), spec.wheels)))
+        roles.pop("installer", None)  # of a lock from before uv installed
         python = find_python(spec.python)
         on_line(f"virtual environment with {python}")
         run(python, "-I", "-m", "venv", "--without-pip", folder / "venv")
         for role, text in sorted(roles.items()):
-            wheels_of(text, spec.wheels)  # what is absent is named here, before pip says it at length
+            wheels_of(text, spec.wheels)  # what is absent is named here, before uv says it at length
             listed = folder / f"{role}.txt"
             listed.write_text(text, encoding="utf-8")
-            argv: list[str | Path] = [folder / "venv/bin/python", "-I", pip / "pip", "--isolated", "install"]
-            argv += ["--no-index", "--find-links", spec.wheels, "--require-hashes", "--no-deps", "--no-cache-dir"]
-            argv += ["--disable-pip-version-check", "--root-user-action", "ignore", "-r", listed]
-            run(*argv, *(() if role == "worker" else ("--target", folder / role)))
+            argv: list[str | Path] = [find_uv(), "pip", "install", "--no-config", "--offline", "--no-progress"]
+            argv += ["--python", folder / "venv/bin/python"]
+            argv += ["--cache-dir", folder / "unpacked", "--link-mode", "hardlink"]
+            argv += ["--no-index", "--find-links", spec.wheels, "--require-hashes", "--no-deps", "--compile-bytecode"]
+            run(*argv, "-r", listed, *(() if role == "worker" else ("--target", folder / role)))
+        remove(folder / "unpacked")
         skipped = shutil.ignore_patterns(*SKIPPED)
         for name, source in sorted(spec.context.items()):
             if PurePosixPath(name).parts[0] == "code":

@@ -194,7 +194,7 @@ def _changed(spec: EnvironmentSpec, **changes: object) -> EnvironmentSpec:
 def test_wrong_hash_is_refused_and_nothing_stays(sandbox: HostSandbox, spec: EnvironmentSpec) -> None:
     bad = spec.requirements["worker.txt"].split("sha256:")[0] + "sha256:" + "0" * 64 + "\n"
     other = _changed(spec, tag="c" * 64, requirements={**spec.requirements, "worker.txt": bad})
-    with pytest.raises(StepFailed, match=r"(?s)ended with 1.*DO NOT MATCH THE HASHES"):
+    with pytest.raises(StepFailed, match=r"(?s)ended with 1.*Hash mismatch"):
         sandbox.build(other, StepLimits(), lambda line: None, NEVER)
     assert not (sandbox.root / other.tag).exists()
 
