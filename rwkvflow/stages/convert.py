@@ -23,8 +23,7 @@ def artifact(which: Artifact) -> Ref:
 
 
 def _tokenizer(blueprint: Blueprint, which: Artifact) -> dict[str, Input]:
-    own = fetch.tokenizer(blueprint, which.model) if FORMATS[which.format].tokenizer else None
-    return {"tokenizer": own} if own else {}
+    return fetch.tokenizer_input(blueprint, which.model) if FORMATS[which.format].tokenizer else {}
 
 
 def _params(blueprint: Blueprint, which: Artifact) -> ConvertParams:
@@ -65,7 +64,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
                 "environment": environment(which.image),
                 **_tokenizer(blueprint, which),
                 **mixing.inputs(blueprint, which),
-                **({"imatrix": imatrix.of(which)} if imatrix.wanted(blueprint, which) else {}),
+                **imatrix.inputs(blueprint, which),
             },
             outputs=("artifact",),
             code=blueprint.worker.digest,

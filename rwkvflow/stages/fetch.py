@@ -57,6 +57,12 @@ def tokenizer(blueprint: Blueprint, model: str) -> Ref | None:
     return None if named in BUILTIN_TOKENIZERS else Ref(f"fetch/{model}/tokenizer", "file")
 
 
+def tokenizer_input(blueprint: Blueprint, model: str) -> dict[str, Input]:
+    """The same as an input of a step: in/tokenizer; nothing where there is none."""
+    own = tokenizer(blueprint, model)
+    return {"tokenizer": own} if own else {}
+
+
 def calibration(blueprint: Blueprint, model: str) -> Input:
     """The text that a model's importance matrix is computed over."""
     if calibration_file(blueprint.models[model]) is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rwkvflow.documents.lock import calibration_file
 from rwkvflow.plan.matrix import Artifact
-from rwkvflow.plan.step import Ref, Step
+from rwkvflow.plan.step import Input, Ref, Step
 from rwkvflow.stages import engine, fetch
 from rwkvflow.stages.blueprint import WORKER_COMMAND, Blueprint, environment, image_step
 from rwkvflow.worker.formats import FORMATS
@@ -28,6 +28,11 @@ def of(which: Artifact) -> Ref:
     return Ref(f"imatrix/{which.model}@{which.image}", "imatrix")
 
 
+def inputs(blueprint: Blueprint, which: Artifact) -> dict[str, Input]:
+    """The same as an input of a step: in/imatrix; nothing for an artifact that is made without one."""
+    return {"imatrix": of(which)} if wanted(blueprint, which) else {}
+
+
 def file_name(model: str) -> str:
     """What the matrix of a model is called, in the metadata of its files and in a release."""
     return f"{model}-imatrix.gguf"
@@ -41,7 +46,6 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
         if asked is None or not wanted(blueprint, which) or of(which).step in seen:
             continue
         seen.add(of(which).step)
-        own = fetch.tokenizer(blueprint, which.model)
         yield Step(
             id=of(which).step,
             stage="imatrix",
@@ -53,7 +57,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
                 "text": fetch.calibration(blueprint, which.model),
                 "engine": engine.builtin(which.image),
                 "environment": environment(which.image),
-                **({"tokenizer": own} if own else {}),
+                **fetch.tokenizer_input(blueprint, which.model),
             },
             outputs=("imatrix",),
             code=blueprint.worker.digest,

@@ -11,12 +11,11 @@ from rwkvflow.plan.step import Input, Ref, Step
 from rwkvflow.stages import engine, fetch, imatrix
 from rwkvflow.stages.about import about
 from rwkvflow.stages.blueprint import WORKER_COMMAND, Blueprint, environment, image_step
+from rwkvflow.worker.formats.mix import PLAIN
 
 if TYPE_CHECKING:
     from rwkvflow.documents.parts import TypesTarget
     from rwkvflow.worker.requests import AssignParams, MeasureParams, MixParams
-
-PLAIN = "f16"  # of which nothing is measured: a file is made from it
 
 
 def types(which: Artifact) -> Ref:
@@ -76,8 +75,8 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
             inputs={
                 **fetch.origin(blueprint, which.model),
                 "environment": environment(which.image),
-                **_tokenizer(blueprint, which),
-                **_weights(blueprint, which),
+                **fetch.tokenizer_input(blueprint, which.model),
+                **imatrix.inputs(blueprint, which),
                 **losses,
             },
             outputs=("types",),
@@ -99,23 +98,14 @@ def _measure(blueprint: Blueprint, which: Artifact, kind: str, tokens: int) -> S
             "text": fetch.calibration(blueprint, which.model),
             "engine": engine.builtin(which.image),
             "environment": environment(which.image),
-            **_tokenizer(blueprint, which),
-            **_weights(blueprint, which),
+            **fetch.tokenizer_input(blueprint, which.model),
+            **imatrix.inputs(blueprint, which),
         },
         outputs=("losses",),
         code=blueprint.worker.digest,
         environment=image_step(which.image),
         limits=blueprint.limits("measure"),
     )
-
-
-def _tokenizer(blueprint: Blueprint, which: Artifact) -> dict[str, Input]:
-    own = fetch.tokenizer(blueprint, which.model)
-    return {"tokenizer": own} if own else {}
-
-
-def _weights(blueprint: Blueprint, which: Artifact) -> dict[str, Input]:
-    return {"imatrix": imatrix.of(which)} if imatrix.wanted(blueprint, which) else {}
 
 
 def _params(blueprint: Blueprint, which: Artifact, kind: str, tokens: int) -> MeasureParams:

@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from rwkvflow.documents.formats import runs_in_librwkv
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Ref, Step
 from rwkvflow.stages import convert, engine, fetch
 from rwkvflow.stages.blueprint import WORKER_COMMAND, Blueprint, environment, image_step
-from rwkvflow.worker.formats import FORMATS
 
 if TYPE_CHECKING:
     from rwkvflow.worker.requests import QualityJob, QualityParams
 
-LIBRWKV = "rwkvflow.worker.formats.ggml.run"  # the module that runs an artifact with it
-
 
 def wanted(blueprint: Blueprint, which: Artifact) -> bool:
     """Whether an artifact is measured: by librwkv, which others are too slow to replace; of one file."""
-    item = FORMATS[which.format]
-    runs = LIBRWKV in (item.runner, item.quick_runner)
-    return blueprint.recipe.smoke.quality == "full" and runs and blueprint.recipe.split_of(which.format) is None
+    recipe = blueprint.recipe
+    one = recipe.split_of(which.format) is None
+    return recipe.smoke.quality == "full" and one and runs_in_librwkv(which.format)
 
 
 def report(which: Artifact) -> Ref:
@@ -35,7 +33,6 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
         if not wanted(blueprint, which):
             continue
         name = f"artifact-{which.format}"
-        own = fetch.tokenizer(blueprint, which.model)
         yield Step(
             id=f"quality/{which.id}",
             stage="quality",
@@ -46,7 +43,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
                 **fetch.origin(blueprint, which.model),
                 "engine": engine.builtin(which.image),
                 "environment": environment(which.image),
-                **({"tokenizer": own} if own else {}),
+                **fetch.tokenizer_input(blueprint, which.model),
                 name: convert.artifact(which),
             },
             outputs=("quality",),

@@ -95,13 +95,11 @@ def _llama(which: Artifact) -> dict[str, Input]:
 
 
 def _inputs(blueprint: Blueprint, which: Artifact) -> dict[str, Input]:
-    found: dict[str, Input] = {
+    return {
         **fetch.origin(blueprint, which.model),
         "environment": environment(which.image),
+        **fetch.tokenizer_input(blueprint, which.model),
     }
-    if own := fetch.tokenizer(blueprint, which.model):
-        found["tokenizer"] = own
-    return found
 
 
 def _common(blueprint: Blueprint, which: Artifact) -> QuestionParams:

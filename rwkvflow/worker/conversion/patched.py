@@ -5,6 +5,7 @@ Only the values differ: the file is run with the arithmetic of F32, so that all 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,11 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from rwkvflow.engine.binding import Model
+from rwkvflow.worker.conversion.convert import ConversionJob
+from rwkvflow.worker.conversion.opened import converted
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.runner import threads_for
+from rwkvflow.worker.model.origin import Origin
 from rwkvflow.worker.read.dequantize import BLOCK_BYTES, dequantize
 from rwkvflow.worker.read.ggml_file import GgmlTensor, read_ggml_index
 from rwkvflow.worker.read.gguf_file import GgufTensor, read_gguf_index
+from rwkvflow.worker.write.native import find_library
 
 Tensor = GgmlTensor | GgufTensor
 
@@ -76,6 +81,16 @@ class PatchedFile:
                 for offset, data in kept:
                     file.seek(offset)
                     file.write(data)
+
+
+@contextmanager
+def in_f32(family: str, origin: Origin, engine: Path, eps: float | None) -> Iterator[tuple[PatchedFile, Model]]:
+    """The model as a file of F32 that may be changed, and from another file, that is not. Raises WorkerError."""
+    with converted(ConversionJob("f32", f"{family}-f32", Path("f32")), origin, engine, eps) as path:
+        base = PatchedFile(path, find_library(engine), eps)
+        shutil.copyfile(path, path.with_name("truth"))
+        with PatchedFile(path.with_name("truth"), base.library, eps).open() as reference:
+            yield base, reference
 
 
 def layer_of(name: str) -> int | None:

@@ -12,8 +12,9 @@ from rwkvflow.worker.model.weight_types import BY_NAME, WEIGHT_TYPES
 
 #: Types that a tensor of a GGUF may be given, by their names.
 TYPES = tuple(kind.name for kind in WEIGHT_TYPES if kind.file_type is not None)
-#: Those that a search may choose from: their values are told in numpy, and a file is made from F16.
-SEARCHED = ("f16", *(kind.name for kind in WEIGHT_TYPES if kind.is_quantized and not kind.name.startswith("iq3")))
+PLAIN = "f16"  # what a searched file is made from, so that it loses nothing
+#: Those that a search may choose from: their values are told in numpy.
+SEARCHED = (PLAIN, *(kind.name for kind in WEIGHT_TYPES if kind.is_quantized and not kind.name.startswith("iq3")))
 OUTPUT, EMBEDDING = "output.weight", "token_embd.weight"
 
 

@@ -19,7 +19,7 @@ from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.gguf.imatrix import read_imatrix
 from rwkvflow.worker.formats.gguf.layout import ALIGNMENT, Gguf
-from rwkvflow.worker.formats.mix import mix_of
+from rwkvflow.worker.formats.mix import PLAIN, mix_of
 from rwkvflow.worker.model.about import about_of
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.origin import Origin, origin_of
@@ -30,8 +30,6 @@ from rwkvflow.worker.tasks.outputs import finish
 
 if TYPE_CHECKING:
     from rwkvflow.worker.requests import AssignParams, AssignRequest
-
-PLAIN = "f16"  # what a matrix is made from, so that it loses nothing
 
 
 @dataclass(frozen=True)

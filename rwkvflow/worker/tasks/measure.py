@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +18,9 @@ import numpy as np
 
 from rwkvflow.engine.binding import Model
 from rwkvflow.engine.errors import EngineError
-from rwkvflow.worker.conversion.convert import ConversionJob, convert
-from rwkvflow.worker.conversion.patched import tensors_of
+from rwkvflow.worker.conversion.convert import ConversionJob
+from rwkvflow.worker.conversion.opened import converted
+from rwkvflow.worker.conversion.patched import PatchedFile, in_f32, tensors_of
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.gguf.imatrix import read_imatrix
 from rwkvflow.worker.formats.mix import mix_of
@@ -32,7 +32,6 @@ from rwkvflow.worker.smoke.questions import Array
 from rwkvflow.worker.smoke.scores import Softmax, divergence_of, softmax_of
 from rwkvflow.worker.tasks.convert import IMATRIX
 from rwkvflow.worker.tasks.outputs import finish
-from rwkvflow.worker.tasks.quality import in_f32
 
 if TYPE_CHECKING:
     from rwkvflow.worker.requests import MeasureRequest
@@ -50,36 +49,41 @@ def run(request: MeasureRequest) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     weights = read_imatrix(IMATRIX) if IMATRIX.is_file() else None
     try:
-        with in_f32("gguf", origin, eps) as (base, reference), tempfile.TemporaryDirectory(dir="out") as folder:
+        with in_f32("gguf", origin, Path("in/engine"), eps) as (base, reference):
             words = open_tokenizer(
                 params["tokenizer"], reference.n_vocab, tokenizer_of(Path("in"), params["tokenizer"])
             )
             windows = spread(words.encode(Path("in/text").read_bytes().decode("utf-8", "replace")), params["tokens"])
             truth = [softmax_of(rows) for rows in _logits(reference, windows)]
-            path = Path(folder) / "quantized"
-            order = ConversionJob("x", FORM, path, imatrix=weights, mix=mix_of([("", kind)]))
-            (outcome,) = convert(origin, Path("in/engine"), [order], group_norm_eps=eps)
-            if outcome.failure is not None:
-                raise WorkerError(outcome.failure)
-            tensors = tensors_of(path)
-            names = [name for name, tensor in tensors.items() if BY_NAME[tensor.type].is_quantized]
-            found: dict[str, Any] = {}
-            for done, name in enumerate(names):
-                progress(done, len(names), "matrices", name)
-                with base.with_values([name], path, tensors) as model:
-                    loss = _loss(truth, model, windows)
-                tensor = tensors[name]
-                found[name] = {
-                    "loss": float(f"{loss:.6g}"),
-                    "type": tensor.type,
-                    "bytes": tensor.nbytes,
-                    "values": math.prod(tensor.shape),
-                }
+            order = ConversionJob("x", FORM, Path("quantized"), imatrix=weights, mix=mix_of([("", kind)]))
+            with converted(order, origin, Path("in/engine"), eps) as path:
+                found = _alone(base, path, truth, windows)
     except EngineError as error:
         raise WorkerError(f"the engine refused it: {error}") from None
     content = {"kind": kind, "tokens": WINDOW * len(windows), "matrices": found}
     output.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     finish(job["id"], "losses", output)
+
+
+def _alone(
+    base: PatchedFile, path: Path, truth: Sequence[Softmax], windows: Sequence[Sequence[int]]
+) -> dict[str, dict[str, Any]]:
+    """What each matrix loses where it alone holds what the file at `path` has."""
+    tensors = tensors_of(path)
+    names = [name for name, tensor in tensors.items() if BY_NAME[tensor.type].is_quantized]
+    found: dict[str, dict[str, Any]] = {}
+    for done, name in enumerate(names):
+        progress(done, len(names), "matrices", name)
+        with base.with_values([name], path, tensors) as model:
+            loss = _loss(truth, model, windows)
+        tensor = tensors[name]
+        found[name] = {
+            "loss": float(f"{loss:.6g}"),
+            "type": tensor.type,
+            "bytes": tensor.nbytes,
+            "values": math.prod(tensor.shape),
+        }
+    return found
 
 
 def spread(tokens: Sequence[int], count: int) -> list[Sequence[int]]:

@@ -9,10 +9,8 @@ each job; it is written for one that is over a limit as well, whose job then fai
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +18,15 @@ import numpy as np
 
 from rwkvflow.engine.binding import Model
 from rwkvflow.engine.errors import EngineError
-from rwkvflow.worker.conversion.convert import ConversionJob, convert
-from rwkvflow.worker.conversion.patched import PatchedFile, layer_of, tensors_of
+from rwkvflow.worker.conversion.patched import PatchedFile, in_f32, layer_of, tensors_of
 from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.runner import threads_for
-from rwkvflow.worker.model.origin import Origin, origin_of, tokenizer_of
+from rwkvflow.worker.model.origin import origin_of, tokenizer_of
 from rwkvflow.worker.model.tokenizers import ModelTokenizer, PseudoRandom, open_tokenizer
 from rwkvflow.worker.protocol import about, emit, progress
 from rwkvflow.worker.smoke.domains import DOMAINS, FOLDER, answer_tasks, compare_on, figures, over
 from rwkvflow.worker.tasks.outputs import finish
-from rwkvflow.worker.write.native import find_library
 
 if TYPE_CHECKING:
     from rwkvflow.worker.requests import QualityJobRequest, QualityRequest
@@ -43,30 +40,14 @@ def run(request: QualityRequest) -> None:
     origin, eps = origin_of(Path("in"), params), params["group_norm_eps"]
     families: dict[str, list[QualityJobRequest]] = {}
     for job in jobs:
-        families.setdefault(job["params"]["format"].partition("-")[0], []).append(job)
+        families.setdefault(FORMATS[job["params"]["format"]].family, []).append(job)
     for family, some in families.items():
-        with in_f32(family, origin, eps) as (base, reference):
+        with in_f32(family, origin, Path("in/engine"), eps) as (base, reference):
             words = open_tokenizer(
                 params["tokenizer"], reference.n_vocab, tokenizer_of(Path("in"), params["tokenizer"])
             )
             _measure(base, reference, words, params["tokens"], some)
     about(None)
-
-
-@contextmanager
-def in_f32(family: str, origin: Origin, eps: float | None) -> Iterator[tuple[PatchedFile, Model]]:
-    """The model as a file of F32 that may be changed, and from another file, that is not. Raises WorkerError."""
-    engine = Path("in/engine")
-    Path("out").mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir="out", prefix=".f32-") as folder:
-        path = Path(folder) / "f32"
-        (outcome,) = convert(origin, engine, [ConversionJob("f32", f"{family}-f32", path)], group_norm_eps=eps)
-        if outcome.failure is not None:
-            raise WorkerError(outcome.failure)
-        base = PatchedFile(path, find_library(engine), eps)
-        shutil.copyfile(path, path.with_name("truth"))
-        with PatchedFile(path.with_name("truth"), base.library, eps).open() as reference:
-            yield base, reference
 
 
 def _measure(
