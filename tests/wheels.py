@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.metadata
 import zipfile
 from pathlib import Path
 
@@ -19,17 +18,6 @@ def make_wheel(folder: Path, name: str, version: str, files: dict[str, str]) -> 
     }
     path = folder / f"{name}-{version}-py3-none-any.whl"
     return _write(path, {key: text.encode() for key, text in contents.items()}, f"{info}/RECORD")
-
-
-def pip_wheel(folder: Path) -> Path:
-    """The pip that is installed here, as the wheel that it once was."""
-    distribution = importlib.metadata.distribution("pip")
-    contents = {}
-    for entry in distribution.files or ():
-        if ".." not in entry.parts and "__pycache__" not in entry.parts and entry.name not in ("RECORD", "INSTALLER"):
-            contents[entry.as_posix()] = Path(str(entry.locate())).read_bytes()
-    record = f"pip-{distribution.version}.dist-info/RECORD"
-    return _write(folder / f"pip-{distribution.version}-py3-none-any.whl", contents, record)
 
 
 def requirement(wheel: Path) -> str:

@@ -165,7 +165,7 @@ def _seed(root: Path, lock: Lock, named: Path | None) -> None:
             _copy(known, downloads / file.sha256)
     for image in lock.images.values():
         for wheels in image.platforms.values():
-            for wheel in (*wheels.worker, *wheels.toolchain, *wheels.installer):
+            for wheel in (*wheels.worker, *wheels.toolchain):
                 _copy(usual / "downloads" / "wheels" / wheel.filename, downloads / "wheels" / wheel.filename)
 
 

@@ -102,7 +102,7 @@ def _known() -> frozenset[str]:
 def strangers(lock: Lock) -> list[str]:
     """What a lock names, in words, that would run outside of the sandbox, and is not what rwkvflow would name there.
 
-    pip installs the wheels of an environment, on the host for the host's; and a source package is only unpacked while
+    uv installs the wheels of an environment, on the host for the host's; and a source package is only unpacked while
     it is the one that is pinned: pip knows of no other way to bring one than to have it describe itself.
     """
     found = []

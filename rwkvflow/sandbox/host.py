@@ -119,7 +119,6 @@ class HostSandbox:
                 raise StepFailed(f"environment {spec.image}: {argv[0]} ended with {done.exit_code}\n{done.tail}")
 
         roles = requirements_by_role(spec.requirements)
-        roles.pop("installer", None)  # of a lock from before uv installed
         python = find_python(spec.python)
         on_line(f"virtual environment with {python}")
         run(python, "-I", "-m", "venv", "--without-pip", folder / "venv")

@@ -50,7 +50,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
     consumers = of_consumers(blueprint)
     for image in blueprint.images:
         locked, wheels = locked_image(blueprint, image), locked_wheels(blueprint, image)
-        every = {wheel.filename: wheel for wheel in (*wheels.installer, *wheels.toolchain, *wheels.worker)}
+        every = {wheel.filename: wheel for wheel in (*wheels.toolchain, *wheels.worker)}
         yield Step(
             id=f"wheels/{image}",
             stage="wheels",
@@ -94,7 +94,6 @@ def _environment(
         params={
             "identity": _identity(blueprint, image, wheels.worker),
             "toolchain": wheel_rows(wheels.toolchain),
-            "installer": wheel_rows(wheels.installer),
             "engines": engines,
             "image": image,
             "dockerfile": text_digest(text),
@@ -162,7 +161,6 @@ def wheel_rows(wheels: Any) -> list[list[str]]:
 def requirements(wheels: LockedWheels) -> dict[str, str]:
     """pip's --require-hashes files by name, one a role."""
     roles: dict[str, tuple[LockedWheel, ...]] = {
-        "installer.txt": wheels.installer,
         "toolchain.txt": wheels.toolchain,
         "worker.txt": wheels.worker,
     }

@@ -75,7 +75,6 @@ def spec(base: LockedBase, wheelhouse: Path, tmp_path_factory: pytest.TempPathFa
         python="3.11",
         wheels=wheelhouse,
         requirements={
-            "installer.txt": wheels["pip"],
             "toolchain.txt": wheels["ninja"],
             "worker.txt": wheels["numpy"] + wheels["safetensors"],
         },

@@ -23,7 +23,7 @@ from rwkvflow.sandbox.image.dockerfile import pinned_reference, render_dockerfil
 from rwkvflow.sandbox.isolation.walls import walls
 from rwkvflow.store.store import Store
 from tests.e2e.conftest import base, client  # noqa: F401 - fixtures
-from tests.wheels import make_wheel, pip_wheel, requirement
+from tests.wheels import make_wheel, requirement
 
 CANARY = "canary-of-the-user-4711"
 TOKEN = "hf_canaryTokenThatNobodyMayRead"  # noqa: S105 - of nobody
@@ -134,7 +134,7 @@ class Arena:
 def _spec(folder: Path, locked: Any) -> EnvironmentSpec:
     wheels = folder / "wheels"
     wheels.mkdir()
-    pip, hello = pip_wheel(wheels), make_wheel(wheels, "hello", "1.2", {"hello.py": ""})
+    hello = make_wheel(wheels, "hello", "1.2", {"hello.py": ""})
     tool = make_wheel(wheels, "tool", "3.0", {"tool.py": ""})
     code = folder / "worker"
     shutil.copytree(PACKAGE / "worker", code, ignore=shutil.ignore_patterns("__pycache__"))
@@ -148,7 +148,6 @@ def _spec(folder: Path, locked: Any) -> EnvironmentSpec:
         python="3.11" if docker else PYTHON,
         wheels=wheels,
         requirements={
-            "installer.txt": requirement(pip),
             "toolchain.txt": requirement(tool),
             "worker.txt": requirement(hello),
         },

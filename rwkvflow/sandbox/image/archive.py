@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import tarfile
@@ -21,7 +20,6 @@ from rwkvflow.sandbox.base import EnvironmentSpec
 from rwkvflow.sandbox.image.unpack import Member, unpacked
 
 CHUNK = 1 << 20
-INSTALLED = ("worker", "toolchain")  # roles that the Dockerfile copies; an image needs no installer
 _REQUIREMENT = re.compile(r"^(?P<name>[^\s=]+)==(?P<version>\S+)(?P<hashes>(\s+--hash=sha256:[0-9a-f]{64})+)$")
 
 
@@ -32,13 +30,12 @@ class ArchiveEntry:
     name: str  # relative POSIX path
     content: bytes | Path | Member
     executable: bool = False
-    sha256: frozenset[str] = frozenset()  # where not empty, the content must have one of these
 
 
 def stream(entries: Iterable[ArchiveEntry], check: Callable[[], None] = lambda: None) -> Iterator[bytes]:
     """The tar in pieces: sorted, folders before their files, owner 0, time 0. `check` is called for each piece.
 
-    Raises StepFailed where a file changed while it was read or has another sha256 than it should.
+    Raises StepFailed where a file changed while it was read.
     """
     folders: set[str] = set()
     for entry in sorted(entries, key=lambda item: PurePosixPath(item.name).parts):
@@ -54,23 +51,16 @@ def stream(entries: Iterable[ArchiveEntry], check: Callable[[], None] = lambda: 
 
 
 def _file(entry: ArchiveEntry, check: Callable[[], None]) -> Iterator[bytes]:
-    digest = hashlib.sha256()
     size, opened = _open(entry.content)
     left = size
     with opened as file:
         yield _header(entry.name, size, 0o755 if entry.executable else 0o644, tarfile.REGTYPE)
         while piece := file.read(min(CHUNK, left)):
             check()
-            digest.update(piece)
             left -= len(piece)
             yield piece
     if left:
         raise StepFailed(f"{entry.name}: became shorter while it was read", remedy="run again")
-    if entry.sha256 and digest.hexdigest() not in entry.sha256:
-        raise StepFailed(
-            f"{entry.name}: has sha256 {digest.hexdigest()}, the lock says {', '.join(sorted(entry.sha256))}",
-            remedy="`rwkvflow cache verify` removes damaged files; the next run fetches them again",
-        )
     if padding := -size % tarfile.BLOCKSIZE:
         yield bytes(padding)
 
@@ -151,9 +141,8 @@ def context(spec: EnvironmentSpec) -> list[ArchiveEntry]:
         ArchiveEntry("stage.py", shipped("images/stage.py")),
     ]
     for role, text in requirements_by_role(spec.requirements).items():
-        if role in INSTALLED:
-            for place, member in unpacked(wheels_of(text, spec.wheels)).items():
-                entries.append(ArchiveEntry(f"{role}/{place}", member, member.executable))
+        for place, member in unpacked(wheels_of(text, spec.wheels)).items():
+            entries.append(ArchiveEntry(f"{role}/{place}", member, member.executable))
     for name, folder in spec.context.items():
         entries.extend(folder_entries(name, folder))
     return entries

@@ -12,12 +12,12 @@ import io
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import IO
 
 from rwkvflow.base.errors import StepFailed
 
-CHUNK = 1 << 20
 PYTHON = b"#!/usr/bin/env python3"  # for scripts that say "#!python": "whatever Python this was installed with"
 PLACES = {"purelib": "", "platlib": "", "data": "", "scripts": "bin/", "headers": "include/"}
 
@@ -68,13 +68,11 @@ def unpacked(wheels: Mapping[Path, frozenset[str]]) -> dict[str, Member]:
     return found
 
 
-def _check(name: str, file: IO[bytes], accepted: Iterable[str]) -> None:
-    digest = hashlib.sha256()
-    while piece := file.read(CHUNK):
-        digest.update(piece)
-    if digest.hexdigest() not in accepted:
+def _check(name: str, file: BufferedReader, accepted: Iterable[str]) -> None:
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest not in accepted:
         raise StepFailed(
-            f"{name}: has sha256 {digest.hexdigest()}, the lock says {', '.join(sorted(accepted))}",
+            f"{name}: has sha256 {digest}, the lock says {', '.join(sorted(accepted))}",
             remedy="`rwkvflow cache verify` removes damaged files; the next run fetches them again",
         )
     file.seek(0)

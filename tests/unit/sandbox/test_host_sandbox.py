@@ -18,7 +18,7 @@ from rwkvflow.sandbox.base import Command, EnvironmentSpec, Result
 from rwkvflow.sandbox.host import HostSandbox, host_platform
 from rwkvflow.sandbox.isolation.walls import walls
 from rwkvflow.sandbox.pythons import find_python, probe
-from tests.wheels import make_wheel, pip_wheel, requirement
+from tests.wheels import make_wheel, requirement
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 NEVER = threading.Event()
@@ -29,7 +29,6 @@ NONE = StepLimits()
 def spec(tmp_path_factory: pytest.TempPathFactory) -> EnvironmentSpec:
     """An environment with one worker wheel, one toolchain wheel and some code."""
     folder = tmp_path_factory.mktemp("wheelhouse with spaces")
-    pip = pip_wheel(folder)
     hello = make_wheel(folder, "hello", "1.2", {"hello.py": "WHO = 'a wheel'\n"})
     tool = make_wheel(folder, "tool", "3.0", {"tool.py": "WHO = 'a tool'\n"})
     code = tmp_path_factory.mktemp("code")
@@ -42,7 +41,6 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> EnvironmentSpec:
         python=PYTHON,
         wheels=folder,
         requirements={
-            "installer.txt": requirement(pip),
             "toolchain.txt": requirement(tool),
             "worker.txt": requirement(hello),
         },

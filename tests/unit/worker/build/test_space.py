@@ -142,15 +142,14 @@ def failing_git(tmp_path: Path) -> None:
 
 
 def failing_pip(tmp_path: Path) -> None:
-    from tests.wheels import pip_wheel, requirement
+    from tests.wheels import requirement
 
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    pip = requirement(pip_wheel(wheels))
     (wheels / "bad-1-py3-none-any.whl").write_text("no wheel")
     python = f"{sys.version_info[0]}.{sys.version_info[1]}"
     bad = requirement(wheels / "bad-1-py3-none-any.whl")
-    roles = {"installer.txt": pip, "worker.txt": bad}
+    roles = {"worker.txt": bad}
     spec = EnvironmentSpec("7e" * 32, "small", "", None, python, wheels, roles, {})
     made: Any = host.HostSandbox(tmp_path / "environments")
     made.build(spec, StepLimits(time_s=60), lambda line: None, threading.Event())
