@@ -23,6 +23,7 @@ from rwkvflow.base.hashing import file_digest
 from rwkvflow.base.outputs import write_text
 from rwkvflow.release.names import ATTESTATIONS, PROVENANCE
 from rwkvflow.release.provenance.attestation import (
+    BUNDLE_TYPE,
     MOST_BYTES,
     SUFFIX,
     Attestation,
@@ -192,7 +193,7 @@ def offers(name: str, file: Path, target: str) -> list[str]:
         )
     lines += [
         f"the publisher puts it into {ATTESTATIONS}/ of the release, which no list of the release counts",
-        f"oras attach --artifact-type application/vnd.dev.sigstore.bundle.v0.3+json REGISTRY/{name}:TAG {file.name}",
+        f"oras attach --artifact-type {BUNDLE_TYPE} REGISTRY/{name}:TAG {file.name}",
         f"or publish it yourself, for `rwkvflow verify --attestations {file.name}`",
     ]
     return lines

@@ -142,8 +142,9 @@ def gitlab(**options: Any) -> None:
 
 def _extras(recipe: Recipe) -> str:
     """Extras of rwkvflow that a recipe's places and its signature need."""
-    wanted = {"s3"} if any(entry.to.startswith("s3://") for entry in recipe.publish) else set()
-    wanted |= {"sign"} if recipe.sign else set()
+    from rwkvflow.publish.places import extras_of
+
+    wanted = extras_of(recipe)
     return f"[{','.join(sorted(wanted))}]" if wanted else ""
 
 

@@ -14,9 +14,7 @@ from rwkvflow.documents.destinations import OciDestination, parse_destination
 from rwkvflow.net.http import Policy
 from rwkvflow.net.oci_registry import OciRegistry
 from rwkvflow.net.progress import Told
-
-BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
-MOST_BYTES = 16 << 20
+from rwkvflow.release.provenance.attestation import BUNDLE_TYPE, MOST_BYTES
 
 
 def attached(place: str, most: int, policy: Policy | None = None) -> Iterator[tuple[str, bytes]]:
@@ -33,7 +31,7 @@ def attached(place: str, most: int, policy: Policy | None = None) -> Iterator[tu
             if found is None or not _about(found[1], subject[0]):
                 continue
             for layer in found[1].get("layers", ()):
-                if isinstance(layer, dict) and layer.get("mediaType") == BUNDLE and _small(layer):
+                if isinstance(layer, dict) and layer.get("mediaType") == BUNDLE_TYPE and _small(layer):
                     yield f"{place}@{digest[:19]}", registry.blob(str(layer["digest"]), MOST_BYTES)
 
 

@@ -86,11 +86,8 @@ class OciRegistry:
                     return None
                 self._judge(response, 200)
                 data = response.read()
-            try:
-                value = json.loads(data)
-            except ValueError:
-                value = None
-            if len(data) > MANIFEST_MOST or not isinstance(value, dict):
+            value = _object(data)
+            if len(data) > MANIFEST_MOST or value is None:
                 raise PublishError(f"{self.place}: what the registry has there is no manifest")
             return text_digest(data), value
 
@@ -118,11 +115,8 @@ class OciRegistry:
                     return None
                 self._judge(response, 200)
                 data = response.read()
-            try:
-                value = json.loads(data)
-            except ValueError:
-                return None
-            return value if isinstance(value, dict) and value.get("mediaType") == INDEX else None
+            value = _object(data)
+            return value if value is not None and value.get("mediaType") == INDEX else None
 
         return self._patiently(ask)
 
@@ -352,3 +346,12 @@ def _from_helper(helper: str, registry: str) -> tuple[str, str] | None:
 
 def _basic(login: tuple[str, str]) -> str:
     return base64.b64encode(f"{login[0]}:{login[1]}".encode()).decode()
+
+
+def _object(data: bytes) -> dict[str, Any] | None:
+    """A JSON object; None for anything else."""
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from rwkvflow.base.errors import EnvironmentMissing
 from rwkvflow.base.files import read_json
 from rwkvflow.base.named import named
-from rwkvflow.documents.destinations import FolderDestination, RemoteDestination, parse_destination
+from rwkvflow.documents.destinations import Destination, FolderDestination, RemoteDestination, parse_destination
 from rwkvflow.documents.recipe import Recipe
 from rwkvflow.net.progress import Told
 from rwkvflow.publish.base import Changes, FileChange, Given, Published, Publisher
@@ -34,20 +34,31 @@ def refuse_missing_packages(recipe: Recipe) -> None:
 
     Told before hours of work. Nothing is imported: a package of a file system takes seconds.
     """
+    for place, package in _file_systems(recipe):
+        if find_spec(package) is None:
+            what = f"'rwkvflow[{EXTRAS[package]}]'" if package in EXTRAS else package
+            raise EnvironmentMissing(
+                f"publishing to {place} needs {package}, which is not installed", remedy=f"pip install {what}"
+            )
+    if recipe.sign is not None:
+        packages()
+
+
+def extras_of(recipe: Recipe) -> set[str]:
+    """The extras of rwkvflow that a recipe's places, and its signature, need."""
+    found = {EXTRAS[package] for _, package in _file_systems(recipe) if package in EXTRAS}
+    return found | ({"sign"} if recipe.sign is not None else set())
+
+
+def _file_systems(recipe: Recipe) -> Iterator[tuple[Destination, str]]:
+    """Each place that fsspec opens, and the package that it opens it with."""
     for wanted in recipe.publish:
         place = parse_destination(wanted.to)
         if isinstance(place, RemoteDestination):
             from fsspec.registry import known_implementations
 
             known = known_implementations.get(place.url.partition(":")[0], {})
-            package = str(known.get("class", "fsspec")).partition(".")[0]
-            if find_spec(package) is None:
-                what = f"'rwkvflow[{EXTRAS[package]}]'" if package in EXTRAS else package
-                raise EnvironmentMissing(
-                    f"publishing to {place} needs {package}, which is not installed", remedy=f"pip install {what}"
-                )
-    if recipe.sign is not None:
-        packages()
+            yield place, str(known.get("class", "fsspec")).partition(".")[0]
 
 
 def folder_publisher(place: FolderDestination, given: Given) -> FolderPublisher:

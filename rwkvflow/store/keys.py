@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rwkvflow.base.dsse import pre_authentication
 from rwkvflow.base.errors import EnvironmentMissing, StoreError, UsageError
 from rwkvflow.base.files import clear_errors
 from rwkvflow.store.record import Record, RecordSignature
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 PREFIX = "ed25519:"
-KIND = b"application/vnd.rwkvflow.record+json"
+KIND = "application/vnd.rwkvflow.record+json"
 PASSWORD = "RWKVFLOW_STORE_KEY_PASSWORD"  # noqa: S105 - the name of the environment variable
 MAKE_A_KEY = "make one with: rwkvflow cache keys --new store.key"
 TIME = "%Y-%m-%dT%H:%M:%SZ"
@@ -73,7 +74,7 @@ def _payload(key: str, record: Record, by: str, at: str) -> bytes:
         "at": at,
     }
     text = json.dumps(said, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    return b"DSSEv1 %d %s %d %s" % (len(KIND), KIND, len(text), text)
+    return pre_authentication(KIND, text)
 
 
 def public_text(raw: bytes) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from rwkvflow.base.dsse import pre_authentication
 from rwkvflow.base.errors import EnvironmentMissing, PublishError
 from rwkvflow.release.names import NOT_OF_A_RELEASE, SIGNATURE
 
@@ -145,8 +146,7 @@ def _payload(name: str, digests: Mapping[str, str]) -> bytes:
 
 def envelope_bytes(payload: bytes) -> bytes:
     """DSSE's pre-authentication encoding: what is signed of an envelope."""
-    kind = PAYLOAD_TYPE.encode()
-    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+    return pre_authentication(PAYLOAD_TYPE, payload)
 
 
 def _private(path: Path) -> EllipticCurvePrivateKey:

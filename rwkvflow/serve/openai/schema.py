@@ -28,21 +28,17 @@ class StreamOptions(Body):
     include_obfuscation: bool | None = SAFE
 
 
-class Sampled(Body):
-    """What all requests for text share."""
+class Writing(Body):
+    """How text is written, in whatever form it is asked for."""
 
     stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    n: int | None = Field(default=1, ge=1, le=MOST_CHOICES)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)
-    stop: str | list[str] | None = None
     temperature: float | None = Field(default=1.0, ge=0, le=100)
     top_p: float | None = Field(default=0.7, gt=0, le=1)
     top_k: int | None = Field(default=0, ge=0)
     presence_penalty: float | None = Field(default=0.0, ge=-100, le=100)
     frequency_penalty: float | None = Field(default=0.0, ge=-100, le=100)
     penalty_decay: float | None = Field(default=0.996, ge=0, le=1)
-    logit_bias: dict[str, Annotated[float, Field(ge=-1000, le=1000)]] | None = None
     state: str | None = Field(default=None, description="A kept state (POST /v1/states) that the text begins from")
     grammar: str | None = Field(default=None, max_length=1 << 16, description="GBNF, or llguidance's Lark")
     user: str | None = SAFE
@@ -51,6 +47,15 @@ class Sampled(Body):
     metadata: dict[str, Any] | None = SAFE
     store: bool | None = SAFE
     service_tier: str | None = SAFE
+
+
+class Sampled(Writing):
+    """What all requests for text share but /v1/responses."""
+
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(default=1, ge=1, le=MOST_CHOICES)
+    stop: str | list[str] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-1000, le=1000)]] | None = None
 
 
 class JsonSchema(Body):
@@ -127,36 +132,20 @@ class ResponseText(Body):
     verbosity: str | None = SAFE
 
 
-class Respond(Body):
+class Respond(Writing):
     """POST /v1/responses."""
 
     input: str | Annotated[list[dict[str, Any]], Field(min_length=1, max_length=4096)]
     instructions: str | None = None
-    stream: bool | None = False
     max_output_tokens: int | None = Field(default=None, ge=1)
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**64)
-    temperature: float | None = Field(default=1.0, ge=0, le=100)
-    top_p: float | None = Field(default=0.7, gt=0, le=1)
-    top_k: int | None = Field(default=0, ge=0)
-    presence_penalty: float | None = Field(default=0.0, ge=-100, le=100)
-    frequency_penalty: float | None = Field(default=0.0, ge=-100, le=100)
-    penalty_decay: float | None = Field(default=0.996, ge=0, le=1)
     reasoning: Reasoning | None = None
     text: ResponseText | None = None
     tools: list[dict[str, Any]] | None = Field(default=None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
-    state: str | None = Field(default=None, description="A kept state (POST /v1/states) that the text begins from")
-    grammar: str | None = Field(default=None, max_length=1 << 16, description="GBNF, or llguidance's Lark")
     previous_response_id: str | None = Field(default=None, description="Refused: nothing is stored")
-    store: bool | None = SAFE
     parallel_tool_calls: bool | None = SAFE
     include: list[str] | None = SAFE
     truncation: Literal["disabled", "auto"] | None = SAFE
-    metadata: dict[str, Any] | None = SAFE
-    user: str | None = SAFE
-    safety_identifier: str | None = SAFE
-    prompt_cache_key: str | None = SAFE
-    service_tier: str | None = SAFE
     stream_options: StreamOptions | None = SAFE
 
 
