@@ -140,7 +140,8 @@ def serve(models: tuple[Path, ...], host: str, port: int, **options: Any) -> Non
         with contextlib.suppress(SystemExit):  # uvicorn's own, where it cannot listen
             server.run()
     finally:
-        server.finish()
+        if not server.finish():
+            click.echo("a model is still being opened or evaluated; that ends with this process", err=True)
     if not server.started:
         raise UsageError(f"nothing can listen at {host} port {port}", remedy="name another --port")
 

@@ -18,6 +18,7 @@ from starlette.routing import Route
 
 from rwkvflow import __version__
 from rwkvflow.engine.prompts import render
+from rwkvflow.serve.aside import Aside
 from rwkvflow.serve.batching.job import First, TextJob
 from rwkvflow.serve.errors import ApiError
 from rwkvflow.serve.guard import Guard, Rules, answer
@@ -49,15 +50,17 @@ class Api:
     def __init__(self, shelf: Shelf, limits: RequestLimits) -> None:
         self.shelf, self.limits = shelf, limits
         self.started = int(time.time())
+        self.aside = Aside()
 
     async def _body(self, request: Request, kind: type[B]) -> B:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise ApiError(415, "content-type: it has to be application/json", code="not_json")
         body = await request.body()
-        return await asyncio.to_thread(parse, kind, body) if len(body) > 1 << 16 else parse(kind, body)
+        return await self.aside.run(parse, kind, body) if len(body) > 1 << 16 else parse(kind, body)
 
     async def _served(self, name: str | None) -> Served:
-        return await asyncio.to_thread(self.shelf.get, name)
+        found = self.shelf.at_hand(name)
+        return found if found is not None else await self.aside.run(self.shelf.get, name)
 
     async def page(self, request: Request) -> Response:
         """GET /"""
@@ -124,7 +127,8 @@ class Api:
         self, request: Request, body: R, kind: Callable[..., Conversation | Continuation | Responding]
     ) -> Response:
         served, loop = await self._served(body.model), asyncio.get_running_loop()
-        work = await asyncio.to_thread(kind, body, served, self.limits, loop)
+        work = await self.aside.run(kind, body, served, self.limits, loop)
+        work.answers.submit(work.jobs)
         if body.stream:
             return Events(work.pieces(), work.answers.close, named=isinstance(work, Responding))
         try:
@@ -136,32 +140,35 @@ class Api:
         """POST /v1/embeddings"""
         body = await self._body(request, Embedding)
         served = await self._served(body.model)
-        return JSONResponse(await unless_left(request, embeddings(body, served, self.limits)))
+        return JSONResponse(await unless_left(request, embeddings(body, served, self.limits, self.aside)))
 
     async def tokenize(self, request: Request) -> Response:
         """POST /tokenize"""
         body = await self._body(request, Tokenize)
         served = await self._served(body.model)
-        tokens = await asyncio.to_thread(encode, served, body.content, "content")
-        if not body.with_pieces:
-            return JSONResponse({"tokens": tokens})
-        pieces = [served.tokenizer.piece(token) for token in tokens]
-        texts = [
-            {"id": t, "piece": p.decode(errors="replace"), "bytes": list(p)}
-            for t, p in zip(tokens, pieces, strict=True)
-        ]
-        return JSONResponse({"tokens": texts})
+
+        def tokens() -> Response:
+            found = encode(served, body.content, "content")
+            pieces = [(token, served.tokenizer.piece(token)) for token in found if body.with_pieces]
+            texts = [{"id": t, "piece": p.decode(errors="replace"), "bytes": list(p)} for t, p in pieces]
+            return JSONResponse({"tokens": texts if body.with_pieces else found})
+
+        return await self.aside.run(tokens)
 
     async def detokenize(self, request: Request) -> Response:
         """POST /detokenize"""
         body = await self._body(request, Detokenize)
         served = await self._served(body.model)
-        return JSONResponse({"content": served.tokenizer.decode(check_tokens(served, body.tokens, "tokens"))})
+
+        def text() -> Response:
+            return JSONResponse({"content": served.tokenizer.decode(check_tokens(served, body.tokens, "tokens"))})
+
+        return await self.aside.run(text)
 
     async def apply_template(self, request: Request) -> Response:
         """POST /apply-template: what a conversation looks like to the model."""
         body = await self._body(request, Chat)
-        return JSONResponse({"prompt": asked(body).text})
+        return JSONResponse({"prompt": (await self.aside.run(asked, body)).text})
 
     # ---- states ------------------------------------------------------------------------------------------------------
 
@@ -171,14 +178,17 @@ class Api:
         served = await self._served(body.model)
         if sum(each is not None for each in (body.text, body.tokens, body.messages)) != 1:
             raise ApiError(400, "one of text, tokens and messages is needed", param="text")
-        if body.tokens is not None:
-            tokens = check_tokens(served, body.tokens, "tokens")
-        else:
+
+        def read() -> list[int]:
+            if body.tokens is not None:
+                return check_tokens(served, body.tokens, "tokens")
             try:
                 text = body.text if body.messages is None else render(body.messages, generate=False).text
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ApiError(400, f"messages: {error}", param="messages") from None
-            tokens = await asyncio.to_thread(encode, served, text or "", "text")
+            return encode(served, text or "", "text")
+
+        tokens = await self.aside.run(read)
         first: KeptState | None = None if body.state is None else served.states.get(body.state)
         if len(tokens) > self.limits.prompt or not tokens:
             raise ApiError(400, f"text: from 1 to {self.limits.prompt} tokens", param="text")
@@ -209,13 +219,13 @@ class Api:
         """POST /v1/states/load: the body is a file that was saved before."""
         served = await self._served(request.query_params.get("model"))
         body = await request.body()
-        return JSONResponse((await asyncio.to_thread(served.states.from_file, body, served.model)).about(), 201)
+        return JSONResponse((await self.aside.run(served.states.from_file, body, served.model)).about(), 201)
 
     async def save_state(self, request: Request) -> Response:
         """GET /v1/states/{id}/file"""
         served = await self._served(request.query_params.get("model"))
         kept = served.states.get(request.path_params["id"])
-        data = await asyncio.to_thread(KeptStates.to_file, kept, served.model)
+        data = await self.aside.run(KeptStates.to_file, kept, served.model)
         name = f'attachment; filename="{kept.name}.state"'
         return Response(data, media_type="application/octet-stream", headers={"content-disposition": name})
 

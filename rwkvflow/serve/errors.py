@@ -52,3 +52,8 @@ def busy(waiting: int, seconds: int) -> ApiError:
         code="queue_full",
         headers={"retry-after": str(seconds)},
     )
+
+
+def closing(message: str) -> ApiError:
+    """Nothing is begun any more."""
+    return ApiError(503, message, code="closing", headers={"retry-after": "1"})

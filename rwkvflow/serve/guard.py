@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rwkvflow.serve.errors import ApiError
+from rwkvflow.serve.errors import ApiError, closing
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = frozenset({"/", "/health"})  # the page, which asks for the key, and what a supervisor asks
@@ -58,8 +58,12 @@ class Guard:
         origin = headers.get("origin")
         allowed = origin if origin in self.rules.origins else None
 
+        begun = False
+
         async def told(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 _add_headers(MutableHeaders(scope=message), allowed)
             await send(message)
 
@@ -72,7 +76,11 @@ class Guard:
             await told({"type": "http.response.start", "status": 204, "headers": []})
             await told({"type": "http.response.body"})
             return
-        await self.app(scope, self._limited(receive, self._most(scope)), told)
+        try:
+            await self.app(scope, self._limited(receive, self._most(scope)), told)
+        except asyncio.CancelledError:  # the server ends, and does not wait for this one any more
+            if not begun:
+                await answer(closing("the server is closing"))(scope, receive, told)
 
     def _check(self, scope: Scope, headers: Headers, origin: str | None) -> None:
         rules = self.rules
@@ -109,7 +117,8 @@ class Guard:
             if whole:
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), BODY_SECONDS)
+                async with asyncio.timeout(BODY_SECONDS):
+                    message = await receive()
             except TimeoutError:
                 raise ApiError(408, f"no more of the body came for {BODY_SECONDS:g} s", code="too_slow") from None
             size += len(message.get("body", b""))

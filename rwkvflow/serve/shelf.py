@@ -20,7 +20,7 @@ from rwkvflow.engine.tokenizer import Tokenizer
 from rwkvflow.release.names import QUALITY, smoke_report
 from rwkvflow.serve.batching.grammar import Grammars
 from rwkvflow.serve.batching.scheduler import Scheduler, Settings
-from rwkvflow.serve.errors import ApiError
+from rwkvflow.serve.errors import ApiError, closing
 from rwkvflow.serve.states import KeptStates
 
 MAGICS = (b"fmgg", b"GGUF")  # how ggml-* and gguf-* files begin
@@ -141,7 +141,8 @@ class Shelf:
         self._library, self._threads, self._limit, self._eps = library, threads, limit, eps
         self._open_tokenizer, self._draft = open_tokenizer, draft
         self._open: dict[str, Served] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of that table: held for a moment only, as the event loop takes it, too
+        self._changing = threading.Lock()  # held as long as a model is being opened, or one is closed for it
         self._sums: dict[str, str] = {}
         self._closed = False
         self._adder = threading.Thread(target=self._add_up, name="sha256 of models", daemon=True)
@@ -155,21 +156,36 @@ class Shelf:
             raise ApiError(404, f"there is no model {name!r}; there are {known}", param="model", code="model_not_found")
         return self.entries[name]
 
+    def at_hand(self, name: str | None) -> Served | None:
+        """The model where it is open. At once. Raises ApiError (404, 503)."""
+        entry = self.entry(name)
+        self._check_open()
+        with self._lock:
+            return self._open.get(entry.name)
+
     def get(self, name: str | None) -> Served:
         """The model, opened where it is not. Takes a moment then. Raises ApiError (404, 500, 503)."""
-        entry = self.entry(name)
-        with self._lock:
-            if self._closed:
-                raise ApiError(503, "the server is closing", code="closing", headers={"retry-after": "1"})
-            found = self._open.get(entry.name)
-            if found is None:
-                self._make_room(entry)
-                try:
-                    found = self._opened(entry)
-                except (EngineError, OSError) as error:
-                    raise ApiError(500, f"{entry.name} cannot be opened: {error}", code="model_broken") from error
-                self._open[entry.name] = found
-            return found
+        with self._changing:
+            found = self.at_hand(name)
+            if found is not None:
+                return found
+            entry = self.entry(name)
+            self._make_room(entry)
+            try:
+                found = self._opened(entry)
+            except (EngineError, OSError) as error:
+                raise ApiError(500, f"{entry.name} cannot be opened: {error}", code="model_broken") from error
+            with self._lock:
+                if not self._closed:
+                    self._open[entry.name] = found
+                    return found
+        found.scheduler.close()  # nobody else would: the shelf was closed meanwhile
+        self._check_open()
+        return found
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise closing("the server is closing")
 
     def opened(self) -> list[Served]:
         """Those that are open now."""
@@ -185,10 +201,12 @@ class Shelf:
         self._adder.start()
 
     def close(self) -> None:
-        """Ends every answer and closes every model."""
+        """Ends every answer and closes every model. One that is just being opened is closed by who opens it."""
         with self._lock:
             self._closed = True
             served, self._open = list(self._open.values()), {}
+        for each in served:
+            each.scheduler.end()
         for each in served:
             each.scheduler.close()
 
@@ -227,8 +245,8 @@ class Shelf:
         """Closes idle models until this one fits. Raises ApiError (503) where those that are busy leave no room."""
         if self._limit is None:
             return
-        while self._open and sum(s.entry.size for s in self._open.values()) + entry.size > self._limit:
-            idle = [s for s in self._open.values() if not s.scheduler.working and not s.scheduler.waiting]
+        while (opened := self.opened()) and sum(s.entry.size for s in opened) + entry.size > self._limit:
+            idle = [s for s in opened if not s.scheduler.working and not s.scheduler.waiting]
             if not idle:
                 raise ApiError(
                     503,
@@ -237,7 +255,8 @@ class Shelf:
                     headers={"retry-after": "5"},
                 )
             oldest = min(idle, key=lambda served: served.scheduler.last_used)
-            del self._open[oldest.entry.name]
+            with self._lock:
+                self._open.pop(oldest.entry.name, None)
             oldest.scheduler.close()
 
 

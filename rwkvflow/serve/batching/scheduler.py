@@ -22,7 +22,7 @@ from rwkvflow.engine.session import TokenizerLike
 from rwkvflow.serve.batching.cache import StateCache
 from rwkvflow.serve.batching.job import Event, Failed, Floats, Read, TextJob
 from rwkvflow.serve.batching.slot import SequenceSlot
-from rwkvflow.serve.errors import ApiError, busy
+from rwkvflow.serve.errors import busy, closing
 
 READ_ALONE = 256  # tokens of prompts in one pass while nobody waits for the next token of an answer
 READ_BESIDE = 64  # and while somebody does
@@ -86,7 +86,7 @@ class Scheduler:
                     f"{self.draft.model.path.name} has {self.draft.model.n_vocab} tokens, {self.model.path.name} has "
                     f"{self.model.n_vocab}: it cannot guess for it"
                 )
-        except EngineError:
+        except BaseException:
             self.model.close()
             raise
         self.payoff = Payoff()
@@ -106,7 +106,7 @@ class Scheduler:
         """Takes all or none of the jobs. Raises ApiError (429) where too many wait, (503) while the server ends."""
         with self._changed:
             if self._closing:
-                raise ApiError(503, "the model is being closed", code="closing", headers={"retry-after": "1"})
+                raise closing("the model is being closed")
             free = self.settings.slots - len(self._slots)
             if len(self._waiting) + len(jobs) > self.settings.queue + max(0, free):
                 self.figures.refused += len(jobs)
@@ -138,26 +138,34 @@ class Scheduler:
         mean = sum(recent) / len(recent) if recent else 1.0
         return max(1, min(60, round(mean * (1 + len(self._waiting)) / self.settings.slots)))
 
-    def close(self) -> None:
-        """Ends every job with Failed(closing), and the thread; frees the model. Waits for the pass that is running."""
+    def end(self) -> None:
+        """Ends every job with Failed(closing), and then the thread. Waits for nothing."""
         with self._changed:
             self._closing = True
             self._changed.notify()
+
+    def close(self) -> None:
+        """Ends every job with Failed(closing), and the thread; frees the model. Waits for the pass that is running."""
+        self.end()
         if self._thread is not threading.current_thread():
             self._thread.join()
 
     # ---- in its own thread -------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        while self._next_round():
-            started = time.monotonic()
+        while True:
+            started = None
             try:
+                if not self._next_round():
+                    break
+                started = time.monotonic()
                 self._pass()
             except (EngineError, ValueError, MemoryError) as error:
                 self._fail(f"the model failed: {error}")
             except Exception as error:  # a fault of ours must not leave clients waiting for ever
                 self._fail(f"an error of the server's own: {type(error).__name__}: {error}")
-            self.figures.busy_seconds += time.monotonic() - started
+            if started is not None:
+                self.figures.busy_seconds += time.monotonic() - started
         self._fail("the server is closing", closing=True)
         self.model.close()
         if self.draft is not None:
@@ -182,8 +190,8 @@ class Scheduler:
         gone += [slot.job for slot in self._slots if slot.job.cancelled]
         self._slots = [slot for slot in self._slots if not slot.job.cancelled]
         self.figures.cancelled += len(gone)
-        for job in gone:
-            job.was_read = True
+        for job in gone:  # nobody should listen any more; whoever does hears of an end as everybody does
+            _end(job, Failed("it was cancelled"))
 
     def _admit(self) -> None:
         for job in [job for job in self._waiting if job.after is None or job.after.was_read]:
@@ -191,16 +199,21 @@ class Scheduler:
                 return
             self._waiting.remove(job)
             s = self.settings
-            slot = SequenceSlot(
-                job,
-                self.model,
-                self.tokenizer,
-                self.cache,
-                lookup=s.lookup,
-                guesses=s.guesses,
-                exist=self._exist,
-            )
-            self._slots.append(slot)
+            try:
+                slot = SequenceSlot(
+                    job,
+                    self.model,
+                    self.tokenizer,
+                    self.cache,
+                    lookup=s.lookup,
+                    guesses=s.guesses,
+                    exist=self._exist,
+                )
+            except Exception as error:
+                self.figures.failed += 1
+                _end(job, Failed(f"it cannot be begun: {type(error).__name__}: {error}"))
+            else:
+                self._slots.append(slot)
 
     def _fail(self, message: str, *, closing: bool = False) -> None:
         with self._changed:
@@ -211,8 +224,7 @@ class Scheduler:
                 self._waiting = deque()
         self.figures.failed += len(jobs)
         for job in jobs:
-            job.was_read = True
-            _tell(job, Failed(message, closing))
+            _end(job, Failed(message, closing))
 
     def _pass(self) -> None:
         self._hear((slot, slot.begin()) for slot in self._slots)
@@ -303,6 +315,11 @@ class Scheduler:
         guesses = self.draft.guess([(s.follower, s.tokens, s.writer.sampler, s.room_for_guesses()) for s in texts])
         for slot, found in zip(texts, guesses, strict=True):
             slot.guesses = found
+
+
+def _end(job: TextJob, event: Failed) -> None:
+    job.was_read = True
+    _tell(job, event)
 
 
 def _tell(job: TextJob, event: Event) -> None:

@@ -174,7 +174,7 @@ class Conversation:
     """A chat completion under way."""
 
     def __init__(self, request: Chat, served: Served, limits: RequestLimits, loop: asyncio.AbstractEventLoop) -> None:
-        """In any thread, as a grammar may take its time; see AnswerStream. Raises ApiError (400, 429, 503)."""
+        """In any thread, as a grammar may take its time; `jobs` are then to be submitted. Raises ApiError (400)."""
         self.request, self.served = request, served
         self.answers = AnswerStream(served, loop)
         found = asked(request)
@@ -194,7 +194,7 @@ class Conversation:
         shift = len(text) - len(found.text)
         tokens = encode(served, text, "messages")
         ends = ends_in_tokens(served, text, [end + shift for end in found.ends], tokens)
-        jobs = make_jobs(
+        self.jobs = make_jobs(
             request,
             served,
             [(tokens, ends)],
@@ -206,7 +206,6 @@ class Conversation:
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             schema=found.schema,
         )
-        self.answers.submit(jobs)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {

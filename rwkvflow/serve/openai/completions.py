@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from rwkvflow.serve.aside import Aside
 from rwkvflow.serve.batching.job import Chosen, Done, Piece, TextJob
 from rwkvflow.serve.errors import ApiError
 from rwkvflow.serve.openai.answer import new_id
@@ -51,7 +52,7 @@ class Continuation:
     def __init__(
         self, request: Completion, served: Served, limits: RequestLimits, loop: asyncio.AbstractEventLoop
     ) -> None:
-        """In any thread, as a grammar may take its time; see AnswerStream. Raises ApiError (400, 429, 503)."""
+        """In any thread, as a grammar may take its time; `jobs` are then to be submitted. Raises ApiError (400)."""
         if request.suffix:
             raise ApiError(400, "suffix: the models read forward only", param="suffix")
         if request.best_of is not None and request.best_of != (request.n or 1):
@@ -75,7 +76,6 @@ class Continuation:
             logprobs=request.logprobs,
             schema=schema_of(request.response_format),
         )
-        self.answers.submit(self.jobs)
         self._offsets = [0] * len(self.jobs)
 
     def _head(self) -> dict[str, Any]:
@@ -150,12 +150,12 @@ class Continuation:
         return self.served.tokenizer.piece(token).decode(errors="replace")
 
 
-async def embeddings(request: Embedding, served: Served, limits: RequestLimits) -> dict[str, Any]:
+async def embeddings(request: Embedding, served: Served, limits: RequestLimits, aside: Aside) -> dict[str, Any]:
     """The vector after the last layer norm, of the last token of each input. Raises ApiError."""
     if request.dimensions not in (None, served.model.n_embd):
         message = f"dimensions: this model's vectors have {served.model.n_embd}"
         raise ApiError(400, message, param="dimensions")
-    inputs = await asyncio.to_thread(texts_or_tokens, request.input, served, "input")
+    inputs = await aside.run(texts_or_tokens, request.input, served, "input")
     if any(not tokens or len(tokens) > limits.prompt for tokens in inputs):
         raise ApiError(400, f"input: from 1 to {limits.prompt} tokens each", param="input")
     answers = AnswerStream(served, asyncio.get_running_loop())

@@ -103,10 +103,10 @@ class Responding:
     def __init__(
         self, request: Respond, served: Served, limits: RequestLimits, loop: asyncio.AbstractEventLoop
     ) -> None:
-        """In any thread, as a grammar may take its time; see AnswerStream. Raises ApiError (400, 429, 503)."""
+        """In any thread, as a grammar may take its time; `jobs` are then to be submitted. Raises ApiError (400)."""
         self.request = request
         self._chat = Conversation(as_chat(request), served, limits, loop)
-        self.answers = self._chat.answers
+        self.answers, self.jobs = self._chat.answers, self._chat.jobs
         self.id = new_id("resp")
         self._number = 0
         self._output: list[dict[str, Any]] = []

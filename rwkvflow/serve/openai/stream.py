@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
@@ -14,7 +13,6 @@ from starlette.types import Receive, Scope, Send
 
 from rwkvflow.serve.errors import ApiError
 
-PATIENCE = 60.0  # seconds for a client to take a piece of an answer
 T = TypeVar("T")
 
 
@@ -32,10 +30,17 @@ async def unless_left(request: Request, work: Awaitable[T]) -> T:
             return task.result()
         raise Left
     finally:
-        for each in (task, gone):
-            each.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await task
+        await _ended(task, gone)
+
+
+async def _ended(*tasks: asyncio.Future[Any]) -> None:
+    """Cancels them and waits. Nothing of what they raise is raised here, and who waits can be cancelled meanwhile."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()
 
 
 async def _gone(receive: Receive) -> None:
@@ -46,7 +51,8 @@ async def _gone(receive: Receive) -> None:
 class Events(Response):
     """Server-sent events: a JSON object each, and `[DONE]` at the end, also after an error.
 
-    `close` is called at the end, whatever it was: when the client hangs up, and when it takes nothing for a minute.
+    `close` is called at the end, whatever it was, and so when the client hangs up; the server takes for that what a
+    client does that reads nothing (rwkvflow/serve/server.py).
     `named`: each event is named by its `type`, and an error is an event; no `[DONE]`, as /v1/responses has it.
     """
 
@@ -65,29 +71,25 @@ class Events(Response):
             await asyncio.wait({writing, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._close()
-            for task in (writing, gone):
-                task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, TimeoutError, OSError):
-                await writing
+            await _ended(writing, gone)
+        if not writing.cancelled() and (error := writing.exception()) is not None:
+            raise error
 
     async def _write(self, send: Send) -> None:
-        async def put(message: dict[str, Any]) -> None:
-            await asyncio.wait_for(send(message), PATIENCE)
-
-        await put({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         count = 0
         try:
             async for found in self._objects:
-                await put({"type": "http.response.body", "body": self._event(found), "more_body": True})
+                await send({"type": "http.response.body", "body": self._event(found), "more_body": True})
                 count += 1
         except ApiError as error:
             body = error.body()
             if self._named:
                 about = {name: body["error"][name] for name in ("code", "message", "param")}
                 body = {"type": "error", **about, "sequence_number": count}
-            await put({"type": "http.response.body", "body": self._event(body), "more_body": True})
+            await send({"type": "http.response.body", "body": self._event(body), "more_body": True})
         end = b"" if self._named else b"data: [DONE]\n\n"
-        await put({"type": "http.response.body", "body": end, "more_body": False})
+        await send({"type": "http.response.body", "body": end, "more_body": False})
 
     def _event(self, found: dict[str, Any]) -> bytes:
         name = f"event: {found['type']}\n" if self._named else ""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rwkvflow.engine.sampling import Sampling
+from rwkvflow.serve.batching.grammar import Masked
 from rwkvflow.serve.batching.job import Chosen, Done, Event, Failed, First, Piece, TextJob
 from rwkvflow.serve.errors import ApiError
 from rwkvflow.serve.openai.schema import MOST_STOPS, ResponseFormat, Sampled
@@ -45,13 +47,14 @@ def check_tokens(served: Served, tokens: Sequence[int], param: str) -> list[int]
 
 def ends_in_tokens(served: Served, text: str, ends: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
     """After how many tokens each of these ends (in characters of the text) is reached, and not passed."""
-    marks = [len(text[:end].encode()) for end in ends]
+    starts = (0, *ends[:-1])
+    marks = list(itertools.accumulate(len(text[a:b].encode()) for a, b in zip(starts, ends, strict=True)))
     out, size, at = [], 0, 0
     for count, token in enumerate(tokens):
-        while at < len(marks) and marks[at] < size + len(served.tokenizer.piece(token)):
+        size += len(served.tokenizer.piece(token))
+        while at < len(marks) and marks[at] < size:
             out.append(count)
             at += 1
-        size += len(served.tokenizer.piece(token))
     return tuple(sorted({*out, *([len(tokens)] if at < len(marks) else [])} - {0}))
 
 
@@ -98,6 +101,11 @@ def make_jobs(
     """
     if most > limits.tokens:
         raise ApiError(400, f"max_tokens: at most {limits.tokens} here", param="max_tokens")
+    choices = request.n or 1
+    settings = served.scheduler.settings
+    if len(prompts) * choices > settings.slots + settings.queue:  # it could never be taken
+        most_texts = f"at most {settings.slots + settings.queue} texts in one request here"
+        raise ApiError(400, most_texts, param="n" if choices > 1 else "prompt")
     if schema is not None and request.grammar is not None:
         raise ApiError(400, "grammar: it does not go together with a schema", param="grammar")
     sampling = Sampling(
@@ -109,6 +117,11 @@ def make_jobs(
         decay=0.996 if request.penalty_decay is None else request.penalty_decay,
     )
     first: First | None = None if request.state is None else served.states.get(request.state).first
+    grammar: Masked | None = None
+    if schema is not None:
+        grammar = served.grammars().of_schema(schema, "response_format")
+    elif request.grammar is not None:
+        grammar = served.grammars().of_text(request.grammar)
     jobs: list[TextJob] = []
     for prompt, ends in prompts:
         if len(prompt) > limits.prompt:
@@ -119,12 +132,7 @@ def make_jobs(
                 code="context_length_exceeded",
             )
         leader: TextJob | None = None
-        for choice in range(request.n or 1):
-            grammar = None
-            if schema is not None:
-                grammar = served.grammars().of_schema(schema, "response_format")
-            elif request.grammar is not None:
-                grammar = served.grammars().of_text(request.grammar)
+        for choice in range(choices):
             jobs.append(
                 TextJob(
                     prompt,
@@ -134,7 +142,7 @@ def make_jobs(
                     most,
                     stops,
                     bias=bias_of(request, served),
-                    grammar=grammar,
+                    grammar=None if grammar is None else grammar.copy(),
                     logprobs=logprobs,
                     ends=ends,
                     first=first,
@@ -175,7 +183,7 @@ class AnswerStream:
         return put
 
     def submit(self, jobs: Sequence[TextJob]) -> None:
-        """Raises ApiError (429, 503)."""
+        """In the event loop, so that who goes before it leaves nothing behind. Raises ApiError (429, 503)."""
         self._served.scheduler.submit(*jobs)
         self._jobs = list(jobs)
         self._left = len(jobs)

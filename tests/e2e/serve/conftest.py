@@ -47,14 +47,17 @@ class Running:
         self.port = self.server.address[1]
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def stop(self) -> None:
-        self.server.finish()
-        self.thread.join(30)
+    def stop(self) -> bool:
+        """Ends it; whether its models are closed as well. AssertionError where it does not end, or leaves tasks."""
+        closed = self.server.finish()
+        self.thread.join(20)
         if self.thread.is_alive():
             frames = sys._current_frames()
             stacks = {thread.name: frames.get(thread.ident or 0) for thread in threading.enumerate()}
             told = [f"{name}:\n{''.join(traceback.format_stack(frame))}" for name, frame in stacks.items() if frame]
             raise AssertionError("the server does not end\n" + "\n".join(told))
+        assert self.server.left == []
+        return closed
 
 
 @pytest.fixture(scope="session")

@@ -249,7 +249,7 @@ def test_who_reads_nothing_frees_the_slot(start: Start) -> None:
 
 def test_who_takes_nothing_of_an_answer_frees_the_slot(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection stays open, and nobody reads from it."""
-    monkeypatch.setattr("rwkvflow.serve.openai.stream.PATIENCE", 0.5)
+    monkeypatch.setattr(serving, "PATIENCE", 0.5)
     server = start([MODEL], slots=1)
     more = {"logprobs": 20, "logit_bias": {"0": -1000}}
     body = json.dumps({"prompt": "Once", "max_tokens": 16000, "stream": True, **more}).encode()
@@ -264,6 +264,25 @@ def test_who_takes_nothing_of_an_answer_frees_the_slot(start: Start, monkeypatch
         (served,) = server.shelf.opened()
         assert served.scheduler.figures.cancelled == 1
         assert time.monotonic() - begun < 30
+        until = time.monotonic() + 10
+        while server.server.server_state.connections:  # nor is the connection kept, nor what was written for it
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+def test_who_takes_nothing_of_a_whole_answer_is_closed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "PATIENCE", 0.5)
+    server = start([MODEL])
+    body = json.dumps({"content": "x" * 300_000, "with_pieces": True}).encode()  # some 15 MB come of it
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(HEAD.replace(b"/v1/completions", b"/tokenize") + f"{len(body)}\r\n\r\n".encode() + body)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        until = time.monotonic() + 20
+        while server.server.server_state.connections:
+            assert time.monotonic() < until
+            time.sleep(0.05)
 
 
 def test_many_silent_connections_hurt_nobody(start: Start, client: httpx.Client, server: Running) -> None:
