@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rwkvflow.base.errors import LockError, PublishError, RwkvflowError, SmokeFailed, StepFailed, StoreError, UsageError
 from rwkvflow.base.events import Event, Listener, Notice, RunFinished, RunStarted, silent
 from rwkvflow.documents.load import load_lock, load_recipe, load_workflow
-from rwkvflow.documents.lock import Lock, disagreements, lock_path
+from rwkvflow.documents.lock import Lock, bases_of, disagreements, lock_path
 from rwkvflow.documents.lock_text import dump_lock
 from rwkvflow.documents.recipe import Recipe
 from rwkvflow.documents.workflow import Workflow
@@ -178,8 +178,9 @@ def prepare(request: Request, emit: Listener) -> Prepared:
 
     recipe, workflow = documents(request)
     store = open_store(request, emit, workflow)
-    bases = [image.base for image in recipe.images]
-    sandbox, why = choose(request.sandbox, store.root, bases, brings_code(recipe, workflow))
+    sandbox, why = choose(
+        request.sandbox, store.root, bases_of(recipe, _locked(request)), brings_code(recipe, workflow)
+    )
     lock = ensure_lock(request, recipe, store, sandbox, emit)
     check_kept_in(sandbox, request.sandbox, why, brings(lock))
     artifacts = tuple(expand(recipe))
@@ -200,10 +201,15 @@ def prepare(request: Request, emit: Listener) -> Prepared:
     return Prepared(request, blueprint, plan, store, sandbox, why)
 
 
+def _locked(request: Request) -> Lock | None:
+    path = lock_path(request.recipe)
+    return load_lock(path) if path.exists() else None
+
+
 def ensure_lock(request: Request, recipe: Recipe, store: Store, sandbox: Sandbox, emit: Listener) -> Lock:
     """The lock beside the recipe; made or completed where it is absent or no longer fits, unless `--locked`."""
     path = lock_path(request.recipe)
-    lock = load_lock(path) if path.exists() else None
+    lock = _locked(request)
     problems = ["there is none"] if lock is None else lacks(recipe, lock, sandbox)
     if lock is not None:
         problems += changed_files(lock, request.recipe.absolute().parent, store, emit)
@@ -237,16 +243,17 @@ def make_lock(
 ) -> Lock:
     """Resolve everything and write the lock beside the recipe."""
     from rwkvflow.lock.resolve import resolve
-    from rwkvflow.sandbox.image.base_image import base_digest
+    from rwkvflow.sandbox.image.base_choice import Bases
     from rwkvflow.sandbox.image.base_names import refuse_other_python
 
     if sandbox.name == "docker":
         refuse_other_python(recipe, request.recipe)
+    bases = Bases(store.root, recipe, request.recipe, emit)
     lock = resolve(
         recipe,
         request.recipe.absolute(),
         platforms=[sandbox.platform],
-        base_of=base_digest if sandbox.name == "docker" else lambda reference: None,
+        base_of=bases if sandbox.name == "docker" else lambda reference, python: None,
         previous=previous,
         store=store,
         emit=emit,
@@ -327,10 +334,10 @@ def relock(request: Request, emit: Listener, *, fresh: bool = False) -> list[str
 
     recipe, _ = documents(request)
     store = open_store(request, emit)
-    sandbox, _ = choose(request.sandbox, store.root, [image.base for image in recipe.images])
+    previous = None if fresh else _locked(request)
+    sandbox, _ = choose(request.sandbox, store.root, bases_of(recipe, previous))
     path = lock_path(request.recipe)
     before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    previous = load_lock(path) if path.exists() and not fresh else None
     make_lock(request, recipe, store, sandbox, previous, emit)
     after = path.read_text(encoding="utf-8").splitlines()
     return list(difflib.unified_diff(before, after, "before", "after", lineterm="", n=1))

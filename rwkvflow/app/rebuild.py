@@ -103,7 +103,7 @@ def _prepare(
             f"a release may be anybody's, and making it again would run its wheels and engine on this machine: {why}",
             remedy="make Docker work (`rwkvflow doctor`), or say --sandbox host if you know who made it",
         )
-    lock, bases = _with_bases(recipe, lock) if chosen.name == "docker" else (lock, [])
+    lock, bases = _with_bases(recipe, lock, emit) if chosen.name == "docker" else (lock, [])
     if problems := pipeline.lacks(recipe, lock, chosen):
         raise LockError(
             f"the lock of {release} does not do here:" + "".join(f"\n  {problem}" for problem in problems),
@@ -131,15 +131,16 @@ def _prepare(
     return pipeline.Prepared(request, blueprint, plan, pipeline.open_store(request), chosen, why), bases
 
 
-def _with_bases(recipe: Recipe, lock: Lock) -> tuple[Lock, list[str]]:
+def _with_bases(recipe: Recipe, lock: Lock, emit: Listener) -> tuple[Lock, list[str]]:
     """The lock with base images where it pins none, as one that was made on the host; and which those are."""
-    from rwkvflow.sandbox.image.base_image import base_digest
+    from rwkvflow.sandbox.image.base_choice import Bases
 
+    bases = Bases(default_root(), emit=emit)
     notes, images = [], dict(lock.images)
     for image in recipe.images:
         known = images.get(image.name)
         if known is not None and known.base is None:
-            base = base_digest(image.base)
+            base = bases(image.base, image.python)
             images[image.name] = known.model_copy(update={"base": base})
             notes.append(f"the lock pins no base image for {image.name}: {base.reference} was taken, {base.digest}")
     return lock.model_copy(update={"images": images}), notes

@@ -13,7 +13,7 @@ from pydantic import Field, StringConstraints, field_validator
 
 from rwkvflow.documents.combine import formats_of
 from rwkvflow.documents.formats import consumers, engines, outside
-from rwkvflow.documents.names import Part
+from rwkvflow.documents.names import FORMER, Part, may_be_given
 from rwkvflow.documents.parts import Many, Sha256, Strict
 from rwkvflow.documents.recipe import Git, Image, InitialState, LocalFolder, Lora, Model, Recipe
 from rwkvflow.documents.sources import part_of
@@ -165,7 +165,7 @@ def locked_parts(recipe: Recipe) -> dict[str, Any]:
         },
         "images": {
             image.name: {
-                "base": image.base,
+                "base": image.base or FORMER,  # locks from before there was a choice go on fitting
                 "python": image.python,
                 "torch": image.torch,
                 "wheels": sorted(image.wheels),
@@ -317,8 +317,8 @@ def _image(image: Image, locked: LockedImage, toolchain: str, wanted: tuple[str,
     place = f"images.{image.name}"
     if locked.python != image.python:
         yield _was(place, "python", locked.python, image.python)
-    if locked.base is not None and locked.base.reference != image.base:
-        yield _was(place, "base", locked.base.reference, image.base)
+    if locked.base is not None and not fits_base(image, locked.base):
+        yield _was(place, "base", locked.base.reference, image.base or "unsaid")
     for platform, wheels in sorted(locked.platforms.items()):
         versions = {_normal(wheel.name): wheel.version for wheel in wheels.worker}
         torch = versions.get("torch")
@@ -332,6 +332,21 @@ def _image(image: Image, locked: LockedImage, toolchain: str, wanted: tuple[str,
                 yield f"{place} ({platform}): {requirement}, which a format of the recipe needs, is not in the lock"
         if bool(wheels.toolchain) != (toolchain == "zig"):
             yield _was(f"{place} ({platform})", "toolchain", "zig" if wheels.toolchain else "system", toolchain)
+
+
+def fits_base(image: Image, base: LockedBase) -> bool:
+    """Whether a base is the one that a recipe's image names, or may be given to one that names none."""
+    return may_be_given(base.reference, image.python) if image.base is None else base.reference == image.base
+
+
+def bases_of(recipe: Recipe, lock: Lock | None) -> list[tuple[str | None, str]]:
+    """(base, Python) of each image; without a base where the recipe names none and the lock pins none."""
+    found = []
+    for image in recipe.images:
+        locked = lock.images.get(image.name) if lock else None
+        known = locked.base if locked and locked.base and fits_base(image, locked.base) else None
+        found.append((image.base or (known.reference if known else None), image.python))
+    return found
 
 
 def _package(requirement: str) -> str:

@@ -103,10 +103,11 @@ def image_name(python: str, torch: str | None) -> str:
 class Image(Strict):
     """One container image to work in; on the host sandbox, one virtual environment."""
 
-    base: Annotated[str, StringConstraints(pattern=IMAGE_REFERENCE)] = Field(
-        default="rwkvflow-base:bookworm",
+    base: Annotated[str, StringConstraints(pattern=IMAGE_REFERENCE)] | None = Field(
+        default=None,
         description="Base image with this Python: a registry reference, or one in the engine such as "
-        "`rwkvflow image bootstrap` makes",
+        "`rwkvflow image bootstrap` makes; default: the slim image of this Python, or, where no registry is reached, "
+        "such a one",
     )
     python: Annotated[str, StringConstraints(pattern=PYTHON)] = Field(
         default="3.11", description='In quotes, e.g. "3.11"; without them 3.10 is the number 3.1'

@@ -83,6 +83,7 @@ formats:
 # Where to work: a container image, or on the host a virtual environment. For several, use images: and a list.
 image:
   python: "3.11"
+  # The base image is the registry's slim image of this Python; without a registry, one of Debian packages.
   #base: rwkvflow-base:bookworm
   #torch: "2.13.0"
   #wheels: [tokenizers==0.20.3]

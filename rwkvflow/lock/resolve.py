@@ -36,6 +36,7 @@ from rwkvflow.documents.lock import (
     added_by,
     calibration_file,
     consumers_of,
+    fits_base,
     packages_of,
     recipe_digest,
 )
@@ -47,7 +48,7 @@ from rwkvflow.net.http import Policy
 from rwkvflow.net.packages.wheels import resolve_wheels
 from rwkvflow.store.store import Store
 
-BaseOf = Callable[[str], LockedBase | None]
+BaseOf = Callable[[str | None, str], LockedBase | None]  # (what the recipe or the lock before names, its Python)
 T = TypeVar("T")
 
 
@@ -66,7 +67,8 @@ def resolve(
     """The lock of a recipe.
 
     `platforms` are those that wheels are wanted for, e.g. ["linux-x86_64"]; those of the previous lock are kept up.
-    `base_of` tells what a base image's reference stands for (None: not asked now). Files that must be downloaded to
+    `base_of` tells what a base image's reference stands for, and which one an image without any gets (None: not asked
+    now). Files that must be downloaded to
     know their sha256 end up in the store. Raises what went wrong, all of it at once: the class of the problem where
     there is one kind, LockError where there are several.
     """
@@ -225,10 +227,10 @@ class _Work:
         return future.result()
 
     def _base(self, image: Image, before: LockedImage | None, base_of: BaseOf) -> LockedBase | None:
-        known = before.base if before and before.base and before.base.reference == image.base else None
+        known = before.base if before and before.base and fits_base(image, before.base) else None
         if known is not None and known.kind == "registry":
             return known
-        return base_of(image.base) or known
+        return base_of(known.reference if known else image.base, image.python) or known
 
     # ---- engine ------------------------------------------------------------------------------------------------
 

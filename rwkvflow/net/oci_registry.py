@@ -43,6 +43,7 @@ T = TypeVar("T")
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
+DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 READ_S = 300.0  # a registry reads a large blob once more before it answers
 MANIFEST_MOST = 4 << 20  # bytes, the limit that the specification names
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
@@ -80,7 +81,7 @@ class OciRegistry:
         """(digest, manifest) of a tag or a digest; None where there is none."""
 
         def ask() -> tuple[str, dict[str, Any]] | None:
-            accept = {"Accept": ", ".join((MANIFEST, INDEX, DOCKER))}
+            accept = {"Accept": ", ".join((MANIFEST, INDEX, DOCKER, DOCKER_LIST))}
             with self._send("GET", f"manifests/{reference}", headers=accept) as response:
                 if response.status_code == 404:
                     return None

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from rwkvflow.sandbox.host import HostSandbox
 
 NAMES = ("auto", "docker", "host")
+Wanted = tuple[str | None, str]  # a base image, None for whichever is to be had, and its Python
 
 
-def choose(wanted: str, root: Path, bases: Iterable[str] = (), own_code: str | None = None) -> tuple[Sandbox, str]:
-    """The sandbox, and the reason in words. `root` is the store's folder, `bases` the base images of the recipe.
+def choose(wanted: str, root: Path, bases: Iterable[Wanted] = (), own_code: str | None = None) -> tuple[Sandbox, str]:
+    """The sandbox, and the reason in words. `root` is the store's folder, `bases` what `bases_of` says of the recipe.
 
     `auto` takes Docker where a usable engine on this machine answers and can have a base image, else the host; but for
     a recipe that brings code of its own (`own_code` says which, see `brings_code`) only a host with walls. Raises
@@ -78,9 +79,10 @@ def brings_code(recipe: Recipe, workflow: Workflow) -> str | None:
     return None
 
 
-def _reason_against(docker: object, bases: Iterable[str]) -> str | None:
+def _reason_against(docker: object, bases: Iterable[Wanted]) -> str | None:
     """Why an engine that answers is no good for a run that did not ask for it."""
     from rwkvflow.sandbox.docker import DockerSandbox
+    from rwkvflow.sandbox.image.base_choice import nothing_to_be_had
     from rwkvflow.sandbox.image.base_image import OURS, local_image
     from rwkvflow.sandbox.image.base_names import command_for
 
@@ -90,7 +92,10 @@ def _reason_against(docker: object, bases: Iterable[str]) -> str | None:
         return f"the Docker engine at {address} is on another machine, which does not see this one's files"
     if str(docker.info.get("OSType", "linux")) != "linux":
         return "the Docker engine runs Windows containers"
-    for base in dict.fromkeys(bases):
-        if base.startswith(OURS) and local_image(base, docker.client) is None:
+    for base, python in dict.fromkeys(bases):
+        if base is None:
+            if reason := nothing_to_be_had(python, docker.client):
+                return reason
+        elif base.startswith(OURS) and local_image(base, docker.client) is None:
             return f"the Docker engine has no {base} yet (`{command_for(base)}` makes it)"
     return None

@@ -20,6 +20,7 @@ from rwkvflow.sandbox.pythons import installed
 GIB = 1 << 30
 ENOUGH_DISK = 5 * GIB  # an image with torch, its wheels, and a small model in eight formats
 ENOUGH_MEMORY = 2 * GIB  # the largest tensor of a 14B model as F32, twice
+MARKS = ("/.dockerenv", "/run/.containerenv")  # what Docker and podman leave in each container
 KNOWN = ("linux-x86_64", "linux-aarch64", "macos-arm64", "macos-x86_64")
 
 
@@ -35,7 +36,7 @@ class Check:
 
 def examine(store: Path) -> list[Check]:
     """All checks, in the order in which a person would look. `store` need not exist yet."""
-    found = [_python(), _platform(), *_docker(), _bootstrap(), _pythons(), _walls(), _uv()]
+    found = [_python(), _platform(), *_container(), *_docker(), _bootstrap(), _pythons(), _walls(), _uv()]
     return [*found, _disk(store), _memory(), _token()]
 
 
@@ -48,6 +49,14 @@ def _platform() -> Check:
     if found in KNOWN:
         return Check("platform", "ok", found)
     return Check("platform", "warn", f"{found} has no wheels for the host sandbox", "use --sandbox docker")
+
+
+def _container() -> list[Check]:
+    """Inside of one, folders have two names, and the walls are those that its engine lets a process put up."""
+    if not any(Path(mark).exists() for mark in MARKS):
+        return []
+    remedy = "use --sandbox host; an engine's socket needs folders that are mounted under their own paths"
+    return [Check("container", "ok", "this is a container", remedy)]
 
 
 def _uv() -> Check:
@@ -85,13 +94,24 @@ def _docker() -> list[Check]:
     elif not _limits(info):
         checks.append(Check("docker limits", "warn", "the engine enforces no memory limit", _delegate(info)))
     checks.append(_docker_disk(info))
-    tags = sorted(tag for image in bases for tag in image.tags)
-    if tags:
-        checks.append(Check("base image", "ok", ", ".join(tags)))
-    else:
-        remedy = "`rwkvflow image bootstrap` makes one; recipes that name a registry's image need none"
-        checks.append(Check("base image", "warn", "no rwkvflow-base in the engine", remedy))
+    checks.append(_base_image(sorted(tag for image in bases for tag in image.tags)))
     return checks
+
+
+def _base_image(tags: list[str]) -> Check:
+    """Whether images can be made for recipes that name no base."""
+    from rwkvflow.sandbox.image.base_choice import official
+
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    try:
+        found = official(python)
+    except RwkvflowError as error:
+        if tags:
+            return Check("base image", "ok", f"{', '.join(tags)}; no registry's: {error.message}")
+        remedy = "`rwkvflow image bootstrap` makes one of Debian packages; or make the registry reachable"
+        return Check("base image", "warn", error.message, remedy)
+    here = "can be pulled" if found.kind == "registry" else "is in the engine"
+    return Check("base image", "ok", ", ".join([f"{found.reference} {here}", *tags]))
 
 
 def _limits(info: Any) -> bool:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import socket
-import subprocess
 import tarfile
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +19,7 @@ from rwkvflow.sandbox.image import bootstrap
 from rwkvflow.sandbox.image.base_image import base_digest, chain_id, ensure_base, root_digest
 from rwkvflow.sandbox.image.bootstrap import base_tar, bootstrap_image, import_base
 from rwkvflow.sandbox.image.dockerfile import pinned_reference
+from tests.helpers.registry import serve
 
 pytestmark = pytest.mark.docker
 
@@ -117,35 +115,7 @@ def test_chain_id() -> None:
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Debian's docker-registry on the loopback interface, which engines take for a registry without TLS."""
-    program = shutil.which("docker-registry") or shutil.which("registry")
-    if program is None:
-        pytest.skip("docker-registry is not installed")
-    folder = tmp_path_factory.mktemp("registry")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (folder / "config.yml").write_text(
-        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {folder}}}, delete: {{enabled: true}}}}\n"
-        f"http: {{addr: 127.0.0.1:{port}}}\n"
-    )
-    process = subprocess.Popen(
-        [program, "serve", str(folder / "config.yml")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/", timeout=5).close()
-                break
-            except OSError:
-                assert process.poll() is None, "docker-registry ended"
-                assert time.monotonic() < deadline, "docker-registry does not answer"
-                time.sleep(0.1)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
+    yield from serve(tmp_path_factory.mktemp("registry"))
 
 
 def test_a_tag_is_pinned_to_the_registrys_digest(base: LockedBase, registry: str, client: Any, tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def lock(tmp_path: Path, wheelhouse: Path, net: StandIn) -> Locking:
                 **(changes or {}),
             }
         )
-        defaults: dict[str, Any] = {"platforms": [LINUX], "base_of": lambda reference: None, "policy": FAST}
+        defaults: dict[str, Any] = {"platforms": [LINUX], "base_of": lambda reference, python: None, "policy": FAST}
         made = resolve(recipe, tmp_path / "recipe.yaml", store=Store(tmp_path / "store"), **{**defaults, **options})
         assert disagreements(recipe, made) == []
         assert lock_from_text(lock_text(made), "lock") == made
@@ -466,9 +466,10 @@ def test_a_changed_local_file_changes_the_lock(lock: Locking, tmp_path: Path) ->
 def test_bases(lock: Locking) -> None:
     asked: list[str] = []
 
-    def base_of(kind: str, digit: str) -> Callable[[str], LockedBase]:
-        def look(reference: str) -> LockedBase:
-            asked.append(reference)
+    def base_of(kind: str, digit: str) -> Callable[[str | None, str], LockedBase]:
+        def look(reference: str | None, python: str) -> LockedBase:
+            asked.append(str(reference))
+            reference = reference or f"python:{python}-slim"
             return LockedBase.model_validate({"reference": reference, "digest": f"sha256:{digit * 64}", "kind": kind})
 
         return look
@@ -484,3 +485,4 @@ def test_bases(lock: Locking) -> None:
     assert base.digest == f"sha256:{'b' * 64}"
     kept = lock(previous=local, **NO_PIP).images["py3.11"].base
     assert kept == local.images["py3.11"].base
+    assert asked == ["None", "None", "python:3.11-slim"], "what was chosen once is kept, and looked at again"

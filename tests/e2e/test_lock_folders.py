@@ -78,7 +78,7 @@ def lock(tmp_path: Path) -> Locking:
             recipe,
             tmp_path / "recipe.yaml",
             platforms=[],
-            base_of=lambda reference: None,
+            base_of=lambda reference, python: None,
             previous=previous,
             store=Store(tmp_path / "store"),
             policy=FAST,

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import shutil
 import socket
-import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -21,43 +18,12 @@ from rwkvflow.documents.destinations import OciDestination, parse_destination
 from rwkvflow.net.progress import Told
 from rwkvflow.publish.oci import ARTIFACT, FILEPATH, WEIGHT, OciPublisher, manifest_bytes
 from tests.helpers.publishing import POLICY, contents, release
+from tests.helpers.registry import serve
 from tests.helpers.releases import made
 
 OLD = {"a/a.bin": b"a" * 5000, "a/b.safetensors": b"b" * 5000, "gone.bin": b"g"}
 NEW = {"a/a.bin": b"A" * 5000, "a/b.safetensors": b"b" * 5000, "empty.json": b""}
 USER, PASSWORD = "me", "plantedPLANTEDplanted"
-
-
-def serve(folder: Path, more: str = "") -> Iterator[str]:
-    """A registry on a free port; yields host:port."""
-    program = shutil.which("docker-registry")
-    if program is None:
-        pytest.skip("docker-registry is not installed (apt-get install docker-registry)")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        host = f"127.0.0.1:{free.getsockname()[1]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    config = folder / "config.yml"
-    config.write_text(
-        f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder}/data}}}}\n"
-        f"http: {{addr: '{host}'}}\n{more}"
-    )
-    process = subprocess.Popen([program, "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(f"http://{host}/v2/", timeout=1)
-                break
-            except urllib.error.HTTPError:
-                break
-            except OSError:
-                time.sleep(0.05)
-        else:
-            pytest.fail("docker-registry does not answer")
-        yield host
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 @pytest.fixture(autouse=True)

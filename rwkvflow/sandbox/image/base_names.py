@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rwkvflow.base.errors import DocumentError, UsageError
 from rwkvflow.documents.load import finding
+from rwkvflow.documents.names import OWN, SUITES, own_base, python_of
 from rwkvflow.documents.recipe import Recipe
 
-SUITES: Mapping[str, str] = {"bookworm": "3.11", "trixie": "3.13"}  # Debian release -> its Python
 PACKAGE = re.compile(r"^[a-z0-9][a-z0-9.+-]+$")  # Debian Policy Manual, 5.6.1
-
-
-# Images of the registry's `python` say it in their tags: python:3.12.4-slim-bookworm.
-_OFFICIAL = re.compile(r"(?:docker\.io/)?(?:library/)?python:(3\.[0-9]{1,2})(?![0-9]).*")
-
-
-def python_of(reference: str) -> str | None:
-    """The Python of a base image, as far as its name tells: 3.11 of rwkvflow-base:bookworm."""
-    if official := _OFFICIAL.fullmatch(reference):
-        return official[1]
-    start, ours, label = reference.partition("rwkvflow-base:")
-    return SUITES.get(re.split("[_@]", label)[0]) if ours and not start else None
 
 
 def refuse_other_python(recipe: Recipe, file: Path) -> None:
     """Raises DocumentError for images whose base has another Python than the recipe says; told before a build."""
+    wrong = [
+        other_python(file, index, image.base, there, image.python)
+        for index, image in enumerate(recipe.images)
+        if image.base is not None and (there := python_of(image.base)) not in (None, image.python)
+    ]
+    if wrong:
+        raise DocumentError([item for error in wrong for item in error.findings])
+
+
+def other_python(file: Path, index: int, base: str, there: str | None, python: str) -> DocumentError:
+    """What is to be said where the base of a recipe's image number `index` has the Python `there`."""
+    fitting = own_base(python)
+    other = f", or the base {fitting}" if fitting else ""
     text = file.read_text(encoding="utf-8")
-    findings = []
-    for index, image in enumerate(recipe.images):
-        there = python_of(image.base)
-        if there is not None and there != image.python:
-            fitting = next((suite for suite, python in SUITES.items() if python == image.python), None)
-            other = f", or the base rwkvflow-base:{fitting}" if fitting else ""
-            place = ("images", index, "python") if re.search(r"^images:", text, re.MULTILINE) else ("image", "python")
-            message = f"base image {image.base} has Python {there}, not {image.python}; write python: '{there}'{other}"
-            findings.append(finding(file, place, message))
-    if findings:
-        raise DocumentError(findings)
+    place = ("images", index, "python") if re.search(r"^images:", text, re.MULTILINE) else ("image", "python")
+    message = f"base image {base} has Python {there}, not {python}; write python: '{there}'{other}"
+    return DocumentError([finding(file, place, message)])
 
 
 def check_packages(names: Iterable[str]) -> None:
@@ -57,12 +50,12 @@ def default_tag(suite: str, packages: Sequence[str] = ()) -> str:
     check_packages(packages)
     if impossible := [package for package in packages if "+" in package]:
         raise UsageError(f"a tag cannot hold the name {impossible[0]}", remedy="name the image with --tag")
-    return "rwkvflow-base:" + "_".join((suite, *sorted(set(packages))))
+    return f"{OWN}:" + "_".join((suite, *sorted(set(packages))))
 
 
 def command_for(reference: str) -> str:
     """The command that makes a base image, as far as its name tells."""
-    _, _, label = reference.partition("rwkvflow-base:")
+    _, _, label = reference.partition(f"{OWN}:")
     suite, *packages = label.split("_")
     if suite not in SUITES or not all(map(PACKAGE.fullmatch, packages)):
         return "rwkvflow image bootstrap"

@@ -24,10 +24,11 @@ from rwkvflow.base.files import clear_errors, locked, remove
 from rwkvflow.base.hashing import file_digest
 from rwkvflow.base.machine import EXCLUSIVE
 from rwkvflow.documents.lock import LockedBase
+from rwkvflow.documents.names import SUITES
 from rwkvflow.sandbox.base import OnLine
 from rwkvflow.sandbox.daemon import connect, plain_errors
 from rwkvflow.sandbox.image.base_image import local_image, root_digest
-from rwkvflow.sandbox.image.base_names import SUITES, check_packages, default_tag
+from rwkvflow.sandbox.image.base_names import check_packages, default_tag
 from rwkvflow.sandbox.image.dockerfile import ENVIRONMENT, split_reference
 
 if TYPE_CHECKING:

@@ -60,6 +60,9 @@ def stand_in(recipe: Recipe) -> Lock:
         resolved = f"hf://{found.repo}@{'ab' * 20}/{found.path}" if isinstance(found, HubSource) else source
         return LockedFile(source=source, resolved=resolved, sha256=sha(source), size=len(source))
 
+    def base(reference: str) -> LockedBase:
+        return LockedBase(reference=reference, digest=text_digest(reference), kind="local")
+
     requirements = {name for image in recipe.images for name in image.wheels}
     assert not requirements
     return Lock(
@@ -69,7 +72,7 @@ def stand_in(recipe: Recipe) -> Lock:
         images={
             image.name: LockedImage(
                 python=image.python,
-                base=LockedBase(reference=image.base, digest=text_digest(image.base), kind="local"),
+                base=base(image.base or f"python:{image.python}-slim"),
                 platforms={
                     "linux-x86_64": LockedWheels(
                         worker=(wheel("numpy", "2.0"), *([wheel("torch", image.torch)] if image.torch else [])),

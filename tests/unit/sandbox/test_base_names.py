@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvflow.base.errors import UsageError
-from rwkvflow.sandbox.image.base_names import SUITES, check_packages, command_for, default_tag, python_of
+from rwkvflow.documents.names import SUITES
+from rwkvflow.sandbox.image.base_names import check_packages, command_for, default_tag
 from rwkvflow.sandbox.image.dockerfile import split_reference
 
 PACKAGES = st.lists(st.from_regex(r"[a-z0-9][a-z0-9.-]{1,20}", fullmatch=True), max_size=4)
@@ -47,19 +48,3 @@ def test_a_name_that_no_tag_can_hold_needs_one() -> None:
     with pytest.raises(UsageError, match=r"cannot hold the name libstdc\+\+6") as error:
         default_tag("bookworm", ["libstdc++6"])
     assert "--tag" in str(error.value.remedy)
-
-
-@pytest.mark.parametrize(
-    ("reference", "python"),
-    [
-        ("rwkvflow-base:bookworm", "3.11"),
-        ("rwkvflow-base:trixie_mesa-vulkan-drivers", "3.13"),
-        ("python:3.12-slim", "3.12"),
-        ("docker.io/library/python:3.12.4-slim-bookworm@sha256:0", "3.12"),
-        ("python:3", None),
-        ("registry.example/python:3.12", None),
-        ("debian:bookworm", None),
-    ],
-)
-def test_a_name_tells_its_python(reference: str, python: str | None) -> None:
-    assert python_of(reference) == python
