@@ -1,8 +1,11 @@
-"""Hatch's hooks: a librwkv that was built before goes into a wheel, and the README's links lead somewhere from PyPI.
+"""Hatch's hooks: the version, a librwkv that was built before, and links of the README that lead somewhere from PyPI.
 
 RWKVFLOW_WHEEL_LIBRARY names the folder that the engine's build made (lib/ and build.json), RWKVFLOW_WHEEL_TAG the
 platform tag, such as manylinux_2_17_x86_64. Without them the wheel is a pure one, and so is every editable install:
 librwkv is then built on first use. scripts/build_wheels.py sets both.
+
+The version is that of the tag: v1.2.0 gives 1.2.0. A commit without one is no release and says which it is; a source
+package says what it was made from.
 
 RWKVFLOW_PROJECT_URL is where the sources are, such as https://github.com/owner/name, and RWKVFLOW_PROJECT_REF the tag
 or branch. Whoever makes a release sets them (.github/workflows/release.yml), so that a fork's links are its own.
@@ -12,14 +15,33 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
+ROOT = Path(__file__).resolve().parent
 PLACE = "rwkvflow/_shipped/engine"
 OF_TESTS = ("all-formats.yaml",)  # five megabytes of checkpoints that only it names
+
+
+def version(root: Path = ROOT) -> str:
+    """1.2.0 at the tag v1.2.0, 0+g and a commit elsewhere, 0+unknown without git; what a source package says in one."""
+    info = root / "PKG-INFO"
+    if info.is_file() and (found := re.search(r"^Version: (\S+)$", info.read_text(encoding="utf-8"), re.MULTILINE)):
+        return found[1]
+    if not (root / ".git").exists():  # below a repository of somebody else's
+        return "0+unknown"
+    argv = ["git", "describe", "--tags", "--match", "v[0-9]*", "--always", "--abbrev=12", "--dirty=.changed"]
+    try:
+        said = subprocess.run(argv, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "0+unknown"
+    tag = re.fullmatch(r"v([0-9]+(?:\.[0-9]+)*(?:(?:a|b|rc)[0-9]+)?)", said)
+    return tag[1] if tag else f"0+g{said.rpartition('-g')[2]}"
 
 
 def shipped_recipes(folder: Path) -> list[Path]:
@@ -36,6 +58,9 @@ class LibraryHook(BuildHookInterface):  # type: ignore[type-arg]
         """Called by hatch before it builds a wheel; `version` is "editable" for an editable install."""
         if self.target_name != "wheel" or version == "editable":
             return
+        self.version_file = Path(tempfile.mkdtemp()) / "_version.py"
+        self.version_file.write_text(f'__version__ = "{self.metadata.version}"\n', encoding="utf-8")
+        build_data["force_include"][str(self.version_file)] = "rwkvflow/_version.py"
         for path in shipped_recipes(Path(self.root) / "recipes"):
             build_data["force_include"][str(path)] = f"rwkvflow/_shipped/{path.relative_to(self.root).as_posix()}"
         named = os.environ.get("RWKVFLOW_WHEEL_LIBRARY")
@@ -49,6 +74,12 @@ class LibraryHook(BuildHookInterface):  # type: ignore[type-arg]
         build_data["force_include"][str(folder / "build.json")] = f"{PLACE}/build.json"
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{tag}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Called by hatch when the wheel is there."""
+        if (made := getattr(self, "version_file", None)) is not None:
+            made.unlink()
+            made.parent.rmdir()
 
 
 def absolute(readme: str, url: str, ref: str) -> str:

@@ -1,3 +1,6 @@
 """rwkvflow turns published RWKV checkpoints into verified, runnable artifacts, reproducibly."""
 
-__version__ = "0.1.0"
+try:
+    from rwkvflow._version import __version__ as __version__  # stands in each wheel; see hatch_build.py
+except ModuleNotFoundError:
+    __version__ = "0+checkout"  # no release, and so nothing that an index could have

@@ -24,7 +24,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rwkvflow.worker.build import elf  # noqa: E402 - the checkout's own
+from rwkvflow.stages import engine as engine_stage  # noqa: E402 - the checkout's own
+from rwkvflow.worker.build import elf  # noqa: E402
+from rwkvflow.worker.build.toolchain import host_platform  # noqa: E402
 from rwkvflow.worker.protocol import parse  # noqa: E402
 
 # The wheel's platform tag, and zig's name of it. macOS: the least system is read from the library.
@@ -185,6 +187,15 @@ def build_wheel(engine: Path, tag: str, destination: Path) -> Path:
         target = destination / made.name
         target.write_bytes(made.read_bytes())
     return target
+
+
+def of_this_machine(work: Path, destination: Path) -> Path:
+    """The wheel of this machine's platform; the engine is built below `work`, which must not be there yet."""
+    target = engine_stage.TARGETS[host_platform()]
+    tag = next(tag for tag, zig in TARGETS.items() if zig == target)
+    engine = build_engine(target, work)
+    (library,) = [path for path in (engine / "lib").iterdir() if path.suffix in (".so", ".dylib", ".dll")]
+    return build_wheel(engine, fitting_tag(tag, library), destination)
 
 
 def main() -> None:

@@ -148,8 +148,14 @@ def _extras(recipe: Recipe) -> str:
     return f"[{','.join(sorted(wanted))}]" if wanted else ""
 
 
-def _write(workflow: Callable[[Any], str], options: dict[str, Any]) -> None:
+def _package(recipe: Recipe) -> str:
+    """What pip installs: this version; of a checkout, which no index has, the newest one."""
     from rwkvflow import __version__
+
+    return f"rwkvflow{_extras(recipe)}" + ("" if "+" in __version__ else f"=={__version__}")
+
+
+def _write(workflow: Callable[[Any], str], options: dict[str, Any]) -> None:
     from rwkvflow.documents.load import load_recipe
     from rwkvflow.plan.ci import CiSettings
 
@@ -157,7 +163,7 @@ def _write(workflow: Callable[[Any], str], options: dict[str, Any]) -> None:
     settings = CiSettings(
         name=recipe.name,
         recipe=options["recipe"].as_posix(),
-        package=options["package"] or f"rwkvflow{_extras(recipe)}=={__version__}",
+        package=options["package"] or _package(recipe),
         sandbox=options["sandbox"],
         by=options["by"],
         secrets=tuple(options["secret"]),

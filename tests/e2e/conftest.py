@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,9 +11,14 @@ from typing import Any
 
 import pytest
 
+from rwkvflow.engine.binding import NAMES
+from rwkvflow.worker.build.toolchain import CACHE_VARIABLE
+from scripts import build_wheels
+from tests.engine import librwkv
 from tests.helpers.hub_releases import TOKEN
 from tests.standin import StandIn
 
+NAME = NAMES.get(sys.platform, "librwkv.so")
 CACHE = Path(__file__).resolve().parents[2] / ".rwkvflow" / "tests"
 
 
@@ -54,6 +60,16 @@ def wheelhouse() -> Path:
         if done.returncode:
             pytest.skip(f"no wheels from the package index: {done.stderr.strip().splitlines()[-1:]}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this platform, made as a release makes it."""
+    librwkv.with_zig(request.config)  # skips where there is no zig
+    assert request.config.cache is not None
+    os.environ.setdefault(CACHE_VARIABLE, str(request.config.cache.mkdir("zig")))
+    work = tmp_path_factory.mktemp("wheel")
+    return build_wheels.of_this_machine(work / "engine", work / "dist")
 
 
 @pytest.fixture

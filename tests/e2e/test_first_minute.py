@@ -3,37 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
-from rwkvflow.engine.binding import NAMES
-from rwkvflow.stages.engine import TARGETS
-from rwkvflow.worker.build.toolchain import CACHE_VARIABLE, host_platform
 from rwkvflow.worker.read.gguf_file import read_gguf_index
-from scripts import build_wheels
 from tests.e2e import first_minute
+from tests.e2e.cli import ROOT
+from tests.e2e.conftest import NAME
 from tests.engine import librwkv
 
 PROCESSOR = 30  # seconds, of all that is typed
 DOWNLOADS = 100_000_000  # bytes besides the checkpoint: the wheel and all that it needs
-NAME = NAMES.get(sys.platform, "librwkv.so")
-
-
-@pytest.fixture(scope="module")
-def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this platform, made as a release makes it."""
-    librwkv.with_zig(request.config)  # skips where there is no zig
-    assert request.config.cache is not None
-    os.environ.setdefault(CACHE_VARIABLE, str(request.config.cache.mkdir("zig")))
-    target = TARGETS[host_platform()]
-    tag = next(tag for tag, zig in build_wheels.TARGETS.items() if zig == target)
-    work = tmp_path_factory.mktemp("wheel")
-    engine = build_wheels.build_engine(target, work / "engine")
-    return build_wheels.build_wheel(engine, build_wheels.fitting_tag(tag, engine / "lib" / NAME), work / "dist")
 
 
 def test_the_wheels_library_is_that_of_a_build_from_source(wheel: Path, request: pytest.FixtureRequest) -> None:
@@ -42,6 +27,24 @@ def test_the_wheels_library_is_that_of_a_build_from_source(wheel: Path, request:
         shipped = archive.read(f"rwkvflow/_shipped/engine/lib/{NAME}")
     built = (librwkv.with_zig(request.config) / NAME).read_bytes()
     assert hashlib.sha256(shipped).hexdigest() == hashlib.sha256(built).hexdigest()
+
+
+@pytest.mark.soak
+def test_a_wheel_of_the_source_package_is_of_the_same_version(wheel: Path, tmp_path: Path) -> None:
+    """Built where there is no git; and what is installed says the version of its metadata."""
+    version = wheel.name.split("-")[1]
+    hatch = [sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path)]
+    subprocess.run([*hatch, "-t", "sdist"], cwd=ROOT, check=True, capture_output=True)
+    (source,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        archive.extractall(tmp_path, filter="data")
+    subprocess.run([*hatch, "-t", "wheel"], cwd=tmp_path / source.name.removesuffix(".tar.gz"), check=True)
+    (made,) = tmp_path.glob("*.whl")
+    assert made.name == f"rwkvflow-{version}-py3-none-any.whl"
+    for path in (made, wheel):
+        with zipfile.ZipFile(path) as archive:
+            assert archive.read("rwkvflow/_version.py").decode() == f'__version__ = "{version}"\n'
+            assert "rwkvflow/_shipped/recipes/demo.yaml" in archive.namelist()
 
 
 def test_one_line_proves_and_a_second_one_talks(

@@ -15,6 +15,7 @@ import click
 import pytest
 import yaml
 from click.testing import CliRunner
+from packaging.version import Version
 
 import hatch_build
 from rwkvflow.cli import cli
@@ -59,6 +60,35 @@ def test_nothing_is_claimed_of_where_the_sources_are(monkeypatch: pytest.MonkeyP
     found = metadata(monkeypatch, "")
     assert found["urls"] == {}
     assert found["readme"]["text"] == (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_version_is_that_of_the_tag(tmp_path: Path) -> None:
+    """And a commit without one is no release, which can be told from every other."""
+
+    def git(*words: str) -> str:
+        identity = ("-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false")
+        done = subprocess.run(["git", *identity, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    assert hatch_build.version(tmp_path) == "0+unknown"
+    git("init", "--quiet")
+    (tmp_path / "file").write_text("a")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "one")
+    one = git("rev-parse", "--short=12", "HEAD")
+    assert hatch_build.version(tmp_path) == f"0+g{one}"
+    for tag, found in (("mine", f"0+g{one}"), ("v9.9.0rc1", "9.9.0rc1")):
+        git("tag", tag)
+        assert hatch_build.version(tmp_path) == found
+    (tmp_path / "file").write_text("b")
+    assert hatch_build.version(tmp_path) == "0+gv9.9.0rc1.changed"
+    git("commit", "--quiet", "--all", "--message", "two")
+    two = git("rev-parse", "--short=12", "HEAD")
+    assert hatch_build.version(tmp_path) == f"0+g{two}"
+    (tmp_path / "PKG-INFO").write_text("Metadata-Version: 2.4\nName: rwkvflow\nVersion: 9.9.1\n\nVersion: 1\n")
+    assert hatch_build.version(tmp_path) == "9.9.1", "a source package, perhaps below somebody's repository"
+    for text in (f"0+g{one}", "0+gv9.9.0rc1.changed", "0+unknown", "9.9.0rc1"):
+        assert str(Version(text)) == text
 
 
 def test_every_command_has_a_man_page_that_roff_reads(tmp_path: Path) -> None:

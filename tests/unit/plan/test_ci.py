@@ -102,12 +102,14 @@ def test_jobs_install_what_their_store_needs(remote: str, package: str, tmp_path
 def test_a_workflows_package_has_the_extras_of_its_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = "name: a\nmodels: [{name: m, source: m.pth}]\nformats: [ggml-f16]\npublish: [{to: 's3://bucket/folder'}]\n"
-    Path("r.yaml").write_text(text)
-    done = CliRunner().invoke(cli, ["ci", "github", "r.yaml"])
-    assert done.exit_code == 0, done.output
-    assert yaml.safe_load(done.output)["env"]["PACKAGE"].startswith("rwkvflow[s3]==")
-    Path("r.yaml").write_text(text.partition("publish")[0])
-    assert yaml.safe_load(CliRunner().invoke(cli, ["ci", "github", "r.yaml"]).output)["env"]["PACKAGE"][8:10] == "=="
+    plain = text.partition("publish")[0]
+    for version, pin in (("1.2.0", "==1.2.0"), ("0+g0123abc", ""), ("0+checkout", "")):
+        monkeypatch.setattr("rwkvflow.__version__", version)
+        for recipe, extras in ((text, "[s3]"), (plain, "")):
+            Path("r.yaml").write_text(recipe)
+            done = CliRunner().invoke(cli, ["ci", "github", "r.yaml"])
+            assert done.exit_code == 0, done.output
+            assert yaml.safe_load(done.output)["env"]["PACKAGE"] == f"rwkvflow{extras}{pin}"
 
 
 def test_gitlab_pipelines_are_valid(tmp_path: Path) -> None:
