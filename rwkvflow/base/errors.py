@@ -79,6 +79,10 @@ class StepFailed(RwkvflowError):
     meaning = "a step failed"
 
 
+class MachineFailed(StepFailed):
+    """A step ended without its outputs for a reason that is the machine's; another machine may well make them."""
+
+
 class SmokeFailed(RwkvflowError):
     """Some artifacts did not pass their smoke inference and were not published."""
 

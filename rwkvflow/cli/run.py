@@ -55,14 +55,24 @@ def run(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
     type=click.FloatRange(min=1),
     default=120.0,
     show_default=True,
+    envvar="RWKVFLOW_LEASE",
     metavar="SECONDS",
     help="Take over a step whose worker has given no sign of life for so long",
 )
-def work(recipe: Path, as_json: bool, verbose: bool, lease: float, **options: Any) -> None:
+@click.option(
+    "--round",
+    "round_",
+    default="",
+    envvar="RWKVFLOW_ROUND",
+    metavar="NAME",
+    help="Count failures of workers with this name alone; default: those since this one began",
+)
+def work(recipe: Path, as_json: bool, verbose: bool, lease: float, round_: str, **options: Any) -> None:
     """Be one of several workers that share RECIPE's steps through a remote store.
 
-    Each step is carried out by one of them, which claims it first; the work of one that dies is taken over. Nothing is
-    published; `rwkvflow publish` does that once, when all workers have ended.
+    Each step is carried out by one of them, which claims it first; the work of one that dies is taken over. A step that
+    fails is tried by another, and then left by all. Nothing is published; `rwkvflow publish` does that once, when all
+    workers have ended.
     """
     from dataclasses import replace
 
@@ -76,7 +86,7 @@ def work(recipe: Path, as_json: bool, verbose: bool, lease: float, **options: An
         request = replace(request_of(recipe, options), publish=False)
         prepared = pipeline.prepare(request, display)
         assert isinstance(prepared.store.remote, Remote)  # noqa: S101 - one was named
-        finished = pipeline.execute(prepared, display, leases=prepared.store.remote.leases(lease))
+        finished = pipeline.execute(prepared, display, leases=prepared.store.remote.leases(lease, round_))
     finished.check()
 
 

@@ -40,7 +40,7 @@ class LocalExecutor:
     """Runs one plan once. `cores` bounds what runs at the same time; see `Step.limits.cores`.
 
     With `leases` it is one of several workers that share the plan: a step whose result goes into the remote store is
-    carried out by whoever claims it, and of the targets only the records are wanted here.
+    carried out by whoever claims it, and of the targets only the records are wanted, of which it looks at a few a time.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class LocalExecutor:
         self.run_id = run
         self.cores = cores
         self.cancel = cancel or threading.Event()
-        self.claims = Claims(leases, store) if leases else None
+        self.claims = Claims(leases, store, self.cancel) if leases else None
         self._nodes: dict[str, StepNode] = {}  # by step id
         self._ready: dict[str, list[StepNode]] = {}  # those that are READY by batch, in the order of becoming it
         self._weights: dict[str, float] = {}  # by batch, what a command for it takes
@@ -72,7 +72,9 @@ class LocalExecutor:
     def run(self, plan: Plan) -> dict[str, Outcome]:
         """Carry out what the targets need. Returns how each step that was looked at ended; raises Interrupted."""
         self._nodes = {name: StepNode(step) for name, step in plan.steps.items()}
-        self._work = deque(plan.targets)
+        self._work = deque(plan.targets if self.claims is None else ())
+        if self.claims:
+            self.claims.order(plan.targets)
         for target in plan.targets:
             self._nodes[target].wanted = Strength.PRESENT if self.claims is None else Strength.RECORD
         with ThreadPoolExecutor(max_workers=max(8, self.cores)) as pool, ThreadPoolExecutor(max_workers=2) as sharing:
@@ -82,7 +84,9 @@ class LocalExecutor:
                     while self._work:
                         self._advance(self._work.popleft())
                     self._start()
-                    if not self._running and not self._ready:
+                    if self._look_further():
+                        continue
+                    if not self._running and not self._ready and not (self.claims and self.claims.parked):
                         break
                     self._collect()
             except BaseException:
@@ -139,6 +143,9 @@ class LocalExecutor:
             return
         wanted = [value.step for value in step.inputs.values() if isinstance(value, Ref)]
         wanted += step.environments
+        there = all(self._nodes[need].level is Strength.PRESENT for need in wanted)
+        if self.claims and not there and self.claims.park(step, key):
+            return
         met = [self._want(need, Strength.PRESENT, name) for need in wanted]
         if all(met) and not self._blocked(step):
             node.key, node.digests, node.state = key, digests, StepState.READY
@@ -222,8 +229,7 @@ class LocalExecutor:
         """Start what is ready and fits. Steps of one batch go together. Thousands may be ready, and little fit."""
         used = sum(node.cores for node in self._running.values())
         for name, cores in list(self._weights.items()):
-            if self.cancel.is_set():
-                raise Interrupted("interrupted; what is finished is kept, run the same command to go on")
+            self._check_cancelled()
             if self._running and used + cores > self.cores:
                 continue
             nodes = self._ready[name]
@@ -247,7 +253,7 @@ class LocalExecutor:
                 outcomes = self._ended.get(timeout=POLL_SECONDS)
                 break
             except queue.Empty:
-                if self.claims and self._ready:
+                if self.claims and (self._ready or self.claims.parked):
                     outcomes = {}  # others have claimed these: it may be time to look again
                     break
         for name, outcome in outcomes.items():
@@ -259,6 +265,19 @@ class LocalExecutor:
                 continue
             node.level = Strength.PRESENT
             self._settle(node, outcome)
+        self._check_cancelled()
+
+    def _look_further(self) -> bool:
+        """One of several workers looks at what others are at once more, and at more targets while it has room."""
+        if self.claims is None or not self._ended.empty():
+            return False
+        self._check_cancelled()
+        room = sum(node.cores for node in self._running.values()) < self.cores
+        found = self.claims.next(lambda name: self._nodes[name].outcome is not None, room=room)
+        self._work.extend(found)
+        return bool(found)
+
+    def _check_cancelled(self) -> None:
         if self.cancel.is_set():
             raise Interrupted("interrupted; what is finished is kept, run the same command to go on")
 

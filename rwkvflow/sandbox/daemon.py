@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkvflow.base.errors import EnvironmentMissing, RwkvflowError, StepFailed
+from rwkvflow.base.errors import EnvironmentMissing, MachineFailed, RwkvflowError, StepFailed
 
 if TYPE_CHECKING:
     import docker
@@ -112,7 +112,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 @contextlib.contextmanager
 def plain_errors(what: str) -> Iterator[None]:
-    """Turn what docker and requests raise into StepFailed and EnvironmentMissing."""
+    """Turn what docker and requests raise into StepFailed, MachineFailed and EnvironmentMissing."""
     import docker.errors
     import requests.exceptions
     import urllib3.exceptions
@@ -128,7 +128,7 @@ def plain_errors(what: str) -> Iterator[None]:
             f"{what}: {getattr(error, 'explanation', None) or error}", remedy=remedy_for(str(error))
         ) from error
     except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, ConnectionError) as error:
-        raise StepFailed(
+        raise MachineFailed(
             f"{what}: the Docker engine stopped answering ({type(error).__name__})",
             remedy="check that it runs (docker info), then run again: what is finished is not done twice",
         ) from error

@@ -20,6 +20,7 @@ from typing import Any
 
 from rwkvflow.base.errors import UsageError
 from rwkvflow.store.conditional import create, holds
+from rwkvflow.store.failures import Failures
 
 TTL_S = 120.0  # without a new beat for so long, a claim is over
 BEATS = 4  # in that time
@@ -28,10 +29,13 @@ BEATS = 4  # in that time
 class Leases:
     """The claims of one worker. Methods raise nothing for trouble with the store: then nothing is claimed."""
 
-    def __init__(self, system: Any, root: str, shown: str, *, ttl_s: float = TTL_S, owner: str = "") -> None:
+    def __init__(
+        self, system: Any, root: str, shown: str, *, ttl_s: float = TTL_S, owner: str = "", round_: str = ""
+    ) -> None:
         """Raises UsageError where the store does not keep conditions, so that everybody would win every claim."""
         self._fs, self._root, self.ttl_s = system, f"{root}/leases", ttl_s
         self.owner = owner or uuid.uuid4().hex
+        self.failures = Failures(system, root, self.owner, round_)
         self._seen: dict[str, tuple[str, float]] = {}  # by claim: its beat, and when that was new to us
         self._guard = threading.Lock()
         if not holds(system, self._root):
@@ -51,6 +55,17 @@ class Leases:
             if create(self._fs, place, self._beat()):
                 return place
         return None
+
+    def taken(self, key: str) -> bool:
+        """Whether somebody has a claim on a step that is not over."""
+        with contextlib.suppress(Exception):
+            numbers = self._numbers(key)
+            return bool(numbers) and not self._over(self._place(key, numbers[-1]))
+        return False
+
+    def died(self, place: str) -> int:
+        """How many who held this claim's step before gave no sign of life any more, one after another."""
+        return int(place.rpartition("/")[2].removesuffix(".json")) - 1
 
     @contextlib.contextmanager
     def held(self, places: list[str]) -> Iterator[None]:

@@ -83,12 +83,15 @@ class Remote:
         """Whether a step's record counts, by who signed it."""
         return self.trust.problem(key, record) is None
 
-    def leases(self, ttl_s: float = TTL_S) -> Leases:
-        """For workers that share the steps of a plan. Raises UsageError where the store cannot do that."""
+    def leases(self, ttl_s: float = TTL_S, round_: str = "") -> Leases:
+        """For workers that share the steps of a plan; see failures for rounds.
+
+        Raises UsageError where the store cannot do that.
+        """
         if not self.write:
             raise UsageError("workers write to the store", remedy="leave out --remote-read-only")
         self._missing_for_s = 0.0  # others finish steps while we run
-        return Leases(self._fs, self._root, self.shown, ttl_s=ttl_s)
+        return Leases(self._fs, self._root, self.shown, ttl_s=ttl_s, round_=round_)
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
