@@ -38,6 +38,7 @@ unit engine e2e: $(VENV)/.dev ## Run one part of the tests
 	$(BIN)/pytest tests/$@
 
 soak: $(VENV)/.dev ## Run the long tests that CI does not wait for: fuzzing, and memory at real sizes
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,soak]'
 	RWKVFLOW_SOAK=1 $(BIN)/pytest -m soak --override-ini 'addopts=-ra'
 
 bench: $(VENV)/.dev ## Measure start-up, conversion, tokenizers and the engine

@@ -90,7 +90,14 @@ def _cluster(recipe: Path, style: str, options: dict[str, Any]) -> str:
     memory, cores = cluster.needs([limits_of(stage) for stage in (*used, *workflow.extra)])
     workers = options["workers"] if options["workers"] is not None else min(16, len(expand(loaded)))
     settings = cluster.ClusterSettings(
-        loaded.name, recipe.as_posix(), workers, options["sandbox"], options["image"], memory, cores
+        loaded.name,
+        recipe.as_posix(),
+        workers,
+        options["sandbox"],
+        options["image"],
+        memory,
+        cores,
+        options["workflow"].as_posix() if options["workflow"] else "",
     )
     return cluster.slurm(settings) if style == "slurm" else cluster.kubernetes(settings)
 

@@ -12,12 +12,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from rwkvflow.base.errors import UsageError
+from rwkvflow.base.errors import LockError, SmokeFailed, StepFailed, UsageError
 from rwkvflow.plan.ci import dump
 from rwkvflow.plan.step import StepLimits
 
 MOST_WORKERS = 1000  # Slurm's MaxArraySize is 1001 unless its administrator says otherwise
 _LABEL = re.compile(r"[^a-z0-9-]+")
+_UID = "batch.kubernetes.io/controller-uid"  # the Job's own, so that a Job that is made anew tries again what failed
+#: Exit codes after which the same worker would end in the same way; the workers themselves see to trying elsewhere.
+_NOT_AGAIN = sorted({kind.exit_code for kind in (UsageError, LockError, StepFailed, SmokeFailed)})
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class ClusterSettings:
     image: str = ""
     memory: int | None = None
     cores: int | None = None
+    workflow: str = ""  # its path; "": the shipped one
 
 
 def needs(limits: Iterable[StepLimits]) -> tuple[int | None, int | None]:
@@ -47,8 +51,9 @@ def _checked(settings: ClusterSettings) -> None:
             f"--workers: {settings.workers} is no number from 1 to {MOST_WORKERS}",
             remedy="one worker does one step after another; a few for each machine are enough",
         )
-    if any(not character.isprintable() for character in settings.recipe):
-        raise UsageError(f"the recipe's path cannot be used in a file: {settings.recipe!a}")
+    for what, path in (("recipe", settings.recipe), ("workflow", settings.workflow)):
+        if any(not character.isprintable() for character in path):
+            raise UsageError(f"the {what}'s path cannot be used in a file: {path!a}")
 
 
 def slurm(settings: ClusterSettings) -> str:
@@ -70,8 +75,9 @@ def slurm(settings: ClusterSettings) -> str:
         "Written by `rwkvflow matrix --format slurm`; write it again rather than edit it.",
         "Set RWKVFLOW_REMOTE to a store that all nodes reach: a folder that they share (file:///…), or a bucket.",
         "  job=$(sbatch --parsable --export=ALL workers.sbatch) &&",
-        f"  sbatch --dependency=afterok:$job --wrap {shlex.quote(_publish(settings))}",
-        "A worker that is lost costs the step that it was at; another takes it over.",
+        f"  sbatch --dependency=afterany:$job --wrap {shlex.quote(_publish(settings))}",
+        "A worker that is lost costs the step that it was at; another takes it over. So whatever became of them,",
+        "publish: it refuses where something is missing.",
     ]
     lines = [
         "#!/bin/bash",
@@ -81,13 +87,17 @@ def slurm(settings: ClusterSettings) -> str:
         "set -euo pipefail",
         ': "${RWKVFLOW_REMOTE:?set it to the URL of a store that all nodes can reach}"',
         f"RECIPE={shlex.quote(settings.recipe)}",
-        f'exec rwkvflow work "$RECIPE" --locked --sandbox {settings.sandbox}',
+        *([f"WORKFLOW={shlex.quote(settings.workflow)}"] if settings.workflow else []),
+        'export RWKVFLOW_ROUND="${SLURM_ARRAY_JOB_ID:-}"',
+        f'exec rwkvflow work "$RECIPE" --locked --sandbox {settings.sandbox}'
+        + (' --workflow "$WORKFLOW"' if settings.workflow else ""),
     ]
     return "".join(f"{line}\n" for line in lines)
 
 
 def _publish(settings: ClusterSettings) -> str:
-    return f"rwkvflow publish {shlex.quote(settings.recipe)} --locked --sandbox {settings.sandbox}"
+    more = f" --workflow {shlex.quote(settings.workflow)}" if settings.workflow else ""
+    return f"rwkvflow publish {shlex.quote(settings.recipe)} --locked --sandbox {settings.sandbox}{more}"
 
 
 def kubernetes(settings: ClusterSettings) -> str:
@@ -96,6 +106,7 @@ def kubernetes(settings: ClusterSettings) -> str:
     if not settings.image:
         raise UsageError("--format kubernetes needs the image that has rwkvflow in it", remedy="name it with --image")
     name, file = f"rwkvflow-{_label(settings.name)}"[:52].rstrip("-"), settings.recipe.rpartition("/")[2]
+    workflow = settings.workflow.rpartition("/")[2]
     resources: dict[str, Any] = {}
     if settings.memory:  # in whole MiB, rounded up: what a step may use has to fit
         resources["memory"] = f"{-(-settings.memory // 2**20)}Mi"
@@ -104,8 +115,12 @@ def kubernetes(settings: ClusterSettings) -> str:
     container: dict[str, Any] = {
         "name": "worker",
         "image": settings.image,
-        "command": ["rwkvflow", "work", f"/recipe/{file}", "--locked", "--sandbox", settings.sandbox],
-        "env": [{"name": "RWKVFLOW_STORE", "value": "/store"}],
+        "command": ["rwkvflow", "work", f"/recipe/{file}", "--locked", "--sandbox", settings.sandbox]
+        + (["--workflow", f"/recipe/{workflow}"] if workflow else []),
+        "env": [
+            {"name": "RWKVFLOW_STORE", "value": "/store"},
+            {"name": "RWKVFLOW_ROUND", "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{_UID}']"}}},
+        ],
         "envFrom": [{"secretRef": {"name": name}}],
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": [
@@ -127,6 +142,14 @@ def kubernetes(settings: ClusterSettings) -> str:
             "backoffLimitPerIndex": 3,
             "maxFailedIndexes": max(0, settings.workers - 1),
             "podReplacementPolicy": "Failed",  # else the next one starts beside one that is still ending
+            "podFailurePolicy": {
+                "rules": [
+                    {
+                        "action": "FailIndex",
+                        "onExitCodes": {"containerName": "worker", "operator": "In", "values": _NOT_AGAIN},
+                    }
+                ]
+            },
             "template": {
                 "metadata": {"labels": {"app": name}},
                 "spec": {
@@ -143,10 +166,12 @@ def kubernetes(settings: ClusterSettings) -> str:
     }
     head = [
         "Written by `rwkvflow matrix --format kubernetes`; write it again rather than edit it.",
-        f"kubectl create configmap {name} --from-file={file} --from-file={_lock(file)}",
+        f"kubectl create configmap {name} --from-file={file} --from-file={_lock(file)}"
+        + (f" --from-file={workflow}" if workflow else ""),
         f"kubectl create secret generic {name} --from-literal=RWKVFLOW_REMOTE=s3://bucket/folder",
         f"kubectl apply -f workers.yaml && kubectl wait --for=condition=complete --timeout=24h job/{name}",
-        f"and then, where the release is to go: {_publish(settings)}",
+        "(where a worker failed, the Job has the condition failed, though others may have done what it left)",
+        f"and then, where the release is to go: {_publish(settings)}; it refuses where something is missing",
     ]
     return "".join(f"# {line}\n" for line in head) + dump(job)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -38,6 +39,26 @@ def test_an_array_for_slurm() -> None:
     assert lines[-1] == 'exec rwkvflow work "$RECIPE" --locked --sandbox host'
 
 
+def test_the_workers_have_the_workflow_whose_limits_were_asked_for(tmp_path: Path) -> None:
+    workflow = tmp_path / "my limits.yaml"
+    workflow.write_text("stages:\n" + "".join(
+        f"  {stage}: {{memory: 1GiB, cores: 2}}\n" for stage in ("engine", "convert", "reference", "smoke")
+    ))  # fmt: skip
+    texts = {}
+    for style in ("slurm", "kubernetes"):
+        arguments = ["matrix", str(ROOT / "recipes/demo.yaml"), "--format", style, "--image", "x", "--workers", "2"]
+        done = CliRunner().invoke(cli, [*arguments, "--workflow", str(workflow)])
+        assert done.exit_code == 0, done.output
+        texts[style] = done.output
+    assert "#SBATCH --mem=1024M" in texts["slurm"]
+    assert f"WORKFLOW='{workflow}'" in texts["slurm"]
+    assert texts["slurm"].splitlines()[-1].endswith('--workflow "$WORKFLOW"')
+    assert f"--workflow '\"'\"'{workflow}'" in texts["slurm"].replace("'\\''", "'\"'\"'"), "and so has who publishes"
+    [container] = yaml.safe_load(texts["kubernetes"])["spec"]["template"]["spec"]["containers"]
+    assert container["command"][-2:] == ["--workflow", "/recipe/my limits.yaml"]
+    assert "--from-file=my limits.yaml" in texts["kubernetes"]
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.text(st.characters(categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=30))
 def test_no_name_is_part_of_a_command(name: str) -> None:
@@ -60,11 +81,39 @@ def test_a_job_for_kubernetes() -> None:
     assert spec["podReplacementPolicy"] == "Failed", "no two of one index at a time"
     assert spec["backoffLimitPerIndex"] == 3
     assert spec["template"]["spec"]["restartPolicy"] == "Never", "as backoffLimitPerIndex demands"
+    [rule] = spec["podFailurePolicy"]["rules"]
+    assert (rule["action"], rule["onExitCodes"]["values"]) == ("FailIndex", [2, 3, 5, 6])
     [container] = spec["template"]["spec"]["containers"]
     assert container["resources"] == {"requests": {"memory": "1024Mi", "cpu": "2"}, "limits": {"memory": "1024Mi"}}
     mounts = {mount["name"] for mount in container["volumeMounts"]}
     assert mounts == {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
     assert "--from-file=r.yaml --from-file=r.lock.yaml" in text
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("version", ["1.31", "1.33", "1.36"])
+def test_the_job_is_what_kubernetes_publishes_a_schema_for(version: str) -> None:
+    """Strictly: a key that the schema does not know is an error."""
+    validate: Any = pytest.importorskip("kubernetes_validate")
+    for settings_ in (
+        ClusterSettings("rwkv7", "recipes/r.yaml", 3, image="registry/rwkvflow:1", memory=GIB, cores=2),
+        ClusterSettings("RWKV 7!", "r.yaml", 1, sandbox="docker", image="x"),
+    ):
+        job = yaml.safe_load(kubernetes(settings_))
+        assert validate.validate(job, version, strict=True) == version
+        for place in (
+            job,
+            job["spec"],
+            job["spec"]["template"]["spec"]["containers"][0],
+            job["spec"]["podFailurePolicy"],
+        ):
+            place["unknown"] = 1
+            with pytest.raises(validate.ValidationError, match="unknown"):
+                validate.validate(job, version, strict=True)
+            del place["unknown"]
+        job["spec"]["backoffLimitPerIndex"] = "three"
+        with pytest.raises(validate.ValidationError):
+            validate.validate(job, version, strict=True)
 
 
 @pytest.mark.parametrize("workers", [0, -1, MOST_WORKERS + 1])
