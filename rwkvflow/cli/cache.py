@@ -100,6 +100,7 @@ def cache_gc(store: Any, older_than: float | None, max_size: str | None, dry_run
             max_bytes=most,
             dry_run=dry_run,
             on_entry=_counter("removed"),
+            on_look=_counter("looked at"),
         )
     freed = sum(entry.size for entry in gone) / 1e6
     click.echo(f"{len(gone)} {'would be ' if dry_run else ''}removed, {freed:.1f} MB")

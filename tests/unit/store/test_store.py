@@ -171,6 +171,31 @@ def test_verify_finds_and_removes_a_flipped_byte(store: Store) -> None:
     assert [entry.digest for entry in entries(store)] == [good.digest]
 
 
+def test_what_is_no_blob_is_found_too(store: Store) -> None:
+    """Whatever somebody puts there by hand, under whatever name and in whatever folder."""
+    good = put(store, b"good")
+    store.record("cd" * 32, Record("step", {"out": good}))
+    for place in ("aa/notes.txt", f"aa/{good.digest[7:]}", f"aa/{'AB' * 32}"):
+        path = store.root / "blobs" / place
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"else")
+    assert {damage.path.name for damage in verify(store)} == {"notes.txt", good.digest[7:], "AB" * 32}
+    assert store.present(good)
+    (store.root / "blobs" / "aa" / "notes.txt").write_bytes(b"else")
+    looked: list[object] = []
+    with store.exclusive():
+        assert [entry.path.name for entry in collect(store, on_look=looked.append)] == ["notes.txt"]
+    assert len(looked) == 3, "a record and two files"
+
+
+def test_a_blob_that_several_steps_made_is_named_with_all(store: Store) -> None:
+    made = put(store, b"made")
+    for number, name in enumerate(("b", "a", "b", "c")):
+        store.record(f"{number}" * 64, Record(name, {"out": made}))
+    [entry] = entries(store)
+    assert entry.steps == ("a", "b", "c")
+
+
 def test_a_full_disk_says_what_to_do() -> None:
     with pytest.raises(StoreError, match="no space left") as caught, clear_errors("storing x"):
         raise OSError(errno.ENOSPC, "No space left on device")
