@@ -1,8 +1,9 @@
 """A run that is killed, or whose disk or remote store fails it, at any point: what is there is whole, the next ends.
 
 A child runs a small plan, with a remote store in a folder. At the k-th time that it flushes, renames, links or writes
-to the remote store, the fault happens. Afterwards the store holds nothing damaged, a new run finishes with the right
-bytes, and somebody else gets the same from the remote store. Three points of each kind here, a thousand in soak.
+to the remote store, the fault happens; or a worker dies, of two that share the plan. Afterwards the store holds nothing
+damaged, a new run finishes with the right bytes, and somebody else gets the same from the remote store. Three points of
+each kind here, a thousand in soak. Faults of a network are in tests/e2e/test_faults_network.py.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,18 @@ from rwkvflow.store.remote import Remote
 from rwkvflow.store.store import Store
 
 #: By kind, at how many points of a run of the plan it can happen, or a few more.
-KINDS = {"killed": 70, "full disk": 46, "remote fails": 26, "remote garbles": 26, "clock jumps": 70}
+KINDS = {
+    "worker killed": 60,
+    "killed": 70,
+    "full disk": 46,
+    "remote fails": 26,
+    "remote garbles": 26,
+    "clock jumps": 70,
+}
+
+
+WHOLE = "dba(a)(b)ca(a)(c)"  # what the plan makes
+TTL_S = 1.5  # of the claims of workers
 
 
 def plan() -> Plan:
@@ -51,14 +64,15 @@ def make(jobs: Sequence[Job], work: Work) -> Mapping[str, Made | RwkvflowError]:
     return found
 
 
-def run(root: Path, remote: Path) -> str:
-    """Carry the plan out; what it made, or "" where a step failed."""
+def run(root: Path, remote: Path, *, ttl: float | None = None) -> str:
+    """Carry the plan out; what it made, or "" where a step failed. With `ttl`, as one of several workers."""
     store = Store(root)
-    store.remote = Remote(f"file://{remote}", lambda text: None)
-    executor = LocalExecutor(store, {"sandbox": make}, {}, lambda event: None, run="r", cores=2)
+    store.remote = shared = Remote(f"file://{remote}", lambda text: None)
+    leases = shared.leases(ttl) if ttl else None
+    executor = LocalExecutor(store, {"sandbox": make}, {}, lambda event: None, run="r", cores=2, leases=leases)
     with store.using():
         outcomes = executor.run(plan())
-    if not outcomes["d"].ok:
+    if not outcomes["d"].ok or not store.bring([outcomes["d"].outputs["file"]]):
         return ""
     path = store.path(outcomes["d"].outputs["file"].digest)
     assert path is not None
@@ -72,7 +86,7 @@ class Fault:
         self.kind, self.left = kind, point
         from fsspec.implementations.local import LocalFileSystem
 
-        if kind in ("killed", "full disk", "clock jumps"):
+        if kind in ("killed", "worker killed", "full disk", "clock jumps"):
             self._wrap(os, "fsync")
             self._wrap(Path, "rename")
             self._wrap(Path, "hardlink_to")
@@ -92,7 +106,7 @@ class Fault:
         setattr(owner, name, wrapped)
 
     def _happen(self, args: Sequence[Any]) -> None:
-        if self.kind == "killed":
+        if self.kind in ("killed", "worker killed"):
             os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(10)
         if self.kind == "full disk":
@@ -110,14 +124,17 @@ class Fault:
 
 
 def fault(kind: str, point: int, root: Path, remote: Path) -> None:
-    """A run in a child, with a fault; whatever becomes of it."""
+    """A run in a child, with a fault; whatever becomes of it. A worker has another beside it, which must end well."""
+    ttl = TTL_S if kind == "worker killed" else None
     child = os.fork()
     if child == 0:
         try:
             Fault(kind, point)
-            run(root, remote)
+            run(root, remote, ttl=ttl)
         finally:
             os._exit(0)
+    if ttl:
+        assert run(root.with_name("other"), remote, ttl=ttl) == WHOLE, f"{kind} at {point}, for the other worker"
     os.waitpid(child, 0)
 
 
@@ -128,10 +145,8 @@ def check(kind: str, point: int, folder: Path) -> None:
     with store.using():
         assert verify(store) == [], f"{kind} at {point}"
         assert list((root / "tmp").iterdir()) == []
-    whole = run(folder / "alone", folder / "nowhere")
-    assert whole == "dba(a)(b)ca(a)(c)"
-    assert run(root, remote) == whole, f"{kind} at {point}"
-    assert run(folder / "yours", remote) == whole, f"{kind} at {point}, for somebody else"
+    assert run(root, remote) == WHOLE, f"{kind} at {point}"
+    assert run(folder / "yours", remote) == WHOLE, f"{kind} at {point}, for somebody else"
     with Store(folder / "yours").using():
         assert verify(Store(folder / "yours")) == []
 
@@ -147,10 +162,12 @@ def test_faults_of_each_kind_at_any_point(kind: str, tmp_path: Path) -> None:
 def test_a_thousand_faults(tmp_path: Path) -> None:
     import shutil
 
-    seed = random.randrange(1 << 32)
+    seed = int(os.environ.get("RWKVFLOW_FAULTS_SEED", random.randrange(1 << 32)))
     chance = random.Random(seed)
-    print("seed", seed)
+    tried: Counter[str] = Counter()
     for number in range(1000):
         kind = chance.choice(sorted(KINDS))
         check(kind, chance.randrange(1, KINDS[kind]), tmp_path / str(number))
         shutil.rmtree(tmp_path / str(number), ignore_errors=True)
+        tried[kind] += 1
+        print(f"seed {seed}: {number + 1} faults {dict(tried)}", flush=True)
