@@ -1,8 +1,9 @@
-"""llama.cpp beside librwkv in one run, taking turns: for bench_engine.py --llama."""
+"""llama.cpp beside librwkv in one run, taking turns: for bench_engine.py --llama, and its server for bench_serve.py."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,30 +14,31 @@ from typing import IO, Any
 PROJECT = Path(__file__).resolve().parent / "llama_bench"
 DECODE = 16  # tokens of one turn
 TURNS = 8
+SERVER = ("common", "tools", "scripts")  # of its sources, what its server takes besides
 PAUSE = 0.05  # seconds after which the other one's threads sleep
 
 
-def build(folder: Path) -> Path:
-    """The program of llama_bench/, built below `folder` for this very processor with the system's compilers.
+def build(folder: Path, target: str = "llama-turns") -> Path:
+    """The program of llama_bench/, or `llama-server`, built below `folder` for this very processor by its compilers.
 
     llama.cpp's sources are those that rwkvflow pins: the source package of llama-cpp-python.
     """
-    program = folder / "build" / "llama-bench"
-    if program.is_file():
+    if (program := _built(folder, target)) is not None:
         return program
     from rwkvflow.lock.pins import package
     from rwkvflow.net.packages.source_package import fetch_package
     from rwkvflow.stages.llama import KEPT, ROOT
 
     source, scratch = folder / "llama.cpp", folder / "scratch"
-    if not source.is_dir():
+    if not (source / "tools").is_dir():
+        shutil.rmtree(source, ignore_errors=True)
         scratch.mkdir(parents=True, exist_ok=True)
         print("fetching llama.cpp", file=sys.stderr)
         fetch_package(
             package("llama.cpp"),
             source,
             root=ROOT,
-            kept=KEPT,
+            kept=(*KEPT, *SERVER),
             scratch=scratch,
             cancel=threading.Event(),
         )
@@ -44,17 +46,15 @@ def build(folder: Path) -> Path:
     tools = [str(Path(sys.executable).with_name("cmake")), "cmake"]
     cmake = next((tool for tool in tools if Path(tool).is_file()), "cmake")
     subprocess.run([cmake, "-S", PROJECT, "-B", folder / "build", f"-DLLAMA_SOURCE={source}"], check=True, stdout=2)
-    command = [
-        cmake,
-        "--build",
-        str(folder / "build"),
-        "--target",
-        "llama-bench",
-        "--parallel",
-        str(os.cpu_count() or 1),
-    ]
+    command = [cmake, "--build", str(folder / "build"), "--target", target, "--parallel", str(os.cpu_count() or 1)]
     subprocess.run(command, check=True, stdout=2)
+    if (program := _built(folder, target)) is None:
+        raise SystemExit(f"{target} was not built")
     return program
+
+
+def _built(folder: Path, target: str) -> Path | None:
+    return next((path for path in sorted((folder / "build").rglob(target)) if path.is_file()), None)
 
 
 class Theirs:

@@ -1,11 +1,14 @@
 """How fast `rwkvflow serve` is: many clients against one, the state cache, guessing ahead; another server beside it.
 
-    python scripts/bench_serve.py model.bin --library librwkv.so
+    python scripts/bench_serve.py --made FOLDER --library librwkv.so --against llama-server
     python scripts/bench_serve.py model.bin --library librwkv.so --draft small.bin --against http://127.0.0.1:8081
 
-What is printed are ratios of runs that took turns on the same machine, each the median of --rounds. `--against` names
-the address of another server with OpenAI's API, such as llama-server, on a file of the same model. That of
-llama-cpp-python needs `--interrupt_requests false`, or it ends an answer when another client asks.
+`--made` makes the models of scripts/wide_demo.py in a folder, where they are not yet, and measures on those: the text
+of a trained model, at the cost of one of 0.4B. `--against llama-server` builds llama.cpp's own for this processor in
+that folder, from the sources that rwkvflow pins. It may also be the address of any server with OpenAI's API on the same
+model; that of llama-cpp-python needs `--interrupt_requests false`, or it ends an answer when another client asks.
+
+Servers take turns on the same machine; a figure is the median of --rounds, with the least and the most in brackets.
 """
 
 from __future__ import annotations
@@ -13,38 +16,62 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bench_llama
 import httpx
 import numpy as np
+import wide_demo
 
 from rwkvflow.engine import Model
 
 ROOT = Path(__file__).resolve().parent.parent
-PROSE = (ROOT / "scripts" / "demo_corpus" / "fables.txt").read_text(encoding="utf-8")
-CODE = (ROOT / "rwkvflow" / "engine" / "sampling.py").read_text(encoding="utf-8")
-TEXTS = {
-    "prose": PROSE[:1500],
-    "code": CODE[:1500],
-    "a summary": PROSE[:1200] + "\n\nIn short: ",
-    "text that repeats": "one two three four five six seven. " * 40,
-}
+QUALITY = ROOT / "rwkvflow" / "worker" / "data" / "quality"
+PARTS = ("clients", "first", "passes", "guesses")
 PASSES = (1, 2, 4, 5, 8)  # tokens
+OTHERS = {"ignore_eos": True}  # what llama-server takes besides, so that every answer has its full length
+
+
+def texts() -> dict[str, str]:
+    """What guesses are measured on: prompts by kind, none of which was trained on."""
+    prose, code, talk = (
+        (QUALITY / f"{name}.txt").read_text(encoding="utf-8") for name in ("prose", "code", "dialogue")
+    )
+    story = talk[:600].rpartition("\n")[0]
+    return {"prose": prose[:600], "code": code[:600], "a summary": f"{story}\n\nIn short: {story[:120]}"}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that runs, and the process that it is, where it is ours to look at."""
+
+    client: httpx.Client
+    process: int | None = None
+
+    def spent(self) -> float:
+        """Seconds of processor time so far, of all threads."""
+        if self.process is None:
+            return 0.0
+        fields = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
-def serving(arguments: argparse.Namespace, *options: str, model: Path | None = None) -> Iterator[httpx.Client]:
-    """A server on any free port, in a process of its own."""
-    argv = [sys.executable, "-m", "rwkvflow", "serve", str(model or arguments.model), "--port", "0", "--slots", "32"]
+def serving(arguments: argparse.Namespace, *options: str) -> Iterator[Server]:
+    """Ours, on any free port, in a process of its own."""
+    argv = [sys.executable, "-m", "rwkvflow", "serve", str(arguments.model), "--port", "0", "--slots", "32"]
     argv += ["--library", str(arguments.library), "--threads", str(arguments.threads), *options]
+    argv += ["--tokenizer", str(arguments.tokenizer)] if arguments.tokenizer else []
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         lines = process.stderr or ()
@@ -52,60 +79,107 @@ def serving(arguments: argparse.Namespace, *options: str, model: Path | None = N
         if address is None:
             sys.exit("the server did not start")
         with httpx.Client(base_url=address, timeout=600) as client:
-            yield client
+            yield Server(client, process.pid)
     finally:
         process.terminate()
         process.wait()
 
 
-def complete(client: httpx.Client, prompt: str, tokens: int, seed: int = 1, **more: Any) -> tuple[float, float, str]:
-    """(seconds to the first piece, seconds in all, the text)."""
+@contextmanager
+def other_server(arguments: argparse.Namespace) -> Iterator[Server]:
+    """llama.cpp's server on the GGUF of the same model, or whatever listens at an address."""
+    if arguments.against != "llama-server":
+        with httpx.Client(base_url=arguments.against, timeout=600) as client:
+            yield Server(client)
+        return
+    program = bench_llama.build(arguments.made or arguments.gguf.parent, "llama-server")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    argv = [str(program), "-m", str(arguments.gguf), "--port", str(port), "--threads", str(arguments.threads)]
+    argv += ["--parallel", "32", "--ctx-size", str(32 * 2048)]
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
+            until = time.monotonic() + 120
+            while not _healthy(client):
+                if process.poll() is not None or time.monotonic() > until:
+                    sys.exit("llama-server did not start")
+                time.sleep(0.2)
+            yield Server(client, process.pid)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _healthy(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def complete(client: httpx.Client, prompt: str, tokens: int, seed: int = 1, **more: Any) -> tuple[float, str, int]:
+    """(seconds to the first piece, the text, how many tokens it has)."""
     # Token 0, which would end the text, never comes: all write the same number of tokens.
     body = {"prompt": prompt, "max_tokens": tokens, "seed": seed, "stream": True, "logit_bias": {"0": -100}, **more}
+    body["stream_options"] = {"include_usage": True}
     begun = time.perf_counter()
-    first, text = 0.0, ""
+    first, text, count = 0.0, "", 0
     with client.stream("POST", "/v1/completions", json=body) as answer:
         answer.raise_for_status()
         for line in answer.iter_lines():
             if line.startswith("data: {"):
                 first = first or time.perf_counter() - begun
-                text += line
-    return first, time.perf_counter() - begun, text
+                found = json.loads(line[6:])
+                text += "".join(choice["text"] for choice in found["choices"])
+                count = (found.get("usage") or {}).get("completion_tokens", count)
+    return first, text, count
 
 
-def rate(client: httpx.Client, clients: int, tokens: int) -> float:
+def rate(server: Server, clients: int, tokens: int, more: dict[str, Any]) -> float:
     """Tokens a second of so many clients together."""
     begun = time.perf_counter()
+
+    def one(seed: int) -> int:
+        return complete(server.client, f"{seed} Once there was", tokens, seed, **more)[2]
+
     with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(lambda seed: complete(client, f"{seed} Once there was", tokens, seed), range(clients)))
-    return clients * tokens / (time.perf_counter() - begun)
+        written = sum(pool.map(one, range(clients)))
+    return written / (time.perf_counter() - begun)
 
 
-def counter(client: httpx.Client, name: str) -> float:
-    """One figure of /metrics."""
-    lines = client.get("/metrics").text.splitlines()
-    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"rwkvflow_{name}_total{{"))
+def spread(values: Sequence[float], form: str = ".1f") -> str:
+    """The median, the least and the most."""
+    return f"{statistics.median(values):{form}} [{min(values):{form}}-{max(values):{form}}]"
 
 
-def clients_against_one(servers: dict[str, httpx.Client], arguments: argparse.Namespace) -> None:
+def clients_against_one(arguments: argparse.Namespace) -> None:
     """Tokens a second at 1, 8 and 32 clients, of servers that take turns."""
-    found: dict[str, dict[int, float]] = {name: {} for name in servers}
-    for count in (1, 8, 32):
-        rates: dict[str, list[float]] = {name: [] for name in servers}
-        for turn in range(arguments.rounds):
-            for name in list(servers) if turn % 2 else reversed(list(servers)):
-                rates[name].append(rate(servers[name], count, arguments.tokens))
-        for name, each in rates.items():
-            found[name][count] = statistics.median(each)
+    with ExitStack() as stack:
+        servers = {"rwkvflow": stack.enter_context(serving(arguments))}
+        if arguments.against:
+            servers[arguments.against] = stack.enter_context(other_server(arguments))
+        more = {name: {} if name == "rwkvflow" else OTHERS for name in servers}
+        for name, server in servers.items():
+            rate(server, 1, 4, more[name])  # brings in pages
+        found: dict[str, dict[int, list[float]]] = {name: {1: [], 8: [], 32: []} for name in servers}
+        for count in (1, 8, 32):
+            for turn in range(arguments.rounds):
+                for name in list(servers) if turn % 2 else reversed(list(servers)):
+                    found[name][count].append(rate(servers[name], count, arguments.tokens, more[name]))
     for name, values in found.items():
-        parts = [f"{count} clients {value:.1f} ({value / values[1]:.2f} of one)" for count, value in values.items()]
-        print(f"{name}: tokens a second: {', '.join(parts)}", flush=True)
+        one = statistics.median(values[1])
+        parts = [
+            f"{count}: {spread(each)} ({statistics.median(each) / one:.2f} of one)" for count, each in values.items()
+        ]
+        print(f"{name}: tokens a second by clients: {'; '.join(parts)}", flush=True)
 
 
-def checking(arguments: argparse.Namespace) -> dict[int, float]:
+def checking(arguments: argparse.Namespace) -> None:
     """What a pass of so many tokens costs, against one of one: logits after every token."""
     with Model(arguments.model, arguments.library, arguments.threads) as model:
-        ids = [token * 977 % model.n_vocab for token in range(1, max(PASSES) + 1)]
+        ids = [1 + token * 37 % 200 for token in range(1, max(PASSES) + 1)]
         out = [np.empty(model.state_len, np.float32) for _ in ids]
         spent: dict[int, list[float]] = {count: [] for count in PASSES}
         for turn in range(-1, 5 * arguments.rounds):  # the first brings in pages
@@ -117,15 +191,14 @@ def checking(arguments: argparse.Namespace) -> dict[int, float]:
         one = statistics.median(spent[1])
         parts = [f"{count} tokens {statistics.median(seconds) / one:.2f}" for count, seconds in spent.items()]
         print(f"a pass of {1e3 * one:.1f} ms for one token, times: {', '.join(parts)}", flush=True)
-        return {count: statistics.median(seconds) / one for count, seconds in spent.items()}
 
 
 def first_token(arguments: argparse.Namespace) -> None:
     """The second turn of a long conversation, with what was read before and without."""
-    with serving(arguments) as client:
-        words = (PROSE * 10).split()
+    with serving(arguments) as server:
+        client = server.client
+        text = (QUALITY / "dialogue.txt").read_text(encoding="utf-8")
         length = arguments.conversation
-        text = " ".join(words)
         tokens = client.post("/tokenize", json={"content": text}).json()["tokens"][:length]
         text = client.post("/detokenize", json={"tokens": tokens}).json()["content"]
         cold, warm = [], []
@@ -133,71 +206,97 @@ def first_token(arguments: argparse.Namespace) -> None:
             prompt = f"{number} {text}"
             cold.append(complete(client, prompt, 1)[0])
             warm.append(complete(client, prompt + " And then", 1)[0])
-        one, two = statistics.median(cold), statistics.median(warm)
-        print(
-            f"first token after {length} tokens: {one:.3f} s, known before: {two:.4f} s ({one / two:.1f} times less)",
-            flush=True,
-        )
+        times = statistics.median(cold) / statistics.median(warm)
+        told = f"{spread(cold, '.3f')} s, known before: {spread(warm, '.4f')} s ({times:.1f} times less)"
+        print(f"first token after {length} tokens: {told}", flush=True)
 
 
-def guessing(arguments: argparse.Namespace, draft: str, costs: dict[int, float]) -> None:
-    """The share of guesses kept, and the speed against none; for --trained also what its guesses bring the model."""
-    model = arguments.trained or arguments.model
-    options = ("--draft", draft, "--draft-tokens", "4", "--state-cache", "0MiB")
-    with (
-        serving(arguments, "--state-cache", "0MiB", model=model) as plain,
-        serving(arguments, *options, model=model) as ahead,
-    ):
-        for name, text in TEXTS.items():
-            ratios, names = [], ("guessed", "kept", "generated")
-            before = [counter(ahead, each) for each in names]
+def counter(client: httpx.Client, name: str) -> float:
+    """One figure of /metrics."""
+    lines = client.get("/metrics").text.splitlines()
+    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"rwkvflow_{name}_total{{"))
+
+
+def guessing(arguments: argparse.Namespace, drafts: Sequence[str]) -> None:
+    """The share of guesses kept, and the speed against none: by the clock, and in processor time.
+
+    A text that repeats is one that the model repeats: what it writes at temperature 0 behind a few words, and goes on
+    with at that. A small model tells the same stories again and again.
+    """
+    with serving(arguments) as plain:
+        prompts = {name: (text, arguments.temperature) for name, text in texts().items()}
+        _, told, _ = complete(plain.client, "Once there was", 400, temperature=0)
+        prompts["text that repeats"] = (told, 0.0)
+        for draft in drafts:
+            _guessing(arguments, draft, plain, prompts)
+
+
+def _guessing(arguments: argparse.Namespace, draft: str, plain: Server, prompts: dict[str, tuple[str, float]]) -> None:
+    options = ("--draft", draft, "--draft-tokens", str(arguments.draft_tokens))
+    names = ("guessed", "kept", "generated")
+    with serving(arguments, *options) as ahead:
+        for name, (text, temperature) in prompts.items():
+            before = [counter(ahead.client, each) for each in names]
+            clock, processor = [], []
             for seed in range(arguments.rounds):
-                first, all_in, one = complete(plain, text, arguments.tokens, seed, temperature=0.5)
-                first_ahead, all_ahead, two = complete(ahead, text, arguments.tokens, seed, temperature=0.5)
-                ratios.append((all_in - first) / (all_ahead - first_ahead))
-                if texts_of(one) != texts_of(two):
-                    sys.exit("guessing ahead changed a text")
-            now = [counter(ahead, each) for each in names]
+                found: list[tuple[float, float, str]] = []
+                for server in (plain, ahead) if seed % 2 else (ahead, plain):
+                    found.append(_after_prompt(server, text, arguments.guessed_tokens, seed, temperature))
+                (clock_ahead, spent_ahead, one), (clock_plain, spent_plain, two) = found[:: -1 if seed % 2 else 1]
+                if one != two:
+                    sys.exit(f"guessing ahead changed a text: {name}, seed {seed}")
+                clock.append(clock_plain / clock_ahead)
+                processor.append(spent_plain / spent_ahead)
+            now = [counter(ahead.client, each) for each in names]
             guessed, kept, wrote = (one - other for one, other in zip(now, before, strict=True))
             share = f"{100 * kept / guessed:.0f} % of {guessed:.0f} guesses kept" if guessed else "no guesses"
-            told = f"{share}, {statistics.median(ratios):.2f} times the speed"
-            if arguments.trained and draft == "lookup":
-                passes = wrote - kept  # each brings one token more than guesses that it keeps
-                cost = float(np.interp(1 + guessed / passes, list(costs), list(costs.values())))
-                told += (
-                    f"; {wrote / passes:.2f} tokens a pass, which costs {cost:.2f}: {wrote / passes / cost:.2f} times"
-                )
-            print(f"--draft {Path(draft).name}, {name}: {told}", flush=True)
+            passes = f"{wrote / max(1, wrote - kept):.2f} tokens a pass"
+            speed = f"{spread(clock, '.2f')} times the speed, {spread(processor, '.2f')} in processor time"
+            print(f"--draft {Path(draft).name}, {name}: {share}, {passes}, {speed}", flush=True)
 
 
-def texts_of(lines: str) -> str:
-    """The text in a stream's chunks."""
-    return "".join(json.loads(part)["choices"][0]["text"] for part in lines.split("data: ") if part)
+def _after_prompt(server: Server, prompt: str, tokens: int, seed: int, temperature: float) -> tuple[float, float, str]:
+    """(seconds, of processor time, the text) of an answer to a prompt that the server has read before."""
+    complete(server.client, prompt, 1, seed, temperature=temperature)
+    begun, spent = time.perf_counter(), server.spent()
+    _, text, _ = complete(server.client, prompt, tokens, seed, temperature=temperature)
+    return time.perf_counter() - begun, server.spent() - spent, text
 
 
 def main() -> None:
     """Print everything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, nargs="?")
     parser.add_argument("--library", type=Path, required=True)
+    parser.add_argument("--made", type=Path, metavar="FOLDER", help="make the models of scripts/wide_demo.py there")
+    parser.add_argument("--tokenizer", type=Path, help="the vocabulary, where the model's size does not tell it")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--draft", type=Path, help="a smaller model with the same vocabulary")
-    parser.add_argument("--trained", type=Path, help="a model whose texts make sense, for the share of guesses kept")
-    parser.add_argument("--against", help="address of another server")
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--draft-tokens", type=int, default=3)
+    parser.add_argument("--against", help="llama-server, or the address of another server")
+    parser.add_argument("--gguf", type=Path, help="the same model, for llama-server")
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer of many clients")
+    parser.add_argument("--guessed-tokens", type=int, default=200, help="of each answer that is guessed ahead")
+    parser.add_argument("--temperature", type=float, default=0.5, help="of those")
     parser.add_argument("--conversation", type=int, default=2000, help="tokens")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=PARTS, action="append", help="of what is measured; all by default")
     arguments = parser.parse_args()
-    costs = checking(arguments)
-    with serving(arguments) as client, ExitStack() as stack:
-        servers = {"rwkvflow": client}
-        if arguments.against:
-            other = httpx.Client(base_url=arguments.against, timeout=600)
-            servers[arguments.against] = stack.enter_context(other)
-        clients_against_one(servers, arguments)
-    first_token(arguments)
-    for draft in ["lookup", *([str(arguments.draft)] if arguments.draft else [])]:
-        guessing(arguments, draft, costs)
+    if arguments.made:
+        wide_demo.make(arguments.made, arguments.library)
+        arguments.model, arguments.gguf = arguments.made / "wide.bin", arguments.made / "wide.gguf"
+        arguments.draft, arguments.tokenizer = arguments.made / "small.bin", arguments.made / "tokenizer"
+    if arguments.model is None or (arguments.against == "llama-server" and arguments.gguf is None):
+        parser.error("a model is needed, and for llama-server a GGUF of it; or --made")
+    drafts = ["lookup", *([str(arguments.draft)] if arguments.draft else [])]
+    parts: dict[str, Callable[[], object]] = {
+        "clients": lambda: clients_against_one(arguments),
+        "first": lambda: first_token(arguments),
+        "passes": lambda: checking(arguments),
+        "guesses": lambda: guessing(arguments, drafts),
+    }
+    for name in arguments.only or PARTS:
+        parts[name]()
 
 
 if __name__ == "__main__":

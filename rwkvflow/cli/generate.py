@@ -49,7 +49,7 @@ def _writing_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--draft-tokens",
             type=click.IntRange(1, 32),
-            default=4,
+            default=3,
             show_default=True,
             help="Guess at most so many tokens at once",
         ),

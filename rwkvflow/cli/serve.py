@@ -81,7 +81,7 @@ class ByteCount(_Param):
 @click.option("--max-body", type=ByteCount(), default="16MiB", show_default=True, help="Refuse larger requests")
 @click.option("--draft", metavar="lookup|FILE", help="Guess ahead: from the text, or with a smaller model")
 @click.option(
-    "--draft-tokens", type=click.IntRange(1, 32), default=4, show_default=True, help="Guess at most so many at once"
+    "--draft-tokens", type=click.IntRange(1, 32), default=3, show_default=True, help="Guess at most so many at once"
 )
 @tokenizer_option
 @engine_options

@@ -1,4 +1,4 @@
-// Measures llama.cpp when told to, so that it can take turns with another engine: `llama-bench MODEL THREADS` answers
+// Measures llama.cpp when told to, so that it can take turns with another engine: `llama-turns MODEL THREADS` answers
 // each line "decode N" or "prefill N" on its input with the seconds that N tokens took, one by one or at once.
 #include <chrono>
 #include <cstdio>

@@ -61,13 +61,19 @@ def hang_up(client: httpx.Client, path: str, body: dict[str, Any], after: int) -
                 return
 
 
+@pytest.fixture(scope="module")
+def alone(server: Running) -> tuple[list[Any], list[Any]]:
+    """Requests of all kinds, and what each is answered while nobody else asks."""
+    asked = requests(200)
+    with httpx.Client(base_url=server.url) as client:
+        return asked, [ask(client, *each) for each in asked]
+
+
 @pytest.mark.parametrize("settings", [{}, {"lookup": True, "guesses": 4}, {"draft": "rwkv7-demo-q4_0", "guesses": 3}])
 def test_200_requests_of_32_clients_are_what_they_are_alone(
-    settings: dict[str, Any], start: Start, server: Running
+    settings: dict[str, Any], start: Start, alone: tuple[list[Any], list[Any]]
 ) -> None:
-    asked = requests(200 if not settings else 60)
-    with httpx.Client(base_url=server.url) as client:
-        wanted = [ask(client, *each) for each in asked]
+    asked, wanted = (each if not settings else each[:60] for each in alone)
     busy = start([MODEL], slots=6, **settings)
     with (
         ThreadPoolExecutor(32) as pool,

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
+import runpy
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from rwkvflow.worker.formats.runner import answer
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.tokenizers import World
 from rwkvflow.worker.read.open import open_checkpoint
-from rwkvflow.worker.reference import Reference
+from rwkvflow.worker.reference import Reference, logits
 from rwkvflow.worker.smoke.questions import Questions
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -81,6 +83,21 @@ def test_the_model_of_five_domains_is_wide_enough_for_k_types() -> None:
         asked = Questions(tuple(words.encode(text)[:512]), 1, ((1,),), 1)
         with open_checkpoint(path) as checkpoint:
             assert answer(Reference(checkpoint), asked).perplexity < most, name
+
+
+def test_the_model_that_is_made_wide_computes_what_it_did(tmp_path: Path) -> None:
+    """scripts/wide_demo.py: the text of a small model, at the cost of a larger one."""
+    widened = runpy.run_path(str(ROOT / "scripts" / "wide_demo.py"))["widened"]
+    with open_checkpoint(DEMO / "rwkv7-domains.pth") as checkpoint:
+        small = {name: checkpoint.float32(name) for name in checkpoint.tensors}
+        ids = [1 + number * 37 % 500 for number in range(48)]
+        wanted = logits(checkpoint, ids)
+    save_file(widened(small, copies=2, layers=5, inner=700, tokens=1000), tmp_path / "wide.safetensors")
+    with open_checkpoint(tmp_path / "wide.safetensors") as checkpoint:
+        found = logits(checkpoint, ids)
+        assert architecture_of(checkpoint.tensors).n_layer == 5
+    assert np.abs(found[:, :512] - wanted).max() < 1e-3
+    assert (found[:, 512:].max(1) < wanted.min(1) - 50).all()  # none of those that no text holds is ever chosen
 
 
 def test_the_smoke_text_is_not_what_the_models_learned(corpus: str) -> None:
