@@ -19,6 +19,7 @@ from .test_command import serving
 MODEL = "rwkv7-demo-q8_0"
 TEXT = "Once there was a fox who lived near the old mill and said to the hen : good morning . \n\n"
 WORDS = TEXT.split(" ")
+Alone = tuple[list[tuple[str, dict[str, Any]]], list[Any]]
 
 
 def requests(count: int) -> list[tuple[str, dict[str, Any]]]:
@@ -62,7 +63,7 @@ def hang_up(client: httpx.Client, path: str, body: dict[str, Any], after: int) -
 
 
 @pytest.fixture(scope="module")
-def alone(server: Running) -> tuple[list[Any], list[Any]]:
+def alone(server: Running) -> Alone:
     """Requests of all kinds, and what each is answered while nobody else asks."""
     asked = requests(200)
     with httpx.Client(base_url=server.url) as client:
@@ -71,9 +72,10 @@ def alone(server: Running) -> tuple[list[Any], list[Any]]:
 
 @pytest.mark.parametrize("settings", [{}, {"lookup": True, "guesses": 4}, {"draft": "rwkv7-demo-q4_0", "guesses": 3}])
 def test_200_requests_of_32_clients_are_what_they_are_alone(
-    settings: dict[str, Any], start: Start, alone: tuple[list[Any], list[Any]]
+    settings: dict[str, Any], start: Start, alone: Alone
 ) -> None:
-    asked, wanted = (each if not settings else each[:60] for each in alone)
+    count = 60 if settings else 200
+    asked, wanted = alone[0][:count], alone[1][:count]
     busy = start([MODEL], slots=6, **settings)
     with (
         ThreadPoolExecutor(32) as pool,
