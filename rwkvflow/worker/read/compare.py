@@ -1,8 +1,8 @@
 """How two model files differ, tensor by tensor, whatever their formats.
 
-Files of rwkv.cpp and llama.cpp are compared under the author's names and shapes, quantized tensors by the values that
-they stand for; a .pth or safetensors file under the names that it has. A matrix that one of them has the other way
-round is turned.
+Files of rwkv.cpp, llama.cpp and web-rwkv are compared under the author's names and shapes, quantized tensors by the
+values that they stand for; any other .pth or safetensors file under the names that it has. A matrix that one of them
+has the other way round is turned, and one value a head meets a head full of it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.maps import web_rwkv
 from rwkvflow.worker.read import ggml_source, gguf_source
 from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.dequantize import BLOCK_BYTES, dequantize
@@ -54,18 +55,24 @@ class _ComparedTensor:
 def compare(first: Path, second: Path) -> Iterator[Difference]:
     """Every tensor in the first file's order, then those of the second alone. Raises WorkerError."""
     with _open(first) as ours, _open(second) as theirs:
+        # A bonus is time_first in versions 4 to 5.1, and in web-rwkv's files of all.
+        known = {web_rwkv.name_in_file(name): b for name, b in theirs.items()}
         for name, a in ours.items():
-            b = theirs.get(name)
+            b = known.pop(web_rwkv.name_in_file(name), None)
             if b is None:
                 yield Difference(name, "first", (a.dtype, ""), (a.shape, ()))
             elif len(a.shape) == 2 and a.shape == b.shape[::-1] != b.shape:
                 yield replace(_values(name, a, _turned(b)), shapes=(a.shape, b.shape))
+            elif _flat(a.shape) == _flat(b.shape[:1]) and _flat(a.shape) != _flat(b.shape):
+                yield replace(_values(name, _spread(a, b.shape), b), shapes=(a.shape, b.shape))
+            elif _flat(b.shape) == _flat(a.shape[:1]) and _flat(a.shape) != _flat(b.shape):
+                yield replace(_values(name, a, _spread(b, a.shape)), shapes=(a.shape, b.shape))
             elif _flat(a.shape) != _flat(b.shape):
                 yield Difference(name, "shape", (a.dtype, b.dtype), (a.shape, b.shape))
             else:
                 yield _values(name, a, b)
         for name, b in theirs.items():
-            if name not in ours:
+            if web_rwkv.name_in_file(name) in known:
                 yield Difference(name, "second", ("", b.dtype), ((), b.shape))
 
 
@@ -76,6 +83,16 @@ def _turned(tensor: _ComparedTensor) -> _ComparedTensor:
         return tensor.rows(0, None).T[start : None if count is None else start + count]
 
     return _ComparedTensor(tensor.dtype, tensor.shape[::-1], rows)
+
+
+def _spread(tensor: _ComparedTensor, shape: tuple[int, ...]) -> _ComparedTensor:
+    """A vector as a matrix with its values in columns: versions 5.0 and 5.1 have one a head, and 5.2 a head of them."""
+
+    def rows(start: int, count: int | None) -> NDArray[np.float32]:
+        values = tensor.rows(0, None).reshape(-1)[start : None if count is None else start + count]
+        return np.broadcast_to(values.reshape(-1, *[1] * (len(shape) - 1)), (len(values), *shape[1:]))
+
+    return _ComparedTensor(tensor.dtype, shape, rows)
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -136,8 +153,19 @@ def _plain(checkpoint: Checkpoint) -> dict[str, _ComparedTensor]:
     def rows(name: str) -> Callable[[int, int | None], NDArray[np.float32]]:
         return lambda start, count: checkpoint.float32(name, start, count)
 
+    def swapped(name: str) -> Callable[[int, int | None], NDArray[np.float32]]:
+        return lambda start, count: np.swapaxes(checkpoint.float32(name), -1, -2)[
+            start : None if count is None else start + count
+        ]
+
+    authors = web_rwkv.author_names(checkpoint.tensors) or checkpoint.tensors
     return {
-        name: _ComparedTensor(info.dtype, tuple(info.shape), rows(name)) for name, info in checkpoint.tensors.items()
+        info.name: _ComparedTensor(
+            info.dtype,
+            tuple(info.shape),
+            swapped(name) if authors is not checkpoint.tensors and web_rwkv.is_swapped(name) else rows(name),
+        )
+        for name, info in authors.items()
     }
 
 

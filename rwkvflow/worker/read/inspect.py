@@ -5,23 +5,22 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.maps import web_rwkv
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.strangers import refuse_unknown
 from rwkvflow.worker.model.tensorinfo import TensorInfo
-from rwkvflow.worker.read import ggml_source
+from rwkvflow.worker.read import ggml_source, ncnn_file, onnx_file
 from rwkvflow.worker.read.ggml_file import read_ggml_index
 from rwkvflow.worker.read.gguf_file import read_gguf_index
+from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.shards import Joined, open_model
 
+MOST_CONFIG = 1 << 16  # bytes of a .config
 _VERSION = re.compile(r"rwkv([0-9])")  # general.architecture of a GGUF; of a hybrid it is another
-# What web-rwkv's files have the other way round; formats/web_rwkv/layout.py writes them.
-_SWAPPED = re.compile(r"\.(time_mix_w[12]|time_decay_w[12]|[wavg][12])$")
 
 
 class _ListedTensor(Protocol):
@@ -37,11 +36,14 @@ def describe(path: Path | str) -> dict[str, Any]:
     """What a file holds, as JSON takes it.
 
     Keys: file (its name), files (names of its parts, only where it is split), bytes (of all of them), format ("pth",
-    "safetensors", "ggml", "gguf"), architecture (Architecture.to_dict(), or None), problem (why there is no
-    architecture, or None), parameters (how many values), types ({dtype: {"tensors", "parameters", "bytes"}}), metadata
-    (what else the file says), tensors ([{"name", "dtype", "shape", "bytes"}]).
+    "safetensors", "ggml", "gguf", "onnx", "ncnn"), architecture (Architecture.to_dict(), or None; of ONNX and ncnn
+    what the .config beside them says), problem (why there is no architecture, or None), parameters (how many values),
+    types ({dtype: {"tensors", "parameters", "bytes"}}), metadata (what else the file says), tensors ([{"name", "dtype",
+    "shape", "bytes"}]).
     Raises WorkerError for a file of no known format, or a broken one.
     """
+    if (graph := _graph(Path(path))) is not None:
+        return graph
     with open_model(path) as file:
         head, size, name = file.bytes_at(0, min(file.size, 4)), file.size, file.name
         parts = [part.name for part in file.parts] if isinstance(file, Joined) else []
@@ -52,6 +54,48 @@ def describe(path: Path | str) -> dict[str, Any]:
     else:
         body = _checkpoint(path)
     return {"file": name, **({"files": parts} if parts else {}), "bytes": size, **body}
+
+
+def _graph(path: Path) -> dict[str, Any] | None:
+    """Of a model that is a graph with its weights beside it, or a folder with one; None for everything else."""
+    if path.is_dir():
+        found = sorted(one for end in (onnx_file.SUFFIX, ncnn_file.SUFFIX) for one in path.glob("*" + end))
+        if len(found) != 1:
+            return None
+        path = found[0]
+    with RawFile(path) as file:
+        if file.bytes_at(0, min(file.size, len(ncnn_file.MAGIC))) == ncnn_file.MAGIC:
+            kind = "ncnn"
+        elif onnx_file.looks_like(file):
+            kind = "onnx"
+        else:
+            return None
+    index = ncnn_file.read_ncnn_index(path) if kind == "ncnn" else onnx_file.read_onnx_index(path)
+    files = [path, *index.files]
+    architecture = _config(path.with_suffix(".config") if kind == "ncnn" else path.with_name(path.name + ".config"))
+    problem = getattr(index, "problem", None) or (
+        None if architecture else "a graph does not say what it computes, and there is no .config beside it"
+    )
+    return {
+        "file": path.name,
+        **({"files": [one.name for one in files]} if len(files) > 1 else {}),
+        "bytes": sum(one.stat().st_size for one in files),
+        "format": kind,
+        "architecture": architecture,
+        "problem": problem,
+        "metadata": index.metadata,
+        **_tensors((tensor, tensor.type) for tensor in index.tensors),
+    }
+
+
+def _config(path: Path) -> dict[str, Any] | None:
+    """Lines `key: value`, as rwkvflow and faster-rwkv's converter write them; None where there is no such file."""
+    if not path.is_file():
+        return None
+    with RawFile(path) as file:
+        lines = file.bytes_at(0, min(file.size, MOST_CONFIG)).decode("utf-8", "replace").splitlines()
+    pairs = (line.partition(":") for line in lines)
+    return {key.strip(): value.strip() for key, colon, value in pairs if colon} or None
 
 
 def _checkpoint(path: Path | str) -> dict[str, Any]:
@@ -75,13 +119,10 @@ def described(kind: str, tensors: Mapping[str, TensorInfo], metadata: Mapping[st
         refuse_unknown(tensors, found)
     except WorkerError as error:
         problem = str(error)
-        if architecture is None:
-            with suppress(WorkerError):
-                straight = {name: _straight(info) for name, info in tensors.items()}
-                found = architecture_of(straight)
-                refuse_unknown(straight, found)
-                architecture, problem = found.to_dict(), None
-                remark = {"low-rank matrices": "transposed, as web-rwkv takes them"}
+        if architecture is None and (straight := web_rwkv.author_names(tensors)):
+            found = architecture_of({info.name: info for info in straight.values()})
+            architecture, problem = found.to_dict(), None
+            remark = {"names": "as web-rwkv has them, with its low-rank matrices transposed"}
     return {
         "format": kind,
         "architecture": architecture,
@@ -89,12 +130,6 @@ def described(kind: str, tensors: Mapping[str, TensorInfo], metadata: Mapping[st
         "metadata": remark | dict(metadata),
         **_tensors((info, info.dtype) for info in tensors.values()),
     }
-
-
-def _straight(info: TensorInfo) -> TensorInfo:
-    """A tensor of a web-rwkv file as the checkpoint has it."""
-    swapped = _SWAPPED.search(info.name) is not None and len(info.shape) == 2
-    return replace(info, shape=info.shape[::-1]) if swapped else info
 
 
 def _ggml(path: Path | str) -> dict[str, Any]:

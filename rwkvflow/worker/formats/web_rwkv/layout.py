@@ -1,13 +1,9 @@
-"""`web-rwkv`: what web-rwkv and Ai00 read, a safetensors file of the author's tensors in F16 under other names.
-
-Names and transpositions are those of web-rwkv's converter (cryscan/web-rwkv, crates/web-rwkv-converter): in lower
-case, `time_faaaa` as `time_first`, `time_maa` as `time_mix`, `lora_a` and `lora_b` as `lora.0` and `lora.1`; the last
-two dims of low-rank matrices and initial states are swapped, once. What 5.0 and 5.1 hold once a head is repeated.
+"""`web-rwkv`: what web-rwkv and Ai00 read, a safetensors file of the author's tensors in F16 under other names, which
+rwkvflow.worker.maps.web_rwkv tells.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import EMULATED, FileFormat, Limits
 from rwkvflow.worker.formats.safetensors.layout import TensorEntry, safetensors_layout
+from rwkvflow.worker.maps.web_rwkv import is_swapped, name_in_file, repeated
 from rwkvflow.worker.model.versions import STATEFUL
 from rwkvflow.worker.model.weight_types import F16
 from rwkvflow.worker.write.layout import Encoding, Layout, Transform
@@ -23,29 +20,6 @@ from rwkvflow.worker.write.transforms import TRANSPOSE
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
     from rwkvflow.worker.model.tensorinfo import TensorInfo
-
-RENAMED = (("time_faaaa", "time_first"), ("time_maa", "time_mix"), ("lora_a", "lora.0"), ("lora_b", "lora.1"))
-SWAPPED = re.compile(r"\.(time_mix_w[12]|time_decay_w[12]|[wavg][12]|time_state|lora\.0)(\.weight)?$")
-PER_HEAD = re.compile(r"\.att\.time_(decay|first)$")
-
-
-def name_in_file(name: str) -> str:
-    """What a tensor of the checkpoint is called in the file."""
-    name = name.lower()
-    for old, new in RENAMED:
-        name = name.replace(old, new)
-    return name
-
-
-def is_swapped(name: str) -> bool:
-    """Whether the last two dims of the tensor of this name in the file are swapped."""
-    return SWAPPED.search(name) is not None
-
-
-def repeated(name: str, architecture: Architecture) -> int:
-    """How often each value of the tensor of this name in the file stands in a row."""
-    per_head = architecture.version in ("5.0", "5.1") and PER_HEAD.search(name)
-    return architecture.head_size or 1 if per_head else 1
 
 
 @dataclass(frozen=True)

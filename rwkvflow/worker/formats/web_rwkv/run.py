@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.runner import IN_HALF, Task, answer
-from rwkvflow.worker.formats.web_rwkv import layout
+from rwkvflow.worker.maps.web_rwkv import is_swapped, name_in_file, repeated
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.model.tokenizers import WORLD
@@ -62,8 +62,8 @@ def run(task: Task, questions: Questions) -> Answers:
 
 def held(info: TensorInfo, architecture: Architecture) -> Held:
     """Where the file should hold a tensor of the checkpoint."""
-    name, shape = layout.name_in_file(info.name), tuple(info.shape)
-    times = layout.repeated(name, architecture)
+    name, shape = name_in_file(info.name), tuple(info.shape)
+    times = repeated(name, architecture)
     if times > 1:
         return Held(
             name,
@@ -72,7 +72,7 @@ def held(info: TensorInfo, architecture: Architecture) -> Held:
             lambda values: np.repeat(values.reshape(-1, 1), times, axis=1),
             lambda values: values[:, 0],
         )
-    if layout.is_swapped(name):
+    if is_swapped(name):
         return Held(name, "f16", (*shape[:-2], shape[-1], shape[-2]), swap, swap)
     return Held(name, "f16", shape)
 
