@@ -228,17 +228,19 @@ class LocalExecutor:
     def _start(self) -> None:
         """Start what is ready and fits. Steps of one batch go together. Thousands may be ready, and little fit."""
         used = sum(node.cores for node in self._running.values())
+        waiting = any(node.step.limits.beside for node in self._running.values())
         for name, cores in list(self._weights.items()):
             self._check_cancelled()
-            if self._running and used + cores > self.cores:
-                continue
             nodes = self._ready[name]
-            if self.claims and any(node.not_before > time.monotonic() for node in nodes):
+            beside = nodes[0].step.limits.beside
+            fits = not waiting if beside else not used or used + cores <= self.cores
+            if not fits or (self.claims and any(node.not_before > time.monotonic() for node in nodes)):
                 continue
             del self._ready[name], self._weights[name]
-            used += cores
+            taken = 0.0 if beside else cores
+            used, waiting = used + taken, waiting or beside
             for node in nodes:
-                node.cores = cores if node is nodes[0] else 0.0
+                node.cores = taken if node is nodes[0] else 0.0
                 node.state = StepState.RUNNING
                 self._running[node.step.id] = node
             self._pool.submit(self._carry_out, [(node.step, node.key, dict(node.digests)) for node in nodes])

@@ -49,6 +49,7 @@ class StepLimits:
     retries: int = 0
     pids: int = 512
     disk: int | None = None  # bytes that its outputs and scratch may occupy at a time
+    beside: bool = False  # it waits for the disk more than it computes: one such step runs beside those that compute
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -93,9 +93,10 @@ class Blueprint:
         formats = (LocalInput(self.format_digests[item.name]["digest"], item.folder) for item in self.format_packages)
         return LocalInput(text_digest(canonical(code)), PACKAGE / "worker", (self.own_worker, *engine, *formats))
 
-    def limits(self, stage: str, *, cores: float | None = None) -> StepLimits:
-        """Limits of a stage from the workflow; `cores` where the workflow names none."""
-        return limits_of(getattr(self.workflow.stages, stage), cores=cores)
+    def limits(self, stage: str, *, cores: float | None = None, beside: bool = False) -> StepLimits:
+        """Limits of a stage from the workflow; `cores` and `beside` where the workflow names no cores."""
+        own: StageLimits = getattr(self.workflow.stages, stage)
+        return replace(limits_of(own, cores=cores), beside=beside and own.cores is None)
 
 
 def image_step(image: str) -> str:

@@ -69,6 +69,7 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
             outputs=("artifact",),
             code=blueprint.worker.digest,
             environment=image_step(which.image),
-            limits=blueprint.limits("convert"),
+            # Where smokes measure speed, nothing else may run.
+            limits=blueprint.limits("convert", beside=not blueprint.recipe.smoke.speed),
             batch=f"convert/{which.model}@{which.image}",
         )

@@ -100,6 +100,37 @@ def test_a_second_run_does_nothing(world: World) -> None:
     assert {outcome.status for outcome in second.values()} == {"cached"}
 
 
+def test_what_waits_for_the_disk_runs_beside_what_computes_one_at_a_time(world: World) -> None:
+    """Two that wait, two that take all cores: at most one of each at a time, and one of each together."""
+    waits, computes = StepLimits(beside=True), StepLimits()
+    steps = [
+        *(step(name, limits=waits) for name in ("w1", "w2")),
+        *(step(name, limits=computes) for name in ("c1", "c2")),
+    ]
+    together: set[frozenset[str]] = set()
+    running: set[str] = set()
+    guard, met = threading.Lock(), threading.Event()
+    join = world.join
+
+    def noted(jobs: Sequence[Job], work: Work) -> Mapping[str, Made | RwkvflowError]:
+        with guard:
+            running.add(jobs[0].step.id)
+            together.add(frozenset(running))
+            if len(running) == 2:
+                met.set()
+        met.wait(10)
+        with guard:
+            running.discard(jobs[0].step.id)
+            return join(jobs, work)
+
+    world.join = noted  # type: ignore[method-assign]
+    world.run([*steps, step("end", "w1", "w2", "c1", "c2")], "end")
+    assert met.is_set()
+    for found in together:
+        assert sum(name.startswith("w") for name in found) <= 1
+        assert sum(name.startswith("c") for name in found) <= 1
+
+
 def test_a_change_runs_what_depends_on_it_and_says_why(world: World) -> None:
     world.run(CHAIN, "c")
     world.run([step("a"), step("b", "a", params={"name": "B"}), step("c", "b")], "c")
