@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from rwkvflow.base.errors import RwkvflowError
 from rwkvflow.base.events import Status
+from rwkvflow.base.files import no_space
 from rwkvflow.plan.step import Step, StepLimits
 from rwkvflow.store.record import Output
 
@@ -73,3 +75,12 @@ class Outcome:
     def ok(self) -> bool:
         """Whether its outputs can be used."""
         return self.status in ("done", "cached")
+
+
+def failure_of(error: Exception, step: str) -> RwkvflowError:
+    """What a command raised, as an error of ours."""
+    if isinstance(error, RwkvflowError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return no_space(step)
+    return RwkvflowError(f"{type(error).__name__}: {error}")

@@ -10,7 +10,6 @@ run in it.
 from __future__ import annotations
 
 import contextlib
-import errno
 import queue
 import threading
 import time
@@ -20,8 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from rwkvflow.base.errors import Interrupted, RwkvflowError, StepFailed
 from rwkvflow.base.events import Listener, StepFinished, StepLog, StepProgress, StepStarted
-from rwkvflow.base.files import no_space
-from rwkvflow.execute.base import Action, Job, Made, Outcome, Probe, Work
+from rwkvflow.execute.base import Action, Job, Made, Outcome, Probe, Work, failure_of
 from rwkvflow.execute.claims import CLAIMED, Claims
 from rwkvflow.execute.log_file import LogFile
 from rwkvflow.execute.node import StepNode, StepState, Strength
@@ -293,18 +291,8 @@ class LocalExecutor:
             else:
                 asked = lambda name: self._nodes[name].brought  # noqa: E731
                 outcomes = self.claims.carry_out(steps, lambda mine: self._locked_run(mine, start), asked)
-        except RwkvflowError as error:
-            outcomes = {step.id: Outcome("failed", key, error=error) for step, key, _ in steps}
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            text = f"{type(error).__name__}: {error}"
-            outcomes = {
-                step.id: Outcome("failed", key, error=no_space(step.id) if full else RwkvflowError(text))
-                for step, key, _ in steps
-            }
         except Exception as error:  # a flaw of ours must not hang the run
-            text = f"{type(error).__name__}: {error}"
-            outcomes = {step.id: Outcome("failed", key, error=RwkvflowError(text)) for step, key, _ in steps}
+            outcomes = {step.id: Outcome("failed", key, error=failure_of(error, step.id)) for step, key, _ in steps}
         if self.cancel.is_set():
             outcomes = {
                 name: outcome if outcome is None or outcome.ok else Outcome("cancelled", outcome.key)
