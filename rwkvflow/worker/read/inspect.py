@@ -13,9 +13,10 @@ from rwkvflow.worker.maps import web_rwkv
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.strangers import refuse_unknown
 from rwkvflow.worker.model.tensorinfo import TensorInfo
-from rwkvflow.worker.read import ggml_source, ncnn_file, onnx_file
+from rwkvflow.worker.read import ggml_source
 from rwkvflow.worker.read.ggml_file import read_ggml_index
 from rwkvflow.worker.read.gguf_file import read_gguf_index
+from rwkvflow.worker.read.graph import ncnn_file, onnx_file
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.shards import Joined, open_model
 
