@@ -51,7 +51,7 @@ class NcnnIndex:
 
 
 @dataclass(frozen=True)
-class _Layer:
+class _NcnnLayer:
     kind: str
     name: str
     inputs: tuple[str, ...]
@@ -89,7 +89,7 @@ def read_ncnn_index(path: Path | str) -> NcnnIndex:
         return NcnnIndex(metadata, _weights(path.name, file, layers), None, [weights])
 
 
-def _layers(name: str, content: bytes) -> list[_Layer]:
+def _layers(name: str, content: bytes) -> list[_NcnnLayer]:
     lines = content.decode("utf-8", "replace").split("\n")
     if lines[0].strip().encode() != MAGIC:
         raise WorkerError(f"{name}: no .param of ncnn: it begins with {lines[0][:20]!r} and not with {MAGIC.decode()}")
@@ -107,7 +107,7 @@ def _layers(name: str, content: bytes) -> list[_Layer]:
             parameters = {int(key): value for key, value in pairs}
         except (ValueError, IndexError):
             raise WorkerError(f"{name}, line {number}: not a layer of ncnn: {line[:60]!r}") from None
-        found.append(_Layer(words[0], words[1], tuple(blobs[:inputs]), tuple(blobs[inputs:]), parameters))
+        found.append(_NcnnLayer(words[0], words[1], tuple(blobs[:inputs]), tuple(blobs[inputs:]), parameters))
     said = lines[1].split() if len(lines) > 1 else []
     if len(said) != 2 or said[0] != str(len(found)):
         raise WorkerError(
@@ -117,12 +117,12 @@ def _layers(name: str, content: bytes) -> list[_Layer]:
     return found
 
 
-def _embed(layer: _Layer) -> list[tuple[str, tuple[int, ...], bool]]:
+def _embed(layer: _NcnnLayer) -> list[tuple[str, tuple[int, ...], bool]]:
     size, rows = layer.number(0), layer.number(1)
     return [("weight", (rows, size), True), *([("bias", (size,), False)] if layer.number(2) else [])]
 
 
-def _inner_product(layer: _Layer) -> list[tuple[str, tuple[int, ...], bool]]:
+def _inner_product(layer: _NcnnLayer) -> list[tuple[str, tuple[int, ...], bool]]:
     rows, values = layer.number(0), layer.number(2)
     shape = (rows, values // rows) if rows and values % rows == 0 else (values,)
     return [("weight", shape, True), *([("bias", (rows,), False)] if layer.number(1) else [])]
@@ -132,7 +132,7 @@ def _norm(size: int, affine: int) -> list[tuple[str, tuple[int, ...], bool]]:
     return [("weight", (size,), False), ("bias", (size,), False)] if affine else []
 
 
-def _memory_data(layer: _Layer) -> list[tuple[str, tuple[int, ...], bool]]:
+def _memory_data(layer: _NcnnLayer) -> list[tuple[str, tuple[int, ...], bool]]:
     dims = [layer.number(key) for key in (2, 11, 1, 0)]  # c, d, h, w; 0 where there is none
     return [("data", tuple(size for size in dims if size), False)]
 
@@ -147,7 +147,7 @@ _WEIGHTS: Final = {
 }
 
 
-def _weights(name: str, file: RawFile, layers: list[_Layer]) -> list[NcnnTensor]:
+def _weights(name: str, file: RawFile, layers: list[_NcnnLayer]) -> list[NcnnTensor]:
     tensors, at = [], 0
     for layer in layers:
         if layer.kind not in _WEIGHTS:

@@ -62,14 +62,14 @@ class OnnxIndex:
     files: list[Path]
 
 
-class _Message:
+class _ProtoMessage:
     """The fields of a message that lies in a file from `start` to `stop`."""
 
     def __init__(self, file: RawFile, start: int, stop: int, left: list[int]) -> None:
         self.file, self.start, self.stop, self._left = file, start, stop, left
         self._window, self._from = b"", 0
 
-    def fields(self) -> Iterator[tuple[int, int, _Message | None]]:
+    def fields(self) -> Iterator[tuple[int, int, _ProtoMessage | None]]:
         """(number, value, None) of a number; (number, length, message) of bytes, a text or a message."""
         at = self.start
         while at < self.stop:
@@ -90,7 +90,7 @@ class _Message:
                 raise self._broken(at)
             if number == 0 or size > self.stop - at:
                 raise self._broken(at)
-            yield number, size, _Message(self.file, at, at + size, self._left) if kind == _BLOCK else None
+            yield number, size, _ProtoMessage(self.file, at, at + size, self._left) if kind == _BLOCK else None
             at += size
 
     def text(self) -> str:
@@ -133,7 +133,7 @@ def looks_like(file: RawFile) -> bool:
     if len(head) < 2 or head[0] != 8 or not 0 < head[1] < 64:
         return False
     try:
-        return any(number == 7 and message for number, _, message in _Message(file, 0, file.size, [64]).fields())
+        return any(number == 7 and message for number, _, message in _ProtoMessage(file, 0, file.size, [64]).fields())
     except WorkerError:
         return False
 
@@ -144,7 +144,7 @@ def read_onnx_index(path: Path | str) -> OnnxIndex:
         metadata: dict[str, Any] = {}
         names = {1: "IR version", 5: "model version"}, {2: "producer", 3: "producer version", 6: "description"}
         opsets, graph = [], None
-        for number, value, message in _Message(file, 0, file.size, [MOST_FIELDS]).fields():
+        for number, value, message in _ProtoMessage(file, 0, file.size, [MOST_FIELDS]).fields():
             if message is None:
                 if number in names[0]:
                     metadata[names[0][number]] = value
@@ -166,7 +166,7 @@ def read_onnx_index(path: Path | str) -> OnnxIndex:
     return OnnxIndex(metadata, [tensor for tensor, _ in tensors], _outside(Path(path).name, folder, tensors))
 
 
-def _graph(graph: _Message, metadata: dict[str, Any]) -> list[tuple[OnnxTensor, int]]:
+def _graph(graph: _ProtoMessage, metadata: dict[str, Any]) -> list[tuple[OnnxTensor, int]]:
     operators: Counter[str] = Counter()
     values: dict[int, list[str]] = {11: [], 12: []}
     tensors = []
@@ -184,7 +184,7 @@ def _graph(graph: _Message, metadata: dict[str, Any]) -> list[tuple[OnnxTensor, 
     return tensors
 
 
-def _tensor(message: _Message) -> tuple[OnnxTensor, int]:
+def _tensor(message: _ProtoMessage) -> tuple[OnnxTensor, int]:
     """A weight, and where in its own file it begins."""
     shape: list[int] = []
     name, kind, location, entries = "", 0, 0, {}
@@ -238,7 +238,7 @@ def _outside(model: str, folder: Path, tensors: list[tuple[OnnxTensor, int]]) ->
     return [folder / name for name in ends]
 
 
-def _opset(message: _Message) -> str:
+def _opset(message: _ProtoMessage) -> str:
     domain, version = "", 0
     for number, value, inner in message.fields():
         if number == 1 and inner:
@@ -248,10 +248,10 @@ def _opset(message: _Message) -> str:
     return f"{domain} {version}".strip()
 
 
-def _entry(message: _Message) -> tuple[str, str]:
+def _entry(message: _ProtoMessage) -> tuple[str, str]:
     """StringStringEntryProto."""
     return _text(message, 1), _text(message, 2)
 
 
-def _text(message: _Message, wanted: int) -> str:
+def _text(message: _ProtoMessage, wanted: int) -> str:
     return next((inner.text() for number, _, inner in message.fields() if number == wanted and inner), "")
