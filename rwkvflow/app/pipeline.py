@@ -32,6 +32,7 @@ from rwkvflow.store.store import Store, run_id
 
 if TYPE_CHECKING:
     from rwkvflow.execute.base import Outcome
+    from rwkvflow.execute.cluster.elsewhere import Elsewhere
     from rwkvflow.sandbox.base import Sandbox
     from rwkvflow.store.leases import Leases
     from rwkvflow.store.trust import Trust
@@ -269,11 +270,13 @@ def execute(
     *,
     stages: frozenset[str] | None = None,
     leases: Leases | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Finished:
     """Carry the plan out. Raises Interrupted; failures of steps are in what it returns.
 
     stages: steps of others are not carried out; they fail where they are not in the store.
     leases: carry out only what no other worker has claimed, and see to the rest's being done.
+    elsewhere: the cluster that carries out commands; see app.clusters.
     """
     with History(prepared.store, run_id(prepared.request.recipe)) as history:
 
@@ -281,7 +284,7 @@ def execute(
             history(event)
             emit(event)
 
-        return _execute(prepared, tell, cancel, stages, leases)
+        return _execute(prepared, tell, cancel, stages, leases, elsewhere)
 
 
 def _execute(
@@ -290,6 +293,7 @@ def _execute(
     cancel: threading.Event | None,
     stages: frozenset[str] | None,
     leases: Leases | None,
+    elsewhere: Elsewhere | None = None,
 ) -> Finished:
     from rwkvflow.execute.actions import actions, only_in, probes
     from rwkvflow.execute.local import LocalExecutor
@@ -309,6 +313,7 @@ def _execute(
         cores=os.cpu_count() or 1,
         cancel=cancel,
         leases=leases,
+        elsewhere=elsewhere,
     )
     with store.using():
         outcomes = executor.run(plan)

@@ -29,19 +29,43 @@ from rwkvflow.cli.options import (
 @click.command()
 @recipe_argument
 @run_options
+@click.option(
+    "--executor",
+    default="local",
+    show_default=True,
+    envvar="RWKVFLOW_EXECUTOR",
+    metavar="WHERE",
+    help="Who carries out commands: local, dask (workers on this machine), dask=4, dask=tls://host:8786",
+)
+@click.option("--executor-insecure", is_flag=True, help="Take a scheduler without TLS that is not on this machine")
+@click.option("--tls-ca", type=DocumentPath(), help="Certificate that the cluster's are signed by (PEM)")
+@click.option("--tls-cert", type=DocumentPath(), help="Certificate of yours for the cluster (PEM)")
+@click.option("--tls-key", type=DocumentPath(), help="Its private key (PEM)")
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON, one per line")
 @click.option("-v", "--verbose", is_flag=True, help="Also show cached steps and the output of commands")
 def run(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
     """Carry out a recipe: lock, fetch, build, convert, smoke, publish.
 
-    Finished steps are not repeated; a run that failed or was interrupted continues from there.
+    Finished steps are not repeated; a run that failed or was interrupted continues from there. With --executor dask,
+    the workers of a cluster carry out the commands; this machine fetches and publishes.
     """
     from rwkvflow.app import pipeline
     from rwkvflow.display import display_for
+    from rwkvflow.execute.cluster.fitness import parse_executor
 
+    executor = parse_executor(options["executor"], insecure=options["executor_insecure"])
     with closing(display_for(as_json=as_json, verbose=verbose)) as display:
         prepared = pipeline.prepare(request_of(recipe, options), display)
-        finished = pipeline.execute(prepared, display)
+        if executor.kind == "local":
+            finished = pipeline.execute(prepared, display)
+        else:
+            from rwkvflow.app.clusters.connect import Cluster, elsewhere
+            from rwkvflow.execute.cluster.dask import Certificates
+
+            files = (options["tls_ca"], options["tls_cert"], options["tls_key"])
+            certificates = Certificates(*(str(path) if path else None for path in files))
+            with elsewhere(prepared, Cluster(executor, certificates), display) as cluster:
+                finished = pipeline.execute(prepared, display, elsewhere=cluster)
     finished.check()
 
 

@@ -69,6 +69,11 @@ def load_workflow(path: Path | None = None) -> Workflow:
     )
 
 
+def named_stages(path: Path | None) -> frozenset[str]:
+    """The stages that a workflow of the user's limits itself; what it adds of its own among them, as "extra"."""
+    return frozenset() if path is None else frozenset({*_workflow(path).stages.model_fields_set, "extra"})
+
+
 def _workflow(path: Path) -> Workflow:
     source = parse(read_text(path), str(path))
     return _load(Workflow, source, source.to_python(), lambda source: check_workflow(source, path.parent))

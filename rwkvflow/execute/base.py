@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rwkvflow.base.errors import RwkvflowError
-from rwkvflow.base.events import Status
+from rwkvflow.base.errors import RwkvflowError, StepFailed
+from rwkvflow.base.events import Status, StepFinished
 from rwkvflow.base.files import no_space
 from rwkvflow.plan.step import Step, StepLimits
 from rwkvflow.store.record import Output
+from rwkvflow.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,24 @@ class Outcome:
     notes: Mapping[str, str] = field(default_factory=dict)
     error: RwkvflowError | None = None
     seconds: float = 0.0
+    here: bool = True  # whether this machine has what it made
 
     @property
     def ok(self) -> bool:
         """Whether its outputs can be used."""
         return self.status in ("done", "cached")
+
+
+def keep(store: Store, job: Job, name: str, made: Made) -> Output:
+    """Put an output into the store. Raises StepFailed where there is none."""
+    product = made.outputs.get(name)
+    if product is None or not product.path.exists():
+        raise StepFailed(f"{job.step.id} ended well but made no {name}")
+    if product.external:
+        return store.adopt(product.path, product.digest or "")
+    if product.path.is_dir():
+        return store.put_tree(product.path)
+    return store.put_file(product.path, product.digest)
 
 
 def failure_of(error: Exception, step: str) -> RwkvflowError:
@@ -84,3 +98,25 @@ def failure_of(error: Exception, step: str) -> RwkvflowError:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return no_space(step)
     return RwkvflowError(f"{type(error).__name__}: {error}")
+
+
+def stopped(outcomes: Mapping[str, Outcome | None]) -> dict[str, Outcome | None]:
+    """The same, where the run was interrupted: what did not end well was cancelled."""
+    return {
+        name: outcome if outcome is None or outcome.ok else Outcome("cancelled", outcome.key)
+        for name, outcome in outcomes.items()
+    }
+
+
+def finished(step: Step, outcome: Outcome) -> StepFinished:
+    """The event that tells how a step ended."""
+    return StepFinished(
+        step.id,
+        step.stage,
+        outcome.status,
+        outcome.seconds,
+        str(outcome.error) if outcome.error else "",
+        {key: output.digest for key, output in outcome.outputs.items()},
+        dict(outcome.notes),
+        outcome.key or "",
+    )

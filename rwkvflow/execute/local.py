@@ -16,11 +16,13 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from rwkvflow.base.errors import Interrupted, RwkvflowError, StepFailed
-from rwkvflow.base.events import Listener, StepFinished, StepLog, StepProgress, StepStarted
-from rwkvflow.execute.base import Action, Job, Made, Outcome, Probe, Work, failure_of
+from rwkvflow.base.events import Listener, StepLog, StepProgress, StepStarted
+from rwkvflow.execute.base import Action, Job, Made, Outcome, Probe, Work, failure_of, finished, keep, stopped
 from rwkvflow.execute.claims import CLAIMED, Claims
+from rwkvflow.execute.cluster.elsewhere import Desk, Elsewhere
 from rwkvflow.execute.log_file import LogFile
 from rwkvflow.execute.node import StepNode, StepState, Strength
 from rwkvflow.execute.sources import check_unchanged
@@ -31,6 +33,7 @@ from rwkvflow.store.record import Output, Record
 from rwkvflow.store.store import Store
 
 POLL_SECONDS = 0.2
+AWAY_THREADS = 256  # each waits for one command of a cluster
 REFETCHED = frozenset({"fetch", "wheels"})  # actions whose outputs anyone can fetch again by their hash: never shared
 
 
@@ -39,6 +42,8 @@ class LocalExecutor:
 
     With `leases` it is one of several workers that share the plan: a step whose result goes into the remote store is
     carried out by whoever claims it, and of the targets only the records are wanted, of which it looks at a few a time.
+
+    With `elsewhere`, commands are carried out by a cluster, and of what they need only the records are wanted here.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class LocalExecutor:
         cores: int,
         cancel: threading.Event | None = None,
         leases: Leases | None = None,
+        elsewhere: Elsewhere | None = None,
     ) -> None:
         self.store = store
         self.actions = actions
@@ -61,6 +67,7 @@ class LocalExecutor:
         self.cores = cores
         self.cancel = cancel or threading.Event()
         self.claims = Claims(leases, store, self.cancel) if leases else None
+        self.elsewhere = elsewhere
         self._nodes: dict[str, StepNode] = {}  # by step id
         self._ready: dict[str, list[StepNode]] = {}  # those that are READY by batch, in the order of becoming it
         self._weights: dict[str, float] = {}  # by batch, what a command for it takes
@@ -71,11 +78,13 @@ class LocalExecutor:
         """Carry out what the targets need. Returns how each step that was looked at ended; raises Interrupted."""
         self._nodes = {name: StepNode(step) for name, step in plan.steps.items()}
         self._work = deque(plan.targets if self.claims is None else ())
+        self._desk = Desk(plan, self.run_id, self.emit, self.cancel, lambda name: self._nodes[name].outcome)
         if self.claims:
             self.claims.order(plan.targets)
         for target in plan.targets:
             self._nodes[target].wanted = Strength.PRESENT if self.claims is None else Strength.RECORD
-        with ThreadPoolExecutor(max_workers=max(8, self.cores)) as pool, ThreadPoolExecutor(max_workers=2) as sharing:
+        threads = max(8, self.cores) + (AWAY_THREADS if self.elsewhere else 0)
+        with ThreadPoolExecutor(max_workers=threads) as pool, ThreadPoolExecutor(max_workers=2) as sharing:
             self._pool, self._sharing = pool, sharing
             try:
                 while True:
@@ -139,17 +148,28 @@ class LocalExecutor:
             self._running[name] = node
             self._pool.submit(self._bring, name, record)
             return
-        wanted = [value.step for value in step.inputs.values() if isinstance(value, Ref)]
-        wanted += step.environments
+        wanted = self._read(step)
         there = all(self._nodes[need].level is Strength.PRESENT for need in wanted)
         if self.claims and not there and self.claims.park(step, key):
             return
-        met = [self._want(need, Strength.PRESENT, name) for need in wanted]
+        met = [self._want(need, strength, name) for need, strength in wanted.items()]
         if all(met) and not self._blocked(step):
             node.key, node.digests, node.state = key, digests, StepState.READY
             batch = step.batch or name
             self._ready.setdefault(batch, []).append(node)
             self._weights[batch] = max(self._weights.get(batch, 0.0), self._cores(step))
+
+    def _away(self, step: Step) -> Elsewhere | None:
+        """Who carries a step out, if not this process."""
+        return self.elsewhere if self.elsewhere is not None and self.elsewhere.takes(step) else None
+
+    def _read(self, step: Step) -> dict[str, Strength]:
+        """The steps that a step's command reads, and how much of them has to be here."""
+        if away := self._away(step):
+            wants = away.wants(step, self._desk.plan)
+            return {name: Strength.PRESENT if here else Strength.RECORD for name, here in wants.items()}
+        refs = [value.step for value in step.inputs.values() if isinstance(value, Ref)]
+        return dict.fromkeys((*refs, *step.environments), Strength.PRESENT)
 
     def _usable(self, node: StepNode, key: str, record: Record) -> bool:
         there = self._intact(node.step, key, record.outputs)
@@ -171,7 +191,9 @@ class LocalExecutor:
     def _bring(self, name: str, record: Record) -> None:
         """In a worker thread. Whatever comes of it, the step is looked at again."""
         with contextlib.suppress(Exception):
-            self.store.bring(record.outputs.values())
+            brought, away = self.store.bring(record.outputs.values()), self._away(self._nodes[name].step)
+            if away and not brought:
+                away.again(record.outputs.values())
         self._ended.put({name: None})
 
     def _share(self, step: Step, key: str, record: Record, *, again: bool = False) -> None:
@@ -203,21 +225,14 @@ class LocalExecutor:
         return output.digest if output else None
 
     def _settle(self, node: StepNode, outcome: Outcome) -> None:
-        again = node.outcome is not None
+        known = node.outcome is not None and outcome.status == "cached"
+        if known and node.outcome is not None:
+            outcome = replace(outcome, status=node.outcome.status)  # "done": made elsewhere in this run, and brought
         node.outcome, node.state = outcome, StepState.SETTLED
-        if not (again and outcome.status == "cached"):
-            self.emit(
-                StepFinished(
-                    node.step.id,
-                    node.step.stage,
-                    outcome.status,
-                    outcome.seconds,
-                    str(outcome.error) if outcome.error else "",
-                    {key: output.digest for key, output in outcome.outputs.items()},
-                    dict(outcome.notes),
-                    outcome.key or "",
-                )
-            )
+        if not node.meets(node.wanted):
+            self._work.append(node.step.id)
+        if not known:
+            self.emit(finished(node.step, outcome))
         self._work.extend(node.waiting)
         node.waiting = {}
 
@@ -225,18 +240,22 @@ class LocalExecutor:
 
     def _start(self) -> None:
         """Start what is ready and fits. Steps of one batch go together. Thousands may be ready, and little fit."""
-        used = sum(node.cores for node in self._running.values())
-        waiting = any(node.step.limits.beside for node in self._running.values())
+        here = [node for node in self._running.values() if not self._away(node.step)]
+        waiting = any(node.step.limits.beside for node in here)
+        used = {False: sum(node.cores for node in here)}
+        used[True] = sum(node.cores for node in self._running.values()) - used[False]  # elsewhere
         for name, cores in list(self._weights.items()):
             self._check_cancelled()
             nodes = self._ready[name]
-            beside = nodes[0].step.limits.beside
-            fits = not waiting if beside else not used or used + cores <= self.cores
+            crew = self._away(nodes[0].step)
+            away, beside = crew is not None, crew is None and nodes[0].step.limits.beside
+            room = crew.capacity() if crew else self.cores
+            fits = not waiting if beside else not used[away] or used[away] + cores <= room
             if not fits or (self.claims and any(node.not_before > time.monotonic() for node in nodes)):
                 continue
             del self._ready[name], self._weights[name]
             taken = 0.0 if beside else cores
-            used, waiting = used + taken, waiting or beside
+            used[away], waiting = used[away] + taken, waiting or beside
             for node in nodes:
                 node.cores = taken if node is nodes[0] else 0.0
                 node.state = StepState.RUNNING
@@ -244,6 +263,8 @@ class LocalExecutor:
             self._pool.submit(self._carry_out, [(node.step, node.key, dict(node.digests)) for node in nodes])
 
     def _cores(self, step: Step) -> float:
+        if away := self._away(step):
+            return away.weight(step)
         return float(self.cores) if step.limits.cores is None else min(step.limits.cores, self.cores)
 
     def _collect(self) -> None:
@@ -263,7 +284,8 @@ class LocalExecutor:
                 node.state = StepState.IDLE
                 self._work.append(name)
                 continue
-            node.level = Strength.PRESENT
+            node.level = Strength.PRESENT if outcome.here else Strength.RECORD
+            node.brought = node.brought and outcome.here
             self._settle(node, outcome)
         self._check_cancelled()
 
@@ -286,19 +308,16 @@ class LocalExecutor:
         start = time.monotonic()
         outcomes: Mapping[str, Outcome | None]
         try:
-            if self.claims is None:
+            if away := self._away(steps[0][0]):
+                outcomes = away.carry_out(steps, self._desk)
+            elif self.claims is None:
                 outcomes = self._locked_run(steps, start)
             else:
                 asked = lambda name: self._nodes[name].brought  # noqa: E731
                 outcomes = self.claims.carry_out(steps, lambda mine: self._locked_run(mine, start), asked)
         except Exception as error:  # a flaw of ours must not hang the run
             outcomes = {step.id: Outcome("failed", key, error=failure_of(error, step.id)) for step, key, _ in steps}
-        if self.cancel.is_set():
-            outcomes = {
-                name: outcome if outcome is None or outcome.ok else Outcome("cancelled", outcome.key)
-                for name, outcome in outcomes.items()
-            }
-        self._ended.put(dict(outcomes))
+        self._ended.put(stopped(outcomes) if self.cancel.is_set() else dict(outcomes))
 
     def _locked_run(self, steps: Sequence[tuple[Step, str, dict[str, str]]], start: float) -> dict[str, Outcome]:
         outcomes: dict[str, Outcome] = {}
@@ -344,7 +363,7 @@ class LocalExecutor:
                 if not isinstance(made, Made):
                     outcomes[step.id] = Outcome("failed", key, error=made, seconds=time.monotonic() - start)
                     continue
-                outputs = {name: self._keep(job, name, made) for name in step.outputs}
+                outputs = {name: keep(self.store, job, name, made) for name in step.outputs}
                 seconds = round(time.monotonic() - start, 3)
                 record = Record(step.id, outputs, seconds, dict(made.notes))
                 self.store.record(key, record)
@@ -353,16 +372,6 @@ class LocalExecutor:
                 self.store.remember(self.run_id, step.id, step.parts(digests))
                 outcomes[step.id] = Outcome("done", key, outputs, made.notes, seconds=seconds)
         return outcomes
-
-    def _keep(self, job: Job, name: str, made: Made) -> Output:
-        product = made.outputs.get(name)
-        if product is None or not product.path.exists():
-            raise StepFailed(f"{job.step.id} ended well but made no {name}")
-        if product.external:
-            return self.store.adopt(product.path, product.digest or "")
-        if product.path.is_dir():
-            return self.store.put_tree(product.path)
-        return self.store.put_file(product.path, product.digest)
 
     def _job(self, stack: contextlib.ExitStack, step: Step, key: str, digests: dict[str, str]) -> Job:
         inputs = {}

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any, TypeVar
 
 from rwkvflow.base.errors import RwkvflowError, UsageError
 from rwkvflow.base.hashing import file_digest, text_digest, tree_digest
+from rwkvflow.store.address import of_folder, open_url, redacted
 from rwkvflow.store.conditional import create, protocols
 from rwkvflow.store.keys import TIME, StoreSigner, is_signed
 from rwkvflow.store.leases import TTL_S, Leases
@@ -42,8 +42,6 @@ RECORD_BYTES = 4 << 20
 # These write where a reader can see half a file; object stores show an object once it is complete.
 RENAMED = frozenset({"file", "local", "sftp", "ssh", "smb", "ftp", "hdfs", "arrow_hdfs", "webhdfs"})
 
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-
 
 class Damaged(Exception):
     """What came from the remote is not what its name says."""
@@ -55,10 +53,10 @@ class Remote:
     def __init__(
         self, url: str, tell: Tell, *, write: bool = True, trust: Trust | None = None, signer: StoreSigner | None = None
     ) -> None:
-        url = _of_folder(url)
+        url = of_folder(url)
         self.shown = redacted(url)
         self.id = text_digest(url).removeprefix("sha256:")[:16]
-        self._url = url
+        self.url = url
         self.write = write
         self.trust = trust or Trust()
         self.signer = signer
@@ -70,7 +68,7 @@ class Remote:
         self._missing_for_s = MISSING_FOR_S
         self._damaged: set[str] = set()
         self._troubles = {"reading": 0, "writing": 0}  # a remote that may only be read is a usual thing
-        self._fs, self._root = _open(url)
+        self._fs, self._root = open_url(url)
         self._rename = bool(RENAMED & protocols(self._fs))
         self._said: set[str] = set()
 
@@ -206,6 +204,20 @@ class Remote:
 
         return bool(self._try(f"sending {record.step}", copy, "writing"))
 
+    def put(self, output: Output, path: Path, store: Store) -> bool:
+        """Store the bytes of an output alone, which lie at `path`. False: told why not."""
+
+        def copy() -> bool:
+            self._send_output(output, path, store)
+            return True
+
+        return self.write and bool(self._try(f"sending {output.digest}", copy, "writing"))
+
+    def doubt(self, outputs: Iterable[Output], *, damaged: bool) -> None:
+        """Whether these are there with other bytes, as somebody found: then they are not read, but mended."""
+        digests = {output.digest for output in outputs}
+        self._damaged = self._damaged | digests if damaged else self._damaged - digests
+
     def _record(self, key: str, record: Record) -> None:
         """Write the record of a step unless there is one that counts; of two that were made at once, one stays."""
         place = self._path("index", key, ".json")
@@ -337,12 +349,7 @@ class Remote:
         return result
 
     def _words(self, error: Exception) -> str:
-        return " ".join(f"{type(error).__name__}: {error}".replace(self._url, self.shown).split())[:300]
-
-
-def redacted(url: str) -> str:
-    """A URL without what may be secret in it."""
-    return re.sub(r"(?<=://)[^/@]*@", "", url.split("?", 1)[0])
+        return " ".join(f"{type(error).__name__}: {error}".replace(self.url, self.shown).split())[:300]
 
 
 def _time(found: Any) -> str:
@@ -355,34 +362,6 @@ def _time(found: Any) -> str:
     if not isinstance(found, datetime):
         return ""
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC).strftime(TIME)
-
-
-def _of_folder(url: str) -> str:
-    """A path as the URL that means the same from every folder; a URL as it is, and so a word that is no folder here."""
-    is_path = not _SCHEME.match(url) and url and ("/" in url or Path(url).is_dir())
-    return Path(url).expanduser().absolute().as_uri() if is_path else url
-
-
-def _open(url: str) -> tuple[Any, str]:
-    try:
-        import fsspec
-    except ImportError as error:
-        raise UsageError("a remote store needs fsspec", remedy="pip install fsspec") from error
-    if not _SCHEME.match(url):
-        raise UsageError(
-            f"the remote store {redacted(url)} is no URL",
-            remedy="name a folder, or one that fsspec knows, such as s3://bucket/folder",
-        )
-    try:
-        system, root = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        raise UsageError(
-            f"the remote store {redacted(url)} needs a package that is not installed: {error}",
-            remedy="for s3://: pip install 'rwkvflow[s3]'; for others, what it names",
-        ) from error
-    except Exception as error:
-        raise UsageError(f"the remote store {redacted(url)} cannot be opened: {type(error).__name__}") from error
-    return system, str(root).rstrip("/")
 
 
 def _record(key: str, data: bytes) -> Record:

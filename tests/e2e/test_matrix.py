@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.cli import DEMO, Project
+from tests.e2e.cli import DEMO, ROOT, Project
 from tests.e2e.conftest import CACHE
 
 HOST = ("--sandbox", "host")
@@ -136,6 +136,59 @@ def test_publish_makes_nothing(many: Farm, tmp_path: Path) -> None:
     assert "smoke/rwkv7/safetensors@py3.11" in done.err
     assert not done.steps("done")
     assert not (machine.folder / "out").exists()
+
+
+def partly(many: Farm, name: str) -> Project:
+    """A machine that has all but what was made of one model in its formats, and the release."""
+    machine = many.machine(name)
+    for part in ("index", "blobs", "trees"):
+        shutil.copytree(many.one.store / part, machine.store / part, copy_function=os.link)
+    dropped = 0
+    for path in (machine.store / "index").glob("*/*.json"):
+        stage, _, rest = json.loads(path.read_text())["step"].partition("/")
+        if stage in ("convert", "smoke") and rest.startswith("rwkv7/"):
+            path.unlink()
+            dropped += 1
+    assert dropped == 4, "two formats, whose images are equal"
+    return machine
+
+
+def test_a_cluster_of_this_machine_gives_the_same_bytes(many: Farm) -> None:
+    pytest.importorskip("distributed")
+    machine = partly(many, "cluster")
+    done = machine("run", "recipe.yaml", "--locked", *HOST, "--executor", "dask=2", "--json", timeout=120)
+    assert done.code == 0, done.err
+    assert machine.files() == many.one.files()
+    assert {step.partition("/")[0] for step in done.steps("done")} == {"convert", "smoke", "publish"}
+    assert "2 workers with" in done.out
+    lines = [event["line"] for event in done.events if event["event"] == "StepLog"]
+    assert any(line.startswith("on ") for line in lines), "who did it is told"
+
+
+def test_workers_with_stores_of_their_own_give_the_same_bytes(many: Farm, tmp_path: Path) -> None:
+    """Bytes go through the remote store; what nobody there has is refused before anything begins."""
+    distributed = pytest.importorskip("distributed")
+    machine = partly(many, "home")
+    worker = tmp_path / "worker"
+    worker.mkdir()
+    (worker / "environments").symlink_to(machine.store / "environments")
+    machine.write("large.yaml", "version: 1\nstages: {convert: {memory: 524288GiB}}\n")
+    env = {"RWKVFLOW_STORE": str(worker), "PYTHONPATH": str(ROOT)}
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, dashboard_address=None, memory_limit="2GiB", env=env
+    ) as cluster:
+        at = ("run", "recipe.yaml", "--locked", *HOST, "--executor", f"dask={cluster.scheduler_address}")
+        remote = ("--remote", f"file://{tmp_path}/remote")
+        refused = machine(*at, *remote, "--workflow", "large.yaml")
+        assert refused.code == 4, refused.err
+        assert "convert/rwkv4/ggml-q5_1@py3.11: it needs 524288.00 GiB; of 1 workers" in refused.err
+        assert "start " not in refused.err
+        done = machine(*at, *remote, "--json", timeout=120)
+    assert done.code == 0, done.err
+    assert machine.files() == many.one.files()
+    assert {step.partition("/")[0] for step in done.steps("done")} == {"convert", "smoke", "publish"}
+    assert (worker / "cluster").is_dir(), "it was there"
+    assert len(list((tmp_path / "remote" / "index").glob("*/*.json"))) >= 4
 
 
 def test_poisoned_remote_is_noticed_and_mended(many: Farm) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from rwkvflow.base.errors import UsageError
 from rwkvflow.base.hashing import text_digest
+from rwkvflow.store.address import redacted
 from rwkvflow.store.record import Output, Record
-from rwkvflow.store.remote import TROUBLES, Remote, redacted
+from rwkvflow.store.remote import TROUBLES, Remote
 from rwkvflow.store.store import Store
 
 KEY = "ab" * 32

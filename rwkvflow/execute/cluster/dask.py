@@ -1,0 +1,370 @@
+"""The workers of a Dask cluster: who is there, who is fit, and one task after another for them.
+
+Dask decides which worker gets a task and gives it to another one when that worker is lost. What Dask does not do is
+done here: it would wait for ever for a worker that can never come, it knows nothing of versions, and it does not stop a
+task that runs. What is sent is text and the names of two functions; see `app.clusters.on_worker`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rwkvflow.base.errors import EnvironmentMissing, RwkvflowError, StepFailed, UsageError
+from rwkvflow.execute.cluster.fitness import (
+    Executor,
+    Greeting,
+    Need,
+    WantedWorker,
+    lacks,
+    parse_greeting,
+    refusal,
+    resources,
+    unfit,
+)
+from rwkvflow.execute.cluster.words import Message, Told, parse_event
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+LOOK_S = 1.0  # how often it is looked who is there
+GREET_S = 20.0  # how long those who are there at first may take to answer
+LEFT_S = 60.0  # without anybody who is fit for so long, a step fails
+UNPLACED_S = 5.0  # a task that no worker has for so long is given out anew
+STOP_S = 20.0  # how long workers may take to stop their commands
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Files of PEM for TLS; None: what Dask's own configuration says."""
+
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+class DaskCrew:
+    """The workers behind one client. Use as a context; leaving it stops what it started."""
+
+    def __init__(
+        self,
+        client: Client,
+        wanted: WantedWorker,
+        *,
+        topic: str,
+        greet: Callable[..., Any],
+        greeting: str,
+        carry_out: Callable[[str], str],
+        close: Callable[[], object] = lambda: None,
+    ) -> None:
+        """greet, carry_out: functions that workers can import; `greeting` is what the first one is told."""
+        self._client, self._wanted, self._topic, self._close = client, wanted, topic, close
+        self._greet, self._greeting, self._carry_out = greet, greeting, carry_out
+        self._guard = threading.Lock()  # held for a moment only: the client's own thread takes it, too
+        self._asking = threading.Lock()
+        self._seen: set[str] = set()  # addresses of those who were greeted, or are being greeted
+        self._fit: dict[str, Greeting] = {}  # by address
+        self._unfit: dict[str, str] = {}  # by address, why
+        self._listeners: dict[str, queue.SimpleQueue[Any]] = {}  # by token of a task
+        self._done = threading.Event()
+        self._placed: tuple[float, frozenset[str]] = (0.0, frozenset())
+        self._watch = threading.Thread(target=self._look_out, name="rwkvflow-cluster", daemon=True)
+
+    def __enter__(self) -> DaskCrew:
+        self._client.subscribe_topic(self._topic, self._hear)
+        self._look()
+        end = time.monotonic() + GREET_S
+        while time.monotonic() < end and not self._known():
+            time.sleep(0.05)
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        with contextlib.suppress(Exception):
+            self._client.unsubscribe_topic(self._topic)
+        for closing in (self._client.close, self._close):
+            with contextlib.suppress(Exception):
+                closing()
+
+    def fit(self) -> dict[str, Greeting]:
+        """Those who can work, by address."""
+        with self._guard:
+            return dict(self._fit)
+
+    def unfit(self) -> dict[str, str]:
+        """Why others cannot, by address."""
+        with self._guard:
+            return dict(self._unfit)
+
+    def refuse(self, needs: Mapping[str, Need]) -> None:
+        """Raises EnvironmentMissing where a step, by its id, can be carried out by nobody who is there."""
+        fit = self.fit()
+        for step, need in needs.items():
+            if all(lacks(worker, need) for worker in fit.values()):
+                error = refusal(need, fit, self.unfit())
+                raise EnvironmentMissing(f"{step}: {error.message}", remedy=error.remedy)
+
+    def capacity(self) -> float:
+        """The cores of all who can work."""
+        return sum(worker.cores for worker in self.fit().values())
+
+    def weight(self, need: Need) -> float:
+        """The cores that a step takes."""
+        return next(iter(resources(need, self.fit().values()).values()))
+
+    # ---- who is there ------------------------------------------------------------------------------------------
+
+    def _known(self) -> bool:
+        with self._guard:
+            return bool(self._seen) and len(self._fit) + len(self._unfit) == len(self._seen)
+
+    def _look_out(self) -> None:
+        while not self._done.wait(LOOK_S):
+            with contextlib.suppress(Exception):  # the link may be down for a moment
+                self._look()
+
+    def _look(self) -> None:
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        with self._guard:
+            for gone in self._seen - set(workers):
+                self._seen.discard(gone)
+                self._fit.pop(gone, None)
+                self._unfit.pop(gone, None)
+            new = [address for address in workers if address not in self._seen]
+            self._seen.update(new)
+        for address in new:  # each by itself: one that does not answer keeps nobody waiting
+            threading.Thread(target=self._meet, args=(address, workers[address]), daemon=True).start()
+
+    def _meet(self, address: str, facts: Mapping[str, Any]) -> None:
+        name = f"{facts.get('name', '')} at {address}"
+        try:
+            said = self._client.run(self._greet, self._greeting, workers=[address], on_error="return").get(address)
+            if isinstance(said, ImportError):
+                problem: str | None = f"it has no rwkvflow ({said})"
+            elif isinstance(said, BaseException):
+                problem = f"{type(said).__name__}: {said}"
+            else:
+                worker = parse_greeting(said)
+                problem = unfit(worker, self._wanted)
+        except Exception as error:
+            problem = f"it does not answer as rwkvflow does: {type(error).__name__}: {error}"
+        with self._guard:
+            if problem is not None:
+                self._unfit[address] = f"{name}: {problem}"
+            else:
+                self._fit[address] = worker
+
+    # ---- one task ----------------------------------------------------------------------------------------------
+
+    def perform(
+        self, message: Message, need: Need, told: Told, cancel: threading.Event, without: Iterable[str]
+    ) -> tuple[object, str]:
+        """What a worker answers, and its address. Raises RwkvflowError where nobody does."""
+        heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        with self._guard:
+            self._listeners[message.token] = heard
+        try:
+            return self._perform(message, need, told, cancel, frozenset(without), heard)
+        finally:
+            with self._guard:
+                del self._listeners[message.token]
+
+    def _perform(
+        self,
+        message: Message,
+        need: Need,
+        told: Told,
+        cancel: threading.Event,
+        without: frozenset[str],
+        heard: queue.SimpleQueue[Any],
+    ) -> tuple[object, str]:
+        future, given, nobody = None, 0.0, 0.0
+        while True:
+            if cancel.is_set():
+                self._stop(future, heard)
+                raise StepFailed("stopped")
+            now = time.monotonic()
+            if future is None:
+                able = {
+                    address: worker
+                    for address, worker in self.fit().items()
+                    if address not in without and not lacks(worker, need)
+                }
+                if able:
+                    future, given, nobody = self._submit(message, need, able), now, 0.0
+                    future.add_done_callback(lambda _: heard.put(None))
+                else:
+                    nobody = nobody or now
+                    if without:
+                        raise EnvironmentMissing("no other worker can carry it out")
+                    if (self.fit() and now - nobody > 2 * LOOK_S) or now - nobody > LEFT_S:
+                        raise refusal(need, self.fit(), self.unfit())
+            self._tell(heard, told)
+            if future is None:
+                continue
+            if future.done():
+                self._tell(heard, told, wait=0.0)
+                found = self._result(future)
+                if found is not None:
+                    return found
+                future = None
+            elif now - given > UNPLACED_S and not self._is_placed(future.key, now):
+                self._client.cancel([future], force=True)
+                future = None
+
+    def _submit(self, message: Message, need: Need, able: Mapping[str, Greeting]) -> Any:
+        first = next(iter(message.steps))
+        return self._client.submit(
+            self._carry_out,
+            message.to_text(),
+            key=f"rwkvflow-{first}-{message.token[:8]}-{uuid.uuid4().hex[:8]}",
+            pure=False,
+            resources=resources(need, able.values()),
+            workers=list(able),
+            allow_other_workers=False,
+        )
+
+    def _result(self, future: Any) -> tuple[object, str] | None:
+        """What came back, and from whom; None where it has to be given out anew."""
+        if future.status == "cancelled":
+            if self._client.status != "running":
+                raise EnvironmentMissing(
+                    "the link to the scheduler is lost", remedy="what is finished is kept; run the same command again"
+                )
+            return None
+        try:
+            has = self._client.who_has([future])
+            text = future.result(timeout=STOP_S)
+        except TimeoutError:
+            return None
+        except Exception as error:  # what Dask, or the function's import, has to say
+            if type(error).__name__ == "KilledWorker":
+                raise StepFailed(
+                    f"each worker that began it was lost: {error}",
+                    remedy="see the workers' own logs; out of memory is the usual reason",
+                ) from error
+            raise StepFailed(f"the cluster could not carry it out: {type(error).__name__}: {error}") from error
+        return text, next((str(address) for addresses in has.values() for address in addresses), "")
+
+    def _is_placed(self, key: str, now: float) -> bool:
+        """Whether some worker has a task; asked for all tasks together, every few seconds."""
+        with self._asking:
+            since, keys = self._placed
+            if now - since > LOOK_S:
+                try:
+                    keys = frozenset(str(name) for names in self._client.processing().values() for name in names)
+                except Exception:
+                    return True  # the link is down for a moment
+                self._placed = (now, keys)
+            return key in keys
+
+    def _stop(self, future: Any, heard: queue.SimpleQueue[Any]) -> None:
+        """Cancel a task; the worker notices, and says when its command has ended."""
+        if future is None or future.done():
+            return
+        with contextlib.suppress(Exception):
+            placed = self._is_placed(future.key, time.monotonic())
+            self._client.cancel([future], force=True)
+            end = time.monotonic() + (STOP_S if placed else 0.0)
+            while (left := end - time.monotonic()) > 0:
+                with contextlib.suppress(queue.Empty):
+                    event = heard.get(timeout=min(left, 0.5))
+                    if event is not None and event["kind"] == "ended":
+                        return
+
+    # ---- events ------------------------------------------------------------------------------------------------
+
+    def _hear(self, event: Any) -> None:
+        """In the client's own thread, which must not wait for anything."""
+        told = event[1] if isinstance(event, tuple | list) and len(event) == 2 else None
+        if isinstance(told, dict) and (found := parse_event(told)) is not None:
+            with self._guard:
+                heard = self._listeners.get(str(told.get("token")))
+            if heard is not None:
+                heard.put(found)
+
+    @staticmethod
+    def _tell(heard: queue.SimpleQueue[Any], told: Told, wait: float = 0.2) -> None:
+        with contextlib.suppress(queue.Empty):
+            event = heard.get(timeout=wait) if wait else heard.get_nowait()
+            while True:
+                if event is not None and event["kind"] != "ended":
+                    told(event)
+                event = heard.get_nowait()
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Processes that are started here do not hear Ctrl-C, which a terminal sends to all: this one stops them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# ---- connecting ------------------------------------------------------------------------------------------------
+
+
+def connect(executor: Executor, certificates: Certificates, cores: int) -> tuple[Client, Callable[[], object]]:
+    """A client of the cluster that --executor names, and what ends a cluster of one's own.
+
+    Raises UsageError where packages or certificates are missing, EnvironmentMissing where nobody answers.
+    """
+    try:
+        import distributed
+        from distributed.security import Security
+    except ImportError as error:
+        raise UsageError(
+            f"--executor dask needs a package that is not installed: {error.name}",
+            remedy="pip install 'rwkvflow[dask]'",
+        ) from error
+    try:
+        if executor.kind == "own":
+            workers = executor.workers or min(2, cores)
+            with _deaf():
+                cluster = distributed.LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=max(1, cores // workers),
+                    host="127.0.0.1",
+                    memory_limit=0,
+                    dashboard_address="127.0.0.1:0",
+                    silence_logs=logging.CRITICAL,
+                    security=Security.temporary(),  # other users of this machine must not be able to connect
+                )
+            return distributed.Client(cluster, set_as_default=False), cluster.close
+        given = {
+            "tls_ca_file": certificates.ca,
+            "tls_client_cert": certificates.cert,
+            "tls_client_key": certificates.key,
+        }
+        tls = executor.address.startswith("tls://")
+        files = {name: path for name, path in given.items() if path is not None}
+        security = Security(require_encryption=True, **files) if tls else None
+        if security is not None and (security.tls_ca_file is None or security.tls_client_cert is None):
+            raise UsageError(
+                f"{executor.address} is spoken to by TLS, and there are no certificates",
+                remedy="--tls-ca, --tls-cert and --tls-key, or distributed.comm.tls in Dask's configuration",
+            )
+        timeout = 15
+        client = distributed.Client(executor.address, security=security, timeout=timeout, set_as_default=False)
+        return client, lambda: None
+    except RwkvflowError:
+        raise
+    except Exception as error:
+        raise EnvironmentMissing(
+            f"no scheduler answers at {executor.address or 'this machine'}: {type(error).__name__}: {error}",
+            remedy="see that it runs, and that its certificates are signed by the same authority",
+        ) from error
