@@ -86,7 +86,7 @@ class FakeClient:
 
 def crew(client: FakeClient) -> DaskCrew:
     made = DaskCrew(
-        client,  # type: ignore[arg-type]
+        client,
         WANTED, topic="topic", greet=lambda text: text, greeting="", carry_out=lambda text: text,
     )  # fmt: skip
     made._look()
