@@ -16,6 +16,7 @@ from rwkvflow.cli.options import ArtifactId, DocumentPath, recipe_argument, requ
 
 if TYPE_CHECKING:
     from rwkvflow.documents.recipe import Recipe
+    from rwkvflow.plan.ci import CiSettings
 
 _by = click.option(
     "--by",
@@ -132,10 +133,23 @@ def _ci_options(function: Callable[..., None]) -> Callable[..., None]:
 @_ci_options
 @click.option("--schedule", metavar="CRON", help='Also run at these times (UTC), with a fresh lock: "17 4 * * 1"')
 def github(**options: Any) -> None:
-    """Write a GitHub Actions workflow. RECIPE is its path in the repository."""
-    from rwkvflow.plan.ci import github_workflow
+    """Write two GitHub Actions workflows: one that makes, publishes and attests, and one that calls it.
 
-    _write(github_workflow, options)
+    RECIPE is its path in the repository. The second file is named as the first, with -build; without --output, both are
+    printed.
+    """
+    from rwkvflow.plan.ci import github_reusable, github_workflow
+
+    settings = _settings(options)
+    output: Path | None = options["output"]
+    name = output or Path(f"rwkvflow-{settings.name}.yml")
+    called = name.with_name(f"{name.stem}-build{name.suffix}")
+    texts = {name: github_workflow(settings, called.name), called: github_reusable(settings)}
+    if output is None:
+        click.echo("---\n".join(f"# {path.name}\n{text}" for path, text in texts.items()), nl=False)
+        return
+    for path, text in texts.items():
+        _put(path, text, options["recipe"])
 
 
 @ci.command()
@@ -144,7 +158,11 @@ def gitlab(**options: Any) -> None:
     """Write a GitLab pipeline. RECIPE is its path in the repository. Secrets come from the project's variables."""
     from rwkvflow.plan.ci import gitlab_workflow
 
-    _write(gitlab_workflow, options)
+    settings = _settings(options)
+    if options["output"] is None:
+        click.echo(gitlab_workflow(settings), nl=False)
+        return
+    _put(options["output"], gitlab_workflow(settings), options["recipe"])
 
 
 def _extras(recipe: Recipe) -> str:
@@ -162,12 +180,12 @@ def _package(recipe: Recipe) -> str:
     return f"rwkvflow{_extras(recipe)}" + ("" if "+" in __version__ else f"=={__version__}")
 
 
-def _write(workflow: Callable[[Any], str], options: dict[str, Any]) -> None:
+def _settings(options: dict[str, Any]) -> CiSettings:
     from rwkvflow.documents.load import load_recipe
     from rwkvflow.plan.ci import CiSettings
 
     recipe = load_recipe(options["recipe"])
-    settings = CiSettings(
+    return CiSettings(
         name=recipe.name,
         recipe=options["recipe"].as_posix(),
         package=options["package"] or _package(recipe),
@@ -176,13 +194,12 @@ def _write(workflow: Callable[[Any], str], options: dict[str, Any]) -> None:
         secrets=tuple(options["secret"]),
         schedule=options.get("schedule"),
     )
-    text = workflow(settings)
-    if options["output"] is None:
-        click.echo(text, nl=False)
-        return
-    options["output"].parent.mkdir(parents=True, exist_ok=True)
-    write_text(options["output"], text, [options["recipe"]], force=True)
-    click.echo(f"{options['output']} written", err=True)
+
+
+def _put(path: Path, text: str, recipe: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text, [recipe], force=True)
+    click.echo(f"{path} written", err=True)
 
 
 @click.command()
@@ -191,11 +208,16 @@ def _write(workflow: Callable[[Any], str], options: dict[str, Any]) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print events as JSON, one per line")
 @click.option("-v", "--verbose", is_flag=True, help="Also show cached steps and the output of commands")
 @click.option("--dry-run", is_flag=True, help="Only print what would change at each destination")
-def publish(recipe: Path, as_json: bool, verbose: bool, dry_run: bool, **options: Any) -> None:
+@click.option(
+    "--sums",
+    type=DocumentPath(exists=False),
+    help="Also write the sha256 of every file that was published to this file, as sha256sum has it, for a signature",
+)
+def publish(recipe: Path, as_json: bool, verbose: bool, dry_run: bool, sums: Path | None, **options: Any) -> None:
     """Publish what `rwkvflow run --only` made in several jobs. Makes nothing itself; refuses if anything is missing."""
     from rwkvflow.app import explain, pipeline
     from rwkvflow.display import display_for
-    from rwkvflow.execute.publishing import look_again
+    from rwkvflow.execute.publishing import look_again, published_sums
 
     if options["only"]:
         raise UsageError("--only would publish a part of the release", remedy="leave it out")
@@ -217,3 +239,5 @@ def publish(recipe: Path, as_json: bool, verbose: bool, dry_run: bool, **options
         look_again(prepared.store, prepared.plan)  # whoever asks for it by name wants to be sure
         finished = pipeline.execute(prepared, display, stages=frozenset({"publish"}))
     finished.check()
+    if sums is not None:
+        write_text(sums, published_sums(prepared.store, finished.outcomes), [recipe], force=True)

@@ -267,14 +267,16 @@ def source_problem(text: str, *, folder: bool = False) -> str | None:
 
 def control_character(text: str) -> str | None:
     """The first control character in a text, as U+XXXX."""
-    found = _CONTROL.search(text)
-    return f"U+{ord(found[0]):04X}" if found else None
+    return f"U+{ord(found[0]):04X}" if (found := _CONTROL.search(text)) else None
 
 
 def public_url(url: str) -> str:
     """A URL as it may stand in a message: without user, query (signed links) and fragment."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    try:
+        parts = urlsplit(url)
+        return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    except ValueError:  # brackets of an address that is none, a port above 65535
+        return "an address that is none"
 
 
 def parse_repository(text: str) -> tuple[str, str | None]:
@@ -384,8 +386,7 @@ def _file(text: str) -> str:
         if host not in ("", "localhost"):
             raise SourceError(f"file:// with the host {shown(host)}; write file:///absolute/path or file:relative/path")
         rest = slash + tail
-    path = unquote(rest)
-    if not path.strip("/") or path.endswith("/"):
+    if not (path := unquote(rest)).strip("/") or path.endswith("/"):
         raise SourceError("the URL names no file")
     if control := control_character(path):
         raise SourceError(f"the control character {control} cannot stand in a source")

@@ -5,7 +5,7 @@ A run in which nothing changed asks nobody: the store remembers, for each place,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -13,7 +13,7 @@ from rwkvflow.base.errors import RwkvflowError
 from rwkvflow.base.files import read_json, write_json
 from rwkvflow.base.hashing import text_digest
 from rwkvflow.documents.destinations import DESTINATIONS, parse_destination
-from rwkvflow.execute.base import Action, Job, Made, Probe, Product, Work
+from rwkvflow.execute.base import Action, Job, Made, Outcome, Probe, Product, Work
 from rwkvflow.plan.step import Step, canonical
 from rwkvflow.store.store import Store
 
@@ -78,6 +78,21 @@ def look_again(store: Store, steps: Iterable[Step]) -> None:
     for step in steps:
         if step.stage == "publish":
             _state(store, step).unlink(missing_ok=True)
+
+
+def published_sums(store: Store, outcomes: Mapping[str, Outcome]) -> str:
+    """The sha256 of every file that publish steps published, a line each as sha256sum has them.
+
+    A file that differs from place to place, as a card may, has a line for each.
+    """
+    lines = set()
+    for outcome in outcomes.values():
+        output = outcome.outputs.get("release") if outcome.ok else None
+        path = None if output is None else store.path(output.digest)
+        if path is not None:
+            files = (read_json(path) or {})["files"]
+            lines |= {f"{digest.removeprefix('sha256:')}  {name}\n" for name, digest in files.items()}
+    return "".join(sorted(lines, key=lambda line: line[66:]))
 
 
 def _state(store: Store, step: Step) -> Path:

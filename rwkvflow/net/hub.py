@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import quote
 
 from rwkvflow.base.errors import FetchError
+from rwkvflow.base.names import path_problem
 from rwkvflow.documents.names import HUB
 from rwkvflow.documents.sources import HubSource
 from rwkvflow.documents.yaml.nearest import did_you_mean
@@ -114,12 +115,21 @@ class Hub:
         """All files of a repository, at the commit that the revision names now. Raises FetchError."""
         info = self._info(HubSource(repo, "README.md", revision), connection)
         commit = _commit(info, repo, revision)
-        return [HubSource(repo, entry.rfilename, commit) for entry in info.siblings or ()]
+        return [HubSource(repo, name, commit) for name in self._listed(info)]
 
     def sizes(self, repo: str, revision: str | None, connection: Connection) -> dict[str, int | None]:
         """The bytes of each file of a repository; None where the hub does not say. Raises FetchError."""
         info = self._info(HubSource(repo, "README.md", revision), connection, files_metadata=True)
-        return {entry.rfilename: entry.size for entry in info.siblings or ()}
+        sizes = {entry.rfilename: entry.size for entry in info.siblings or ()}
+        return {name: sizes[name] if isinstance(sizes[name], int) else None for name in self._listed(info)}
+
+    def _listed(self, info: Any) -> list[str]:
+        """The names of a repository's files. Raises FetchError for one that is no name of a file."""
+        names = [entry.rfilename for entry in info.siblings or ()]
+        for name in names:
+            if not isinstance(name, str) or path_problem(name):
+                raise FetchError(f"{self.endpoint}: {info.id}: a file of a repository is not called {name!a:.100}")
+        return names
 
     def resolve(self, source: HubSource, connection: Connection) -> PinnedFile:
         """Pin the revision to a commit and ask for size and sha256, without downloading the file.
@@ -174,6 +184,8 @@ class Hub:
                 raise TemporaryProblemError(f"{self.endpoint}: {text}") from error
             except ValueError as error:  # its validators and its reading of headers
                 raise FetchError(f"{source}: {scrub(str(error), self.token)}") from error
+            except (TypeError, LookupError, AttributeError, RecursionError) as error:  # JSON of another shape
+                raise FetchError(f"{self.endpoint}: what it says of {source} is not what a hub says") from error
 
         return retrying(attempt, connection)
 

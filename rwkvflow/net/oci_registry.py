@@ -251,7 +251,7 @@ class OciRegistry:
         try:
             value = answer.json()
             found = value.get("token") or value.get("access_token")
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             found = None
         self._bearer = found if answer.status_code == 200 and isinstance(found, str) else None
         return self._bearer is not None
@@ -281,7 +281,7 @@ class OciRegistry:
         try:
             first = response.json()["errors"][0]
             return scrub(f"{first.get('code', '')}: {first.get('message', '')}"[:300], *self._secrets())
-        except (ValueError, LookupError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return response.reason_phrase
 
     def _patiently(self, function: Callable[[], T]) -> T:
@@ -353,6 +353,6 @@ def _object(data: bytes) -> dict[str, Any] | None:
     """A JSON object; None for anything else."""
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

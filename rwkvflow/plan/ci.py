@@ -88,13 +88,49 @@ case "${RWKVFLOW_REMOTE:-}" in
   sftp://*) python -m pip install --disable-pip-version-check paramiko ;;
 esac
 """
+WORKFLOWS = ".github/workflows"
+WORKFLOW_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}\.ya?ml")
+SIGNING = {"contents": "read", "id-token": "write", "attestations": "write"}  # what GitHub's signature takes
+SUMS_FILE = "rwkvflow-release.sha256"
 CRON = re.compile(r"(?:[0-9*/,-]{1,40} ){4}[0-9*/,-]{1,40}")
 _MAKE = 'rwkvflow run "$RECIPE" --locked --sandbox "$SANDBOX" --only "$ONLY"'
 _PUBLISH = 'rwkvflow publish "$RECIPE" --locked --sandbox "$SANDBOX"'
 
 
-def github_workflow(settings: CiSettings) -> str:
-    """.github/workflows/….yml: plan, fan out over the matrix, publish once."""
+def github_workflow(settings: CiSettings, called: str) -> str:
+    """.github/workflows/….yml: says when the one called `called`, a file beside it, makes and publishes the recipe."""
+    _check(settings)
+    if not WORKFLOW_FILE.fullmatch(called):
+        raise UsageError(f"a workflow of GitHub cannot be called {called!r}", remedy="name a .yml file with --output")
+    secrets = {name: f"${{{{ secrets.{name} }}}}" for name in settings.secrets}
+    return _text(
+        "github",
+        settings,
+        {
+            "name": settings.name,
+            "on": {
+                "workflow_dispatch": {},
+                **({"schedule": [{"cron": settings.schedule}]} if settings.schedule else {}),
+            },
+            "permissions": {"contents": "read"},
+            "concurrency": {"group": f"rwkvflow-{settings.name}", "cancel-in-progress": False},
+            "jobs": {
+                "release": {
+                    "uses": f"./{WORKFLOWS}/{called}",
+                    "permissions": SIGNING,
+                    **({"secrets": secrets} if secrets else {}),
+                }
+            },
+        },
+    )
+
+
+def github_reusable(settings: CiSettings) -> str:
+    """The workflow that is called: plan, fan out over the matrix, publish once, have GitHub sign what was published.
+
+    The job that may sign runs nothing but the action that does, with a list of digests from the one before. Nothing of
+    the recipe's runs where there is a right to sign, and whoever calls the workflow changes none of its steps.
+    """
     _check(settings)
     setup: list[dict[str, Any]] = [
         {"uses": "actions/checkout@v4"},
@@ -117,13 +153,13 @@ def github_workflow(settings: CiSettings) -> str:
         "github",
         settings,
         {
-            "name": settings.name,
+            "name": f"{settings.name}: make, publish and attest",
             "on": {
-                "workflow_dispatch": {},
-                **({"schedule": [{"cron": settings.schedule}]} if settings.schedule else {}),
+                "workflow_call": {"secrets": {name: {"required": False} for name in settings.secrets}}
+                if settings.secrets
+                else {}
             },
             "permissions": {"contents": "read"},
-            "concurrency": {"group": f"rwkvflow-{settings.name}", "cancel-in-progress": False},
             "defaults": {"run": {"shell": "bash"}},
             "env": {
                 "RECIPE": settings.recipe,
@@ -163,7 +199,33 @@ def github_workflow(settings: CiSettings) -> str:
                     "needs": "make",
                     "runs-on": "ubuntu-24.04",
                     "timeout-minutes": 350,
-                    "steps": [*setup, *fetched, {"name": "Publish", "env": secrets, "run": _PUBLISH}],
+                    "steps": [
+                        *setup,
+                        *fetched,
+                        {"name": "Publish", "env": secrets, "run": f"{_PUBLISH} --sums {SUMS_FILE}"},
+                        {
+                            "uses": "actions/upload-artifact@v4",
+                            "with": {"name": "sums", "path": SUMS_FILE, "if-no-files-found": "error"},
+                        },
+                    ],
+                },
+                "attest": {
+                    "needs": "publish",
+                    "runs-on": "ubuntu-24.04",
+                    "timeout-minutes": 10,
+                    "permissions": SIGNING,
+                    "steps": [
+                        {"uses": "actions/download-artifact@v4", "with": {"name": "sums"}},
+                        {
+                            "id": "attest",
+                            "uses": "actions/attest-build-provenance@v3",
+                            "with": {"subject-checksums": SUMS_FILE},
+                        },
+                        {
+                            "uses": "actions/upload-artifact@v4",
+                            "with": {"name": "attestation", "path": "${{ steps.attest.outputs.bundle-path }}"},
+                        },
+                    ],
                 },
             },
         },

@@ -17,7 +17,7 @@ from rwkvflow.engine.binding import Library, Model
 from rwkvflow.engine.errors import EngineError
 from rwkvflow.engine.states import fingerprint
 from rwkvflow.engine.tokenizer import Tokenizer
-from rwkvflow.release.names import QUALITY, smoke_report
+from rwkvflow.release.names import QUALITY, is_plain, smoke_report
 from rwkvflow.serve.batching.grammar import Grammars
 from rwkvflow.serve.batching.scheduler import Scheduler, Settings
 from rwkvflow.serve.errors import ApiError, closing
@@ -71,14 +71,20 @@ def find_models(paths: Iterable[Path]) -> list[ServedFile]:
 def _of_folder(folder: Path) -> list[ServedFile]:
     quality = read_json(folder / QUALITY) or {}
     listed: dict[Path, dict[str, Any]] = {}
-    for artifact in quality.get("artifacts", ()):
+    artifacts = quality.get("artifacts")
+    for artifact in artifacts if isinstance(artifacts, list) else ():
+        path = artifact.get("path") if isinstance(artifact, dict) else None
+        if not isinstance(path, str) or not is_plain(path):  # a release may be anybody's, and list what is not in it
+            raise UsageError(
+                f"{folder / QUALITY} is damaged: it names {path!a:.80}", remedy="`rwkvflow verify` says more"
+            )
         if runs_in_librwkv(str(artifact.get("format", ""))):
-            report = read_json(folder / smoke_report(str(artifact["path"]))) or {}
+            report = read_json(folder / smoke_report(path)) or {}
             kept = ("model", "format", "sha256", "perplexity", "perplexity_rise", "kl_divergence", "top1_agreement")
             facts = {name: artifact.get(name) for name in (*kept, "bits_per_weight", "weight_bytes")}
             if "passed" in report:
                 facts["verdict"] = "passed" if report["passed"] else "failed"
-            listed[folder / artifact["path"]] = facts
+            listed[folder / path] = facts
     found = sorted((*folder.rglob("*.bin"), *folder.rglob("*.gguf")))
     paths = [path for path in listed if path.is_file()] if listed else found
     return [

@@ -93,11 +93,11 @@ def _raw(text: str) -> bytes:
 def parse_public(said: str) -> str:
     """The text of a public key that is given as text or as a PEM file. Raises UsageError for all else."""
     text = said.strip()
-    if not text.startswith(PREFIX) and Path(text).is_file():
-        return _from_pem(Path(text))
     try:
+        if not text.startswith(PREFIX) and Path(text).is_file():
+            return _from_pem(Path(text))
         _raw(text)
-    except (ValueError, binascii.Error):
+    except (ValueError, OSError, binascii.Error):  # a text may be too long, or too odd, for the name of a file
         raise UsageError(
             f"{text[:80]!a} is no public key of a store",
             remedy="give its text, ed25519:…, or its PEM file; `rwkvflow cache keys` prints yours",

@@ -200,7 +200,7 @@ def _page(address: str, settings: PipSettings, cancel: threading.Event | None) -
         if "json" in kind:
             return list(_from_json(json.loads(data), base))
         return list(_from_html(data.decode("utf-8", "replace"), base))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise FetchError(f"{public_url(address)}: not a page of a package index: {error}") from error
 
 
@@ -212,10 +212,10 @@ def _with_login(address: str, login: str) -> str:
 def _from_json(page: Any, base: str) -> Iterator[Distribution]:
     for row in page["files"]:
         if not row.get("yanked"):
-            hashes = row.get("hashes") or {}
-            yield Distribution(
-                row["filename"], _joined(base, row["url"]), hashes.get("sha256"), row.get("requires-python")
-            )
+            sha256, python = (row.get("hashes") or {}).get("sha256"), row.get("requires-python")
+            if not all(isinstance(text, str) for text in (row["filename"], row["url"], sha256 or "", python or "")):
+                raise TypeError(f"a file is listed as {row!a:.200}")
+            yield Distribution(row["filename"], _joined(base, row["url"]), sha256, python)
 
 
 def _joined(base: str, link: str) -> str:

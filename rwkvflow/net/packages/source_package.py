@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tarfile
 import threading
@@ -91,7 +92,9 @@ def unpack(archive: Path, destination: Path, *, root: str, kept: Sequence[str]) 
                 if source is not None:
                     with source, target.open("wb") as file:
                         shutil.copyfileobj(source, file, 1 << 20)
-    except (tarfile.TarError, zlib.error, EOFError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, OverflowError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise FetchError(f"{archive.name} cannot be unpacked: {error}") from error
     if not total:
         raise FetchError(f"{archive.name} has none of the files that are looked for in it below {root}")

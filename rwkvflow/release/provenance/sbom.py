@@ -1,6 +1,8 @@
 """The bill of materials of a release: CycloneDX 1.7, a machine-learning model each for checkpoints and artifacts.
 
-The package writes everything but `modelCard`, which it does not know and which is added to its JSON.
+The package writes everything but `modelCard`, which it does not know and which is added to its JSON. The fields are
+held against OWASP's list of what a bill of an AI model should have, in docs/guides/releases.md; what neither a
+checkpoint nor a recipe says is named as not known, and nothing is made up for it.
 """
 
 from __future__ import annotations
@@ -22,6 +24,20 @@ if TYPE_CHECKING:
     from packageurl import PackageURL
 
 
+TAGS = ("nlp", "rwkv", "text-generation")
+# Of OWASP's fields those that only whoever trained a model can fill; no file that rwkvflow reads has them.
+NOT_KNOWN = (
+    "decision thresholds",
+    "energy consumption",
+    "training information",
+    "data preprocessing",
+    "sensitive data usage",
+    "explainability information",
+    "safety risk assessment",
+    "training datasets",
+)
+SIZES = ("n_layer", "n_embd", "n_vocab", "n_ffn", "n_att", "n_head", "head_size")
+UNTESTED = "what the checkpoint itself gets wrong was not looked at"
 ORIGINS = ("model", "lora", "lora_init", "state")  # kinds of what an artifact's values come from
 
 
@@ -40,7 +56,10 @@ def sbom_bytes(
     bom.metadata.tools.components.add(
         Component(type=ComponentType.APPLICATION, name="rwkvflow", version=__version__, bom_ref="tool/rwkvflow")
     )
-    root = Component(type=ComponentType.MACHINE_LEARNING_MODEL, name=params["name"], bom_ref="release")
+    about = str((params.get("card") or {}).get("about") or f"RWKV models in {len(rows)} files and folders")
+    root = Component(
+        type=ComponentType.MACHINE_LEARNING_MODEL, name=params["name"], description=about, tags=TAGS, bom_ref="release"
+    )
     _licensed(root, license_id)
     bom.metadata.component = root
     inputs = {material.name: _material(material, params) for material in materials(params)}
@@ -54,10 +73,10 @@ def sbom_bytes(
             bom.register_dependency(component, used)
     artifacts = []
     for row in rows:
-        component = _artifact(row, license_id)
+        used = [inputs[name] for kind in ORIGINS for name in inputs if f"{name}/".startswith(f"{kind}/{row.model}/")]
+        component = _artifact(row, license_id, used)
         bom.components.add(component)
         artifacts.append(component)
-        used = [inputs[name] for kind in ORIGINS for name in inputs if f"{name}/".startswith(f"{kind}/{row.model}/")]
         for image in row.images:
             used += [*built.get(image, []), *_of_image(inputs, params, image)]
         bom.register_dependency(component, [*used, inputs["worker"], *added])
@@ -70,6 +89,7 @@ def sbom_bytes(
 def _material(material: Material, params: Mapping[str, Any]) -> Component:
     from cyclonedx.model import ExternalReference, ExternalReferenceType, XsUri
     from cyclonedx.model.component import Component, ComponentType
+    from cyclonedx.model.contact import OrganizationalEntity
 
     kinds = {
         "model": ComponentType.MACHINE_LEARNING_MODEL,
@@ -96,6 +116,10 @@ def _material(material: Material, params: Mapping[str, Any]) -> Component:
     elif material.kind == "formats":
         name, _, version = name.rpartition("@")
     component = Component(type=kinds[material.kind], name=name, version=version, bom_ref=material.name, purl=purl)
+    if component.type is ComponentType.MACHINE_LEARNING_MODEL:
+        component.description, component.tags = f"{material.kind} of {name}, as it was published", TAGS
+    if purl is not None and purl.type == "huggingface" and purl.namespace:
+        component.supplier = OrganizationalEntity(name=purl.namespace)  # the account that the repository is of
     _hashed(component, material.digest)
     if material.uri is not None:
         kind = ExternalReferenceType.VCS if material.kind == "engine" else ExternalReferenceType.DISTRIBUTION
@@ -151,11 +175,23 @@ def _of_image(inputs: Mapping[str, Component], params: Mapping[str, Any], image:
     return [inputs[name] for name in (f"base/{image}", *wheels) if name in inputs]
 
 
-def _artifact(row: Row, license_id: str | None) -> Component:
+def _artifact(row: Row, license_id: str | None, origins: Sequence[Component]) -> Component:
     from cyclonedx.model import Property
-    from cyclonedx.model.component import Component, ComponentType
+    from cyclonedx.model.component import Component, ComponentType, Pedigree
 
-    component = Component(type=ComponentType.MACHINE_LEARNING_MODEL, name=row.path, bom_ref=f"artifact/{row.path}")
+    component = Component(
+        type=ComponentType.MACHINE_LEARNING_MODEL,
+        name=row.path,
+        description=f"{row.model} as {row.format}",
+        tags=TAGS,
+        bom_ref=f"artifact/{row.path}",
+        pedigree=Pedigree(
+            ancestors=[
+                Component(type=part.type, name=part.name, version=part.version, purl=part.purl, hashes=part.hashes)
+                for part in origins
+            ]
+        ),
+    )
     if row.files == (row.path,):
         _hashed(component, {"sha256": row.sha256})
     _licensed(component, license_id)
@@ -187,14 +223,24 @@ def _add_cards(content: dict[str, Any], rows: Sequence[Row], params: Mapping[str
     cards = {f"artifact/{row.path}": _card(row) for row in rows}
     for name in params["models"]:
         facts = next((row.facts for row in rows if row.model == name and row.facts), {})
-        cards[f"model/{name}"] = {"modelParameters": _parameters(facts)}
+        unknown = [{"name": "rwkvflow:notKnown", "value": field} for field in NOT_KNOWN]
+        cards[f"model/{name}"] = {
+            "modelParameters": _parameters(facts),
+            "considerations": {"technicalLimitations": [UNTESTED]},
+            "properties": [*_sizes(facts), *unknown],
+        }
     for component in content["components"]:
         if card := cards.get(component["bom-ref"]):
             component["modelCard"] = card
 
 
 def _card(row: Row) -> dict[str, Any]:
-    card: dict[str, Any] = {"modelParameters": _parameters(row.facts)}
+    card: dict[str, Any] = {
+        "modelParameters": _parameters(row.facts),
+        "considerations": {"technicalLimitations": [*_limitations(row), UNTESTED]},
+    }
+    if sizes := _sizes(row.facts):
+        card["properties"] = sizes
     measured = [
         {"type": kind, "value": str(row.smoke[key])}
         for kind, key in (
@@ -209,6 +255,24 @@ def _card(row: Row) -> dict[str, Any]:
     if measured:
         card["quantitativeAnalysis"] = {"performanceMetrics": measured}
     return card
+
+
+def _limitations(row: Row) -> list[str]:
+    """What the tests found that an artifact loses, and for what it is no good."""
+    found = [f"not for {name}" for name in sorted(row.smoke.get("not_for") or ())]
+    if loss := row.smoke.get("kl_divergence"):
+        found.append(f"its answers differ from the checkpoint's in F32 by {loss} nats a token")
+    return found
+
+
+def _sizes(facts: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Dimensions, as properties of a model card."""
+    architecture = facts.get("architecture") or {}
+    return [
+        {"name": f"rwkvflow:{key}", "value": str(architecture[key])}
+        for key in SIZES
+        if isinstance(architecture.get(key), int)
+    ]
 
 
 def _parameters(facts: Mapping[str, Any]) -> dict[str, Any]:

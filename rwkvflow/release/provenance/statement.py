@@ -164,6 +164,7 @@ def read_statement(data: bytes) -> dict[str, Any]:
 
     try:
         content = json.loads(data)
+        json.dumps(content, ensure_ascii=False).encode()  # half a character is JSON, and no text for protobuf
         if not isinstance(content, dict):
             raise ValueError("it is no JSON object")
         Statement.copy_from_pb(json_format.ParseDict(content, Message())).validate()
@@ -171,7 +172,7 @@ def read_statement(data: bytes) -> dict[str, Any]:
             raise ValueError(f"its predicate is {content.get('predicateType')!r}, not {PREDICATE_TYPE}")
         json_format.ParseDict(content["predicate"], provenance_pb2.Provenance())
         build_type = content["predicate"]["buildDefinition"]["buildType"]
-    except (UnicodeDecodeError, RecursionError, json_format.ParseError, KeyError, TypeError) as error:
+    except (UnicodeError, RecursionError, json_format.ParseError, KeyError, TypeError) as error:
         raise ValueError(f"it is no in-toto statement with SLSA provenance ({error})") from error
     _check_shape(content)
     if build_type != BUILD_TYPE:
@@ -182,6 +183,8 @@ def read_statement(data: bytes) -> dict[str, Any]:
 def _check_shape(content: Mapping[str, Any]) -> None:
     """Raises ValueError where a list or a digest is none: protobuf takes null for an absent one, and [] for {}."""
     predicate = content["predicate"]
+    if not all(isinstance(subject, dict) and isinstance(subject.get("name"), str) for subject in content["subject"]):
+        raise ValueError("its subject holds something that has no name")
     ran = predicate.get("runDetails")
     if not isinstance(ran, dict):
         raise ValueError("it does not say how it was made")

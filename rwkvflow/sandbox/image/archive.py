@@ -107,7 +107,11 @@ def parse_requirements(text: str) -> dict[tuple[str, Version], frozenset[str]]:
         if match is None:
             raise StepFailed(f"not a requirement with hashes: {line.strip()!r}", remedy="run `rwkvflow lock` again")
         hashes = frozenset(re.findall(r"sha256:([0-9a-f]{64})", match["hashes"]))
-        result[(canonicalize_name(match["name"]), Version(match["version"]))] = hashes
+        try:
+            version = Version(match["version"])
+        except InvalidVersion as error:
+            raise StepFailed(f"not a requirement: {error}", remedy="run `rwkvflow lock` again") from None
+        result[(canonicalize_name(match["name"]), version)] = hashes
     return result
 
 

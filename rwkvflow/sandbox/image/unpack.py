@@ -7,18 +7,28 @@ bin/. Scripts of entry points are not made: nothing in an image calls one.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import io
+import lzma
+import struct
 import zipfile
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 from rwkvflow.base.errors import StepFailed
 
 PYTHON = b"#!/usr/bin/env python3"  # for scripts that say "#!python": "whatever Python this was installed with"
+# NotImplementedError: a compression that is not known; RuntimeError: an encrypted one; OSError without a number: seeks.
+DAMAGED: tuple[type[Exception], ...] = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, NotImplementedError, RuntimeError),
+    *(ValueError, IndexError, OverflowError, OSError),
+)
 PLACES = {"purelib": "", "platlib": "", "data": "", "scripts": "bin/", "headers": "include/"}
 
 
@@ -37,13 +47,40 @@ class Member:
 
     def open(self) -> tuple[int, IO[bytes]]:
         """Its size in bytes, and its content."""
-        if self.script:
-            with self.archive.open(self.info) as file:
-                first = file.read(len(b"#!python"))
-            if first == b"#!python":
-                content = PYTHON + self.archive.read(self.info)[len(first) :]
-                return len(content), io.BytesIO(content)
-        return self.info.file_size, self.archive.open(self.info)
+        with _whole(Path(str(self.archive.filename)).name):
+            if self.script:
+                with self.archive.open(self.info) as file:
+                    first = file.read(len(b"#!python"))
+                if first == b"#!python":
+                    content = PYTHON + self.archive.read(self.info)[len(first) :]
+                    return len(content), io.BytesIO(content)
+            return self.info.file_size, cast(IO[bytes], _Content(self.archive.open(self.info), self.archive.filename))
+
+
+class _Content(io.RawIOBase):
+    """The content of a file of a wheel; what is damaged in it is told as everything about wheels is."""
+
+    def __init__(self, file: IO[bytes], wheel: str | None) -> None:
+        self._file, self._wheel = file, Path(str(wheel)).name
+
+    def read(self, size: int = -1) -> bytes:
+        with _whole(self._wheel):
+            return self._file.read(size)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@contextlib.contextmanager
+def _whole(wheel: str) -> Iterator[None]:
+    """Raises StepFailed for whatever zipfile and its decompressors raise for an archive that is damaged."""
+    try:
+        yield
+    except DAMAGED as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # of the disk, and not of a seek
+            raise
+        raise StepFailed(f"{wheel}: is damaged: {error}", remedy="run `rwkvflow lock` again") from error
 
 
 def unpacked(wheels: Mapping[Path, frozenset[str]]) -> dict[str, Member]:
@@ -56,12 +93,10 @@ def unpacked(wheels: Mapping[Path, frozenset[str]]) -> dict[str, Member]:
     for path, accepted in wheels.items():
         file = path.open("rb")  # the one that was checked is the one that is read; closed with the last Member
         _check(path.name, file, accepted)
-        try:
+        with _whole(path.name):
             archive = zipfile.ZipFile(file)
-        except zipfile.BadZipFile as error:
-            raise StepFailed(f"{path.name}: is no wheel: {error}", remedy="run `rwkvflow lock` again") from error
         for info in archive.infolist():
-            if not info.is_dir():
+            if not info.filename.endswith("/"):  # is_dir() fails where there is no name
                 name, script = _place(path.name, info.filename)
                 found[name] = Member(archive, info, script)
     _no_file_is_a_folder(found)

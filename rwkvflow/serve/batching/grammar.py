@@ -49,7 +49,11 @@ class Grammars:
         """JSON that fits the schema. Raises ApiError (400) that names what cannot be held to."""
         for path, name in unknown_keywords(schema):
             raise ApiError(400, f"{param}: {path}{name} is no keyword of JSON Schema that is known here", param=param)
-        return self._made(LLMatcher.grammar_from_json_schema(json.dumps(schema), None, _FORM), param)
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), None, _FORM)
+        except ValueError as error:  # a number such as 1e999 is JSON and read as infinite, which is none
+            raise ApiError(400, f"{param}: {error}", param=param) from None
+        return self._made(grammar, param)
 
     def of_text(self, text: str) -> Masked:
         """What a grammar describes, in GBNF or in llguidance's form of Lark. Raises ApiError (400)."""

@@ -13,6 +13,7 @@ from rwkvflow.worker.errors import WorkerError
 
 SHT_SYMTAB, SHT_DYNAMIC = 2, 6
 DT_NEEDED = 1
+LONGEST_NAME = 1 << 12  # bytes of a name
 
 
 def is_elf(data: bytes) -> bool:
@@ -36,7 +37,7 @@ def needed(data: bytes) -> list[str]:
     entry = "<qQ" if wide else "<iI"
     names = []
     sections = _sections(data)
-    strings = next((body for name, _, body, _ in sections if name == ".dynstr"), b"")
+    strings = bytes(next((body for name, _, body, _ in sections if name == ".dynstr"), b""))
     for _, kind, body, _ in sections:
         if kind == SHT_DYNAMIC:
             usable = len(body) - len(body) % struct.calcsize(entry)
@@ -54,14 +55,14 @@ def strings_with(data: bytes, needles: Iterable[str]) -> list[str]:
 
 
 def _string(table: bytes, at: int) -> str:
-    end = table.find(b"\0", at)
-    if at < 0 or at >= len(table) or end < 0:
+    end = table.find(b"\0", at, at + LONGEST_NAME) if at >= 0 else -1
+    if at >= len(table) or end < 0:
         raise WorkerError("damaged ELF file: a name lies outside its string table")
     return table[at:end].decode("utf-8", "replace")
 
 
-def _sections(data: bytes) -> list[tuple[str, int, bytes, int]]:
-    """(name, type, content, offset) of each section."""
+def _sections(data: bytes) -> list[tuple[str, int, memoryview, int]]:
+    """(name, type, content, offset) of each section. Nothing is copied: 65,535 sections may all be the whole file."""
     if not is_elf(data):
         raise WorkerError("not a little-endian ELF file")
     wide = data[4:5] == b"\x02"
@@ -82,12 +83,12 @@ def _sections(data: bytes) -> list[tuple[str, int, bytes, int]]:
         empty = kind == 8  # SHT_NOBITS takes no room in the file
         if not empty and offset + length > len(data):
             raise WorkerError("damaged ELF file: a section lies outside the file")
-        bodies.append(b"" if empty else data[offset : offset + length])
+        bodies.append(memoryview(b"" if empty else data)[offset : offset + length])
     if not headers:
         return []
     if names_at >= len(headers):
         raise WorkerError("damaged ELF file: no section names")
+    names = bytes(bodies[names_at])
     return [
-        (_string(bodies[names_at], header[0]), header[1], body, header[4])
-        for header, body in zip(headers, bodies, strict=True)
+        (_string(names, header[0]), header[1], body, header[4]) for header, body in zip(headers, bodies, strict=True)
     ]

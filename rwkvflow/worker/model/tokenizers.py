@@ -137,7 +137,7 @@ def refuse_misfit(path: Path, n_vocab: int) -> None:
             listed = content["model"]["vocab"]  # Unigram has a list
             ids = list(range(len(listed))) if isinstance(listed, list) else [int(i) for i in listed.values()]
             ids += [int(token["id"]) for token in content.get("added_tokens") or ()]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             raise WorkerError(f"the model's tokenizer is not a tokenizer.json: {error}") from None
         size, name = 1 + max(ids, default=-1), Json.name
     if why := misfit(name, size, n_vocab):
@@ -194,8 +194,12 @@ class World:
             raise WorkerError(f"{path.name} has {path.stat().st_size} bytes; that is no World vocabulary")
         self._ids: dict[bytes, int] = {}
         self._tokens: dict[int, bytes] = {}
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise WorkerError(f"{path.name} is no text in UTF-8, and no World vocabulary: {error}") from None
         # str.splitlines would also split at separators such as U+2028 inside literals
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 index, token = _world_line(path, number, line)
                 self._ids[token] = index

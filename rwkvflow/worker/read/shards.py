@@ -57,7 +57,7 @@ class Joined(RawFile):
         self.size = 0
         try:
             for index, part in enumerate(parts, 1):
-                if not part.exists():
+                if not _exists(part):
                     raise WorkerError(
                         f"{path}: its part {index} of {len(parts)}, {part.name}, is missing. "
                         "Download or copy it beside the others."
@@ -85,6 +85,14 @@ class Joined(RawFile):
                 raise WorkerError(f"{self.name}: read past its end")
             part.into(buffer[done : done + count], within)
             done += count
+
+
+def _exists(path: Path) -> bool:
+    """Also of a name that no file can have."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def open_model(path: Path | str) -> RawFile:

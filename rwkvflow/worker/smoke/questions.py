@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import struct
+import tokenize
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +117,13 @@ class SmokeReference:
         return replace(self.questions, truth=self.answers.logits)
 
 
+# What reading an .npz of anybody's ends in: zipfile's, zlib's and numpy's own, which parses the header of an array.
+DAMAGED: tuple[type[Exception], ...] = (
+    *(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
+    *(SyntaxError, TypeError, AttributeError, IndexError, OverflowError, RecursionError, NotImplementedError),
+)
+
+
 def write_arrays(path: Path, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
     """An .npz (np.load reads it) with fixed dates, in the order given; meta as JSON in the array "meta"."""
     text = json.dumps(meta, sort_keys=True, ensure_ascii=False).encode()
@@ -133,7 +143,7 @@ def read_arrays(path: Path, mapped: str = "") -> tuple[dict[str, NDArray[Any]], 
         meta = json.loads(arrays.pop("meta").tobytes())
         if mapped:
             arrays[mapped] = _map(path, f"{mapped}.npy")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise WorkerError(f"{path.name} is damaged or not a file of smoke results: {error}") from None
     return arrays, meta
 
@@ -198,9 +208,10 @@ def read_questions(path: Path, *, speed: bool) -> tuple[Questions, float | None]
         prompts = tuple(tuple(row) for row in content["prompts"])
         nameless = tuple(content["nameless"])
         asked = Questions(tuple(content["text"]), content["logits"], prompts, content["tokens"], nameless=nameless)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        eps: float | None = content["group_norm_eps"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise WorkerError(f"{path.name} was not written by the reference task: {error}") from None
-    return replace(asked, speed=speed, deferred=True), content["group_norm_eps"]
+    return replace(asked, speed=speed, deferred=True), eps
 
 
 def write_reference(path: Path, reference: SmokeReference) -> None:

@@ -24,6 +24,7 @@ from rwkvflow.plan.ci import (
     CiSettings,
     dump,
     github_matrix,
+    github_reusable,
     github_workflow,
     gitlab_jobs,
     gitlab_workflow,
@@ -52,38 +53,75 @@ def check(schema: str, *files: Path, transform: tuple[str, ...] = ()) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+SIGNING = {"contents": "read", "id-token": "write", "attestations": "write"}
+
+
+def pair(chosen: CiSettings, folder: Path) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """The caller and the called one, both valid by the schema."""
+    (folder / "w.yml").write_text(github_workflow(chosen, "w-build.yml"))
+    (folder / "w-build.yml").write_text(github_reusable(chosen))
+    check("vendor.github-workflows", folder / "w.yml", folder / "w-build.yml")
+    first, second = (yaml.safe_load((folder / name).read_text()) for name in ("w.yml", "w-build.yml"))
+    return first, second
+
+
 @pytest.mark.parametrize(("name", "by"), [("demo", "artifact"), ("123", "model")])
 def test_github_workflow_is_valid(tmp_path: Path, name: str, by: By) -> None:
     pytest.importorskip("check_jsonschema")
     chosen = CiSettings(name, "some where/re cipe.yaml", "rwkvflow[s3]==0.1.0", "docker", by, ("HF_TOKEN", "AWS_KEY"))
-    (tmp_path / "w.yml").write_text(github_workflow(chosen))
-    check("vendor.github-workflows", tmp_path / "w.yml")
-    document = yaml.safe_load((tmp_path / "w.yml").read_text())
-    assert document["name"] == name
+    caller, document = pair(chosen, tmp_path)
+    assert caller["name"] == name
+    assert caller["jobs"]["release"]["uses"] == "./.github/workflows/w-build.yml"
     assert document["jobs"]["publish"]["needs"] == "make"
     assert document["env"]["RECIPE"] == chosen.recipe
-    assert document["permissions"] == {"contents": "read"}
     secret = {"HF_TOKEN": "${{ secrets.HF_TOKEN }}", "AWS_KEY": "${{ secrets.AWS_KEY }}"}
-    assert document["jobs"]["publish"]["steps"][-1]["env"] == secret
-    assert "secrets" not in dump(document["jobs"]["plan"])
+    assert caller["jobs"]["release"]["secrets"] == secret
+    assert set(document["on"]["workflow_call"]["secrets"]) == set(secret)
+    assert next(step["env"] for step in document["jobs"]["publish"]["steps"] if step.get("name") == "Publish") == secret
+    for without in ("plan", "attest"):
+        assert "secrets" not in dump(document["jobs"][without])
+
+
+def test_only_the_job_that_signs_may_and_it_runs_nothing_else(tmp_path: Path) -> None:
+    """What SLSA asks of provenance that cannot be forged: no step of a build has the right to sign."""
+    pytest.importorskip("check_jsonschema")
+    caller, document = pair(SETTINGS, tmp_path)
+    assert caller["permissions"] == document["permissions"] == {"contents": "read"}
+    assert caller["jobs"]["release"]["permissions"] == SIGNING, "the called one cannot have more than the caller gives"
+    rights = {name: job.get("permissions") for name, job in document["jobs"].items()}
+    assert rights == {"plan": None, "make": None, "publish": None, "attest": SIGNING}
+    attest = document["jobs"]["attest"]
+    assert attest["needs"] == "publish"
+    assert [step["uses"].partition("@")[0] for step in attest["steps"]] == [
+        "actions/download-artifact",
+        "actions/attest-build-provenance",
+        "actions/upload-artifact",
+    ]
+    assert not commands(attest)
+    sums = attest["steps"][1]["with"]["subject-checksums"]
+    assert [command for command in commands(document["jobs"]["publish"]) if command.endswith(f" --sums {sums}")]
+    assert all(job["runs-on"] == "ubuntu-24.04" for job in document["jobs"].values()), "GitHub's own machines"
 
 
 def test_a_workflow_that_runs_by_itself_makes_the_lock_anew_and_once(tmp_path: Path) -> None:
     pytest.importorskip("check_jsonschema")
-    chosen = CiSettings("demo", "recipes/demo.yaml", "rwkvflow==0.1.0", schedule="17 4 * * 1")
-    (tmp_path / "w.yml").write_text(github_workflow(chosen))
-    check("vendor.github-workflows", tmp_path / "w.yml")
-    document = yaml.safe_load((tmp_path / "w.yml").read_text())
-    assert document["on"]["schedule"] == [{"cron": "17 4 * * 1"}]
+    caller, document = pair(CiSettings("demo", "recipes/demo.yaml", "rwkvflow==0.1.0", schedule="17 4 * * 1"), tmp_path)
+    assert caller["on"]["schedule"] == [{"cron": "17 4 * * 1"}]
     jobs_ = document["jobs"]
     assert [step.get("run", "") for step in jobs_["plan"]["steps"] if "--fresh" in step.get("run", "")]
     assert {"name": "lock", "path": "recipes/demo.lock.yaml"} in [step.get("with") for step in jobs_["plan"]["steps"]]
     for name in ("make", "publish"):
         assert {"name": "lock", "path": "recipes"} in [step.get("with") for step in jobs_[name]["steps"]]
-    assert "--fresh" not in github_workflow(SETTINGS)
+    assert "--fresh" not in github_reusable(SETTINGS)
     for wrong in ("* * *", "0 0 * * 1; rm", "@daily", "$X 0 * * 1"):
         with pytest.raises(UsageError, match="cron"):
-            github_workflow(CiSettings("demo", "r.yaml", "rwkvflow", schedule=wrong))
+            github_workflow(CiSettings("demo", "r.yaml", "rwkvflow", schedule=wrong), "w.yml")
+
+
+@pytest.mark.parametrize("name", ["", "../x.yml", "x", "a b.yml", "-x.yml", "${{ x }}.yml", "x.yml\n"])
+def test_odd_names_of_files_are_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="cannot be called"):
+        github_workflow(SETTINGS, name)
 
 
 @pytest.mark.parametrize(("remote", "package"), [("s3://b/f", "s3fs"), ("gs://b", "gcsfs"), ("az://c", "adlfs")])
@@ -109,7 +147,9 @@ def test_a_workflows_package_has_the_extras_of_its_recipe(tmp_path: Path, monkey
             Path("r.yaml").write_text(recipe)
             done = CliRunner().invoke(cli, ["ci", "github", "r.yaml"])
             assert done.exit_code == 0, done.output
-            assert yaml.safe_load(done.output)["env"]["PACKAGE"] == f"rwkvflow{extras}{pin}"
+            caller, called = yaml.safe_load_all(done.output)
+            assert called["env"]["PACKAGE"] == f"rwkvflow{extras}{pin}"
+            assert caller["jobs"]["release"]["uses"] == "./.github/workflows/rwkvflow-a-build.yml"
 
 
 def test_gitlab_pipelines_are_valid(tmp_path: Path) -> None:
@@ -144,7 +184,7 @@ def commands(document: Any) -> set[str]:
 @given(NAMES, st.text(st.characters(codec="utf-8"), min_size=1, max_size=30), st.text(max_size=20))
 def test_nothing_of_a_recipe_is_part_of_a_command(name: str, path: str, package: str) -> None:
     chosen = CiSettings(name, path, package)
-    for workflow in (github_workflow, gitlab_workflow):
+    for workflow in (lambda settings: github_workflow(settings, "w.yml"), github_reusable, gitlab_workflow):
         expected = commands(yaml.safe_load(workflow(SETTINGS)))
         try:
             text = workflow(chosen)
@@ -152,14 +192,14 @@ def test_nothing_of_a_recipe_is_part_of_a_command(name: str, path: str, package:
             continue
         document = yaml.safe_load(text)
         assert commands(document) == expected
-        env = document.get("env") or document.get("variables")
-        assert env["RECIPE"] == path
-        assert env["PACKAGE"] == package
+        if env := document.get("env") or document.get("variables"):
+            assert env["RECIPE"] == path
+            assert env["PACKAGE"] == package
         assert "$" not in path + package
 
 
 def test_commands_quote_every_variable() -> None:
-    found = commands(yaml.safe_load(github_workflow(SETTINGS))) | commands(yaml.safe_load(gitlab_workflow(SETTINGS)))
+    found = commands(yaml.safe_load(github_reusable(SETTINGS))) | commands(yaml.safe_load(gitlab_workflow(SETTINGS)))
     for command in found:
         bare = "".join(command.split('"')[::2])  # what stands outside double quotes
         assert "$" not in bare
@@ -171,13 +211,13 @@ def test_commands_quote_every_variable() -> None:
 )
 def test_odd_paths_are_refused(path: str) -> None:
     with pytest.raises(UsageError):
-        github_workflow(CiSettings("demo", path, "rwkvflow"))
+        github_reusable(CiSettings("demo", path, "rwkvflow"))
 
 
 @pytest.mark.parametrize("secret", ["hf", "A B", "A}}", "", "1A"])
 def test_odd_secrets_are_refused(secret: str) -> None:
     with pytest.raises(UsageError):
-        github_workflow(CiSettings("demo", "x.yaml", "rwkvflow", secrets=(secret,)))
+        github_reusable(CiSettings("demo", "x.yaml", "rwkvflow", secrets=(secret,)))
 
 
 def test_too_many_jobs_for_github() -> None:
@@ -203,5 +243,7 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run("matrix", demo, "--only", "rwkv4-demo/*").split() == [name for name in ids if name.startswith("rwkv4")]
     monkeypatch.chdir(RECIPES)
     run("ci", "github", "demo.yaml", "-o", str(tmp_path / "x" / "y.yml"))
-    assert yaml.safe_load((tmp_path / "x" / "y.yml").read_text())["env"]["RECIPE"] == "demo.yaml"
+    assert yaml.safe_load((tmp_path / "x" / "y-build.yml").read_text())["env"]["RECIPE"] == "demo.yaml"
+    called = yaml.safe_load((tmp_path / "x" / "y.yml").read_text())["jobs"]["release"]["uses"]
+    assert called == "./.github/workflows/y-build.yml"
     assert yaml.safe_load(run("ci", "gitlab", "demo.yaml"))["variables"]["SANDBOX"] == "host"

@@ -112,3 +112,48 @@ def test_a_source_package_that_was_built_is_a_part(run: Made) -> None:
     assert (found["name"], found["version"]) == ("llama-cpp-python", "0.3.36")
     assert found["purl"] == "pkg:pypi/llama-cpp-python@0.3.36"
     assert found["hashes"] == [{"alg": "SHA-256", "content": "ab" * 32}]
+
+
+OWASP = """
+Model name, Model version, Model description, Model download location, Source repository, Supplier, License,
+Primary purpose, Domain, Type of model, Hyperparameters, Performance metrics, Decision thresholds, Energy consumption,
+Training information, Data preprocessing, Sensitive data usage, Explainability information, Known limitations,
+Safety risk assessment, Runtime dependencies, Model lineage, Training datasets, Test datasets
+"""  # of its mapping of fields to CycloneDX 1.7
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "guides" / "releases.md"
+
+
+def test_owasps_fields_are_there_or_said_to_be_unknown(run: Made) -> None:
+    """Each row of the page is one of OWASP's, and those that say "not known" are the ones that the bill names so."""
+    run.params["card"] = {"license": "apache-2.0", "about": "Tiny ones."}
+    found, whole = parts(run), bill(run)
+    model, artifact = found["model/tiny7"], found["artifact/tiny7/tiny7-Q5_1.bin"]
+    card = artifact["modelCard"]
+    there = {
+        "Model name": artifact["name"],
+        "Model version": model["purl"].partition("@")[2],
+        "Model description": artifact["description"] and whole["metadata"]["component"]["description"],
+        "Model download location": [item for item in model["externalReferences"] if item["type"] == "distribution"],
+        "Source repository": model["purl"],
+        "Supplier": model["supplier"]["name"] == "someone",
+        "License": artifact["licenses"],
+        "Primary purpose": card["modelParameters"]["task"],
+        "Domain": "nlp" in artifact["tags"],
+        "Type of model": card["modelParameters"]["architectureFamily"],
+        "Hyperparameters": {"name": "rwkvflow:n_layer", "value": "1"} in card["properties"],
+        "Performance metrics": card["quantitativeAnalysis"]["performanceMetrics"],
+        "Known limitations": card["considerations"]["technicalLimitations"],
+        "Runtime dependencies": whole["dependencies"],
+        "Model lineage": artifact["pedigree"]["ancestors"][0]["hashes"] == model["hashes"],
+        "Test datasets": card["quantitativeAnalysis"]["performanceMetrics"],
+    }
+    assert all(there.values()), there
+    unknown = {item["value"] for item in model["modelCard"]["properties"] if item["name"] == "rwkvflow:notKnown"}
+    fields = [field.strip() for field in OWASP.replace("\n", " ").split(",")]
+    assert len(fields) == 24
+    assert set(fields) - set(there) == {field[0].upper() + field[1:] for field in unknown}
+    section = PAGE.read_text(encoding="utf-8").partition("\n## The bill of materials\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
+    said = dict(rows[2:])
+    assert list(said) == fields
+    assert {field for field, where in said.items() if where.startswith("not known")} == set(fields) - set(there)

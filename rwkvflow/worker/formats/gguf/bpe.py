@@ -22,6 +22,7 @@ ACCEPTED: Mapping[str, tuple[object, ...]] = {  # of the model: what llama.cpp d
     "ignore_merges": (None, False),
 }
 FLAGS = ("lstrip", "rstrip", "single_word")  # of an added token
+MOST_IDS = 1 << 24  # above any vocabulary's: a file of a few bytes must not ask for memory without bound
 NFC = "llama.cpp does not normalize a text, and the tokenizer does (NFC): letters with a separate accent read otherwise"
 
 
@@ -43,11 +44,14 @@ def read_bpe(path: Path) -> Bpe:
     """Raises WorkerError for what is no tokenizer.json, or one that llama.cpp's `gpt2` does not read so."""
     try:
         content = json.loads(path.read_bytes())
+        json.dumps(content, ensure_ascii=False).encode()  # half a character is JSON, and no text
         model, listed = content["model"], content.get("added_tokens") or []
         if why := _unlike(content, model, listed):
             raise WorkerError(f"{path.name}: a GGUF cannot hold this tokenizer: {why}")
         names = {int(index): str(token) for token, index in model["vocab"].items()}
         names |= {int(token["id"]): str(token["content"]) for token in listed}
+        if not names or min(names) < 0 or max(names) > MOST_IDS:
+            raise WorkerError(f"{path.name}: its token ids are none of a vocabulary, of which llama.cpp knows nothing")
         merges = tuple(_pair(merge) for merge in model["merges"])
         return Bpe(
             tokens=tuple(names.get(index) for index in range(1 + max(names))),
@@ -56,7 +60,7 @@ def read_bpe(path: Path) -> Bpe:
             merges=merges,
             remark=NFC if content.get("normalizer") else None,
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise WorkerError(f"{path.name} is not a tokenizer.json of byte-level BPE: {error}") from None
 
 
