@@ -45,7 +45,7 @@ def image_config(name: str, digest: str, platform: str, policy: Policy) -> dict[
             if not isinstance(wanted, str) or not _DIGEST.fullmatch(wanted):
                 return None
             value = json.loads(registry.blob(wanted, MOST))
-    except (RwkvflowError, ValueError):
+    except (RwkvflowError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -93,7 +93,7 @@ class Failures:
             for path in sorted(self._fs.ls(folder, detail=False)):
                 self._known.add(key)
                 if self._counts(_name(path)):
-                    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                    with contextlib.suppress(*ODD):
                         found.append(_parsed(self._fs.cat_file(path, start=0, end=FAILURE_BYTES)))
         return found
 
@@ -112,6 +112,10 @@ class Failures:
 
     def _folder(self, key: str) -> str:
         return f"{self._root}/{key[:2]}/{key}"
+
+
+# What a failure that was told by anybody may end in, where it is none.
+ODD = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
 
 def here(error: RwkvflowError, *, final: bool = False) -> Failure:

@@ -54,6 +54,32 @@ def _registry(data: bytes, folder: Path) -> None:
         list(attached("oci://registry.test/team/model:v1", 50, Policy(attempts=1)))
 
 
+def _configs(folder: Path) -> list[bytes]:
+    config = {"architecture": "amd64", "os": "linux", "config": {"Env": ["A=b"]}, "rootfs": {"diff_ids": [DIGEST]}}
+    return [
+        json.dumps({**config, "config": {"digest": "SELF", "mediaType": "x"}}).encode(),
+        json.dumps(config).encode(),
+    ]
+
+
+def _config(data: bytes, folder: Path) -> None:
+    """An image's configuration, before it is pulled: the manifest is right, and what it names is a stranger's."""
+    import httpx
+
+    from rwkvflow.base.hashing import text_digest
+    from rwkvflow.net.http import Policy
+    from rwkvflow.net.oci_image import image_config
+
+    manifest = json.dumps({"config": {"digest": text_digest(data)}}).encode()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=manifest if "/manifests/" in request.url.path else data)
+
+    with _answering(answer):
+        image_config("registry.test/a", text_digest(manifest), "linux-x86_64", Policy(attempts=1))
+        image_config("registry.test/a", text_digest(data), "linux-x86_64", Policy(attempts=1))
+
+
 def _challenges(folder: Path) -> list[bytes]:
     return [
         b'401\nWWW-Authenticate: Bearer realm="https://auth.test/token",service="registry",scope="a"\n\n{"token":"x"}',
@@ -360,6 +386,7 @@ READERS = {
         _registry,
         text=True,
     ),
+    "image-config": Reader("configurations of images", ("net/oci_image",), _configs, _config, text=True),
     "challenge": Reader(
         "status and headers of registries", ("net/oci_registry", "net/http"), _challenges, _challenge, text=True
     ),

@@ -468,6 +468,30 @@ def _unpack_wheel(data: bytes, folder: Path) -> None:
         assert len(piece) <= 1 << 20
 
 
+def _graph_seeds(name: str, file: str, weights: str) -> Callable[[Path], list[bytes]]:
+    def seeds(folder: Path) -> list[bytes]:
+        found = []
+        for version in ("4", "7"):
+            source = checkpoints.make(folder / f"{version}.pth", version, **SIZES)
+            made = convert(source, name, folder / f"{version}-{name}")
+            found.append((made / file).read_bytes())
+            _BESIDE[weights] = (made / weights).read_bytes()
+            _BESIDE[f"{file}.config"] = next(made.glob("*.config")).read_bytes()
+        return found
+
+    return seeds
+
+
+def _described(data: bytes, folder: Path, *, file: str, weights: str) -> None:
+    """A graph beside its weights: which of them it means, and how large they are, the graph says."""
+    from rwkvflow.worker.read.inspect import describe
+
+    (folder / file).write_bytes(data)
+    (folder / weights).write_bytes(_BESIDE[weights])
+    (folder / f"{file}.config").write_bytes(_BESIDE[f"{file}.config"])
+    json.dumps(describe(folder / file))
+
+
 READ = "worker/read/"
 READERS = {
     "pth": Reader(
@@ -512,6 +536,19 @@ READERS = {
         (f"{READ}gguf_file", f"{READ}gguf_source", "worker/maps/gguf"),
         lambda folder: _converted(folder, ("6", "7"), "gguf-f16", "gguf-q8_0"),
         at("x.gguf", read_model),
+    ),
+    "onnx": Reader(
+        "graphs of ONNX",
+        (f"{READ}graph/onnx_file",),
+        _graph_seeds("onnx-f32", "model.onnx", "model.onnx.data"),
+        partial(_described, file="model.onnx", weights="model.onnx.data"),
+    ),
+    "ncnn": Reader(
+        "graphs of ncnn",
+        (f"{READ}graph/ncnn_file",),
+        _graph_seeds("ncnn-f32", "model.param", "model.bin"),
+        partial(_described, file="model.param", weights="model.bin"),
+        text=True,
     ),
     "compare": Reader("files that are compared", (f"{READ}compare", f"{READ}dequantize"), _compared_seeds, _compared),
     "adapters": Reader("LoRA, PiSSA, Bone, DiSHA, initial states", (f"{READ}adapters",), _lora_seeds, _adapter),

@@ -8,6 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from rwkvflow.store import failures
 from tests.fuzz.reader import Reader, either
 
 _KEPT: dict[str, Any] = {}
@@ -239,6 +240,17 @@ def _history(data: bytes, folder: Path) -> None:
     list(read(folder / "run.jsonl"))
 
 
+def _failures(folder: Path) -> list[bytes]:
+    told = {"worker": "a", "message": "it failed", "remedy": None, "code": 5, "final": False}
+    return [json.dumps(told).encode(), json.dumps({**told, "remedy": "mend it", "final": True}).encode()]
+
+
+def _failure(data: bytes, folder: Path) -> None:
+    from rwkvflow.store.failures import _parsed
+
+    _parsed(data)
+
+
 def _shelf(data: bytes, folder: Path) -> None:
     """A release that somebody serves: its list of artifacts and their reports are a stranger's."""
     from rwkvflow.serve.shelf import find_models
@@ -330,6 +342,9 @@ READERS = {
         text=True,
     ),
     "trust": Reader("kept keys", ("store/trust",), _trusted, _trust, text=True),
+    "failure": Reader(
+        "failures that other workers tell", ("store/failures",), _failures, _failure, errors=failures.ODD, text=True
+    ),
     "shelf": Reader(
         "releases that are served",
         ("serve/shelf",),
