@@ -1,11 +1,13 @@
 """Measures librwkv on random models of real sizes against its targets, and prints a table of target, figure and met.
 
     python scripts/bench_engine.py --engine BUILD_FOLDER --folder SCRATCH [--only 0.4B-v7,0.4B-v4] [--types f16,q8_0]
-                                   [--llama FOLDER] [--threads 2] [--json FILE]
+                                   [--llama FOLDER] [--threads 2] [--prefill 256] [--json FILE]
+    python scripts/bench_engine.py --engine BUILD_FOLDER --folder SCRATCH --only all --types f16,q8_0 --no-batches
+                                   --threads 1,2 --prefill 32,256,1024,4096 --markdown FILE
 
 A model is made below --folder in one type, measured and removed, then in the next type: at most 6.2 GB are there at a
-time (of 1.5B: the checkpoint and its F16). --keep leaves the files for the next run, and --make-only makes them. With
---json, figures of earlier runs in that file stay, so the table can be measured in parts.
+time (of 1.5B: the checkpoint and its F16; twice that of 3B). --keep leaves the files for the next run, and --make-only
+makes them. With --json, figures of earlier runs in that file stay, so the table can be measured in parts.
 
 Decoding is measured by the `rwkv bench` of the build, one process a model: passes of plain reading over a large buffer
 and tokens alternate, and the share of the bandwidth is that of the fastest token to the fastest pass, which is what the
@@ -23,6 +25,7 @@ the form of llama.cpp's own llama-bench.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -36,14 +39,13 @@ from typing import Any
 import bench_llama
 
 ROOT = Path(__file__).resolve().parents[1]
+SIZES = {"0.1B": (12, 768), "0.4B": (24, 1024), "1.5B": (24, 2048), "3B": (32, 2560)}  # layers and width
 MODELS: dict[str, dict[str, Any]] = {
-    "0.1B-v7": {"version": "7", "layers": 12, "width": 768, "vocab": 65536},
-    "0.4B-v7": {"version": "7", "layers": 24, "width": 1024, "vocab": 65536},
-    "1.5B-v7": {"version": "7", "layers": 24, "width": 2048, "vocab": 65536},
-    "0.4B-v4": {"version": "4", "layers": 24, "width": 1024, "vocab": 50277},
-    "0.4B-v5.2": {"version": "5.2", "layers": 24, "width": 1024, "vocab": 65536},
-    "0.4B-v6": {"version": "6", "layers": 24, "width": 1024, "vocab": 65536},
+    f"{size}-v{version}": {"version": version, "layers": layers, "width": width, "vocab": vocab}
+    for version, vocab in (("7", 65536), ("4", 50277), ("5.2", 65536), ("6", 65536))
+    for size, (layers, width) in SIZES.items()
 }
+HELD = ("0.1B-v7", "0.4B-v7", "1.5B-v7", "0.4B-v4", "0.4B-v5.2", "0.4B-v6")  # measured unless others are named
 TYPES = ("f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 SUPER = ("q6_k", "q5_k", "q4_k")  # where the build has them
 
@@ -112,10 +114,10 @@ def make(folder: Path, name: str, formats: list[str], engine: Path) -> list[Path
     return list(paths.values())
 
 
-def measure(options: argparse.Namespace, path: Path) -> dict[str, Any]:
+def measure(options: argparse.Namespace, path: Path, threads: int, prefill: int) -> dict[str, Any]:
     """What `rwkv bench` says of a file."""
     command = [*options.measure_with.split(), str(tool(options.engine)), "bench", str(path), "--json"]
-    command += ["--threads", str(options.threads), "--prefill", str(options.prefill)]
+    command += ["--threads", str(threads), "--prefill", str(prefill)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{path.name}: {done.stderr}")
@@ -145,27 +147,41 @@ def batches(options: argparse.Namespace, path: Path) -> dict[str, float]:
     return {str(count): alone / statistics.median(seconds[count]) for count in BATCHES}
 
 
-def work(options: argparse.Namespace, name: str, kind: str) -> dict[str, Any] | None:
+def several(options: argparse.Namespace, name: str, kind: str, path: Path) -> list[dict[str, Any]]:
+    """A file with each number of threads and each length of a prompt."""
+    rows = []
+    for threads, prefill in itertools.product(options.threads, options.prefill):
+        found = {"model": name, "type": kind, **measure(options, path, threads, prefill)}
+        rows.append(found)
+        print(row(found), flush=True)
+    return rows
+
+
+def work(options: argparse.Namespace, name: str, kind: str) -> list[dict[str, Any]]:
     """One model in one type: made, measured, removed."""
     engine = library(options.engine)
     beside = options.llama is not None and MODELS[name]["version"] in ("6", "7") and f"gguf-{kind}" in known()
     (path,) = make(options.folder, name, [f"ggml-{kind}"], engine)
-    found: dict[str, Any] | None = None
+    rows: list[dict[str, Any]] = []
     if not options.make_only and not options.only_llama:
-        found = {"model": name, "type": kind, **measure(options, path), "batch": batches(options, path)}
-        print(row(found), flush=True)
+        rows = several(options, name, kind, path)
+        if options.batches:
+            rows[0]["batch"] = batches(options, path)
+            print(f"    batches of {batch_row(rows[0]['batch'])}", flush=True)
     if beside:
         (gguf,) = make(options.folder, name, [f"gguf-{kind}"], engine)
         if not options.make_only:
             program = bench_llama.build(options.llama)
-            against = bench_llama.compare(engine, path, program, gguf, options.threads, options.prefill)
-            found = {**(found or {"model": name, "type": kind}), "llama.cpp": against}
+            threads, prefill = options.threads[0], options.prefill[0]
+            against = bench_llama.compare(engine, path, program, gguf, threads, prefill)
+            rows = rows or [{"model": name, "type": kind, "threads": threads, "prefill_tokens": prefill}]
+            rows[0]["llama.cpp"] = against
             print(f"    llama.cpp: {beside_row(against)}", flush=True)
         if not options.keep:
             gguf.unlink()
     if not options.keep:
         path.unlink()
-    return found
+    return rows
 
 
 def known() -> set[str]:
@@ -175,18 +191,39 @@ def known() -> set[str]:
     return set(FORMATS)
 
 
-HEADER = f"{'model':10} {'type':5} ms/token (median)  share (median)  prefill/s  share  open ms     MB  batch of 8, 32"
+HEADER = "model      type  threads ms/token (median)  share (median)  prompt tokens/s (median)  share  open ms     MB"
 
 
 def row(found: dict[str, Any]) -> str:
     """A line of the table."""
     return (
-        f"{found['model']:10} {found['type']:5} {found['ms_per_token']:8.2f} {found['ms_per_token_median']:8.2f}"
-        f" {found['bandwidth_share']:6.1%} {found['bandwidth_share_median']:8.1%}"
-        f" {found['prefill_tokens_per_second']:10.1f} {found['prefill_share']:6.1%} {found['open_ms']:8.1f}"
-        f" {found['peak_rss_bytes'] / 1e6:6.0f}"
-        f"  {', '.join(f'{times:.1f}' for times in found['batch'].values())} times"
+        f"{found['model']:10} {found['type']:5} {found['threads']:7}"
+        f" {found['ms_per_token']:8.2f} {found['ms_per_token_median']:8.2f}"
+        f" {found['bandwidth_share']:6.1%} {found['bandwidth_share_median']:8.1%} {found['prefill_tokens']:7}"
+        f" {found['prefill_tokens_per_second']:8.1f} {found['prefill_tokens_per_second_median']:8.1f}"
+        f" {found['prefill_share']:6.1%} {found['open_ms']:8.1f} {found['peak_rss_bytes'] / 1e6:6.0f}"
     )
+
+
+def batch_row(batch: dict[str, float]) -> str:
+    """How many times as fast a token is in batches."""
+    return ", ".join(f"{count}: {times:.1f} times" for count, times in batch.items())
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The shares of what multipliers can do, and tokens a second: a line a model and type, a column a prompt."""
+    lengths = sorted({found["prefill_tokens"] for found in rows if "prefill_share" in found})
+    lines = ["| | threads | " + " | ".join(f"{length:,} tokens" for length in lengths) + " |"]
+    lines.append("| --- | --- |" + " --- |" * len(lengths))
+    table: dict[tuple[str, str, int], dict[int, str]] = {}
+    for found in (found for found in rows if "prefill_share" in found):
+        cells = table.setdefault((found["model"], found["type"], found["threads"]), {})
+        speed = found["prefill_tokens_per_second"]
+        cells[found["prefill_tokens"]] = f"{found['prefill_share']:.0%}, {speed:.0f}/s"
+    for (name, kind, threads), cells in table.items():
+        figures = " | ".join(cells.get(length, "") for length in lengths)
+        lines.append(f"| {name} {kind.upper()} | {threads} | {figures} |")
+    return "\n".join(lines) + "\n"
 
 
 def beside_row(against: dict[str, Any]) -> str:
@@ -279,9 +316,13 @@ def llama_rows(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def merged(path: Path | None, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of the file, with those of this run in their place or behind them."""
     old = json.loads(path.read_text())["figures"] if path is not None and path.exists() else []
-    table = {(each["model"], each["type"]): each for each in old}
+
+    def key_of(found: dict[str, Any]) -> tuple[str, str, int, int]:
+        return found["model"], found["type"], found["threads"], found["prefill_tokens"]
+
+    table = {key_of(each): each for each in old}
     for found in rows:
-        key = (found["model"], found["type"])
+        key = key_of(found)
         table[key] = {**table.get(key, {}), **found}
     order = {name: number for number, name in enumerate(MODELS)}
     return sorted(table.values(), key=lambda each: order[each["model"]])
@@ -295,20 +336,29 @@ def chosen(text: str, among: tuple[str, ...], what: str) -> list[str]:
     return names
 
 
+def counts(text: str) -> list[int]:
+    """Numbers with commas between them."""
+    return [int(part) for part in text.split(",")]
+
+
 def main() -> None:
     """The command line."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     parser = argparse.ArgumentParser(description="Measure librwkv on random models of real sizes against its targets.")
     parser.add_argument("--engine", type=Path, required=True, help="folder of a build: librwkv.so and rwkv")
     parser.add_argument("--folder", type=Path, required=True, help="where models are made")
-    parser.add_argument("--only", default=",".join(MODELS), help="models, with commas; all: %(default)s")
+    parser.add_argument(
+        "--only", default=",".join(HELD), help=f"models, with commas, of {', '.join(MODELS)}, or all; else %(default)s"
+    )
     parser.add_argument("--types", default=",".join((*TYPES, *(k for k in SUPER if f"ggml-{k}" in known()))))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--prefill", type=int, default=256, help="tokens")
+    parser.add_argument("--threads", type=counts, default=[2], help="one number, or some with commas")
+    parser.add_argument("--prefill", type=counts, default=[256], help="tokens of a prompt; the same")
     parser.add_argument(
         "--llama", type=Path, metavar="FOLDER", help="measure llama.cpp too; built below FOLDER on demand"
     )
     parser.add_argument("--only-llama", action="store_true", help="nothing but the turns with llama.cpp")
+    parser.add_argument("--no-batches", dest="batches", action="store_false", help="leave batches out")
+    parser.add_argument("--markdown", type=Path, help="where to write a table of prompts")
     parser.add_argument("--json", type=Path, help="where to write the figures, and to find those of earlier parts")
     parser.add_argument("--llama-json", type=Path, help="where to write librwkv's figures as llama-bench would")
     parser.add_argument("--keep", action="store_true", help="leave the models for the next run")
@@ -316,19 +366,20 @@ def main() -> None:
     parser.add_argument("--measure-with", default="", help="a command to put before `rwkv bench`, to wait for quiet")
     options = parser.parse_args()
     options.keep |= options.make_only
-    names, kinds = chosen(options.only, tuple(MODELS), "model"), chosen(options.types, (*TYPES, *SUPER), "type")
+    only = ",".join(MODELS) if options.only == "all" else options.only
+    names, kinds = chosen(only, tuple(MODELS), "model"), chosen(options.types, (*TYPES, *SUPER), "type")
     rows: list[dict[str, Any]] = []
     print(HEADER)
     for name in names:
         for kind in kinds:
-            found = work(options, name, kind)
-            if found is not None:
-                rows.append(found)
+            rows += work(options, name, kind)
         if not options.keep:
             (options.folder / f"{name}.pth").unlink(missing_ok=True)
     if options.llama_json:
         options.llama_json.write_text(json.dumps(llama_rows(rows), indent=2) + "\n")
     rows = merged(options.json, rows)
+    if options.markdown:
+        options.markdown.write_text(markdown(rows), encoding="utf-8")
     results = report(rows)
     if options.json:
         content = {"figures": rows, "targets": [vars(target) for target in results]}

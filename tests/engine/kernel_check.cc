@@ -8,6 +8,9 @@
 
 #include "kernels/common/kernels.h"
 #include "quantize/quantize.h"
+#if defined(RWKV_AMX_MODEL)
+#include "kernels/x86/amx.h"
+#endif
 
 using namespace rwkvflow;
 
@@ -137,6 +140,52 @@ static void check_shape(const Kernels *k, int32_t type, uint32_t rows, uint32_t 
     for (void *each : all) free(each);
 }
 
+#if defined(RWKV_AMX_MODEL)
+// What processors and systems say of AMX: Sapphire Rapids; no AMX; no products of bytes; a virtual machine that passes
+// on what the processor has but saves no tiles, or only their shapes; an empty leaf; tiles of another shape.
+static void check_facts() {
+    const AmxFacts right = {3u << 24, 0x602e7, 1, 1024, 64, 16};
+    const struct {
+        AmxFacts facts;
+        bool usable;
+    } all[] = {
+        {right, true},
+        {{0, 0xe7, 0, 0, 0, 0}, false},
+        {{1u << 24, 0x602e7, 1, 1024, 64, 16}, false},
+        {{3u << 24, 0xe7, 1, 1024, 64, 16}, false},
+        {{3u << 24, 0x202e7, 1, 1024, 64, 16}, false},
+        {{3u << 24, 0x602e7, 0, 0, 0, 0}, false},
+        {{3u << 24, 0x602e7, 1, 512, 64, 8}, false},
+        {{3u << 24, 0x602e7, 1, 1024, 32, 16}, false},
+    };
+    for (const auto &each : all)
+        check(amx_usable(each.facts) == each.usable, "amx", "other facts", 0, 0, each.facts.saved, 0);
+}
+#endif
+
+// "amx-model" is the set `amx` over a model of its tiles: it runs where avx512 does.
+static const Kernels *chosen_kernels(const char *name, bool lent) {
+#if defined(RWKV_AMX_MODEL)
+    if (strcmp(name, "amx-model") == 0) {
+        static Kernels model;
+        const Kernels *most = kernels_named("avx512");
+        if (most == nullptr) return nullptr;
+        model = *most;
+        model.name = "amx-model";
+        model.matmul = amx_model_matmul;
+        model.quantize = amx_model_quantize;
+        return &model;
+    }
+#endif
+    if (lent) {
+        size_t count;
+        const KernelSet *sets = kernel_sets(&count);
+        for (size_t i = 0; i < count; ++i)
+            if (strcmp(sets[i].name, name) == 0) return sets[i].table;
+    }
+    return kernels_named(name);
+}
+
 // Arguments name kernels, which then must run here. For processors that are emulated there are "quick", which leaves
 // out the larger shapes and some of the others, and "lent": AVX-VNNI is there although the processor does not say so.
 int main(int argc, char **argv) {
@@ -145,7 +194,7 @@ int main(int argc, char **argv) {
     const int32_t types[] = {kF32,  kF16,  kQ4_0, kQ4_1, kQ5_0,   kQ5_1,   kQ8_0,    kQ4_K,
                              kQ5_K, kQ2_K, kQ3_K, kQ6_K, kIQ4_NL, kIQ4_XS, kIQ3_XXS, kIQ3_S};
     const uint32_t blocks[] = {32, 64, 96, 128, 160, 416, 1024, 2080}, odd[] = {1, 15, 17, 40, 1030},
-                   some[] = {1, 2, 3, 4, 7, 13};
+                   some[] = {1, 2, 3, 4, 7, 13, 35};
     const uint32_t supers[] = {256, 768, 1280};
     bool quick = false, all = true;
     for (int i = 1; i < argc; ++i) {
@@ -158,14 +207,21 @@ int main(int argc, char **argv) {
         return false;
     };
     const auto skipped = [&](uint32_t cols, uint32_t tokens) {
+        if (tokens == 35) return cols != 160 && cols != 768;  // some tiles and a rest
         return quick && (cols > 768 || cols == 32 || cols == 128 || ((tokens == 2 || tokens == 3) && cols != 96));
     };
     uint64_t fused = 0;
-    for (const KernelSet *set = sets; set != sets + count; ++set) {
-        const char *name = set->name;
+    const char *names[16];
+    size_t n = 0;
+    for (; n < count; ++n) names[n] = sets[n].name;
+#if defined(RWKV_AMX_MODEL)
+    names[n++] = "amx-model";
+    check_facts();
+#endif
+    for (size_t i = 0; i < n; ++i) {
+        const char *name = names[i];
         if (!all && !named(name)) continue;
-        const Kernels *k = kernels_named(name);
-        if (named("lent") && strcmp(name, "avxvnni") == 0) k = set->table;
+        const Kernels *k = chosen_kernels(name, named("lent") && strcmp(name, "avxvnni") == 0);
         if (k == nullptr) {
             if (!all) check(false, name, "cannot run here", 0, 0, 0, 0);
             continue;
@@ -185,6 +241,10 @@ int main(int argc, char **argv) {
             for (const uint32_t tokens : some)
                 for (int32_t type = 0; type < 2; ++type)
                     if (!skipped(cols, tokens)) check_shape(k, type, 9, cols, tokens);
+#if defined(RWKV_AMX_MODEL)
+        if (strcmp(name, "amx-model") == 0)
+            check(amx_model_multiplied() > (quick ? 1000u : 10000u), name, "tiles were not multiplied", 0, 0, 0, 0);
+#endif
         printf("%s: bits %016llx\n", name, static_cast<unsigned long long>(digest));
         if (strcmp(name, "generic") == 0) continue;
         check(fused == 0 || fused == digest, name, "other bits than the kernels before", 0, 0, 0, 0);

@@ -111,6 +111,16 @@ def test_kernels_multiply_right(built: Path) -> None:
     done = subprocess.run([built / "rwkv-check"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert int(done.stdout.split("ok ")[1]) > 1000
+    # Where vectors are as wide as those around AMX's tiles, the kernels for it ran over the model of these.
+    assert ("amx-model: bits" in done.stdout) == ("avx512: bits" in done.stdout)
+
+
+def test_kernels_that_do_not_run_here_are_told_and_not_taken(built: Path) -> None:
+    told = subprocess.run([built / "rwkv", "info"], capture_output=True, text=True, check=True).stdout
+    here = dict(word.split("=") for word in told.splitlines()[-1].split())
+    for kernels, label in {"avx512": "AVX512", "amx": "AMX", "i8mm": "I8MM"}.items():
+        used = librwkv.kernels_used(kernels, built / "rwkv")
+        assert used == (kernels if here[label] == "1" else here["KERNELS"])
 
 
 # The generic kernels differ from all others in the last bits, which 37 tokens of a random model amplify: by steps where

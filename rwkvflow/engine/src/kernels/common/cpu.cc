@@ -6,6 +6,12 @@
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
+
+#include "kernels/x86/amx.h"
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
@@ -33,13 +39,19 @@ bool has(unsigned value, unsigned bit) { return ((value >> bit) & 1) != 0; }
 // Dot products of bytes in 256-bit registers, in AVX2's encoding.
 bool x86_vnni() { return cpuid(0, 0).a >= 7 && cpuid(7, 0).a >= 1 && has(cpuid(7, 1).a, 4); }
 
+// The register XCR0: what the operating system saves. Only where CPUID 1 has bit 27 of C.
+unsigned saved_registers() {
+    unsigned low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+}
+
 // 1: AVX2, FMA and F16C; 2: also AVX-512 F, BW, DQ, VL and VNNI. Both with the operating system saving the registers.
 int x86_level() {
     if (cpuid(0, 0).a < 7) return 0;
     const Registers one = cpuid(1, 0), seven = cpuid(7, 0);
     if (!has(one.c, 27) || !has(one.c, 28) || !has(one.c, 12) || !has(one.c, 29) || !has(seven.b, 5)) return 0;
-    unsigned low, high;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    const unsigned low = saved_registers();
     if ((low & 0x6) != 0x6) return 0;
     const bool wide = has(seven.b, 16) && has(seven.b, 17) && has(seven.b, 30) && has(seven.b, 31) && has(seven.c, 11);
     return wide && (low & 0xe6) == 0xe6 ? 2 : 1;
@@ -48,6 +60,25 @@ int x86_level() {
 bool runs_avx2() { return x86_level() >= 1; }
 bool runs_avxvnni() { return x86_level() >= 1 && x86_vnni(); }
 bool runs_avx512() { return x86_level() >= 2; }
+
+// Linux lets a program use tiles once it has asked, for then there is more of every thread to save; it may say no. What
+// others have to be asked for is not known here.
+bool tiles_permitted() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+    constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+    return false;
+#endif
+}
+
+bool runs_amx() {
+    if (!runs_avx512() || cpuid(0, 0).a < 0x1d) return false;
+    const Registers palette = cpuid(0x1d, 1);
+    const AmxFacts facts = {cpuid(7, 0).d,   saved_registers(),   cpuid(0x1d, 0).a,
+                            palette.a >> 16, palette.b & 0xffffu, palette.c & 0xffffu};
+    return amx_usable(facts) && tiles_permitted();
+}
 
 #elif defined(__aarch64__)
 
@@ -91,6 +122,15 @@ const Kernels *decide() {
 }
 
 }  // namespace
+
+#if defined(__x86_64__) || defined(_M_X64)
+bool amx_usable(const AmxFacts &facts) {
+    const bool there = has(facts.features, 24) && has(facts.features, 25);  // AMX-TILE, AMX-INT8
+    const bool saved = has(facts.saved, 17) && has(facts.saved, 18);        // XTILECFG, XTILEDATA
+    return there && saved && facts.palettes >= 1 && facts.tile_bytes == 1024 && facts.row_bytes == 64 &&
+           facts.rows == 16;
+}
+#endif
 
 const KernelSet *kernel_sets(size_t *count) {
     *count = kSetCount;

@@ -1,6 +1,6 @@
 // The arithmetic of the engine, once for each instruction set: generic.cc, and avx2.cc, avxvnni.cc and avx512.cc in
 // kernels/x86/, neon.cc and i8mm.cc in kernels/arm/, compile body.inc with their own flags and fill in the few parts
-// that need intrinsics.
+// that need intrinsics. amx.cc has but the quantized products with many tokens; the rest of its set is avx512.cc's.
 //
 // In any of them what a row, a channel or a head comes to does not depend on which others, or how many tokens, are
 // worked on with it: so neither the number of threads, nor how rows are shared out, nor how a sequence is cut reaches a

@@ -13,7 +13,8 @@
 #define RWKV_SETS_OF_X86(X) \
     X(avx2, Avx2, "AVX2") \
     X(avxvnni, AvxVnni, "AVX_VNNI") \
-    X(avx512, Avx512, "AVX512")
+    X(avx512, Avx512, "AVX512") \
+    X(amx, Amx, "AMX")
 
 #define RWKV_SETS_OF_ARM(X) \
     X(neon, Neon, "NEON") \

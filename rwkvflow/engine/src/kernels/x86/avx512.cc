@@ -1,4 +1,5 @@
-// Kernels for x86-64 with AVX-512 F, BW, DQ, VL and VNNI (Ice Lake, Zen 4 and later).
+// Kernels for x86-64 with AVX-512 F, BW, DQ, VL and VNNI (Ice Lake, Zen 4 and later), and the table of those that have
+// AMX besides (amx.h).
 #if defined(__x86_64__) || defined(_M_X64)
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12's own header, of registers that are undefined on purpose.
@@ -54,4 +55,17 @@ inline void sum4(const V16 v[4], float out[4]) {
 #define RWKV_KERNELS_TABLE kKernelsAvx512
 #define RWKV_KERNELS_NAME "avx512"
 #include "kernels/common/body.inc"
+#include "kernels/x86/amx.h"
+
+namespace rwkvflow {
+// Constant: at the start of a program none of these instructions may run.
+constexpr Kernels kKernelsAmx = [] {
+    Kernels out = kKernelsAvx512;
+    out.name = "amx";
+    out.matmul = amx_matmul;
+    out.quantize = amx_quantize;
+    out.most_products = amx_most_products;
+    return out;
+}();
+}  // namespace rwkvflow
 #endif
