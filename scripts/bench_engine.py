@@ -50,7 +50,8 @@ TYPES = ("f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 SUPER = ("q6_k", "q5_k", "q4_k")  # where the build has them
 
 SHARES = {"f16": 0.9, "q8_0": 0.9, "q5_1": 0.75, "q5_0": 0.75, "q4_1": 0.75, "q4_0": 0.75}
-SMALL = ("0.1B-v7",)  # fits the caches in part: no share is asked for
+SMALL = tuple(name for name in MODELS if name.startswith("0.1B"))  # fit the caches in part: no share is asked for
+HELD_PROMPT = 256  # tokens: no share is asked of other prompts
 PREFILL_SHARES = {"f16": 0.8}  # of what multipliers can do; the others:
 PREFILL_SHARE = 0.6
 OPEN_MS = 50
@@ -246,7 +247,7 @@ def targets(found: dict[str, Any]) -> Iterator[Target]:
             yield Target(
                 f"{name}: decode", f">= {SHARES[kind]:.0%} of bandwidth", f"{share:.1%}", share >= SHARES[kind], note
             )
-        if found["model"] not in SMALL:
+        if found["model"] not in SMALL and found["prefill_tokens"] == HELD_PROMPT:
             least, reading = PREFILL_SHARES.get(kind, PREFILL_SHARE), found["prefill_share"]
             yield Target(f"{name}: prefill", f">= {least:.0%} of multipliers", f"{reading:.1%}", reading >= least)
         opened = found["open_ms"]
