@@ -29,7 +29,7 @@ from rwkvflow.serve.openai.openapi import described
 from rwkvflow.serve.openai.responses import Responding
 from rwkvflow.serve.openai.schema import Chat, Completion, Detokenize, Embedding, KeepState, Respond, Tokenize, parse
 from rwkvflow.serve.openai.stream import Events, Left, unless_left
-from rwkvflow.serve.openai.work import AnswerStream, RequestLimits, check_tokens, encode
+from rwkvflow.serve.openai.work import AnswerStream, RequestLimits, check_tokens, encode, makes_grammar
 from rwkvflow.serve.shelf import Served, ServedFile, Shelf
 from rwkvflow.serve.states import KeptState, KeptStates
 
@@ -51,6 +51,7 @@ class Api:
         self.shelf, self.limits = shelf, limits
         self.started = int(time.time())
         self.aside = Aside()
+        self.slow = Aside()  # what may take long, so that what takes a moment never waits behind it
 
     async def _body(self, request: Request, kind: type[B]) -> B:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -60,7 +61,7 @@ class Api:
 
     async def _served(self, name: str | None) -> Served:
         found = self.shelf.at_hand(name)
-        return found if found is not None else await self.aside.run(self.shelf.get, name)
+        return found if found is not None else await self.slow.run(self.shelf.get, name)
 
     async def page(self, request: Request) -> Response:
         """GET /"""
@@ -127,7 +128,8 @@ class Api:
         self, request: Request, body: R, kind: Callable[..., Conversation | Continuation | Responding]
     ) -> Response:
         served, loop = await self._served(body.model), asyncio.get_running_loop()
-        work = await self.aside.run(kind, body, served, self.limits, loop)
+        aside = self.slow if makes_grammar(body) else self.aside
+        work = await aside.run(kind, body, served, self.limits, loop)
         work.answers.submit(work.jobs)
         if body.stream:
             return Events(work.pieces(), work.answers.close, named=isinstance(work, Responding))

@@ -13,7 +13,7 @@ from rwkvflow.engine.sampling import Sampling
 from rwkvflow.serve.batching.grammar import Masked
 from rwkvflow.serve.batching.job import Chosen, Done, Event, Failed, First, Piece, TextJob
 from rwkvflow.serve.errors import ApiError
-from rwkvflow.serve.openai.schema import MOST_STOPS, ResponseFormat, Sampled
+from rwkvflow.serve.openai.schema import MOST_STOPS, ResponseFormat, Sampled, Writing
 from rwkvflow.serve.shelf import Served
 
 SEEDS = 1 << 64
@@ -80,6 +80,13 @@ def schema_of(wanted: ResponseFormat | None) -> Any:
     if wanted.json_schema is None or wanted.json_schema.json_schema is None:
         raise ApiError(400, "response_format: a json_schema is missing", param="response_format.json_schema")
     return wanted.json_schema.json_schema
+
+
+def makes_grammar(request: Writing) -> bool:
+    """Whether one is made, or may be, for what the request asks for."""
+    called = getattr(request, "tool_choice", None) not in (None, "none", "auto")
+    formed = any(getattr(request, name, None) is not None for name in ("response_format", "text"))
+    return called or formed or request.grammar is not None
 
 
 def make_jobs(

@@ -97,6 +97,7 @@ def grammar(it: Ending) -> None:
     for _ in range(12):  # more than there are threads for it
         it.ask("/v1/completions", {**GOOD, "grammar": 'root ::= "yes"'})
     assert it.held.begun.wait(20)
+    assert httpx.post(f"{it.server.url}/v1/completions", json=GOOD, timeout=20).status_code == 200  # nobody else waits
 
 
 def text(it: Ending) -> None:
@@ -128,8 +129,8 @@ def opening(it: Ending) -> None:
     for _ in range(3):
         it.ask("/v1/completions", {**GOOD, "model": OTHER})
     assert it.held.begun.wait(20)
-    assert httpx.get(f"{it.server.url}/metrics", timeout=5).status_code == 200  # nobody else waits for it
-    assert httpx.post(f"{it.server.url}/v1/completions", json=GOOD, timeout=5).status_code == 200
+    assert httpx.get(f"{it.server.url}/metrics", timeout=20).status_code == 200  # nobody else waits for it
+    assert httpx.post(f"{it.server.url}/v1/completions", json=GOOD, timeout=20).status_code == 200
 
 
 def queue(it: Ending) -> None:
