@@ -74,12 +74,17 @@ class Place:
         timer = threading.Timer(900, process.kill)
         timer.start()
         assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith("{"):
-                moment(json.loads(line))
-        _, err = process.communicate()
-        timer.cancel()
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                if line.startswith("{"):
+                    moment(json.loads(line))
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            _, err = process.communicate()
+            timer.cancel()
         logs = "".join(f"\n== {path.name}\n{path.read_text()[-3000:]}" for path in self.hosts.folder.glob("*.log"))
         return Ran(process.returncode, "".join(lines), err + (logs if process.returncode else ""))
 
@@ -102,6 +107,7 @@ def place(many: Farm, tmp_path: Path) -> Iterator[Place]:
         bucket.create_bucket(Bucket="bucket")
         made.env = env
         made.begin((many.one.store / "environments").resolve())
+        made.wait()
         yield Place(many, made, bucket, env, tmp_path / "home")
         server.stop()
 
@@ -113,20 +119,11 @@ def worker_of(event: dict[str, Any]) -> str:
     return words[1] if line.startswith(("on ", "begun again on ")) and len(words) > 1 else ""
 
 
-def where(ran: Ran) -> dict[str, list[str]]:
-    """The steps that each host began."""
-    found: dict[str, list[str]] = {}
-    for event in ran.events:
-        if name := worker_of(event):
-            found.setdefault(name, []).append(event["step"])
-    return found
-
-
 def test_one_dies_one_is_cut_off_and_one_is_slow(many: Farm, place: Place) -> None:
     struck: list[str] = []
 
     def moment(event: dict[str, Any]) -> None:
-        name = worker_of(event)
+        name = place.hosts.of(worker_of(event))
         if name and event["step"].startswith("reference") and not struck:
             struck.append(name)
             place.hosts.hosts[name].kill()
@@ -157,7 +154,7 @@ def test_a_host_that_stops_and_comes_back_spoils_nothing(many: Farm, place: Plac
     struck: list[str] = []
 
     def moment(event: dict[str, Any]) -> None:
-        name = worker_of(event)
+        name = place.hosts.of(worker_of(event))
         if name and event["step"].startswith("reference") and not struck:
             struck.append(name)
             worker = place.hosts.hosts[name].worker

@@ -149,7 +149,7 @@ def partly(many: Farm, name: str) -> Project:
         if stage in ("convert", "smoke") and rest.startswith("rwkv7/"):
             path.unlink()
             dropped += 1
-    assert dropped == 4, "two formats, whose images are equal"
+    assert dropped >= 4, "two formats, whose images are equal"
     return machine
 
 
@@ -175,7 +175,7 @@ def test_workers_with_stores_of_their_own_give_the_same_bytes(many: Farm, tmp_pa
     machine.write("large.yaml", "version: 1\nstages: {convert: {memory: 524288GiB}}\n")
     env = {"RWKVFLOW_STORE": str(worker), "PYTHONPATH": str(ROOT)}
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, dashboard_address=None, memory_limit="2GiB", env=env
+        n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0", memory_limit="2GiB", env=env
     ) as cluster:
         at = ("run", "recipe.yaml", "--locked", *HOST, "--executor", f"dask={cluster.scheduler_address}")
         remote = ("--remote", f"file://{tmp_path}/remote")

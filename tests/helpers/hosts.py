@@ -176,7 +176,7 @@ class Hosts:
         self.port = free_port(self.gateway)
         env = {
             "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": f"{TTL_S}s",
-            "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "5s",
+            "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "11s",
             "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
             "PYTHONPATH": str(ROOT),
         }
@@ -197,6 +197,19 @@ class Hosts:
                 self.folder / f"{host.name}.log",
                 {**env, **self.env, "RWKVFLOW_STORE": str(host.store)},
             )
+
+    def of(self, worker: str) -> str:
+        """The host of a worker, by its name or its address; "" for none."""
+        return next((host.name for host in self.hosts.values() if host.name == worker or host.address in worker), "")
+
+    def wait(self, seconds: float = 60) -> None:
+        """Until all workers are there."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if (self.folder / "scheduler.log").read_text().count("Register worker addr") >= len(self.hosts):
+                return
+            time.sleep(0.2)
+        raise AssertionError("not all workers came")
 
 
 def free_port(address: str) -> int:

@@ -80,6 +80,7 @@ class Elsewhere:
         self._need = need
         self._guard = threading.Lock()
         self._there: set[str] = set()  # digests that the remote store has, as far as one knows
+        self._sending: dict[str, threading.Lock] = {}  # by digest
         self._lacking: set[str] = set()  # steps whose outputs have to be brought here, so that they can be sent
         self._damaged: set[str] = set()
         self._tries: Counter[str] = Counter()  # by key, how often inputs had to be sent again
@@ -203,6 +204,12 @@ class Elsewhere:
         return whole
 
     def _sent(self, output: Output) -> bool:
+        with self._guard:
+            sending = self._sending.setdefault(output.digest, threading.Lock())
+        with sending:  # steps that begin together need the same files, each of which is sent once
+            return self._send(output)
+
+    def _send(self, output: Output) -> bool:
         if self.remote is None or output.digest in self._there:
             return True
         path = self.store.path(output.digest)

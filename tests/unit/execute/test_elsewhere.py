@@ -6,6 +6,7 @@ The workers here are threads with stores of their own, who know only what they a
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -311,3 +312,27 @@ def test_what_failed_there_failed_here(tmp_path: Path, url: str) -> None:
     assert (outcomes["a1"].status, str(outcomes["a1"].error)) == ("failed", "odd")
     assert outcomes["p"].status == "skipped"
     assert len(home.crew.messages) == 1, "a step that fails is not tried on all workers"
+
+
+def test_steps_that_begin_together_send_what_they_share_once(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = Plan([step("f", action="fetch"), *(step(f"a{number}", "f") for number in range(6))], [])
+    plan = Plan(list(wide), [f"a{number}" for number in range(6)])
+    monkeypatch.setattr(FakeCrew, "capacity", lambda self: 6)
+    monkeypatch.setattr(f"{__name__}.PLAN", plan)
+    home = Home(tmp_path, url)
+    written: list[str] = []
+    assert home.remote is not None
+    write = home.remote._write
+
+    def slow(place: str, content: bytes | Path) -> None:
+        written.append(place)
+        time.sleep(0.05)
+        write(place, content)
+
+    monkeypatch.setattr(home.remote, "_write", slow)
+    outcomes = home.run(plan)
+    assert all(outcome.status == "done" for outcome in outcomes.values())
+    name = outcomes["f"].outputs["out"].digest.removeprefix("sha256:")
+    assert [place.rpartition("/")[2] for place in written].count(name) == 1
