@@ -119,6 +119,8 @@ def playable(
 
     if not path.is_dir() and not _is_checkpoint(path):
         return path
+    if path.is_dir() and (parts := sorted(path.glob("*-00001-of-?????.gguf"))) and len(parts) == 1:
+        return parts[0]
     seen = path.stat()
     folder = folder_of(f"{path.resolve()} {seen.st_size} {seen.st_mtime_ns}", root)
     target = folder / file_name(path.stem, form)

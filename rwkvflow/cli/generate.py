@@ -18,6 +18,7 @@ from rwkvflow.cli.models import (
     engine_errors,
     engine_options,
     open_model,
+    template_option,
     tokenizer_of,
     tokenizer_option,
     write,
@@ -142,6 +143,7 @@ def generate(model: str, prompt: str, max_tokens: int, **options: Any) -> None:
     "--user", default="User", show_default=True, help="Name of the one who asks, in the text that the model reads"
 )
 @click.option("--assistant", default="Assistant", show_default=True, help="Name of the one who answers")
+@template_option
 @_writing_options
 def chat(
     model: str, max_tokens: int, think: bool | None, system: str | None, user: str, assistant: str, **options: Any
@@ -152,6 +154,7 @@ def chat(
     """
     from rwkvflow.cli.talk import questions
     from rwkvflow.engine.session import ChatSession
+    from rwkvflow.serve.chat_template import TemplatedChat, template_of
 
     user, assistant = _whole(user), _whole(assistant)
     system = None if system is None else _whole(system)
@@ -159,9 +162,15 @@ def chat(
     _check_kept(model, options)
     with engine_errors(), open_model(model, options) as opened:
         session = _session(opened, options)
+        brought = template_of(opened.path, options["template"])
+        if brought is not None:
+            _check_brought(brought.name, options, renamed=(user, assistant) != ("User", "Assistant"))
 
-        def begin() -> ChatSession:
-            talk = ChatSession(session, user, assistant, think)
+        def begin() -> ChatSession | TemplatedChat:
+            if brought is not None:
+                talk: ChatSession | TemplatedChat = TemplatedChat(session, brought, think)
+            else:
+                talk = ChatSession(session, user, assistant, think)
             if system:
                 talk.system(system)
             return talk
@@ -183,6 +192,13 @@ def chat(
                 if options["verbose"]:
                     count, seconds = session.generated - before, time.monotonic() - begun
                     click.echo(f"{count} tokens, {count / seconds:.1f} per second", err=True)
+
+
+def _check_brought(name: str, options: dict[str, Any], *, renamed: bool) -> None:
+    """Raises UsageError for what does not go together with a template of the model's own."""
+    if renamed or options["state"] is not None:
+        what = "--user and --assistant" if renamed else "--state"
+        raise UsageError(f"{what}: {name} writes conversations in its own way", remedy="say --template rwkv, too")
 
 
 def _whole(text: str) -> str:

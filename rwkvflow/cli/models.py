@@ -55,6 +55,15 @@ tokenizer_option = click.option(
 )
 
 
+template_option = click.option(
+    "--template",
+    default="auto",
+    show_default=True,
+    metavar="KIND|FILE",
+    help="How conversations are written: auto (a GGUF's own), rwkv, or a file with a Jinja template",
+)
+
+
 def default_threads() -> int:
     """One for each core that this process may use; a second one on a core waits for the same memory."""
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))

@@ -11,7 +11,15 @@ import click
 
 from rwkvflow.base.errors import EnvironmentMissing, UsageError
 from rwkvflow.base.text import shown
-from rwkvflow.cli.models import KINDS, default_threads, engine_errors, engine_options, library_of, tokenizer_option
+from rwkvflow.cli.models import (
+    KINDS,
+    default_threads,
+    engine_errors,
+    engine_options,
+    library_of,
+    template_option,
+    tokenizer_option,
+)
 from rwkvflow.cli.options import DocumentPath, ModelPath
 
 if TYPE_CHECKING:
@@ -84,6 +92,7 @@ class ByteCount(_Param):
     "--draft-tokens", type=click.IntRange(1, 32), default=3, show_default=True, help="Guess at most so many at once"
 )
 @tokenizer_option
+@template_option
 @engine_options
 def serve(models: tuple[Path, ...], host: str, port: int, **options: Any) -> None:
     """Serve MODELS in the browser and behind an OpenAI-like API.
@@ -95,6 +104,7 @@ def serve(models: tuple[Path, ...], host: str, port: int, **options: Any) -> Non
     from rwkvflow.engine.binding import Library
     from rwkvflow.serve.app import make_app
     from rwkvflow.serve.batching.scheduler import Settings
+    from rwkvflow.serve.chat_template import template_of
     from rwkvflow.serve.guard import Rules, hosts_for
     from rwkvflow.serve.openai.work import RequestLimits
     from rwkvflow.serve.server import Server
@@ -121,6 +131,7 @@ def serve(models: tuple[Path, ...], host: str, port: int, **options: Any) -> Non
             threads=options["threads"] or default_threads(),
             limit=options["memory"],
             open_tokenizer=lambda model: native_tokenizer(options["tokenizer"], model),
+            open_template=lambda path: template_of(path, options["template"]),
             draft=None if draft is None or lookup else Path(draft),
             eps=options["group_norm_eps"],
         )

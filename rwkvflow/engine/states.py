@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvflow.engine.errors import EngineError
+from rwkvflow.engine.parts import parts_of
 
 if TYPE_CHECKING:
     from rwkvflow.engine.binding import Model
@@ -44,8 +45,14 @@ class SavedState:
 def fingerprint(path: Path) -> bytes:
     """32 bytes that tell model files apart in a moment, however large they are; no proof against forgery.
 
-    sha256 of the size (uint64) and of 1024 pieces of 4096 bytes, spread evenly; of all of a file of up to 4 MiB.
+    sha256 of the size (uint64) and of 1024 pieces of 4096 bytes, spread evenly; of all of a file of up to 4 MiB. Of a
+    model in several files: sha256 of theirs.
     """
+    files = [part for part in parts_of(path) if part == path or part.is_file()]
+    return _fingerprint(path) if len(files) == 1 else hashlib.sha256(b"".join(map(_fingerprint, files))).digest()
+
+
+def _fingerprint(path: Path) -> bytes:
     size = path.stat().st_size
     state = hashlib.sha256(struct.pack("<Q", size))
     with path.open("rb") as file:

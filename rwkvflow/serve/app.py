@@ -170,7 +170,8 @@ class Api:
     async def apply_template(self, request: Request) -> Response:
         """POST /apply-template: what a conversation looks like to the model."""
         body = await self._body(request, Chat)
-        return JSONResponse({"prompt": (await self.aside.run(asked, body)).text})
+        served = await self._served(body.model)
+        return JSONResponse({"prompt": (await self.aside.run(asked, body, served.template)).text})
 
     # ---- states ------------------------------------------------------------------------------------------------------
 
@@ -184,6 +185,9 @@ class Api:
         def read() -> list[int]:
             if body.tokens is not None:
                 return check_tokens(served, body.tokens, "tokens")
+            if body.messages is not None and served.template is not None:
+                message = "messages: this model has a chat template of its own; send text, or tokens"
+                raise ApiError(400, message, param="messages")
             try:
                 text = body.text if body.messages is None else render(body.messages, generate=False).text
             except (ValueError, KeyError, TypeError, AttributeError) as error:

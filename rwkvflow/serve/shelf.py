@@ -15,13 +15,16 @@ from rwkvflow.base.hashing import file_digest
 from rwkvflow.documents.formats import runs_in_librwkv
 from rwkvflow.engine.binding import Library, Model
 from rwkvflow.engine.errors import EngineError
+from rwkvflow.engine.parts import is_later_part, parts_of
 from rwkvflow.engine.states import fingerprint
 from rwkvflow.engine.tokenizer import Tokenizer
 from rwkvflow.release.names import QUALITY, is_plain, smoke_report
 from rwkvflow.serve.batching.grammar import Grammars
 from rwkvflow.serve.batching.scheduler import Scheduler, Settings
+from rwkvflow.serve.chat_template import ChatTemplate, template_of
 from rwkvflow.serve.errors import ApiError, closing
 from rwkvflow.serve.states import KeptStates
+from rwkvflow.worker.errors import WorkerError
 
 MAGICS = (b"fmgg", b"GGUF")  # how ggml-* and gguf-* files begin
 
@@ -54,7 +57,7 @@ def find_models(paths: Iterable[Path]) -> list[ServedFile]:
         elif path.is_file():
             if not _is_model(path):
                 raise UsageError(f"{path} is no ggml-* or gguf-* file", remedy="convert it first: rwkvflow convert")
-            entries.append(ServedFile(path.stem, path, path.stat().st_size))
+            entries.append(ServedFile(path.stem, path, _size(path)))
         else:
             raise UsageError(f"there is no file {path}")
     if not entries:
@@ -86,12 +89,20 @@ def _of_folder(folder: Path) -> list[ServedFile]:
                 facts["verdict"] = "passed" if report["passed"] else "failed"
             listed[folder / path] = facts
     found = sorted((*folder.rglob("*.bin"), *folder.rglob("*.gguf")))
-    paths = [path for path in listed if path.is_file()] if listed else found
+    in_release = bool(listed)
+    if listed:  # an artifact in parts is a folder of them
+        inside = {path: sorted(path.glob("*.gguf"))[:1] if path.is_dir() else [path] for path in listed}
+        listed = {file: listed[path] for path, files in inside.items() for file in files if file.is_file()}
     return [
-        ServedFile(path.stem, path, path.stat().st_size, listed.get(path, {}), folder if listed else None)
-        for path in paths
-        if _is_model(path)
+        ServedFile(path.stem, path, _size(path), listed.get(path, {}), folder if in_release else None)
+        for path in (listed if in_release else found)
+        if _is_model(path) and not is_later_part(path)
     ]
+
+
+def _size(path: Path) -> int:
+    """Bytes of a model file, with its other parts."""
+    return sum(part.stat().st_size for part in parts_of(path) if part.is_file())
 
 
 def _is_model(path: Path) -> bool:
@@ -108,6 +119,7 @@ class Served:
     tokenizer: Tokenizer
     states: KeptStates
     digest: str  # hex, of a fingerprint of the file
+    template: ChatTemplate | None = None  # that it brings, where it is not RWKV's own
     _grammars: Grammars | None = None
     _making: threading.Lock = field(default_factory=threading.Lock)
 
@@ -139,13 +151,14 @@ class Shelf:
         threads: int = 1,
         limit: int | None = None,
         open_tokenizer: Callable[[Model], Tokenizer],
+        open_template: Callable[[Path], ChatTemplate | None] = template_of,
         draft: Path | None = None,
         eps: float | None = None,
     ) -> None:
         self.entries = {entry.name: entry for entry in entries}
         self.settings = settings
         self._library, self._threads, self._limit, self._eps = library, threads, limit, eps
-        self._open_tokenizer, self._draft = open_tokenizer, draft
+        self._open_tokenizer, self._open_template, self._draft = open_tokenizer, open_template, draft
         self._open: dict[str, Served] = {}
         self._lock = threading.Lock()  # of that table: held for a moment only, as the event loop takes it, too
         self._changing = threading.Lock()  # held as long as a model is being opened, or one is closed for it
@@ -179,7 +192,7 @@ class Shelf:
             self._make_room(entry)
             try:
                 found = self._opened(entry)
-            except (EngineError, OSError) as error:
+            except (EngineError, WorkerError, UsageError, OSError) as error:
                 raise ApiError(500, f"{entry.name} cannot be opened: {error}", code="model_broken") from error
             with self._lock:
                 if not self._closed:
@@ -240,12 +253,13 @@ class Shelf:
         )
         try:
             tokenizer = self._open_tokenizer(scheduler.model)
+            template = self._open_template(entry.path)
         except Exception:
             scheduler.close()
             raise
         scheduler_tokenizer.tokenizer = tokenizer
         mark = hashlib.sha256(fingerprint(entry.path)).hexdigest()[:16]
-        return Served(entry, scheduler, tokenizer, KeptStates(self.settings.cache), mark)
+        return Served(entry, scheduler, tokenizer, KeptStates(self.settings.cache), mark, template)
 
     def _make_room(self, entry: ServedFile) -> None:
         """Closes idle models until this one fits. Raises ApiError (503) where those that are busy leave no room."""

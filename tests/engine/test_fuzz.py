@@ -20,6 +20,8 @@ import pytest
 
 from rwkvflow.engine.states import SavedState, fingerprint, write_state
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
+from rwkvflow.worker.formats.gguf.pairs import head, token_pairs
+from rwkvflow.worker.formats.gguf.tokens import vocabulary
 from rwkvflow.worker.model.versions import VERSIONS
 from tests.engine import encoder, librwkv, tokenizer_files
 from tests.helpers import checkpoints
@@ -101,11 +103,12 @@ def saved(seeds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small ones of both kinds."""
+    """Small ones of both kinds, one of them in a GGUF."""
     root = tmp_path_factory.mktemp("vocabularies")
     (root / "world").write_text(tokenizer_files.world(), encoding="utf-8")
     for number, options in enumerate(({}, {"normalizer": None, "add_prefix_space": True})):
         (root / f"json{number}").write_text(tokenizer_files.bpe(40, **options), encoding="utf-8")
+    (root / "gguf").write_bytes(head(0, token_pairs(vocabulary(320, root / "json0"))))
     return root
 
 

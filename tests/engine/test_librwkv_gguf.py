@@ -199,13 +199,63 @@ def test_worlds_vocabulary_is_read_from_the_file(engine: Path, library: Library,
     assert found.encode(text) == world.encode(text)
 
 
-def test_another_tokenizer_is_named(files: dict[str, Path], library: Library, tmp_path: Path) -> None:
-    data = files["7-f16"].read_bytes()
-    at = data.index(b"tokenizer.ggml.model") + len("tokenizer.ggml.model") + 12
-    path = tmp_path / "m.gguf"
-    path.write_bytes(data[:at] + b"gpt2" + data[at + 4 :])
-    with pytest.raises(EngineError, match='its tokenizer is "gpt2"'):
-        Tokenizer(path, library)
+TOKENS_OF: dict[str, Any] = {
+    "model": "gpt2",
+    "pre": "gpt-2",
+    "tokens": ["<|end|>", *(chr(c) for c in range(33, 127)), "ab"],
+    "token_type": [3] + [1] * 95,
+    "merges": ["a b"],
+}
+
+
+def words_of(path: Path, **changes: Any) -> Path:
+    """A GGUF without tensors, with this tokenizer, as llama.cpp's own package writes it; None leaves a key out."""
+    told = {key: value for key, value in {**TOKENS_OF, **changes}.items() if value is not None}
+    writer = gguf.GGUFWriter(path, "rwkv7")
+    for key, value in told.items():
+        kinds: dict[type, Any] = {str: writer.add_string, bool: writer.add_bool, list: writer.add_array}
+        kinds[type(value)](f"tokenizer.ggml.{key}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
+
+
+def test_byte_level_bpe_is_read(library: Library, tmp_path: Path) -> None:
+    found = Tokenizer(words_of(tmp_path / "m.gguf"), library)
+    assert (found.name, found.size) == ("tokenizer.json", 96)
+    assert found.encode("abc<|end|>b") == [95, 67, 0, 66]
+    assert (found.decode([95, 0, 66]), found.piece(0)) == ("abb", b"")
+    with pytest.raises(EngineError, match="it has none for the byte 32"):
+        found.encode("a b")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"model": "llama"}, 'its tokenizer is "llama"'),
+        ({"model": None}, 'its tokenizer is "none"'),
+        ({"pre": "qwen2"}, 'its tokenizer.ggml.pre is "qwen2"; librwkv knows gpt-2 and olmo'),
+        ({"pre": "default"}, 'its tokenizer.ggml.pre is "default"'),
+        ({"pre": None}, r'its tokenizer.ggml.pre is "\?"'),
+        ({"pre": "\x1b[2J"}, r'its tokenizer.ggml.pre is "\?"'),
+        ({"add_space_prefix": True}, 'its tokenizer.ggml.add_space_prefix is "true"'),
+        ({"merges": None}, "it has no tokenizer.ggml.merges"),
+        ({"merges": ["a c"]}, "a merge of tokens that are not in its vocab"),
+        ({"merges": ["ab"]}, "a merge that is no pair"),
+        ({"merges": ["a b "]}, "a merge that is no pair"),
+        ({"token_type": [1] * 95}, "not as many types as tokens"),
+        ({"token_type": [6] * 96}, "a type that byte-level BPE has not"),
+        ({"tokens": ["ab"] * 96}, "a token that is there twice"),
+        ({"tokens": ["x" * 5000, *TOKENS_OF["tokens"][1:]]}, "empty or too long"),
+        ({"tokens": [3] * 96}, "no list of their type"),
+    ],
+)
+def test_other_tokenizers_are_refused_by_name(
+    changes: dict[str, Any], why: str, library: Library, tmp_path: Path
+) -> None:
+    with pytest.raises(EngineError, match=why):
+        Tokenizer(words_of(tmp_path / "m.gguf", **changes), library)
 
 
 def test_the_tool_takes_the_files_own_vocabulary(request: pytest.FixtureRequest, files: dict[str, Path]) -> None:
@@ -241,6 +291,11 @@ def words(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     out = Opener(librwkv.with_sanitizers(request.config), tmp_path_factory.mktemp("words"), "tokenizer")
     yield out
     out.close()
+
+
+@pytest.fixture(scope="module")
+def good_bpe(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return words_of(tmp_path_factory.mktemp("bpe") / "m.gguf").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -374,6 +429,12 @@ def test_every_missing_tensor_is_told(version: str, opener: Opener, good: dict[s
         assert found[0] in (PARAMS, 3), (tensor.name, found)
 
 
+def test_every_truncation_of_byte_level_bpe(words: Opener, good_bpe: bytes) -> None:
+    assert words(good_bpe) == (0, 0, "opened")
+    for cut in range(0, len(good_bpe) - 32, 11):
+        assert words(good_bpe[:cut])[:2] != (0, 0), cut
+
+
 LIKELY = st.sampled_from(
     [0, 1, 2, 3, 4, 5, 8, 9, 31, 32, 33, 64, 255, 2**16, 2**31 - 1, 2**32 - 1, 2**40, 2**63, 2**64 - 1]
 )
@@ -381,8 +442,10 @@ LIKELY = st.sampled_from(
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_damaged_indexes_never_crash(data: Any, opener: Opener, words: Opener, good: dict[str, bytes]) -> None:
-    damaged = bytearray(good[data.draw(st.sampled_from(list(SIZES)))])
+def test_damaged_indexes_never_crash(
+    data: Any, opener: Opener, words: Opener, good: dict[str, bytes], good_bpe: bytes
+) -> None:
+    damaged = bytearray(data.draw(st.sampled_from([*good.values(), good_bpe])))
     end = gguf_files.index_of(bytes(damaged))
     for _ in range(data.draw(st.integers(1, 4))):
         at, value = data.draw(st.integers(0, end - 8)), data.draw(LIKELY | st.integers(0, 2**64 - 1))

@@ -55,9 +55,13 @@ class Opener:
     def __call__(self, data: bytes) -> tuple[int, int, str]:
         """(where, what, message) of opening a file of these bytes; (0, 0, "opened") when it opens and evaluates."""
         self.path.write_bytes(data)
+        return self.open(self.path)
+
+    def open(self, path: Path) -> tuple[int, int, str]:
+        """The same of a file that is there."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(f"{self.path}\n")
+        self._process.stdin.write(f"{path}\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline().rstrip("\n")
         if not line:

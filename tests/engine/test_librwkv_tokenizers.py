@@ -18,6 +18,8 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from rwkvflow.engine import EngineError, Library, Tokenizer
+from rwkvflow.worker.formats.gguf.pairs import head, token_pairs
+from rwkvflow.worker.formats.gguf.tokens import vocabulary
 from rwkvflow.worker.model.tokenizers import World, world_vocabulary
 from tests.engine import librwkv, tokenizer_files
 from tests.engine.test_librwkv_hostile import Opener
@@ -61,20 +63,39 @@ def theirs() -> Callable[[str], Any]:
 
 @pytest.fixture(scope="session")
 def small(library: Library, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Tokenizer]]:
-    """Trained here: as 20B, without a normalizer, and with a space before the first word: (file, tokenizer)."""
+    """Trained here: as 20B, without a normalizer, and with a space before the first word: (file, tokenizer).
+
+    The first two from a GGUF, too, which cannot say the third.
+    """
     path = tmp_path_factory.mktemp("json") / "tokenizer.json"
     made = []
     for options in ({}, {"normalizer": None}, {"add_prefix_space": True}):
         text = tokenizer_files.bpe(60, **options)
         path.write_text(text, encoding="utf-8")
         made.append((text, Tokenizer(path, library)))
+        if "add_prefix_space" not in options:
+            made.append((text, Tokenizer(as_gguf(path, 400), library)))
     return made
+
+
+def as_gguf(path: Path, size: int) -> Path:
+    """A GGUF without tensors that holds a tokenizer.json, for a model with so many rows, beside it."""
+    target = path.with_suffix(".gguf")
+    target.write_bytes(head(0, token_pairs(vocabulary(size, path))))
+    return target
 
 
 @pytest.fixture(scope="session")
 def twenty(fixtures: Path, library: Library) -> tuple[str, Tokenizer]:
     path = fixtures / "20B_tokenizer.json"
     return path.read_text(encoding="utf-8"), Tokenizer(path, library)
+
+
+@pytest.fixture(scope="session")
+def twenty_gguf(fixtures: Path, library: Library, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = tmp_path_factory.mktemp("gguf") / "20B.json"
+    path.write_bytes((fixtures / "20B_tokenizer.json").read_bytes())
+    return Tokenizer(as_gguf(path, 50304), library)
 
 
 def agree(text: str, ours: Tokenizer, other: Any) -> None:
@@ -103,8 +124,17 @@ def test_bpe_is_what_tokenizers_does(
 @settings(max_examples=200, suppress_health_check=CHECKED)
 @given(text=TEXTS)
 @example(text=Path(__file__).read_text(encoding="utf-8"))
-def test_20b_is_what_tokenizers_does(text: str, twenty: tuple[str, Tokenizer], theirs: Callable[[str], Any]) -> None:
+def test_20b_is_what_tokenizers_does(
+    text: str, twenty: tuple[str, Tokenizer], twenty_gguf: Tokenizer, theirs: Callable[[str], Any]
+) -> None:
     agree(text, twenty[1], theirs(twenty[0]))
+    agree(text, twenty_gguf, theirs(twenty[0]))
+
+
+def test_a_gguf_holds_the_same_pieces(twenty: tuple[str, Tokenizer], twenty_gguf: Tokenizer) -> None:
+    assert (twenty_gguf.name, twenty_gguf.size) == ("tokenizer.json", 50277)
+    assert twenty_gguf.ids == twenty[1].ids
+    assert [twenty_gguf.piece(token) for token in twenty[1].ids] == [twenty[1].piece(token) for token in twenty[1].ids]
 
 
 def test_20b_has_its_tokens(twenty: tuple[str, Tokenizer], theirs: Callable[[str], Any]) -> None:
@@ -140,7 +170,7 @@ def test_letters_and_numbers_are_those_of_tokenizers(
 @given(data=st.binary(max_size=60) | TEXTS.map(str.encode))
 def test_no_byte_is_lost(data: bytes, small: list[tuple[str, Tokenizer]], library: Library) -> None:
     """Whether it is UTF-8 or not, where nothing is normalized."""
-    ours = small[1][1]
+    ours = small[2][1]
     assume(b"<|" not in data)
     assert ours.decode_bytes(ours.encode(data)) == data
     assert Tokenizer(None, library).encode(data) == list(data)

@@ -81,7 +81,7 @@ DOCKER = "tests/e2e/test_sandbox_docker.py"
 
 
 def test_templates_of_strangers_are_rendered_at_one_place() -> None:
-    """A recipe's, in a process with bounds; the chat templates of checkpoints nowhere."""
+    """A recipe's and the chat templates of models, in a process with bounds."""
     found = {
         path.relative_to(ROOT / "rwkvflow").as_posix()
         for path in (ROOT / "rwkvflow").rglob("*.py")
@@ -89,5 +89,5 @@ def test_templates_of_strangers_are_rendered_at_one_place() -> None:
     }
     assert found == {
         "sandbox/image/dockerfile.py",  # our own Dockerfile.j2
-        "release/model_card/template_process.py",
+        "base/jinja_process.py",
     }

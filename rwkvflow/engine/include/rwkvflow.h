@@ -93,7 +93,9 @@ RWKV_API bool rwkvflow_get_option(struct rwkv_context *ctx, const char *name, do
  * of the state, floats of the logits (0 where they are not there), tokens read so far 40  16  "librwkv", the name of
  * the state's own layout, and 16 bytes version of the model, as rwkvflow_get_version says; ASCII filled up with zeros
  *     72  32  fingerprint of the model file: the sha256 of its size (uint64) and of all of it, or, above 4 MiB, of 1024
- * pieces of 4096 bytes, piece i at i * (size - 4096) / 1023, rounded down 104      the state, then the logits, float32
+ * pieces of 4096 bytes, piece i at i * (size - 4096) / 1023, rounded down; of a GGUF in parts the sha256 of theirs, one
+ * after the other
+ *    104      the state, then the logits, float32
  *    end  32  sha256 of everything before it
  * A fingerprint tells files apart; it is no proof against forgery. States of another file, damaged and cut ones are
  * refused: FILE with FILE_MAGIC, FILE_VERSION, DIMENSION (another size or version), KEY (another file) or DATA
@@ -125,8 +127,9 @@ RWKV_API struct rwkvflow_tokenizer *rwkvflow_tokenizer_bytes(void);
  * bytes. The longest token that fits is taken. "tokenizer.json"  byte-level BPE in the form of PyPI's `tokenizers`,
  * such as 20B_tokenizer.json of the Pile models: model BPE, pre_tokenizer and decoder ByteLevel, normalizer NFC (of
  * Unicode 16) or none, added tokens. What else it may ask for is UNSUPPORTED. No special tokens are added to a text; in
- * a text they are found. A GGUF whose tokenizer is "rwkv" holds a vocabulary like World's, and is "world", however
- * large the file is. */
+ * a text they are found. A GGUF whose tokenizer is "rwkv" holds a vocabulary like World's, and is "world"; one whose
+ * tokenizer is "gpt2" and whose tokenizer.ggml.pre is "gpt-2" or "olmo" (with NFC) holds byte-level BPE, and is
+ * "tokenizer.json". Other names are UNSUPPORTED. A GGUF may be of any size; of one in parts it is the first. */
 RWKV_API struct rwkvflow_tokenizer *rwkvflow_tokenizer_open(const char *path);
 RWKV_API struct rwkvflow_tokenizer *rwkvflow_tokenizer_from_memory(const void *data, uint64_t bytes);
 RWKV_API void rwkvflow_tokenizer_free(struct rwkvflow_tokenizer *tokenizer);
@@ -172,7 +175,7 @@ struct rwkvflow_tensor {
     int32_t type;
     uint32_t n_dims;
     uint64_t dims[4]; /* PyTorch's order: rows first */
-    uint64_t offset;  /* of the data in the file */
+    uint64_t offset;  /* of the data in the file, or in its part */
     uint64_t bytes;
 };
 RWKV_API struct rwkvflow_file *rwkvflow_file_open(const char *path);

@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rwkvflow.engine.prompts import BLANK, EFFORTS, STOPS, render
+from rwkvflow.base.jinja_apart import TemplateError
+from rwkvflow.engine.prompts import BLANK, EFFORTS, STOPS, THINK, content_text, render
 from rwkvflow.serve.batching.job import Chosen, Done, Piece, Read
+from rwkvflow.serve.chat_template import ChatTemplate
 from rwkvflow.serve.errors import ApiError
 from rwkvflow.serve.openai.answer import CALL, Delta, Parser, new_id
 from rwkvflow.serve.openai.schema import Chat
@@ -39,10 +41,13 @@ class Asked:
     called: bool = False
     closed: bool = False
     schema: Any = None
+    stops: tuple[str, ...] = STOPS
 
 
-def asked(request: Chat) -> Asked:
-    """Raises ApiError (400)."""
+def asked(request: Chat, chat: ChatTemplate | None = None) -> Asked:
+    """`chat`: the template that the model brings, where it is not RWKV's own. Raises ApiError (400)."""
+    if chat is not None:
+        return _as_it_wants(request, chat)
     think = thinking(request)
     tools, forced = tools_of(request)
     schema = schema_of(request.response_format)
@@ -69,6 +74,27 @@ def asked(request: Chat) -> Asked:
         schema = call_schema(forced)
     names = tuple(tool["function"]["name"] for tool in tools)
     return Asked(text, prompt.ends, think, names, forced is not None, closed, schema)
+
+
+def _as_it_wants(request: Chat, chat: ChatTemplate) -> Asked:
+    """By a template of a stranger's, which takes some time. Raises ApiError (400)."""
+    for name, given in (("tools", request.tools), ("state", request.state), ("reasoning_effort", _effort(request))):
+        if given:
+            raise ApiError(400, f"{name}: this model has a chat template of its own, with which that is not known here",
+                           param=name)  # fmt: skip
+    think = thinking(request)
+    try:
+        messages = [{**message, "content": content_text(message.get("content"))} for message in request.messages]
+        text = chat.render(messages, think=think, generate=request.add_generation_prompt is not False)
+        stops = chat.stops
+    except (TemplateError, ValueError, AttributeError) as error:
+        raise ApiError(400, f"messages: the model's chat template{error}", param="messages") from None
+    inside = text.rstrip().endswith(THINK)
+    return Asked(text, (), inside or None, closed=inside, schema=schema_of(request.response_format), stops=stops)
+
+
+def _effort(request: Chat) -> str:
+    return EFFORTS.get(request.reasoning_effort or "", "")
 
 
 def thinking(request: Chat) -> bool | None:
@@ -177,7 +203,7 @@ class Conversation:
         """In any thread, as a grammar may take its time; `jobs` are then to be submitted. Raises ApiError (400)."""
         self.request, self.served = request, served
         self.answers = AnswerStream(served, loop)
-        found = asked(request)
+        found = asked(request, served.template)
         self.seed = seed_of(request)
         self.id, self.created = new_id("chatcmpl"), int(time.time())
         self.n = request.n or 1
@@ -202,7 +228,7 @@ class Conversation:
             limits,
             seed=self.seed,
             most=min(DEFAULT_TOKENS, limits.tokens) if most is None else most,
-            stops=(*STOPS, *stops_of(request.stop)),
+            stops=(*found.stops, *stops_of(request.stop)),
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
             schema=found.schema,
         )

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from rwkvflow.engine.parts import PART, part_name
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.torch_file.pth import Index
@@ -29,7 +30,7 @@ from rwkvflow.worker.read.torch_file.remedies import GATHERING
 MAX_INDEX: Final = 8 << 20  # bytes of an index; one of a hundred thousand tensors
 MAX_SHARDS: Final = 512  # file descriptors that are open at once
 INDEX_SUFFIXES: Final = (".safetensors.index.json", ".bin.index.json")
-_SHARD = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
+shard_name = part_name  # of safetensors, too
 # What a folder may hold, most telling first: where one kind is there, the others are copies of the same model.
 _GLOBS: Final = (
     ("*.safetensors.index.json",),
@@ -109,7 +110,7 @@ def open_model(path: Path | str) -> RawFile:
         tensors = _weight_map(found)
         names = sorted(set(tensors.values()))
         return Joined(found, [found.with_name(name) for name in names], tensors)
-    if (match := _SHARD.fullmatch(found.name)) is not None and int(match[3]) > 1:
+    if (match := PART.fullmatch(found.name)) is not None and int(match[3]) > 1:
         return _gguf(found, match)
     return RawFile(found)
 
@@ -192,11 +193,6 @@ def _gguf(path: Path, match: re.Match[str]) -> RawFile:
     if count > MAX_SHARDS:
         raise WorkerError(f"{path}: it would be one of {count} files; at most {MAX_SHARDS} are read")
     return Joined(path, [path.with_name(shard_name(stem, i, count)) for i in range(1, count + 1)])
-
-
-def shard_name(stem: str, number: int, count: int, suffix: str = ".gguf") -> str:
-    """The name of one of `count` files, numbered from 1, as llama.cpp and transformers build it."""
-    return f"{stem}-{number:05d}-of-{count:05d}{suffix}"
 
 
 def merged(file: Joined, reader: Callable[[RawFile], Index]) -> Index:

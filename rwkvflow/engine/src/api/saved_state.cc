@@ -24,9 +24,7 @@ struct Header {
 };
 static_assert(sizeof(Header) == 104, "as in a file");
 
-const uint8_t *fingerprint(rwkv_context *ctx) {
-    if (ctx->has_fingerprint) return ctx->fingerprint;
-    const Mapping &map = ctx->model->file.map;
+void fingerprint_of(const Mapping &map, uint8_t out[32]) {
     Sha256 digest;
     digest.add(&map.bytes, sizeof map.bytes);
     if (map.bytes <= kSample * kSamples) {
@@ -35,7 +33,24 @@ const uint8_t *fingerprint(rwkv_context *ctx) {
         for (uint64_t i = 0; i < kSamples; ++i)
             digest.add(map.data + i * (map.bytes - kSample) / (kSamples - 1), kSample);
     }
-    digest.end(ctx->fingerprint);
+    digest.end(out);
+}
+
+// Of a model in several files: the digest of their fingerprints.
+const uint8_t *fingerprint(rwkv_context *ctx) {
+    if (ctx->has_fingerprint) return ctx->fingerprint;
+    const File &file = ctx->model->file;
+    fingerprint_of(file.map, ctx->fingerprint);
+    if (file.n_more > 0) {
+        Sha256 digest;
+        digest.add(ctx->fingerprint, sizeof ctx->fingerprint);
+        for (uint32_t i = 0; i < file.n_more; ++i) {
+            uint8_t part[32];
+            fingerprint_of(file.more[i], part);
+            digest.add(part, sizeof part);
+        }
+        digest.end(ctx->fingerprint);
+    }
     ctx->has_fingerprint = true;
     return ctx->fingerprint;
 }

@@ -195,6 +195,8 @@ void file_close(File *file) {
     free(file->names);
     free(file->slots);
     unmap_file(&file->map);
+    for (uint32_t i = 0; i < file->n_more; ++i) unmap_file(&file->more[i]);
+    free(file->more);
     *file = {};
 }
 

@@ -1,6 +1,6 @@
 // Model files, read: a table of tensors over a mapped file, rwkv.cpp's or llama.cpp's (model/gguf.h), under the names
 // that rwkv.cpp's files have. Every count, size and offset of the file is checked here, so what is in the table can be
-// trusted: data lies inside the map and bytes = rows * row_bytes(type, columns).
+// trusted: data lies inside a map and bytes = rows * row_bytes(type, columns).
 //
 // Layout of rwkv.cpp's (little-endian): six int32 (magic "ggmf", version 100 or 101, n_vocab, n_embd, n_layer, type),
 // then until the end of the file: int32 n_dims, key length, type; the dims, fastest first; the key; the data. No
@@ -20,12 +20,14 @@ struct Tensor {
     uint32_t n_dims;
     uint64_t dims[kMaxDims];  // PyTorch's order: rows first; unused ones are 1
     uint64_t elements;
-    uint64_t offset, bytes;
+    uint64_t offset, bytes;  // offset: in the part that holds it
     const uint8_t *data;
 };
 
 struct File {
     Mapping map;
+    Mapping *more = nullptr;  // the other parts of a GGUF in several, in their order
+    uint32_t n_more = 0;
     int32_t header[6];
     Tensor *tensors = nullptr;
     uint64_t count = 0;

@@ -6,6 +6,7 @@
 
 #include "base/gguf.h"
 #include "base/memory.h"
+#include "model/gguf_parts.h"
 #include "quantize/quantize.h"
 #include "rwkvflow.h"
 
@@ -115,7 +116,7 @@ struct Reader {
     File *file;
     Error *error;
     bool seven;
-    uint64_t head_size, data_at;
+    uint64_t head_size;
     char *names;
 
     // Our name of a tensor (its last part for one of a layer, whose number is *layer); null for an unknown one.
@@ -146,7 +147,7 @@ struct Reader {
     }
 
     // Checks one tensor and puts it into the table, or its parts; with the table absent it is only counted.
-    bool take(const GgufTensor &from, uint64_t *count) {
+    bool take(const GgufPart &part, const GgufTensor &from, uint64_t *count) {
         const uint32_t where = RWKV_ERROR_MODEL_PARAMS;
         const int length = static_cast<int>(from.name.size < 80 ? from.name.size : 80);
         const char *text = from.name.data;
@@ -178,10 +179,10 @@ struct Reader {
             return fail(error, where | RWKV_ERROR_SHAPE, "%.*s: rows of %llu elements cannot be %s", length, text,
                         static_cast<unsigned long long>(columns), type_name(t.type));
         t.bytes = t.elements == UINT64_MAX ? UINT64_MAX : mul_sat(row, t.elements / columns);
-        t.offset = add_sat(data_at, from.offset);
-        if (t.offset > file->map.bytes || t.bytes > file->map.bytes - t.offset)
+        t.offset = add_sat(part.data_at, from.offset);
+        if (t.offset > part.map->bytes || t.bytes > part.map->bytes - t.offset)
             return fail(error, where | RWKV_ERROR_DATA, "%.*s: its data lie outside of the file", length, text);
-        t.data = file->map.data + t.offset;
+        t.data = part.map->data + t.offset;
         if (!parts) {
             put(t, ours, layer, global);
             return true;
@@ -192,8 +193,8 @@ struct Reader {
         t.dims[0] = t.elements = columns;
         t.dims[1] = t.dims[2] = 1;
         t.bytes = row;
-        for (const char *part : kFusedParts) {
-            put(t, part, layer, false);
+        for (const char *fused : kFusedParts) {
+            put(t, fused, layer, false);
             t.offset += row;
             t.data += row;
         }
@@ -220,21 +221,27 @@ struct Reader {
         return from.dims[1] == 1 && from.dims[2] == 1;
     }
 
-    bool walk(const Gguf &gguf, uint64_t *count) {
-        GgufCursor cursor = gguf.first_tensor();
+    bool walk(GgufParts *parts, uint64_t *count) {
         *count = 0;
-        for (uint64_t i = 0; i < gguf.tensors(); ++i) {
-            GgufTensor tensor;
-            if (!gguf.tensor(&cursor, i, &tensor, error) || !take(tensor, count)) return false;
+        for (GgufPart &part : *parts) {
+            GgufCursor cursor = part.gguf.first_tensor();
+            for (uint64_t i = 0; i < part.gguf.tensors(); ++i) {
+                GgufTensor tensor;
+                if (!part.gguf.tensor(&cursor, i, &tensor, error) || !take(part, tensor, count)) return false;
+            }
+            part.data_at = part.gguf.data_at(cursor);
         }
-        data_at = gguf.data_at(cursor);
         return true;
     }
 };
 
-int by_offset(const void *a, const void *b) {
-    const Tensor *one = *static_cast<const Tensor *const *>(a), *two = *static_cast<const Tensor *const *>(b);
-    return one->offset < two->offset ? -1 : one->offset > two->offset ? 1 : 0;
+// Where a tensor's data lie in memory, which tells apart those of different parts, too.
+uintptr_t place_of(const Tensor *tensor) { return reinterpret_cast<uintptr_t>(tensor->data); }
+
+int by_place(const void *a, const void *b) {
+    const uintptr_t one = place_of(*static_cast<const Tensor *const *>(a)),
+                    two = place_of(*static_cast<const Tensor *const *>(b));
+    return one < two ? -1 : one > two ? 1 : 0;
 }
 
 // No two tensors share a byte: a file that has such is damaged, or made to be misread.
@@ -242,10 +249,10 @@ bool check_overlap(const File &file, Error *error) {
     const Tensor **sorted = static_cast<const Tensor **>(calloc(file.count, sizeof(Tensor *)));
     if (sorted == nullptr) return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_ALLOC, "no memory for the tensors");
     for (uint64_t i = 0; i < file.count; ++i) sorted[i] = &file.tensors[i];
-    qsort(sorted, file.count, sizeof *sorted, by_offset);
+    qsort(sorted, file.count, sizeof *sorted, by_place);
     bool fine = true;
     for (uint64_t i = 1; fine && i < file.count; ++i)
-        if (sorted[i]->offset < sorted[i - 1]->offset + sorted[i - 1]->bytes)
+        if (place_of(sorted[i]) < place_of(sorted[i - 1]) + sorted[i - 1]->bytes)
             fine = fail(error, RWKV_ERROR_MODEL_PARAMS | RWKV_ERROR_DATA, "%s overlaps %s", sorted[i]->name,
                         sorted[i - 1]->name);
     free(sorted);
@@ -306,13 +313,11 @@ bool read_header(File *file, Error *error) {
 }  // namespace
 
 bool read_gguf(const char *path, File *file, Error *error) {
-    Gguf gguf;
+    GgufParts parts;
     GgufString architecture;
-    uint64_t parts, count = 0;
+    uint64_t count = 0;
     error->flags = 0;
-    if (!gguf.open(path, file->map.data, file->map.bytes, error) ||
-        !gguf.text("general.architecture", &architecture, error) ||
-        !gguf.number("split.count", UINT64_MAX, 1, &parts, error))
+    if (!parts.open(path, file, error) || !parts.first().text("general.architecture", &architecture, error))
         return false;
     const bool seven = architecture.is("rwkv7");
     if (!seven && !architecture.is("rwkv6")) {
@@ -321,12 +326,8 @@ bool read_gguf(const char *path, File *file, Error *error) {
                     "%s: a GGUF of \"%.*s\"; librwkv runs those of rwkv6 and rwkv7", path,
                     shown ? static_cast<int>(architecture.size) : 1, shown ? architecture.data : "?");
     }
-    if (parts > 1)
-        return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_UNSUPPORTED,
-                    "%s: one of %llu parts; librwkv runs whole files (llama-gguf-split --merge)", path,
-                    static_cast<unsigned long long>(parts));
-    Reader reader = {file, error, seven, 0, 0, nullptr};
-    if (!read_sizes(gguf, &reader, file, error) || !reader.walk(gguf, &count)) return false;
+    Reader reader = {file, error, seven, 0, nullptr};
+    if (!read_sizes(parts.first(), &reader, file, error) || !reader.walk(&parts, &count)) return false;
     if (count == 0 || count >= UINT32_MAX / 4)
         return fail(error, RWKV_ERROR_MODEL_PARAMS | RWKV_ERROR_PARAM_MISSING, "%s: %llu tensors", path,
                     static_cast<unsigned long long>(count));
@@ -335,7 +336,7 @@ bool read_gguf(const char *path, File *file, Error *error) {
     if (file->tensors == nullptr || file->names == nullptr)
         return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_ALLOC, "no memory for %llu tensors",
                     static_cast<unsigned long long>(count));
-    return reader.walk(gguf, &count) && file_index(file, error) && check_overlap(*file, error) &&
+    return reader.walk(&parts, &count) && file_index(file, error) && check_overlap(*file, error) &&
            read_header(file, error);
 }
 

@@ -5,8 +5,9 @@
 
 namespace rwkvflow {
 
-// Fills the table from file->map, which begins with GGUF's magic. False with the flags of file_open; UNSUPPORTED for
-// another architecture, one part of several, or a tensor that such a model has not.
+// Fills the table from file->map, which begins with GGUF's magic, and from the other parts where that is the first of
+// several (model/gguf_parts.h). False with the flags of file_open; UNSUPPORTED for another architecture, another part
+// than the first, or a tensor that such a model has not.
 bool read_gguf(const char *path, File *file, Error *error);
 
 }  // namespace rwkvflow

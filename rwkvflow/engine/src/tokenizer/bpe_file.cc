@@ -1,93 +1,27 @@
 // A tokenizer.json read into a Bpe. What it asks for beyond byte-level BPE as GPT-NeoX has it is refused, not ignored.
+#include "tokenizer/bpe_builder.h"
 #include "tokenizer/json.h"
-#include "tokenizer/tokenizer.h"
 
 namespace rwkvflow {
 
 namespace {
 
-// The letters that stand for bytes in such a file: printable ones for themselves, the others from U+0100 on, in order.
-struct Letters {
-    uint16_t of_byte[256];
-    int16_t byte_of[324];  // -1 for none
-};
-
-Letters letters() {
-    Letters out;
-    uint16_t next = 256;
-    for (int16_t &byte : out.byte_of) byte = -1;
-    for (uint32_t byte = 0; byte < 256; ++byte) {
-        const bool printable = (byte > 32 && byte < 127) || (byte > 160 && byte != 173);
-        const uint16_t letter = printable ? static_cast<uint16_t>(byte) : next++;
-        out.of_byte[byte] = letter;
-        out.byte_of[letter] = static_cast<int16_t>(byte);
-    }
-    return out;
-}
-
-// The bytes of a token; one with other letters is text as it stands.
-void add_bytes(const Letters &letters, const char *text, size_t size, Text *out) {
-    const size_t before = out->size();
-    uint32_t length;
-    for (const char *at = text, *end = text + size; at != end; at += length) {
-        const uint32_t code = code_point_at(at, end, &length);
-        if (code >= 324 || letters.byte_of[code] < 0) {
-            out->cut(before);
-            out->add(text, size);
-            return;
-        }
-        out->add(static_cast<char>(letters.byte_of[code]));
-    }
-}
-
 bool is(const Text &text, const char *word) {
     return text.size() == strlen(word) && memcmp(text.data(), word, text.size()) == 0;
 }
 
-}  // namespace
-
-struct BpeReader {
-    Bpe *bpe;
+struct JsonReader {
+    BpeBuilder *out;
     const char *name;
     Error *error;
-    Letters letters;
     // What the parts of the file are; none where they are missing.
     Json model, added, normalizer, pre_tokenizer, decoder, vocab, merges;
-    Text strings;  // the vocabulary as it stands in the file
-    Lexicon lexicon;
 
-    struct Start {
-        size_t at, size;
-        uint32_t id;
-    };
-    struct Growing {
-        Start *data = nullptr;
-        size_t count = 0, room = 0;
-        Growing() = default;
-        Growing(const Growing &) = delete;
-        Growing &operator=(const Growing &) = delete;
-        ~Growing() { free(data); }
-        bool add(const Start &start) {
-            if (count == room) {
-                Start *wider = static_cast<Start *>(realloc(data, (2 * room + 64) * sizeof(Start)));
-                if (wider == nullptr) return false;
-                data = wider;
-                room = 2 * room + 64;
-            }
-            data[count++] = start;
-            return true;
-        }
-    };
-
-    bool refuse(const char *why) {
-        return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DATA, "%s: not a tokenizer.json of byte-level BPE: %s", name,
-                    why);
-    }
+    bool refuse(const char *why) { return out->refuse(why); }
     bool unsupported(const char *what) {
         const uint32_t flags = RWKV_ERROR_FILE | RWKV_ERROR_UNSUPPORTED;
         return fail(error, flags, "%s: %s of this tokenizer.json is not supported", name, what);
     }
-    bool no_memory() { return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_ALLOC, "no memory for %s", name); }
 
     // Where each named member of an object is; all of the object is checked.
     struct Member {
@@ -122,7 +56,6 @@ struct BpeReader {
     static bool empty_string(Json at) { return missing(at) || plain_string(at, ""); }
 
     bool read(const char *text, size_t size) {
-        letters = rwkvflow::letters();
         if (!is_utf8(text, size)) return refuse("not UTF-8");
         Json all(text, size), truncation, padding;
         Member parts[] = {{"model", &model, false},           {"added_tokens", &added, false},
@@ -141,7 +74,7 @@ struct BpeReader {
             Member parts[] = {{"type", &type, false}, {"normalizers", &inner, false}};
             if (!members(&normalizer, parts)) return refuse("its normalizer");
             if (!plain_string(type, "NFC")) return unsupported("the normalizer (NFC is)");
-            bpe->nfc_ = true;
+            out->normalize();
         }
         type = {};
         Member parts[] = {{"type", &type, false}, {"use_regex", &regex, false}, {"add_prefix_space", &prefix, false}};
@@ -151,7 +84,9 @@ struct BpeReader {
         bool on = true;
         if (regex.next() != 0 && !regex.boolean(&on)) return refuse("its use_regex");
         if (!on) return unsupported("use_regex false");
-        if (prefix.next() != 0 && !prefix.boolean(&bpe->prefix_space_)) return refuse("its add_prefix_space");
+        bool spaced = false;
+        if (prefix.next() != 0 && !prefix.boolean(&spaced)) return refuse("its add_prefix_space");
+        if (spaced) out->prefix_space();
         type = {};
         Member one[] = {{"type", &type, false}};
         if (missing(decoder) || !members(&decoder, one) || !plain_string(type, "ByteLevel"))
@@ -179,47 +114,16 @@ struct BpeReader {
     }
 
     bool read_vocabulary() {
-        Growing tokens;
         const char *problem = "its vocab";
-        Text *data = bpe->pieces_.data();
         const bool fine = vocab.object([&](const Text &key, Json *value) {
             uint64_t id;
-            if (!value->whole(kMostTokenIds - 1, &id)) return false;
-            problem = "a token that is empty or too long";
-            if (key.size() == 0 || key.size() > kLongestToken) return false;
-            problem = "two tokens with one id, or no memory";
-            const size_t start = data->size();
-            add_bytes(letters, key.data(), key.size(), data);
-            if (!bpe->pieces_.add(id, start)) return false;
-            if (!tokens.add({strings.size(), key.size(), static_cast<uint32_t>(id)})) return false;
-            strings.add(key.data(), key.size());
             problem = "its vocab";
-            return !strings.failed();
+            if (!value->whole(kMostTokenIds - 1, &id)) return false;
+            const char *why = out->token(id, key.data(), key.size());
+            if (why != nullptr) problem = why;
+            return why == nullptr;
         });
-        if (!fine) return refuse(problem);
-        if (!build(&lexicon, tokens, strings)) return false;
-        for (uint32_t byte = 0; byte < 256; ++byte) {
-            Text letter;
-            add_code_point(letters.of_byte[byte], &letter);
-            bpe->of_byte_[byte] = id_of(letter.data(), letter.size());
-        }
-        return true;
-    }
-
-    bool build(Lexicon *out, const Growing &from, const Text &text) {
-        if (from.count == 0) return true;
-        Lexicon::Entry *entries = static_cast<Lexicon::Entry *>(malloc(from.count * sizeof(Lexicon::Entry)));
-        if (entries == nullptr) return no_memory();
-        for (size_t i = 0; i < from.count; ++i)
-            entries[i] = {text.data() + from.data[i].at, static_cast<uint32_t>(from.data[i].size), from.data[i].id, 0};
-        uint32_t twice;
-        if (out->build(entries, from.count, &twice)) return true;
-        return twice == Bpe::kNone ? no_memory() : refuse("a token that is there twice");
-    }
-
-    uint32_t id_of(const char *text, size_t size) const {
-        uint32_t id;
-        return size > 0 && lexicon.longest(text, size, &id) == size ? id : Bpe::kNone;
+        return fine ? out->end_tokens() : refuse(problem);
     }
 
     // "left right", or [left, right]. Both, one after the other, are in *both.
@@ -250,29 +154,22 @@ struct BpeReader {
                 return value->skip();
             }))
             return refuse("its merges");
-        if (count > 4 * uint64_t{kMostTokenIds}) return refuse("more merges than there can be tokens");
-        if (!bpe->reserve_pairs(count)) return no_memory();
-        uint32_t rank = 0;
+        if (!out->reserve_merges(count)) return false;
         Text both;
         const char *problem = "a merge that is no pair";
         const bool fine = merges.array([&](Json *value) {
             size_t cut = 0;
             problem = "a merge that is no pair";
             if (!read_merge(value, &both, &cut)) return false;
-            problem = "a merge of tokens that are not in its vocab";
-            const uint32_t left = id_of(both.data(), cut), right = id_of(both.data() + cut, both.size() - cut);
-            const uint32_t merged = id_of(both.data(), both.size());
-            if (left == Bpe::kNone || right == Bpe::kNone || merged == Bpe::kNone) return false;
-            bpe->add_pair({left, right, rank++, merged});
-            return true;
+            const char *why = out->merge(both.data(), both.size(), cut);
+            if (why != nullptr) problem = why;
+            return why == nullptr;
         });
         return fine || refuse(problem);
     }
 
     bool read_added() {
-        Growing raw, normal;
         if (missing(added)) return true;
-        Text *texts = &bpe->added_text_;
         const char *problem = "its added_tokens";
         bool supported = true;
         const bool fine = added.array([&](Json *value) {
@@ -291,34 +188,22 @@ struct BpeReader {
             normalized = !special;
             if (normalized_at.next() != 0 && !normalized_at.boolean(&normalized)) return false;
             supported = off(word) && off(left) && off(right);
-            problem = "an added token that is empty or too long, or has the id of another one";
-            if (!supported || text.size() == 0 || text.size() > kLongestToken) return false;
-            const uint32_t known = id_of(text.data(), text.size());
-            if (known != Bpe::kNone && known != id) return false;
-            if (!add_piece(static_cast<uint32_t>(id), known != Bpe::kNone, special, text)) return false;
-            const size_t start = texts->size();
-            if (!normalized || !bpe->nfc_) texts->add(text.data(), text.size());
-            else if (!add_nfc(text.data(), text.size(), texts)) return false;
-            return (normalized ? normal : raw).add({start, texts->size() - start, static_cast<uint32_t>(id)}) &&
-                   !texts->failed();
+            if (!supported) return false;
+            const char *why = out->added(id, text.data(), text.size(), special, normalized);
+            if (why != nullptr) problem = why;
+            return why == nullptr;
         });
         if (!supported) return unsupported("an added token with single_word, lstrip or rstrip");
-        return fine ? build(&bpe->raw_, raw, *texts) && build(&bpe->added_, normal, *texts) : refuse(problem);
-    }
-
-    // Special tokens, such as the end of a text, are no text.
-    bool add_piece(uint32_t id, bool known, bool special, const Text &text) {
-        Text *data = bpe->pieces_.data();
-        if (known) return !special || bpe->pieces_.empty(id);
-        const size_t start = data->size();
-        if (!special) add_bytes(letters, text.data(), text.size(), data);
-        return bpe->pieces_.add(id, start);
+        return fine ? out->end_added() : refuse(problem);
     }
 };
 
+}  // namespace
+
 bool Bpe::open(const char *name, const char *text, size_t size, Error *error) {
-    BpeReader reader = {};
-    reader.bpe = this;
+    BpeBuilder builder(this, name, "a tokenizer.json of byte-level BPE", error);
+    JsonReader reader = {};
+    reader.out = &builder;
     reader.name = name;
     reader.error = error;
     return reader.read(text, size);

@@ -43,17 +43,9 @@ bool spelled(const GgufString &from, Text *out) {
 
 }  // namespace
 
-bool World::open_gguf(const char *name, const uint8_t *data, uint64_t bytes, Error *error) {
-    Gguf gguf;
-    GgufString model;
+bool World::open_gguf(const Gguf &gguf, Error *error) {
+    const char *name = gguf.name();
     GgufValue listed, kinds;
-    if (!gguf.open(name, data, bytes, error) || !gguf.text("tokenizer.ggml.model", &model, error)) return false;
-    if (!model.is("rwkv")) {
-        const bool shown = model.size > 0 && model.size < 40 && model.printable();
-        return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_UNSUPPORTED,
-                    "%s: its tokenizer is \"%.*s\"; librwkv reads \"rwkv\" from a GGUF", name,
-                    shown ? static_cast<int>(model.size) : 4, shown ? model.data : "none");
-    }
     const auto refuse = [&](const char *why) {
         return fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DATA, "%s: no vocabulary of RWKV: %s", name, why);
     };

@@ -48,15 +48,28 @@ bool is_gguf(const uint8_t *data, uint64_t bytes) {
     return magic == kGgufMagic;
 }
 
-rwkvflow_tokenizer *open_from(const char *name, const uint8_t *data, uint64_t bytes, Error *error) {
-    if (is_gguf(data, bytes)) {
-        rwkvflow_tokenizer *out = create(error);
-        if (out == nullptr) return nullptr;
-        out->kind = rwkvflow_tokenizer::kWorld;
-        if (out->world.open_gguf(name, data, bytes, error)) return out;
-        rwkvflow_tokenizer_free(out);
+rwkvflow_tokenizer *open_gguf(const char *name, const uint8_t *data, uint64_t bytes, Error *error) {
+    Gguf gguf;
+    GgufString model;
+    if (!gguf.open(name, data, bytes, error) || !gguf.text("tokenizer.ggml.model", &model, error)) return nullptr;
+    const bool bpe = model.is("gpt2");
+    if (!bpe && !model.is("rwkv")) {
+        const bool shown = model.size > 0 && model.size < 40 && model.printable();
+        fail(error, RWKV_ERROR_FILE | RWKV_ERROR_UNSUPPORTED,
+             "%s: its tokenizer is \"%.*s\"; librwkv reads \"rwkv\" and \"gpt2\" from a GGUF", name,
+             shown ? static_cast<int>(model.size) : 4, shown ? model.data : "none");
         return nullptr;
     }
+    rwkvflow_tokenizer *out = create(error);
+    if (out == nullptr) return nullptr;
+    out->kind = bpe ? rwkvflow_tokenizer::kJson : rwkvflow_tokenizer::kWorld;
+    if (bpe ? out->bpe.open_gguf(gguf, error) : out->world.open_gguf(gguf, error)) return out;
+    rwkvflow_tokenizer_free(out);
+    return nullptr;
+}
+
+rwkvflow_tokenizer *open_from(const char *name, const uint8_t *data, uint64_t bytes, Error *error) {
+    if (is_gguf(data, bytes)) return open_gguf(name, data, bytes, error);
     if (bytes > kLargestVocabulary) {
         fail(error, RWKV_ERROR_FILE | RWKV_ERROR_DATA, "%s: %llu bytes are no vocabulary", name,
              static_cast<unsigned long long>(bytes));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "base/error.h"
+#include "base/gguf.h"
 #include "tokenizer/lexicon.h"
 #include "tokenizer/unicode.h"
 
@@ -54,7 +55,7 @@ public:
     // Lines of an id, a Python literal (text or bytes) and its length in bytes. `name` is what messages call it.
     bool open(const char *name, const char *text, size_t size, Error *error);
     // The same from a GGUF with llama.cpp's `rwkv` tokenizer: gguf_words.cc.
-    bool open_gguf(const char *name, const uint8_t *data, uint64_t bytes, Error *error);
+    bool open_gguf(const Gguf &gguf, Error *error);
     bool encode(const char *text, size_t size, Ids *out, Error *error) const;
     const Pieces &pieces() const { return pieces_; }
 
@@ -85,7 +86,7 @@ private:
     Lexicon lexicon_;
 };
 
-// Byte-level BPE from a tokenizer.json, the kind that GPT-NeoX (20B) has.
+// Byte-level BPE, the kind that GPT-NeoX (20B) has.
 class Bpe {
 public:
     Bpe() = default;
@@ -93,7 +94,10 @@ public:
     Bpe &operator=(const Bpe &) = delete;
     ~Bpe() { free(pairs_); }
 
+    // From a tokenizer.json: bpe_file.cc. `name` is what messages call it.
     bool open(const char *name, const char *text, size_t size, Error *error);
+    // From a GGUF with llama.cpp's `gpt2` tokenizer: bpe_gguf.cc.
+    bool open_gguf(const Gguf &gguf, Error *error);
     bool encode(const char *text, size_t size, Ids *out, Error *error) const;
     const Pieces &pieces() const { return pieces_; }
 
@@ -103,7 +107,7 @@ private:
         uint32_t left, right, rank, merged;
     };
     struct Work;
-    friend struct BpeReader;  // of a tokenizer.json: bpe_file.cc
+    friend class BpeBuilder;
 
     bool reserve_pairs(uint64_t count);  // once, for so many add_pair
     void add_pair(const Pair &pair);     // of two with the same left and right the last one counts

@@ -30,13 +30,15 @@ NFC = "llama.cpp does not normalize a text, and the tokenizer does (NFC): letter
 class Bpe:
     """tokens[i] is that of id i in GPT-2's spelling of bytes, None where there is none; added and special are ids.
 
-    merges are in their order, the first applied first; `remark` is what a person should know.
+    merges are in their order, the first applied first; `normalized`: a text is made NFC before; `remark` is what a
+    person should know.
     """
 
     tokens: tuple[str | None, ...]
     added: frozenset[int]
     special: frozenset[int]
     merges: tuple[tuple[str, str], ...]
+    normalized: bool
     remark: str | None
 
 
@@ -58,6 +60,7 @@ def read_bpe(path: Path) -> Bpe:
             added=frozenset(int(token["id"]) for token in listed),
             special=frozenset(int(token["id"]) for token in listed if token["special"]),
             merges=merges,
+            normalized=bool(content.get("normalizer")),
             remark=NFC if content.get("normalizer") else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:

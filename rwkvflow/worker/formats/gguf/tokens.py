@@ -58,7 +58,8 @@ def vocabulary(size: int, named: Path | None = None) -> Vocabulary:
     kinds += [UNUSED] * (size - len(tokens))
     tokens += _padding(len(tokens), size)
     merges = tuple(f"{left} {right}".encode() for left, right in found.merges)
-    return Vocabulary(tuple(tokens), tuple(kinds), special, None, found.remark, "gpt2", "gpt-2", merges)
+    pre = "olmo" if found.normalized else "gpt-2"  # one way to cut a text; readers that normalize go by the name
+    return Vocabulary(tuple(tokens), tuple(kinds), special, None, found.remark, "gpt2", pre, merges)
 
 
 @cache

@@ -43,7 +43,9 @@ def test_tokens_merges_and_kinds(tmp_path: Path) -> None:
     assert dict(words.special) == {"bos": 0, "eos": 0}
     pairs = vocabulary(8, written(tmp_path, model={"merges": [["a", "b"]]}))
     assert pairs == words
-    assert "NFC" in (vocabulary(8, written(tmp_path, normalizer={"type": "NFC"})).remark or "")
+    composed = vocabulary(8, written(tmp_path, normalizer={"type": "NFC"}))
+    assert "NFC" in (composed.remark or "")
+    assert composed.pre == "olmo", "by which readers that normalize know to"
 
 
 @pytest.mark.parametrize(

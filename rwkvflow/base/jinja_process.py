@@ -1,22 +1,22 @@
-"""The process in which a stranger's template is rendered; see rwkvflow.release.model_card.template, which starts it."""
+"""The process in which a stranger's template is rendered; see rwkvflow.base.jinja_apart, which starts it."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import pickle
 import sys
 from pathlib import Path
-
-from rwkvflow.release.model_card.card import environment_of, line_of
 
 
 def main() -> int:
     """Render what standard input holds. 0: the text is on standard output; 3: what is wrong with the template."""
     from jinja2 import TemplateError
 
-    # Our own parent's words: the template, what it sees, and the bounds.
-    template, told, seconds, memory, largest = pickle.loads(sys.stdin.buffer.read())  # noqa: S301
-    environment = environment_of()
+    # Our own parent's words: what makes the environment, the template, what it sees, and the bounds.
+    maker, template, told, seconds, memory, largest = pickle.loads(sys.stdin.buffer.read())  # noqa: S301
+    module, _, name = maker.partition(":")
+    environment = getattr(importlib.import_module(module), name)()
     _limit(seconds, memory)
     mistakes = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)  # in expressions
     try:
@@ -35,6 +35,16 @@ def main() -> int:
         return 4
     sys.stdout.buffer.write("".join(pieces).encode("utf-8", "backslashreplace"))
     return 0
+
+
+def line_of(error: BaseException) -> int | None:
+    """The line of a template that an error came from."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<template>":
+            found = trace.tb_lineno
+        trace = trace.tb_next
+    return found
 
 
 def _limit(seconds: int, memory: int) -> None:
