@@ -1,10 +1,10 @@
 """Text of five domains: prose, Chinese, code, arithmetic, dialogue; for measuring files, and for training the demo.
 
-    python scripts/domains.py            # compares rwkvflow/worker/data/quality/ with what is written here
+    python scripts/domains.py            # compares rwkvflow/worker/data/{quality,search}/ with what is written here
     python scripts/domains.py --write
 
 Made by seeded generators from lists that were written for this project, so it is ours to ship and may be made again.
-What is measured and what is trained on come from different seeds.
+What is measured, what types are searched with, and what is trained on come from different seeds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
@@ -22,8 +22,10 @@ import calibration_text as lists
 from demo_stories import story
 
 FOLDER = Path(__file__).resolve().parents[1] / "rwkvflow" / "worker" / "data" / "quality"
-MEASURED, TRAINED = 411, 90
+SEARCH = FOLDER.with_name("search")  # what the search of types reads
+MEASURED, TRAINED, SEARCHED = 411, 90, 733
 CHARACTERS = {"prose": 42_000, "chinese": 14_000, "code": 36_000, "arithmetic": 26_000, "dialogue": 42_000}
+SHARE = 4  # of these, to search with
 TASKS = 64  # of each kind
 TRAINING = 1_200_000  # bytes
 SHOTS = "3 + 4 = 7\n20 - 8 = 12\n6 * 3 = 18\n"  # before each sum: what is wanted
@@ -91,11 +93,23 @@ DOMAINS: dict[str, Callable[[Random], str]] = {
 
 def measured(name: str) -> str:
     """The text of a domain that files are measured with."""
-    r, out, length = Random(f"{MEASURED} {name}"), [], 0  # noqa: S311
-    while length < CHARACTERS[name]:
-        out.append(DOMAINS[name](r))
-        length += len(out[-1]) + 2
-    return "\n\n".join(out) + "\n"
+    return "\n\n".join(_pieces(name, MEASURED, CHARACTERS[name])) + "\n"
+
+
+def searched(name: str) -> str:
+    """The one that types are searched with, which has no piece of the other."""
+    judged = set(_pieces(name, MEASURED, CHARACTERS[name]))
+    return "\n\n".join(_pieces(name, SEARCHED, CHARACTERS[name] // SHARE, judged)) + "\n"
+
+
+def _pieces(name: str, seed: int, characters: int, without: Container[str] = ()) -> list[str]:
+    r, out, length = Random(f"{seed} {name}"), [], 0  # noqa: S311
+    while length < characters:
+        piece = DOMAINS[name](r)
+        if piece not in without:
+            out.append(piece)
+            length += len(piece) + 2
+    return out
 
 
 def tasks() -> str:
@@ -198,6 +212,7 @@ def files() -> Iterator[tuple[Path, str]]:
     """Each file that ships, and what it holds."""
     for name in DOMAINS:
         yield FOLDER / f"{name}.txt", measured(name)
+        yield SEARCH / f"{name}.txt", searched(name)
     yield FOLDER / "tasks.json", tasks()
 
 
@@ -208,7 +223,7 @@ def main() -> int:
     write = parser.parse_args().write
     for path, text in files():
         if write:
-            FOLDER.mkdir(exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
     return 0 if all(path.read_text(encoding="utf-8") == text for path, text in files()) else 1
 

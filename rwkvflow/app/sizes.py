@@ -41,7 +41,10 @@ def sizes(prepared: Prepared, *, ask: bool = True) -> dict[str, int]:
 
 def _size(prepared: Prepared, which: Artifact, tensors: Mapping[str, TensorInfo]) -> int | None:
     blueprint = prepared.blueprint
-    item = format_of(job_from(which.id, convert.job_of(blueprint, which), Path(), _weights(prepared, which)))
+    job = convert.job_of(blueprint, which)
+    if (job.get("mix") or {}).get("searched"):
+        return None  # its types are searched for first
+    item = format_of(job_from(which.id, job, Path(), _weights(prepared, which)))
     own = fetch.tokenizer(blueprint, which.model)
     if item is None:
         return None

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 from rwkvflow.documents.formats import strategy_format
+from rwkvflow.worker.smoke.domain_names import Domain
 
 # Patterns say [0-9], never \d: pydantic's regular expressions take the digits of all scripts for \d.
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -64,9 +65,7 @@ class Limit(Strict):
     perplexity: float | None = Field(
         default=None, gt=0, description="Largest allowed rise of the perplexity, as a ratio: 0.01 is one percent"
     )
-    domains: dict[Literal["prose", "chinese", "code", "arithmetic", "dialogue"], DomainLimit] = Field(
-        default_factory=dict, description="By domain, where `quality` is full"
-    )
+    domains: dict[Domain, DomainLimit] = Field(default_factory=dict, description="By domain, where `quality` is full")
 
 
 class Smoke(Strict):
@@ -80,7 +79,7 @@ class Smoke(Strict):
     limits: dict[str, Limit] = Field(default_factory=dict, description="By format; the rest keep their defaults")
     quality: Literal["quick", "full"] = Field(
         default="quick",
-        description="full also measures files that librwkv runs over five domains, two tasks and each layer; see the "
+        description="full also measures files that librwkv runs over five domains, three tasks and each layer; see the "
         "smoke test's page",
     )
     quality_tokens: int = Field(default=8192, ge=64, le=8192, description="Of each domain, where `quality` is full")
@@ -106,7 +105,7 @@ class TypesTarget(Strict):
         min_length=1,
         description="Those to choose from; f16 is always one",
     )
-    tokens: int = Field(default=2048, ge=128, le=65_536, description="Of the calibration text, to measure losses over")
+    tokens: int = Field(default=2048, ge=128, le=65_536, description="Of all texts together, to measure losses over")
 
 
 class FormatEntry(Strict):

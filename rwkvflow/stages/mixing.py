@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
+from rwkvflow.documents.lock import calibration_file
 from rwkvflow.documents.yaml.units import split_bytes
 from rwkvflow.plan.matrix import Artifact
 from rwkvflow.plan.step import Input, Ref, Step
@@ -95,7 +96,7 @@ def _measure(blueprint: Blueprint, which: Artifact, kind: str, tokens: int) -> S
         params={"task": "measure", "params": _params(blueprint, which, kind, tokens), "job": {}},
         inputs={
             **fetch.origin(blueprint, which.model),
-            "text": fetch.calibration(blueprint, which.model),
+            **_text(blueprint, which.model),
             "engine": engine.builtin(which.image),
             "environment": environment(which.image),
             **fetch.tokenizer_input(blueprint, which.model),
@@ -106,6 +107,12 @@ def _measure(blueprint: Blueprint, which: Artifact, kind: str, tokens: int) -> S
         environment=image_step(which.image),
         limits=blueprint.limits("measure"),
     )
+
+
+def _text(blueprint: Blueprint, model: str) -> dict[str, Input]:
+    """The recipe's own calibration text; without one, the task reads the texts of the domains, which are its own."""
+    own = calibration_file(blueprint.models[model]) is not None
+    return {"text": fetch.calibration(blueprint, model)} if own else {}
 
 
 def _params(blueprint: Blueprint, which: Artifact, kind: str, tokens: int) -> MeasureParams:

@@ -14,6 +14,7 @@ import pytest
 from rwkvflow.engine.binding import Model
 from rwkvflow.worker.conversion.patched import PatchedFile, tensors_of, values_of
 from rwkvflow.worker.read.gguf_file import read_gguf_index
+from rwkvflow.worker.smoke.domain_names import DOMAINS
 from tests.engine import librwkv
 from tests.helpers import checkpoints
 
@@ -32,9 +33,8 @@ def work(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     (folder / "in" / "engine" / "lib" / "librwkv.so").symlink_to(library)
     checkpoints.make(folder / "in" / "m.pth", "7", layers=1, width=64, vocab=256, ffn=64)
     (folder / "in" / "m.pth").rename(folder / "in" / "checkpoint")
-    (folder / "in" / "text").write_text("A text of some words, again and again. " * 20, encoding="utf-8")
     for kind in KINDS:
-        run(folder, "measure", {**COMMON, "tokens": 256, "kind": kind}, {"losses": f"in/losses/{kind}"})
+        assert not run(folder, "measure", {**COMMON, "tokens": 640, "kind": kind}, {"losses": f"in/losses/{kind}"})
     return folder
 
 
@@ -49,7 +49,7 @@ def run(folder: Path, task: str, params: dict[str, Any], outputs: dict[str, str]
 
 def losses(work: Path, kind: str) -> dict[str, Any]:
     found = json.loads((work / "in" / "losses" / kind).read_text())
-    assert (found["kind"], found["tokens"]) == (kind, 256)
+    assert (found["kind"], found["tokens"]) == (kind, 640)
     matrices: dict[str, Any] = found["matrices"]
     return matrices
 
@@ -60,7 +60,9 @@ def test_each_matrix_has_its_loss_and_more_bits_lose_less(work: Path) -> None:
     assert four.keys() == eight.keys()
     assert {"output.weight", "token_embd.weight", "blk.0.time_mix_key.weight"} <= four.keys()
     for name, told in four.items():
-        assert 0 <= eight[name]["loss"] < told["loss"] < 1, name
+        assert set(told["losses"]) == set(DOMAINS)
+        for text in DOMAINS:
+            assert 0 <= eight[name]["losses"][text] < told["losses"][text] < 1, (name, text)
         assert told["bytes"] * 34 == eight[name]["bytes"] * 18
     assert not list((work / "out").glob(".f32-*"))
 
@@ -69,7 +71,7 @@ def test_each_matrix_has_its_loss_and_more_bits_lose_less(work: Path) -> None:
 def test_the_file_is_within_the_target(work: Path, target: dict[str, float]) -> None:
     (work / "in" / "types").mkdir(exist_ok=True)
     types = f"in/types/{FORM}"
-    params = {**COMMON, "format": FORM, "kinds": [*KINDS, "f16"], "tokens": 256}
+    params = {**COMMON, "format": FORM, "kinds": [*KINDS, "f16"], "tokens": 640}
     plain = {**params, "target": {"kl": 1e9}}
     assert not run(work, "assign", plain, {"types": types})
     least = json.loads((work / types).read_text())
@@ -87,8 +89,12 @@ def test_the_file_is_within_the_target(work: Path, target: dict[str, float]) -> 
     assert {name: index.tensors[name].type for name in found["types"]} == found["types"]
     assert (work / "out" / "a.gguf").stat().st_size == found["file_size"]
     told = {kind: losses(work, kind) for kind in KINDS}
-    lost = sum(told[kind][name]["loss"] for name, kind in found["types"].items() if kind in told)
-    assert found["loss"] == pytest.approx(lost, rel=1e-4)
+    for text, one in found["texts"].items():
+        lost = sum(told[kind][name]["losses"][text] for name, kind in found["types"].items() if kind in told)
+        assert one["loss"] == pytest.approx(lost, rel=1e-4)
+        usual = [(each["q4_0"]["losses"][text] + each["q8_0"]["losses"][text]) / 2 for each in by_name(told).values()]
+        assert one["usual"] == pytest.approx(sum(usual), rel=1e-4), "of other types than the plain file's: their mean"
+    assert found["loss"] == pytest.approx(sum(one["loss"] for one in found["texts"].values()) / 5, rel=1e-4)
     assert found["gap"] is None or found["gap"] >= 0
     if "size" in target:
         assert least["file_size"] < found["file_size"] <= target["size"]
@@ -98,8 +104,24 @@ def test_the_file_is_within_the_target(work: Path, target: dict[str, float]) -> 
         assert least["bits_per_weight"] + 0.5 < found["bits_per_weight"] <= target["bits_per_weight"]
 
 
+def by_name(told: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: {kind: told[kind][name] for kind in KINDS} for name in told[KINDS[0]]}
+
+
+def test_a_text_of_the_recipes_is_the_only_one(work: Path) -> None:
+    text = work / "in" / "text"
+    text.write_text("A text of some words, again and again. " * 20, encoding="utf-8")
+    try:
+        assert not run(work, "measure", {**COMMON, "tokens": 256, "kind": "q4_0"}, {"losses": "out/own"})
+    finally:
+        text.unlink()
+    found = json.loads((work / "out" / "own").read_text())
+    assert found["tokens"] == 256
+    assert all(set(each["losses"]) == {"text"} for each in found["matrices"].values())
+
+
 def test_a_target_that_nothing_reaches_is_refused(work: Path) -> None:
-    params = {**COMMON, "format": FORM, "kinds": list(KINDS), "tokens": 256, "target": {"bits_per_weight": 2.0}}
+    params = {**COMMON, "format": FORM, "kinds": list(KINDS), "tokens": 640, "target": {"bits_per_weight": 2.0}}
     told = run(work, "assign", params, {"types": "out/no"})
     assert "no choice of q4_0, q8_0 reaches the target" in told
     assert "the smallest has" in told

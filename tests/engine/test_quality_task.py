@@ -13,7 +13,8 @@ import pytest
 
 from rwkvflow.engine.binding import Model
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
-from rwkvflow.worker.smoke.domains import DOMAINS, FOLDER
+from rwkvflow.worker.smoke.domain_names import DOMAINS
+from rwkvflow.worker.smoke.domains import FOLDER
 from tests.engine import librwkv
 from tests.helpers import checkpoints
 
@@ -82,7 +83,7 @@ def test_figures_are_those_of_the_engines_logits(work: Path) -> None:
         assert code["kl"] == pytest.approx((p * (np.log(p) - log_q)).sum(1).mean(), rel=1e-2, abs=1e-6)
         assert code["perplexity"] == pytest.approx(np.exp(-log_q[np.arange(TOKENS - 1), tokens[1:]].mean()), rel=1e-3)
         assert code["kl_se"] is None, "of 80 tokens there is no error"
-        assert set(report["tasks"]) == {"last_words", "sums"}
+        assert set(report["tasks"]) == {"last_words", "last_words_exact", "sums"}
         assert report["tasks"]["sums"]["items"] == 64
         assert len(report["layers"]) == 2
         assert all(0 < value < 1 for value in report["layers"]), "each layer alone, and the reference unchanged"

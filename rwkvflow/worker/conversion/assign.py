@@ -126,13 +126,42 @@ def _slope(one: TypeChoice, other: TypeChoice) -> float:
 def _steps(choices: Mapping[str, Sequence[TypeChoice]]) -> tuple[int, float, list[tuple[int, float]]]:
     """Bytes and loss of the smallest choices, and steps (bytes, loss below 0) that improve on them, steepest first."""
     hulls = [_hull(some) for some in choices.values()]
+    steps = [(step.size, step.gain) for step in _steepest(dict(zip(choices, hulls, strict=True)))]
+    return sum(hull[0].size for hull in hulls), math.fsum(hull[0].loss for hull in hulls), steps
+
+
+@dataclass(frozen=True)
+class _Step:
+    """From one choice of a matrix to the next of its hull: more bytes, and loss below 0."""
+
+    name: str
+    to: str
+    size: int
+    gain: float
+
+
+def _steepest(hulls: Mapping[str, Sequence[TypeChoice]]) -> list[_Step]:
     steps = [
-        (after.size - before.size, after.loss - before.loss)
-        for hull in hulls
+        _Step(name, after.kind, after.size - before.size, after.loss - before.loss)
+        for name, hull in hulls.items()
         for before, after in itertools.pairwise(hull)
     ]
-    steps.sort(key=lambda step: step[1] / step[0])
-    return sum(hull[0].size for hull in hulls), math.fsum(hull[0].loss for hull in hulls), steps
+    return sorted(steps, key=lambda step: step.gain / step.size)
+
+
+def relaxed(choices: Mapping[str, Sequence[TypeChoice]], most: int) -> list[tuple[str, str, float]]:
+    """(matrix, type, share) of the linear relaxation's solution in so many bytes; one matrix may have two types."""
+    hulls = {name: _hull(some) for name, some in choices.items()}
+    kinds = {name: hull[0].kind for name, hull in hulls.items()}
+    size = sum(hull[0].size for hull in hulls.values())
+    for step in _steepest(hulls):
+        if size + step.size > most:
+            share = max(0.0, (most - size) / step.size)
+            found = [(name, kind, 1 - share if name == step.name else 1.0) for name, kind in kinds.items()]
+            return [*found, (step.name, step.to, share)]
+        size += step.size
+        kinds[step.name] = step.to
+    return [(name, kind, 1.0) for name, kind in kinds.items()]
 
 
 def _least_loss(choices: Mapping[str, Sequence[TypeChoice]], most: int) -> float:

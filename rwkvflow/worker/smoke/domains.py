@@ -22,7 +22,7 @@ from rwkvflow.worker.smoke.questions import Array
 from rwkvflow.worker.smoke.scores import divergence_of, losses_of, softmax_of
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "quality"
-DOMAINS = ("prose", "chinese", "code", "arithmetic", "dialogue")
+SEARCH = FOLDER.with_name("search")  # other texts of the same domains: what is judged by is not what is chosen by
 WINDOW = 64  # tokens whose logits are held
 BLOCK = 128  # tokens that follow one another, whose mean is taken as one observation: neighbours are not independent
 TOGETHER = 8  # sequences of a task that are read at once
@@ -153,21 +153,37 @@ def over(domain: str, found: Mapping[str, Any], limits: Mapping[str, float]) -> 
 
 
 def answer_tasks(model: Reader, words: ModelTokenizer, most: int | None = None) -> dict[str, Any]:
-    """Shares of right answers: last words by choice, and sums greedily to their last digit."""
+    """Shares of right answers: last words by choice and in the model's own words, and sums to their last digit.
+
+    In its own words: every token is the likeliest, and what it would go on with does not make another word, or another
+    number, of the answer.
+    """
     tasks = json.loads((FOLDER / "tasks.json").read_text(encoding="utf-8"))
     choices, sums = tasks["last_words"][:most], tasks["sums"][:most]
-    right = 0
+    right = said = 0
     ends = [[item["answer"], *item["others"]] for item in choices]
     pairs = [(item["text"], end) for item, some in zip(choices, ends, strict=True) for end in some]
     scores = iter(_continuations(model, words, pairs))
     for some in ends:
-        told = [float(losses.sum()) for losses, _, _ in (next(scores) for _ in some)]
-        right += all(told[0] < other for other in told[1:])
-    found = {"last_words": _share(right, len(choices))}
-    exact = 0
-    for _, hits, last in _continuations(model, words, [(item["text"], item["answer"]) for item in sums]):
-        exact += bool(hits.all()) and not words.decode([last])[:1].isdigit()
-    return {**found, "sums": _share(exact, len(sums))}
+        told = [next(scores) for _ in some]
+        losses = [float(each.sum()) for each, _, _ in told]
+        right += all(losses[0] < other for other in losses[1:])
+        said += _said(told[0], words, str.isalnum)
+    sums_right = sum(
+        _said(told, words, str.isdigit)
+        for told in _continuations(model, words, [(item["text"], item["answer"]) for item in sums])
+    )
+    return {
+        "last_words": _share(right, len(choices)),
+        "last_words_exact": _share(said, len(choices)),
+        "sums": _share(sums_right, len(sums)),
+    }
+
+
+def _said(told: tuple[Doubles, NDArray[np.bool_], int], words: ModelTokenizer, goes_on: Callable[[str], bool]) -> bool:
+    """Whether a greedy model gives an answer, and ends it: the next character does not `goes_on`."""
+    _, hits, last = told
+    return bool(hits.all()) and not goes_on(words.decode([last])[:1])
 
 
 def _continuations(

@@ -1,5 +1,8 @@
 """Task `assign`: the best type for each matrix of a model, from what each loses alone, within a target.
 
+Within a size, the text that loses most against what the plain file loses in it shall lose the least (see
+conversion/balance); within a loss, which is the mean of the texts', the file shall be the smallest.
+
 Inputs: in/checkpoint with in/lora and in/state (see origin), in/tokenizer where the recipe names one, in/imatrix where
 files are made with one, and for each type in/losses/TYPE (see measure). Parameters: see AssignParams. One job with the
 output "types".
@@ -8,13 +11,15 @@ output "types".
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rwkvflow.worker.conversion.assign import TypeChoice, within_loss, within_size
+from rwkvflow.worker.conversion.assign import Assignment, within_loss
+from rwkvflow.worker.conversion.balance import Balanced, MeasuredType, balanced, losses_of, weighed
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.gguf.imatrix import read_imatrix
@@ -50,15 +55,19 @@ def run(request: AssignRequest) -> None:
     """Write the types. Raises WorkerError for a target that nothing reaches."""
     params, job = request["params"], request["jobs"][0]
     origin, target = origin_of(Path("in"), params), params["target"]
-    choices = _choices(params)
+    told = _losses(params)
+    choices = told.choices
     plain = _whole(origin, params, dict.fromkeys(choices, PLAIN))
     taken = sum(next(c.size for c in some if c.kind == PLAIN) for some in choices.values())
+    found: Assignment | Balanced | None
     if (loss := target.get("kl")) is not None:
-        found = within_loss(choices, loss)
+        found = within_loss(weighed(choices, [1 / len(told.texts)] * len(told.texts)), loss)
     elif (size := target.get("size")) is not None:
-        found = within_size(choices, int(size) - (plain.file - taken))
+        found = balanced(choices, int(size) - (plain.file - taken), told.usual)
     else:
-        found = within_size(choices, int(target["bits_per_weight"] * plain.values / 8) - (plain.weights - taken))
+        found = balanced(
+            choices, int(target["bits_per_weight"] * plain.values / 8) - (plain.weights - taken), told.usual
+        )
     if found is None:
         least = _whole(origin, params, {name: min(some, key=lambda c: c.size).kind for name, some in choices.items()})
         raise WorkerError(
@@ -66,15 +75,20 @@ def run(request: AssignRequest) -> None:
             f"{least.file} bytes, {least.bits:.3f} bits a weight"
         )
     whole = _whole(origin, params, found.kinds)
-    best, bound = (found.size, found.bound) if "kl" in target else (found.loss, found.bound)
+    best, bound = (found.worst if isinstance(found, Balanced) else found.size), found.bound
+    losses = losses_of(choices, found.kinds)
+    texts = {
+        name: {"loss": _digits(loss), "usual": _digits(usual)}
+        for name, loss, usual in zip(told.texts, losses, told.usual, strict=True)
+    }
     content = {
         "target": target,
         "types": dict(found.kinds),
         "counts": dict(sorted(Counter(found.kinds.values()).items())),
         "file_size": whole.file,
         "bits_per_weight": round(whole.bits, 4),
-        "loss": float(f"{found.loss:.6g}"),
-        "bound": float(f"{bound:.6g}"),
+        "loss": _digits(math.fsum(losses) / len(losses)),
+        "texts": texts,
         "gap": round(best / bound - 1, 6) if bound > 0 else None,
         "tokens": params["tokens"],
     }
@@ -82,26 +96,59 @@ def run(request: AssignRequest) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     emit(note={"job": job["id"], "key": "bits a weight", "value": f"{whole.bits:.3f}"})
-    emit(note={"job": job["id"], "key": "loss, and its bound", "value": f"{found.loss:.4g}, {bound:.4g}"})
+    ratios = ", ".join(f"{name} {one['loss'] / one['usual']:.3f}" for name, one in texts.items() if one["usual"])
+    emit(note={"job": job["id"], "key": "losses, as shares of the plain file's", "value": ratios})
     finish(job["id"], "types", output)
 
 
-def _choices(params: AssignParams) -> dict[str, list[TypeChoice]]:
-    """By matrix. Those that the recipe gives a type are none; equal types, that rows force, are one choice."""
+@dataclass(frozen=True)
+class Losses:
+    """What was measured. `usual`: of each text, what the plain file's types lose together."""
+
+    texts: tuple[str, ...]
+    choices: Mapping[str, Sequence[MeasuredType]]
+    usual: tuple[float, ...]
+
+
+def _losses(params: AssignParams) -> Losses:
+    """By matrix. Those that the recipe gives a type are none; equal types, that rows force, are one choice.
+
+    Where the plain file's type of a matrix is not among those that were measured, their mean stands for it.
+    """
     given = mix_of(params.get("tensor_types", ()), params.get("output_type"), params.get("embedding_type"))
-    found: dict[str, dict[str, TypeChoice]] = {}
+    plain = FORMATS[params["format"]]
+    texts: tuple[str, ...] = ()
+    found: dict[str, dict[str, MeasuredType]] = {}
+    usual: dict[str, tuple[float, ...]] = {}
     for kind in params["kinds"]:
         if kind == PLAIN:
             continue
         try:
-            losses = json.loads((Path("in/losses") / kind).read_text(encoding="utf-8"))["matrices"]
-        except (OSError, ValueError, KeyError) as error:
+            told = json.loads((Path("in/losses") / kind).read_text(encoding="utf-8"))["matrices"]
+            for name, one in told.items():
+                texts = texts or tuple(one["losses"])
+                losses = tuple(float(one["losses"][text]) for text in texts)
+                if given is not None and given.kind_of(name) is not None:
+                    continue
+                nothing = MeasuredType(PLAIN, _padded(2 * one["values"]), (0.0,) * len(texts))
+                found.setdefault(name, {PLAIN: nothing}).setdefault(
+                    one["type"], MeasuredType(kind, _padded(one["bytes"]), losses)
+                )
+                if isinstance(plain, Gguf) and plain.usual(name) == kind:
+                    usual[name] = losses
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise WorkerError(f"the losses of {kind} cannot be read: {error}") from None
-        for name, told in losses.items():
-            if given is None or given.kind_of(name) is None:
-                some = found.setdefault(name, {PLAIN: TypeChoice(PLAIN, _padded(2 * told["values"]), 0.0)})
-                some.setdefault(told["type"], TypeChoice(kind, _padded(told["bytes"]), told["loss"]))
-    return {name: list(found[name].values()) for name in sorted(found)}
+    if not found:
+        raise WorkerError("every matrix has a type that the recipe gives it: there is nothing to choose")
+    for name, some in found.items():
+        columns = zip(*(item.losses for item in some.values() if item.kind != PLAIN), strict=True)
+        usual.setdefault(name, tuple(math.fsum(column) / (len(some) - 1) for column in columns))
+    sums = zip(*(usual[name] for name in sorted(usual)), strict=True)
+    return Losses(texts, {name: list(found[name].values()) for name in sorted(found)}, tuple(map(math.fsum, sums)))
+
+
+def _digits(loss: float) -> float:
+    return float(f"{loss:.6g}")
 
 
 def _padded(size: int) -> int:

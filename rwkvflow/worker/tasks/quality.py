@@ -25,7 +25,8 @@ from rwkvflow.worker.formats.runner import threads_for
 from rwkvflow.worker.model.origin import origin_of, tokenizer_of
 from rwkvflow.worker.model.tokenizers import ModelTokenizer, PseudoRandom, open_tokenizer
 from rwkvflow.worker.protocol import about, emit, progress
-from rwkvflow.worker.smoke.domains import DOMAINS, FOLDER, answer_tasks, compare_on, figures, over
+from rwkvflow.worker.smoke.domain_names import DOMAINS
+from rwkvflow.worker.smoke.domains import FOLDER, answer_tasks, compare_on, figures, over
 from rwkvflow.worker.tasks.outputs import finish
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def run(request: QualityRequest) -> None:
 def _measure(
     base: PatchedFile, reference: Model, words: ModelTokenizer, count: int, jobs: Sequence[QualityJobRequest]
 ) -> None:
-    texts = {name: words.encode((FOLDER / f"{name}.txt").read_text(encoding="utf-8"))[:count] for name in DOMAINS}
+    texts: dict[str, list[int]] = {
+        name: words.encode((FOLDER / f"{name}.txt").read_text(encoding="utf-8"))[:count] for name in DOMAINS
+    }
     told: dict[str, Any] = {} if isinstance(words, PseudoRandom) else answer_tasks(reference, words)
     for done, job in enumerate(jobs):
         about(job["id"])

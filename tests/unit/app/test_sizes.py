@@ -85,6 +85,12 @@ def test_every_format_has_the_size_that_was_told(tmp_path: Path) -> None:
     assert len(found) > len(HOLD) // 2
 
 
+def test_types_that_are_searched_for_have_no_size_yet(tmp_path: Path) -> None:
+    formats = ["gguf-q4_k_m", "{format: gguf-q4_k_m-mixed, target: {kl: 0.1}}"]
+    source = str(checkpoints.make(tmp_path / "tiny.pth", "7", layers=1, width=256, vocab=256))
+    assert [name.partition("@")[0] for name in sizes(prepared(source, formats, tmp_path))] == ["tiny/gguf-q4_k_m"]
+
+
 def _tensors(source: Path) -> dict[str, TensorInfo]:
     with open_checkpoint(source) as opened:
         return dict(opened.tensors)

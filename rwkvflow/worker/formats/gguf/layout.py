@@ -219,6 +219,10 @@ class Gguf(FileFormat):
         build.remark(f"{self.name}: {tensor.name} stays unquantized: rows of {cols}, not a multiple of 32")
         return F16
 
+    def usual(self, name: str) -> str:
+        """The type of a matrix whose rows are long enough, where nothing else is said of it."""
+        return BY_NUMBER[self._wanted(name)].name
+
     def _wanted(self, name: str) -> int:
         """The type of a tensor whose rows are long enough: llama.cpp gives the embedding and the output their own."""
         if name == "output.weight" and self.kind != Q8_0:

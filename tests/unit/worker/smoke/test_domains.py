@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.tokenizers import Bytes
+from rwkvflow.worker.smoke.domain_names import DOMAINS
 from rwkvflow.worker.smoke.domains import (
     BLOCK,
-    DOMAINS,
     FOLDER,
+    SEARCH,
     answer_tasks,
     compare_on,
     figures,
@@ -140,13 +141,19 @@ def test_tasks_count_what_is_right() -> None:
     right = {item["text"]: item["answer"] + "." for item in (*words, *sums)}
     assert {name: share["right"] for name, share in answer_tasks(Knowing(right), Bytes(), 6).items()} == {
         "last_words": 1.0,
+        "last_words_exact": 1.0,
         "sums": 1.0,
     }
     wrong = {item["text"]: item["others"][0] + "." for item in words} | {
         item["text"]: item["answer"] + "0" for item in sums
     }
     found = answer_tasks(Knowing(wrong), Bytes(), 6)
-    assert found["last_words"] == found["sums"] == {"items": 6, "right": 0.0, "se": 0.0}, "a digit too many is wrong"
+    nothing = {"items": 6, "right": 0.0, "se": 0.0}
+    assert found["last_words"] == found["sums"] == nothing, "a digit too many is wrong"
+    assert found["last_words_exact"] == nothing
+    longer = {item["text"]: item["answer"] + "s" for item in words}
+    found = answer_tasks(Knowing(longer), Bytes(), 6)
+    assert (found["last_words"]["right"], found["last_words_exact"]) == (1.0, nothing), "another word is wrong"
     half = {text: end for index, (text, end) in enumerate(right.items()) if index % 2}
     found = answer_tasks(Knowing(half), Bytes(), 6)
     assert (found["sums"]["right"], found["sums"]["se"]) == (0.5, 0.2041)
@@ -163,6 +170,13 @@ def test_texts_and_tasks_are_what_their_script_makes(monkeypatch: pytest.MonkeyP
         assert path.read_text(encoding="utf-8") == text, f"{path.name}: python scripts/domains.py --write"
     sys.modules.pop("calibration_text", None)
     sys.modules.pop("demo_stories", None)
+
+
+def test_what_types_are_searched_with_is_not_what_they_are_judged_by() -> None:
+    for name in DOMAINS:
+        cut = "\n\nUser:" if name == "dialogue" else "\n\n"  # an answer alone may be that of two questions
+        judged, searched = ((folder / f"{name}.txt").read_text(encoding="utf-8") for folder in (FOLDER, SEARCH))
+        assert not set(judged.split(cut)) & set(searched.split(cut)), name
 
 
 def test_the_vocabulary_of_the_demo_reads_every_text() -> None:
