@@ -12,6 +12,10 @@ from rwkvflow.base.text import shown
 from rwkvflow.display.report_data import ArtifactRow, RunData
 from rwkvflow.display.report_plot import Point, panel
 from rwkvflow.display.words import duration
+from rwkvflow.documents.formats import family_of
+from rwkvflow.release.choose import Runnable, best_for_some
+from rwkvflow.release.domain_plot import domain_plot_svg
+from rwkvflow.release.quality import Quality, figures_of
 
 MARKS = {"done": "✓", "cached": "=", "failed": "✗", "running": "…"}
 COSTS = (
@@ -46,6 +50,7 @@ def report_html(run: RunData) -> str:
     }
     key, factor, words, unit = cost_of(run.artifacts)
     panels = [(model, Markup(svg)) for model, svg in _panels(run.artifacts, key, factor, words, unit)]  # noqa: S704
+    domains = _domains(run)
     return environment.get_template("report.html.j2").render(
         run=run,
         when=datetime.fromtimestamp(run.started, UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -54,9 +59,34 @@ def report_html(run: RunData) -> str:
         texts=[item for item in run.artifacts if said(item)],
         panels=panels,
         cost=words,
+        domains=None if domains is None else Markup(domains),  # noqa: S704 - escaped where it is made
+        memory=_memory(run.artifacts),
         timed=any(_number(item.smoke.get("tokens_per_second")) is not None for item in run.artifacts),
         version=__version__,
     )
+
+
+def _domains(run: RunData) -> str | None:
+    """The card's plot by domain, as SVG; None where nothing was measured so."""
+    found = [
+        figures
+        for item in run.artifacts
+        if item.quality and item.size is not None
+        if (figures := figures_of(item.id, item.model, item.format, item.size, item.smoke, item.quality)) is not None
+    ]
+    return domain_plot_svg(Quality(release=run.name, text=None, models={}, artifacts=tuple(found)), "#domains ")
+
+
+def _memory(items: Sequence[ArtifactRow]) -> dict[str, tuple[int, bool]]:
+    """By artifact: what running it takes, about, in bytes, and whether no other file of its kind loses less in that."""
+    kinds: dict[tuple[str, str], list[Runnable]] = {}
+    for item in items:
+        if item.size is not None and item.status in ("done", "cached"):
+            loss = _number(item.smoke.get("kl_divergence"))
+            runnable = Runnable(item.id, item.model, item.format, item.size, (), loss)
+            kinds.setdefault((item.model, family_of(item.format)), []).append(runnable)
+    best = {pick.path for some in kinds.values() for pick in best_for_some(some)}
+    return {each.path: (each.memory, each.path in best) for some in kinds.values() for each in some}
 
 
 def _fit_to_show(value: object) -> object:

@@ -47,6 +47,7 @@ class ArtifactRow:
     digest: str = ""
     size: int | None = None  # bytes
     smoke: dict[str, Any] = field(default_factory=dict)
+    quality: dict[str, Any] = field(default_factory=dict)  # by domain, where it was measured so
     message: str = ""
     links: list[tuple[str, str]] = field(default_factory=list)  # text, address
 
@@ -129,6 +130,7 @@ def _artifacts(
         model, _, rest = name.partition("/")
         format_name, _, image = rest.partition("@")
         smoke = steps.get(f"smoke/{name}")
+        quality = steps.get(f"quality/{name}")
         last = smoke if smoke is not None and step.status in ("done", "cached") else step
         digest = step.outputs.get("artifact", "")
         record = store.lookup(step.key) if _is_key(step.key) else None
@@ -142,6 +144,7 @@ def _artifacts(
             digest=digest,
             size=output.size if output else None,
             smoke=_json(store, smoke.outputs.get("smoke", "")) if smoke else {},
+            quality=_json(store, quality.outputs.get("quality", "")) if quality else {},
             message=last.message,
             links=releases.get(digest, []) if digest else [],
         )

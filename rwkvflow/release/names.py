@@ -7,7 +7,7 @@ from rwkvflow.base.outputs import MARKER
 
 CARD = "README.md"
 QUALITY = "quality.json"
-PLOT = "quality.svg"
+PLOT, DOMAIN_PLOT = "quality.svg", "quality-domains.svg"
 CATALOGUE = "catalogue.json"
 RECIPE, LOCK = "recipe.yaml", "recipe.lock.yaml"
 ENGINE = "engine"  # folder of what concerns the engine: patches, and engines for other machines by target

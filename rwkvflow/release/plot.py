@@ -7,6 +7,7 @@ or in dark, also within an <img>.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -27,7 +28,7 @@ SERIES = (  # in light and in dark
     ("#bf3989", "#f778ba"),
     ("#0e7490", "#39c5cf"),
 )
-_STYLE = (
+STYLE = (
     "text{font:12px system-ui,-apple-system,'Segoe UI',Helvetica,Arial,sans-serif;fill:#1f2328}"
     ".l{font-size:11px;paint-order:stroke;stroke:#fff;stroke-width:4px;stroke-linejoin:round}.q{fill:#59636e}.h{font-size:15px;font-weight:600}.bg{fill:#fff}.g{stroke:#d8dee4}"
     ".z{stroke:#8c959f;stroke-dasharray:3 3}.e{stroke:#8c959f;stroke-width:.8}"
@@ -38,12 +39,18 @@ _STYLE = (
     + "".join(f".s{i}{{fill:{c};stroke:{c}}}.t{i}{{fill:{c}}}" for i, (_, c) in enumerate(SERIES))
     + ".o{fill:#0d1117}}"
 )
+_SELECTORS = re.compile(r"((?:\.\w+|text)(?:,(?:\.\w+|text))*)\{")
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 
 
+def style(scope: str = "", more: str = "") -> str:
+    """The rules of a picture; where it stands in a page, `scope` is what they are for: "#plot " with its space."""
+    return _SELECTORS.sub(lambda found: ",".join(scope + one for one in found[1].split(",")) + "{", STYLE + more)
+
+
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """From figures to pixels, both axes logarithmic; `zero` is the row of the divergence 0, None without one."""
 
     x: tuple[float, float]  # log10 of the sizes at the edges
@@ -53,10 +60,12 @@ class _Scale:
     zero: float | None
 
     def across(self, size: float) -> float:
+        """Of a size."""
         share = (math.log10(size) - self.x[0]) / (self.x[1] - self.x[0])
         return round(LEFT + (WIDTH - LEFT - RIGHT) * share, 1)
 
     def down(self, divergence: float) -> float:
+        """Of a divergence."""
         if divergence < TINY and self.zero is not None:
             return self.zero
         share = (math.log10(divergence) - self.y[0]) / (self.y[1] - self.y[0])
@@ -71,9 +80,9 @@ def plot_svg(quality: Quality) -> str | None:
     models = list(dict.fromkeys(item.model for item in shown))
     legend = _legend(models)
     top = 42 + 20 * len(legend)
-    tried: list[tuple[int, int, _Scale, list[Spot], list[Label]]] = []
+    tried: list[tuple[int, int, Scale, list[Spot], list[Label]]] = []
     for height in range(LEAST, MOST + 1, MORE) if len(shown) < CROWD else (2 * LEAST,):
-        scale = _scale(shown, top, top + height)
+        scale = scale_of([(item.size, item.kl_divergence or 0.0) for item in shown], top, top + height)
         spots = [
             Spot(item.format, scale.across(item.size), scale.down(item.kl_divergence or 0.0), models.index(item.model))
             for item in shown
@@ -88,8 +97,8 @@ def plot_svg(quality: Quality) -> str | None:
         [
             *_head(top + height + BOTTOM + (18 if _hollow(shown) else 0)),
             *legend,
-            *_axes(shown, scale, top + height),
-            *(line for label in labels for line in _label(label, len(models) > 1)),
+            *axes(max(item.size for item in shown), scale, top + height, "KL divergence from fp32, nats a token"),
+            *(line for label in labels for line in label_lines(label, len(models) > 1)),
             *(_marker(item, spot) for item, spot in zip(shown, spots, strict=True)),
             *([_caption(top + height + BOTTOM + 6)] if _hollow(shown) else []),
             "</svg>",
@@ -102,17 +111,18 @@ def _hollow(shown: Sequence[ArtifactFigures]) -> bool:
     return any(item.evaluated == "tensors" for item in shown)
 
 
-def _scale(shown: Sequence[ArtifactFigures], top: float, bottom: float) -> _Scale:
-    sizes = [math.log10(item.size) for item in shown]
+def scale_of(points: Sequence[tuple[int, float]], top: float, bottom: float) -> Scale:
+    """Of (size, divergence) of all that is shown, in a plot between two heights."""
+    sizes = [math.log10(size) for size, _ in points]
     low, high = min(sizes), max(sizes)
     pad = max(0.06 * (high - low), (0.35 - (high - low)) / 2, 0.03)
-    costs = [cost for item in shown if (cost := item.kl_divergence or 0.0) >= TINY]
-    zeros = len(shown) - len(costs)
+    costs = [cost for _, cost in points if cost >= TINY]
+    zeros = len(points) - len(costs)
     row = NONE[zeros > MANY] if zeros else 0
     first = math.log10(min(costs)) if costs else -1.0
     last = math.log10(max(costs)) if costs else 0.0
     spare = max(0.08 * (last - first), 0.15)
-    return _Scale(
+    return Scale(
         (low - pad, high + pad),
         (first - spare, last + spare),
         top,
@@ -126,7 +136,7 @@ def _head(height: float) -> list[str]:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" height="{height:g}" '
         'role="img">',
         "<title>KL divergence from the fp32 reference against size</title>",
-        f"<style>{_STYLE}</style>",
+        f"<style>{STYLE}</style>",
         f'<rect class="bg" width="{WIDTH}" height="{height:g}" rx="6"/>',
         f'<text class="h" x="{LEFT}" y="27">Quality against size</text>',
         f'<text class="q" x="{WIDTH - RIGHT}" y="27" text-anchor="end">lower and further left is better</text>',
@@ -146,22 +156,24 @@ def _legend(models: Sequence[str]) -> list[str]:
             lines.append("".join(parts))
             x, parts = float(LEFT), []
         y = 47 + 20 * len(lines)
-        parts.append(_shape(index, x + 6, y - 4) + f'<text x="{x + 16:.1f}" y="{y}">{escape(model)}</text>')
+        parts.append(shape(index, x + 6, y - 4) + f'<text x="{x + 16:.1f}" y="{y}">{escape(model)}</text>')
         x += width
     return [*lines, "".join(parts)]
 
 
-def _axes(shown: Sequence[ArtifactFigures], scale: _Scale, bottom: float) -> list[str]:
-    right, parts = WIDTH - RIGHT, []
+def axes(largest: int, scale: Scale, bottom: float, words: str) -> list[str]:
+    """Lines and figures; `words` stand beside the vertical one, and `largest` is the largest size, in bytes."""
+    right = WIDTH - RIGHT
+    parts: list[str] = []
     for value in ticks(*scale.y):
         y = scale.down(value)
         parts.append(f'<line class="g" x1="{LEFT}" x2="{right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="q" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_power(value)}</text>')
+        parts.append(f'<text class="q" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{power_text(value)}</text>')
     if scale.zero is not None:
         line = scale.bottom
         parts.append(f'<line class="z" x1="{LEFT}" x2="{right}" y1="{line:g}" y2="{line:g}"/>')
         parts.append(f'<text class="q" x="{LEFT - 8}" y="{scale.zero + 4:.1f}" text-anchor="end">0</text>')
-    unit, word = next((unit for unit in UNITS if max(item.size for item in shown) >= unit[0]), UNITS[-1])
+    unit, word = next((unit for unit in UNITS if largest >= unit[0]), UNITS[-1])
     for value in ticks(scale.x[0] - math.log10(unit), scale.x[1] - math.log10(unit)):
         x = scale.across(value * unit)
         parts.append(f'<line class="g" x1="{x}" x2="{x}" y1="{scale.top:g}" y2="{bottom:g}"/>')
@@ -170,8 +182,7 @@ def _axes(shown: Sequence[ArtifactFigures], scale: _Scale, bottom: float) -> lis
     return [
         *parts,
         f'<text x="{(LEFT + right) / 2:g}" y="{bottom + 40:g}" text-anchor="middle">size, {word}</text>',
-        f'<text x="20" y="{middle:g}" text-anchor="middle" transform="rotate(-90 20 {middle:g})">'
-        "KL divergence from fp32, nats a token</text>",
+        f'<text x="20" y="{middle:g}" text-anchor="middle" transform="rotate(-90 20 {middle:g})">{words}</text>',
     ]
 
 
@@ -199,7 +210,7 @@ def ticks(low: float, high: float) -> list[float]:
     return found
 
 
-def _power(value: float) -> str:
+def power_text(value: float) -> str:
     """0.001 as it is; 0.00001 as a power of ten, which is shorter."""
     if value >= 1e-4:
         return f"{value:g}"
@@ -210,10 +221,10 @@ def _power(value: float) -> str:
 
 def _marker(item: ArtifactFigures, spot: Spot) -> str:
     title = f"{item.path}: {item.size} B, {item.kl_divergence:g} nats"
-    return f"<g><title>{escape(title)}</title>{_shape(spot.series, spot.x, spot.y, item.evaluated == 'tensors')}</g>"
+    return f"<g><title>{escape(title)}</title>{shape(spot.series, spot.x, spot.y, item.evaluated == 'tensors')}</g>"
 
 
-def _shape(series: int, x: float, y: float, hollow: bool = False) -> str:
+def shape(series: int, x: float, y: float, hollow: bool = False) -> str:
     """Models differ in colour and in shape."""
     kind = f"s{series % len(SERIES)}{' o' if hollow else ''}"
     match series % 4:
@@ -226,7 +237,8 @@ def _shape(series: int, x: float, y: float, hollow: bool = False) -> str:
     return f'<path class="{kind}" d="M{x:g} {y - 5.5:g}l5.5 5.5l-5.5 5.5l-5.5 -5.5z"/>'
 
 
-def _label(label: Label, coloured: bool) -> list[str]:
+def label_lines(label: Label, coloured: bool) -> list[str]:
+    """A label, in the colour of its series where that tells anything, and its line."""
     parts = []
     if label.leader is not None:
         (x, y), (to_x, to_y) = label.spot, label.leader

@@ -153,6 +153,17 @@ def full_differences(measured: ArtifactFigures, report: Mapping[str, Any]) -> li
     return [key for key in ("domains", "tasks", "layers") if getattr(told, key) != getattr(measured, key)]
 
 
+def figures_of(
+    path: str, model: str, form: str, size: int, smoke: Mapping[str, Any], report: Mapping[str, Any]
+) -> ArtifactFigures | None:
+    """The figures of an artifact that is in no release yet; None for reports that have not the form of such."""
+    known = {"path": path, "model": model, "format": form, "sha256": None, "size": size}
+    try:
+        return ArtifactFigures.model_validate({**known, **_figures(smoke), **_full(report)})
+    except (ValidationError, KeyError, TypeError, ValueError):
+        return None
+
+
 def _measured(row: Row) -> ArtifactFigures:
     return ArtifactFigures.model_validate(
         {

@@ -9,10 +9,12 @@ from typing import Any
 
 from rwkvflow.release.artifacts import ReleaseFile, Row, from_bytes, from_file, gather
 from rwkvflow.release.catalogue import catalogue_bytes, catalogue_of
+from rwkvflow.release.domain_plot import domain_plot_svg
 from rwkvflow.release.model_card.card import render_card
 from rwkvflow.release.names import (
     CARD,
     CATALOGUE,
+    DOMAIN_PLOT,
     ENGINE,
     LOCK,
     PLOT,
@@ -72,8 +74,8 @@ def assemble(
         files.append(from_bytes(RECIPE, str(local["recipe"]).encode()))
     quality = quality_of(str(params["name"]), found.rows, params.get("smoke_text"))
     files.append(from_bytes(QUALITY, quality_bytes(quality)))
-    if plot := plot_svg(quality):
-        files.append(from_bytes(PLOT, plot.encode()))
+    plots = {PLOT: plot_svg(quality), DOMAIN_PLOT: domain_plot_svg(quality)}
+    files += [from_bytes(path, plot.encode()) for path, plot in plots.items() if plot is not None]
     license_id = (params.get("card") or {}).get("license")
     files.append(from_bytes(CATALOGUE, catalogue_bytes(catalogue_of(params, found.rows, files))))
     files += ollama_files(found.rows, license_id)
@@ -84,7 +86,7 @@ def assemble(
         params,
         template=_template(inputs),
         signed_by=signed_by,
-        plot=plot is not None,
+        plots=frozenset(path for path, plot in plots.items() if plot is not None),
     )
     files.append(from_bytes(CARD, card.encode()))
     files.append(from_bytes(SBOM, sbom_bytes(params, found.rows, built, license_id)))

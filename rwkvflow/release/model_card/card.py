@@ -11,7 +11,7 @@ come from anybody.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,21 @@ from rwkvflow.documents.formats import family_of
 from rwkvflow.release.artifacts import Row
 from rwkvflow.release.choose import Runnable, best_for_some, of_rows
 from rwkvflow.release.model_card.front_matter import front_matter, yaml_text
-from rwkvflow.release.model_card.runtimes import runtimes
+from rwkvflow.release.model_card.runtimes import first_commands, runtimes
 from rwkvflow.release.model_card.template import render_apart
-from rwkvflow.release.names import CATALOGUE, ENGINE, LOCK, PLOT, PROVENANCE, QUALITY, RECIPE, SBOM, SIGNATURE, SUMS
+from rwkvflow.release.names import (
+    CATALOGUE,
+    DOMAIN_PLOT,
+    ENGINE,
+    LOCK,
+    PLOT,
+    PROVENANCE,
+    QUALITY,
+    RECIPE,
+    SBOM,
+    SIGNATURE,
+    SUMS,
+)
 from rwkvflow.release.provenance.materials import public_uri, shown_source
 
 if TYPE_CHECKING:
@@ -41,7 +53,7 @@ def render_card(
     *,
     template: str | None = None,
     signed_by: str | None = None,
-    plot: bool = False,
+    plots: Collection[str] = (),
 ) -> str:
     """README.md. Deterministic: nothing of times, machines or paths. `template` is the text of the user's own.
 
@@ -49,7 +61,7 @@ def render_card(
 
     Raises PublishError, with the line, where a template of the user's has a mistake.
     """
-    told = context(name, rows, left_out, params, signed_by, plot)
+    told = context(name, rows, left_out, params, signed_by, plots)
     if template is not None:
         return shown(render_apart(template, told))
     return shown(environment_of().get_template(DEFAULT).render(told))
@@ -93,11 +105,12 @@ def context(
     left_out: Mapping[str, str],
     params: Mapping[str, Any],
     signed_by: str | None,
-    plot: bool,
+    plots: Collection[str],
 ) -> dict[str, Any]:
     """What a template sees."""
     card = params.get("card") or {}
     to = str(params.get("to") or "")
+    hub = to.removeprefix("hf://").rstrip("/") if to.startswith("hf://") else None
     return {
         "name": name,
         "title": card.get("title") or name,
@@ -106,6 +119,7 @@ def context(
         "rows": rows,
         "left_out": left_out,
         "picks": _picks(rows),
+        "first": first_commands(rows, hub),
         "notes": _notes(rows),
         "proofs": _proofs(rows),
         "machines": _machines(rows),
@@ -113,9 +127,10 @@ def context(
         "targets": [target for target in params.get("targets", ()) if f"{ENGINE}/{target}" not in left_out],
         "models": {model: dict(locked) | _model(rows, model, locked) for model, locked in params["models"].items()},
         "runtimes": runtimes(rows),
-        "hub": to.removeprefix("hf://").rstrip("/") if to.startswith("hf://") else None,
+        "hub": hub,
         "signed_by": signed_by,
-        "plot": PLOT if plot else None,
+        "plot": PLOT if PLOT in plots else None,
+        "domain_plot": DOMAIN_PLOT if DOMAIN_PLOT in plots else None,
         "files": {
             "lock": LOCK,
             "recipe": RECIPE,
@@ -196,16 +211,6 @@ def _machines(rows: Sequence[Row]) -> list[str]:
     found = {(speed.get("cpu") or "", speed.get("threads")) for speed in speeds}
     ordered = sorted(found, key=lambda one: (one[0], -(one[1] or 0)))
     return [f"{cpu} ({threads} thread{'s' if threads != 1 else ''})" if threads else cpu for cpu, threads in ordered]
-
-
-def line_of(error: BaseException) -> int | None:
-    """The line of a template that an error came from."""
-    found, trace = None, error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == "<template>":
-            found = trace.tb_lineno
-        trace = trace.tb_next
-    return found
 
 
 def human_size(size: int) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
+from rwkvflow.documents.formats import family_of, runs_in_librwkv
 from rwkvflow.release.artifacts import Row
 from rwkvflow.release.names import RECIPE
 from rwkvflow.worker.formats import FORMATS, cards
@@ -41,6 +45,49 @@ def runtimes(rows: Sequence[Row]) -> list[RuntimeSection]:
         names = ", ".join(sorted({row.format for row in left if str(row.smoke.get("consumer", "")) == consumer}))
         found.append(RuntimeSection(names, f"Run and compared with {consumer}." if consumer else "", (), ()))
     return found
+
+
+@dataclass(frozen=True)
+class FirstCommand:
+    """What starts a conversation with a file: the program, and a line for a shell."""
+
+    program: str
+    line: str
+
+
+WIDEST = 9.0  # bits a weight of a file that is named first: more tell few from a smaller one
+
+
+def first_commands(rows: Sequence[Row], hub: str | None) -> list[FirstCommand]:
+    """Of each model the file that loses least among those of few bits; of the first also in other programs."""
+    found: list[FirstCommand] = []
+    for number, model in enumerate(dict.fromkeys(row.model for row in rows)):
+        mine = [row for row in rows if row.model == model and runs_in_librwkv(row.format)]
+        if row := _first([row for row in mine if row.files == (row.path,)]):
+            found.append(FirstCommand("rwkvflow", f"rwkvflow chat {shlex.quote(row.path)}"))
+        llama = [row for row in mine if family_of(row.format) == "gguf" and "llama.cpp" not in _file(row).not_for]
+        if number == 0 and (row := _first(llama)):
+            path = min(path for path in row.files if path.endswith(".gguf"))  # of several the first part
+            found.append(FirstCommand("llama.cpp", f"llama-cli -m {shlex.quote(path)} --jinja -cnv"))
+            if hub and (tag := ollama_tag(row)):
+                found.append(FirstCommand("Ollama", f"ollama run hf.co/{hub}:{tag}"))
+    return found
+
+
+def ollama_tag(row: Row) -> str:
+    """What Ollama calls a file of a repository by, as its name ends; "" for one that it does not find so."""
+    kind = PurePosixPath(row.path).stem.removeprefix(f"{row.model}-")
+    return "" if "-" in kind or row.files != (row.path,) else kind
+
+
+def _first(rows: Sequence[Row]) -> Row | None:
+    fit = [row for row in rows if row.bits is not None and row.bits < WIDEST] or list(rows)
+
+    def loss(row: Row) -> float:
+        told = row.smoke.get("kl_divergence")
+        return math.inf if told is None else float(told)
+
+    return min(fit, key=lambda row: (loss(row), row.size, row.path), default=None)
 
 
 def _version(row: Row) -> str:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rwkvflow.base.text import shown
 from rwkvflow.cli import cli
 from rwkvflow.display.report import bytes_text, diff_kind, figure, report_html
-from rwkvflow.display.report_data import gather
+from rwkvflow.display.report_data import ArtifactRow, RunData, gather
 from rwkvflow.display.report_plot import HEIGHT, WIDTH, Point, panel, ticks
 from tests.helpers.runs import Past
 
@@ -110,6 +110,24 @@ def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:
         assert "url(" not in value
     policy = [value for tag, name, value in page.attributes if name == "content" and "default-src" in value]
     assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
+
+
+def test_domains_and_memory_are_told() -> None:
+    told = dict.fromkeys(("tokens", "perplexity", "reference_perplexity", "rise", "kl_p99", "kl_max", "agreement"), 1)
+    told |= dict.fromkeys(("perplexity_se", "rise_se", "kl_se", "agreement_se"))  # type: ignore[arg-type]
+    rows = []
+    for number, (form, loss) in enumerate((("gguf-q4_k_m", 0.02), ("gguf-q5_k_m", 0.03), ("gguf-q8_0", 0.001))):
+        full = {"tasks": {}, "layers": None, "domains": {"prose": {**told, "kl": loss}, "code": {**told, "kl": loss}}}
+        smoke = {"kl_divergence": loss}
+        rows.append(ArtifactRow(f"m/{form}", "m", form, "x", "done", "", 10**9 * (number + 1), smoke, full))
+    rows.append(ArtifactRow("m/gguf-q2_k", "m", "gguf-q2_k", "x", "done", "", 10, {"kl_divergence": "no"}, {"x": 1}))
+    text = report_html(RunData("r", "r.yaml", 0, 1, "done", artifacts=rows))
+    page = Page(text)
+    assert text.count("<polyline") == 2
+    assert "Quality by domain" in page.text
+    assert not page.tags & {"img", "script"}
+    assert "1.10 GB" in page.text
+    assert page.text.count("★") == 3, "not the one that loses more than a smaller one"
 
 
 HOSTILE = st.one_of(

@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rwkvflow.base.text import shown
 from rwkvflow.release.artifacts import Row
 from rwkvflow.release.model_card.card import cell, human_count, human_size, quoted, share, small
 from rwkvflow.release.model_card.front_matter import yaml_text
-from rwkvflow.release.model_card.runtimes import runtimes
+from rwkvflow.release.model_card.runtimes import first_commands, ollama_tag, runtimes
 from rwkvflow.worker.formats.runtimes import RUNTIMES
 from tests.helpers import checkpoints
 from tests.helpers.releases import Made, made
@@ -211,11 +212,47 @@ def test_every_command_is_valid_shell_and_names_files_of_the_release(run: Made) 
     run.params["to"] = "hf://someone/tiny-rwkv"
     text = text_of(run)
     blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         subprocess.run(["bash", "-n", "-c", block], check=True)
     for row in run.assemble().rows:
         assert any(row.path in block for block in blocks), f"nothing says how to run {row.path}"
+
+
+def test_which_file_and_how_to_begin_stand_first(run: Made) -> None:
+    text = text_of(run)
+    assert text.index("## Which file for me?") < text.index("rwkvflow chat ") < text.index("## Files")
+    told = [line.removeprefix("rwkvflow chat ") for line in text.splitlines() if line.startswith("rwkvflow chat ")]
+    rows = {row.path: row for row in run.assemble().rows}
+    assert [rows[path].model for path in told] == list(dict.fromkeys(row.model for row in rows.values()))
+
+
+def test_the_first_commands_are_of_files_that_fit_the_program() -> None:
+    def row(name: str, bits: float, loss: float | None, **smoke: Any) -> Row:
+        path = f"m/m-{name.partition('-')[2].upper()}"
+        return Row("m", name, path, "", int(bits * 1e6), (), {"kl_divergence": loss, **smoke}, {}, (path + ".gguf",))
+
+    def rows(*listed: Row) -> list[Row]:
+        return [replace(each, path=each.files[0], facts={"weights": 1}) for each in listed]
+
+    listed = rows(
+        row("gguf-f16", 16, 0.0, bits_per_weight=16.0),
+        row("gguf-q8_0", 8.5, 0.001, bits_per_weight=8.5),
+        row("gguf-q4_k_m", 5.0, 0.01, bits_per_weight=5.0),
+        row("onnx-f16", 16, 0.0, bits_per_weight=16.0),
+    )
+    told = [(one.program, one.line) for one in first_commands(listed, "someone/m")]
+    assert told == [
+        ("rwkvflow", "rwkvflow chat m/m-Q8_0.gguf"),
+        ("llama.cpp", "llama-cli -m m/m-Q8_0.gguf --jinja -cnv"),
+        ("Ollama", "ollama run hf.co/someone/m:Q8_0"),
+    ]
+    assert [one.program for one in first_commands(listed, None)] == ["rwkvflow", "llama.cpp"]
+    refused = rows(row("gguf-q8_0", 8.5, 0.001, bits_per_weight=8.5, not_for={"llama.cpp": "why"}))
+    assert [one.program for one in first_commands(refused, None)] == ["rwkvflow"]
+    assert first_commands(listed[3:], None) == []
+    tags = [ollama_tag(each) for each in rows(row("gguf-q4_k_m", 5, 0.1), row("gguf-q4_k_m-mixed", 5, 0.1))]
+    assert tags == ["Q4_K_M", ""]
 
 
 # ---- a template of the user's ----------------------------------------------------------------------------------

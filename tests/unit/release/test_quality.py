@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 from rwkvflow.documents.schema import printed, schema_for
 from rwkvflow.release.artifacts import Row
 from rwkvflow.release.check import check_release
+from rwkvflow.release.domain_plot import domain_plot_svg
 from rwkvflow.release.labels import Box, Spot, place
 from rwkvflow.release.plot import plot_svg, ticks
-from rwkvflow.release.quality import ArtifactFigures, Quality, quality_bytes, quality_of, read_quality
+from rwkvflow.release.quality import ArtifactFigures, DomainFigures, Quality, quality_bytes, quality_of, read_quality
 from tests.helpers.releases import Made, made
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
@@ -205,7 +207,7 @@ DOMAIN = {
 SHARE = {"items": 64, "right": 0.75, "se": 0.05, "reference": 0.7}
 REPORT = {
     "domains": {"code": DOMAIN},
-    "tasks": {"last_words": SHARE, "sums": SHARE},
+    "tasks": {"last_words": SHARE, "last_words_exact": SHARE, "sums": SHARE},
     "layers": [0.01, 0.002],
     "passed": True,
 }
@@ -240,12 +242,51 @@ def test_figures_by_domain_are_in_the_file_and_on_the_card_and_are_checked(tmp_p
     row = "| code | 8192 | 12.500 ± 0.200 | +0.80 % ± – | 0.0123 ± 0.0004 | 0.2 | 1.5 | 95.0 % ± 0.20 % |"
     assert row in card
     assert "75.0 % ± 5.00 % (fp32: 70.0 %)" in card
+    assert card.count("75.0 % ± 5.00 % (fp32: 70.0 %)") == 3
     assert "0.01, 0.002" in card
+    assert not (folder / "quality-domains.svg").exists(), "one file alone makes no plot"
     assert "By domain" not in (made(tmp_path / "other").publish(tmp_path / "plain") / "README.md").read_text()
     assert not check_release(folder).problems
     content["artifacts"][0]["domains"]["code"]["kl"] = 0.001
     (folder / "quality.json").write_text(json.dumps(content))
     assert any("has other domains than tiny7/quality/" in problem for problem in check_release(folder).problems)
+
+
+def by_domain(name: str, size: int, losses: dict[str, float], model: str = "m") -> ArtifactFigures:
+    told = {domain: DomainFigures.model_validate({**DOMAIN, "kl": loss}) for domain, loss in losses.items()}
+    return measured(name, size, 0.1, model).model_copy(update={"domains": told})
+
+
+def test_the_plot_by_domain_has_a_line_a_domain_and_a_panel_a_model() -> None:
+    assert domain_plot_svg(quality(measured("a", 10, 0.1), measured("b", 20, 0.2))) is None
+    losses = {"prose": 0.01, "code <&>": 0.0}
+    assert domain_plot_svg(quality(by_domain("a", 10, losses))) is None
+    items = [by_domain(f"gguf-{x}", 1000 * 2**i, {k: v / 2**i for k, v in losses.items()}) for i, x in enumerate("abc")]
+    svg = domain_plot_svg(quality(*items))
+    assert svg is not None
+    assert {"prose", "code <&>", "gguf-a", "gguf-b", "gguf-c", "0", "size, kB"} <= set(texts(svg))
+    root = ET.fromstring(svg)  # noqa: S314 - our own
+    lines = [line.attrib["points"].split() for line in root.iter(f"{SVG}polyline")]
+    assert [len(line) for line in lines] == [3, 3]
+    down = [float(point.partition(",")[2]) for point in lines[0]]
+    assert down == sorted(down), "what loses less stands lower"
+    assert len([title for title in root.iter(f"{SVG}title") if "nats" in (title.text or "")]) == 6
+    assert domain_plot_svg(quality(*items)) == svg
+    two = domain_plot_svg(quality(*items, *(by_domain(i.format, i.size, losses, "other") for i in items)))
+    assert two is not None
+    assert len(list(ET.fromstring(two).iter(f"{SVG}polyline"))) == 4  # noqa: S314 - our own
+    assert {"m", "other"} <= set(texts(two))
+
+
+def test_rules_of_a_plot_within_a_page_are_for_it_alone() -> None:
+    items = [by_domain("a", 10, {"prose": 0.1}), by_domain("b", 20, {"prose": 0.01})]
+    svg = domain_plot_svg(quality(*items), "#here ")
+    assert svg is not None
+    (rules,) = re.findall("<style>(.*)</style>", svg)
+    flat = re.sub(r"@media\([^)]*\)\{(.*?)\}\}", r"\1}", rules)
+    selectors = [one for part in re.findall(r"([^{}]+)\{", flat) for one in part.split(",")]
+    assert len(selectors) > 20
+    assert all(one.startswith("#here ") for one in selectors), selectors
 
 
 def test_an_artifact_over_its_limits_is_left_out(tmp_path: Path) -> None:
