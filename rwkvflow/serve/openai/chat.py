@@ -219,7 +219,8 @@ class Conversation:
         text = (BLANK if goes_on else "") + found.text
         shift = len(text) - len(found.text)
         tokens = encode(served, text, "messages")
-        ends = ends_in_tokens(served, text, [end + shift for end in found.ends], tokens)
+        turns = [end + shift for end in found.ends]  # of a template of the model's own they are not known
+        ends = ends_in_tokens(served, text, turns, tokens) if turns else ()
         self.jobs = make_jobs(
             request,
             served,
