@@ -75,7 +75,10 @@ class Farm:
         return machine, done.code, done.err
 
 
-def farm(folder: Path, models: list[str], formats: list[str], images: list[str]) -> Farm:
+def farm(
+    folder: Path, models: list[str], formats: list[str], images: list[str], workflow: tuple[str, str] = ("", "")
+) -> Farm:
+    """A project, made by one run. `workflow`: its text, and that of the script slow.py of a stage in it."""
     one = Project(folder / "one", folder / "store")
     (one.folder / "models").mkdir(parents=True)
     for model in models:
@@ -86,7 +89,12 @@ def farm(folder: Path, models: list[str], formats: list[str], images: list[str])
     (one.store / "environments").symlink_to(CACHE / "store" / "environments")  # a virtual environment cannot be moved
     if (CACHE / "store" / "downloads").exists():
         shutil.copytree(CACHE / "store" / "downloads", one.store / "downloads", copy_function=os.link)
-    done = one("run", "recipe.yaml", *HOST)
+    more: list[str] = []
+    if workflow[0]:
+        one.write("workflow.yaml", workflow[0])
+        one.write("slow.py", workflow[1])
+        more = ["--workflow", "workflow.yaml"]
+    done = one("run", "recipe.yaml", *HOST, *more)
     assert done.code == 0, done.err
     return Farm(folder, one)
 
