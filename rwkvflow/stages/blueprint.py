@@ -22,7 +22,7 @@ from rwkvflow.worker.formats.outside import FormatPackage
 
 WORKER_COMMAND = ("python3", "-m", "rwkvflow.worker", "in/request.json")
 #: Modules of the engine that the worker imports, itself or through others.
-ENGINE_CODE = ("__init__.py", "binding.py", "errors.py", "importance.py", "prompts.py", "tokenizer.py")
+ENGINE_CODE = ("__init__.py", "binding.py", "errors.py", "importance.py", "parts.py", "prompts.py", "tokenizer.py")
 
 
 @dataclass(frozen=True)
