@@ -25,6 +25,7 @@ NOT_RUN = {
     "faster-rwkv/build/chat ": "wants CUDA",
     "faster-rwkv/build/export_ncnn ": "faster-rwkv is in no package index",
     "python rwkv.cpp/python/": "rwkv.cpp is in no package index; test_rwkv_cpp runs it where there is a clone",
+    "(cd ai00_server ": "Ai00 wants Rust and its crates",
     "(cd web-rwkv ": "web-rwkv wants Rust and its crates",
     'python -c "import fla; ': "wants a GPU; test_fla runs the model without one",
 }
@@ -40,6 +41,7 @@ RUN = [
     ("ggml-q4_k", "7"),
     ("gguf-f16", "7"),
     ("transformers", "4"),
+    ("mlx-6bit", "7"),
     ("onnx-f32", "7"),
     ("ncnn-f32", "7"),
 ]
@@ -47,6 +49,7 @@ NEEDED = {
     "chatrwkv": "rwkv",
     "safetensors": "rwkv",
     "transformers": "transformers",
+    "mlx": "mlx_lm",
     "onnx": "onnxruntime",
     "ncnn": "ncnn",
 }
@@ -84,6 +87,7 @@ def run(command: str, release: Path) -> str:
     place = release.parent
     env = {**os.environ, "PATH": f"{place / 'bin'}:{os.environ['PATH']}", "ENGINE": str(place / "engine")}
     env["HF_HUB_OFFLINE"] = "1"
+    env["MLX_DISABLE_COMPILE"] = "1"  # on a CPU it would have a C++ compiler join operations
     done = subprocess.run(["bash", "-c", command], cwd=release, env=env, capture_output=True, check=False)
     assert done.returncode == 0, f"{command}\n{done.stderr[-2000:].decode(errors='replace')}"
     return done.stdout.decode(errors="replace")  # a random model's bytes
@@ -187,6 +191,22 @@ def test_web_rwkv_py_runs_as_printed(release: Path, built: Path) -> None:
             "7",
             ("Cargo.toml", "assets/vocab/rwkv_vocab_v20230424.json"),
             {"examples/chat.rs": ("model: PathBuf", "v7::Bundle::<f16>", '"assets/vocab/')},
+        ),
+        (
+            "RWKVFLOW_AI00",
+            "prefab-nf4",
+            "7",
+            ("assets/tokenizer/rwkv_vocab_v20230424.json",),
+            {
+                "Cargo.toml": ('default-members = ["crates/ai00-server"]',),
+                "crates/ai00-server/src/main.rs": ("config: Option<PathBuf>",),
+                "crates/ai00-server/src/config.rs": (
+                    "build_path(&path, name)?",
+                    "#[serde(default)]\npub struct Config",
+                ),
+                "crates/ai00-core/src/reload.rs": ("pub name: PathBuf", '"assets/tokenizer/rwkv_vocab_v20230424.json'),
+                "crates/ai00-core/src/lib.rs": ("LoadType::Prefab => {", "cbor4ii::serde::from_slice::<Prefab>"),
+            },
         ),
     ],
 )

@@ -65,6 +65,9 @@ def test_the_formats_that_are_run_in_fp16() -> None:
         "chatrwkv-cuda-fp16i8": RUN,
         "faster-rwkv-f16": EMULATED,
         "ncnn-f16": BOUNDED,
+        "prefab-f16": EMULATED,
+        "prefab-int8": EMULATED,
+        "prefab-nf4": EMULATED,
         "web-rwkv": EMULATED,
     }
     assert of_strategy("cuda bf16 *3 -> cuda fp16i8 *1 -> cpu fp32").half == RUN
