@@ -90,11 +90,11 @@ def layouts(
     """Each file of the folder. Raises WorkerError."""
     remarks: list[str] = []
     files = {
-        "config.json": _json(_config(architecture)),
-        "generation_config.json": _json({"bos_token_id": 0, "eos_token_id": 0}),
-        **_tokenizer(architecture, tokenizer, remarks),
+        "config.json": as_json(config_of(architecture)),
+        "generation_config.json": as_json({"bos_token_id": 0, "eos_token_id": 0}),
+        **tokenizer_files(architecture, tokenizer, remarks),
     }
-    entries = list(_entries(architecture, tensors, remarks))
+    entries = list(entries_of(architecture, tensors, remarks))
     out = {}
     for name, data in sorted(files.items()):
         build = LayoutBuilder()
@@ -106,16 +106,18 @@ def layouts(
     return out | safetensors_parts(entries, Split(shard), {"format": "pt"})
 
 
-def _json(content: Mapping[str, Any]) -> bytes:
+def as_json(content: Mapping[str, Any]) -> bytes:
+    """A file of the folder."""
     return (json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 # ---- tensors -----------------------------------------------------------------------------------------------------
 
 
-def _entries(
+def entries_of(
     architecture: Architecture, tensors: Mapping[str, TensorInfo], remarks: list[str]
 ) -> Iterator[TensorEntry]:
+    """The tensors under their names there, in the checkpoint's types; adds to `remarks` what has no place."""
     left = []
     for source, info in tensors.items():
         name = name_of(architecture.version, source)
@@ -143,7 +145,8 @@ def _entries(
 # ---- beside the weights ------------------------------------------------------------------------------------------
 
 
-def _config(architecture: Architecture) -> dict[str, Any]:
+def config_of(architecture: Architecture) -> dict[str, Any]:
+    """What config.json says."""
     common: dict[str, Any] = {
         "vocab_size": architecture.n_vocab,
         "hidden_size": architecture.n_embd,
@@ -200,7 +203,7 @@ def _config(architecture: Architecture) -> dict[str, Any]:
     }
 
 
-def _tokenizer(architecture: Architecture, named: Path | None, remarks: list[str]) -> dict[str, bytes]:
+def tokenizer_files(architecture: Architecture, named: Path | None, remarks: list[str]) -> dict[str, bytes]:
     """Files of the tokenizer: what the recipe names, else what the size of the vocabulary tells."""
     if named is not None:
         refuse_misfit(named, architecture.n_vocab)
@@ -240,7 +243,7 @@ def _world(vocabulary: bytes, chat: str | None = None) -> dict[str, bytes]:
     }
     if chat is not None:
         config["chat_template"] = chat
-    return {WORLD_FILE: vocabulary, CODE.name: CODE.read_bytes(), "tokenizer_config.json": _json(config)}
+    return {WORLD_FILE: vocabulary, CODE.name: CODE.read_bytes(), "tokenizer_config.json": as_json(config)}
 
 
 def _named(data: bytes) -> dict[str, bytes]:
@@ -254,7 +257,7 @@ def _named(data: bytes) -> dict[str, bytes]:
     end = {"bos_token": ends[0], "eos_token": ends[0]} if ends else {}
     return {
         "tokenizer.json": data,
-        "tokenizer_config.json": _json({"tokenizer_class": "PreTrainedTokenizerFast", **end}),
+        "tokenizer_config.json": as_json({"tokenizer_class": "PreTrainedTokenizerFast", **end}),
     }
 
 

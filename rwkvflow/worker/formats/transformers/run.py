@@ -36,11 +36,11 @@ def run(task: Task, questions: Questions) -> Answers:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WorkerError(f"config.json cannot be used: {error}") from None
     if (task.artifact / WORLD_FILE).is_file():
-        _check_tokenizer(task.artifact.resolve())
+        check_tokenizer(task.artifact.resolve())
     return _transformers(task.artifact, questions) if model == "RwkvForCausalLM" else _llama(task, questions)
 
 
-def _check_tokenizer(folder: Path) -> None:
+def check_tokenizer(folder: Path) -> None:
     """Raises WorkerError unless transformers' AutoTokenizer agrees with the folder's vocabulary."""
     with tempfile.TemporaryDirectory() as cache:
         os.environ.setdefault("HF_MODULES_CACHE", cache)  # it copies the folder's code there, and imports that

@@ -87,7 +87,7 @@ def test_every_format_with_a_tokenizer_takes_the_recipes_or_refuses_it(name: str
 
 def test_formats_of_text_runtimes_have_a_place_for_a_tokenizer() -> None:
     assert {name for name, item in FORMATS.items() if item.tokenizer} == {
-        name for name, item in FORMATS.items() if item.family in ("gguf", "transformers")
+        name for name, item in FORMATS.items() if item.family in ("gguf", "mlx", "transformers")
     }
 
 
