@@ -19,6 +19,12 @@ from tests.helpers import checkpoints
 cbor2: Any = pytest.importorskip("cbor2")
 NAMES = ("prefab-f16", "prefab-int8", "prefab-nf4")
 VERSIONS = ("4", "5.1", "5.2", "6", "7")
+
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 LAYER_4 = {
     "att_layer_norm": ("w", "b"),
     "ffn_layer_norm": ("w", "b"),
@@ -30,21 +36,21 @@ LAYERS: dict[str, dict[str, tuple[str, ...]]] = {
     "4": LAYER_4,
     "5.2": {
         **LAYER_4,
-        "att": tuple(
-            "time_decay time_first time_mix_k time_mix_v time_mix_r time_mix_g w_k w_v w_r w_g w_o group_norm".split()
+        "att": words(
+            "time_decay time_first time_mix_k time_mix_v time_mix_r time_mix_g w_k w_v w_r w_g w_o group_norm"
         ),
     },
     "6": {
         **LAYER_4,
-        "att": tuple(
+        "att": words(
             "time_decay time_first time_mix_x time_mix time_decay_w1 time_decay_w2 time_mix_w1 time_mix_w2 "
-            "w_k w_v w_r w_g w_o group_norm".split()
+            "w_k w_v w_r w_g w_o group_norm"
         ),
     },
     "7": {
         "att_ln": ("w", "b"),
         "ffn_ln": ("w", "b"),
-        "att": tuple("x_r x_w x_k x_v x_a x_g w0 a0 v0 w1 w2 a1 a2 g1 g2 v1 v2 r_k k_k k_a w_k w_v w_r w_o gn".split()),
+        "att": words("x_r x_w x_k x_v x_a x_g w0 a0 v0 w1 w2 a1 a2 g1 g2 v1 v2 r_k k_k k_a w_k w_v w_r w_o gn"),
         "ffn": ("x_k", "w_k", "w_v"),
     },
 }

@@ -50,4 +50,4 @@ def packed(values: NDArray[Any], bits: int) -> NDArray[Any]:
     if bits == 8:
         return q
     a, b, c, d = (q[:, part::4] for part in range(4))
-    return np.stack([a | b << 6, b >> 2 | c << 4, c >> 4 | d << 2], axis=-1).reshape(len(values), -1)
+    return np.asarray(np.stack([a | b << 6, b >> 2 | c << 4, c >> 4 | d << 2], axis=-1).reshape(len(values), -1))

@@ -11,6 +11,7 @@ Every operation is one of float32, as WGSL says of pack4x8unorm and of the arith
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def int8(values: NDArray[Any]) -> NDArray[Any]:
     with np.errstate(divide="ignore", invalid="ignore"):
         share = (values.reshape(-1, INT8).astype("<f4") - least) / span
     share = np.where(span == 0, np.float32(0), np.clip(share, np.float32(0), np.float32(1)))
-    return np.floor(np.float32(0.5) + np.float32(255) * share).astype(np.uint8).reshape(-1)
+    return np.asarray(np.floor(np.float32(0.5) + np.float32(255) * share).astype(np.uint8).reshape(-1))
 
 
 def nf4_scales(values: NDArray[Any]) -> NDArray[Any]:
@@ -76,7 +77,7 @@ def _thresholds() -> NDArray[Any]:
     import numpy as np
 
     found = []
-    for low, high in zip(np.float32(LEVELS)[:-1], np.float32(LEVELS)[1:], strict=True):
+    for low, high in pairwise(np.array(LEVELS, np.float32)):
         x = np.float32((np.float64(low) + np.float64(high)) / 2)
         down, up = np.float32(-np.inf), np.float32(np.inf)
         while abs(high - x) <= abs(low - x):

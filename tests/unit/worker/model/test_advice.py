@@ -44,7 +44,7 @@ def unknown_tensor() -> None:
 def folder_of_20b() -> list[str]:
     tensors = {n: TensorInfo(n, "bf16", s) for n, s in checkpoints.shapes("4", width=64, vocab=50277).items()}
     remarks: list[str] = []
-    transformers_layout._tokenizer(architecture_of(tensors), None, remarks)
+    transformers_layout.tokenizer_files(architecture_of(tensors), None, remarks)
     return remarks
 
 
