@@ -48,6 +48,6 @@ def packed(values: NDArray[Any], bits: int) -> NDArray[Any]:
     q = np.rint((blocks - bias[..., None]) / scale[..., None])
     q = np.clip(q, np.float32(0), np.float32(2**bits - 1)).astype(np.uint8).reshape(len(values), -1)
     if bits == 8:
-        return q
+        return np.asarray(q)
     a, b, c, d = (q[:, part::4] for part in range(4))
     return np.asarray(np.stack([a | b << 6, b >> 2 | c << 4, c >> 4 | d << 2], axis=-1).reshape(len(values), -1))
