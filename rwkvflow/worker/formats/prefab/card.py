@@ -22,8 +22,7 @@ def card(item: Format, version: str) -> Card:
 
 
 def _commands(file: CardFile) -> tuple[str, ...]:
-    folder, _, name = file.path.rpartition("/")
     config = r"""'[model]\nname = "%s"\npath = "%s"\n'"""
     # In its own folder, where it looks for its vocabulary.
-    write = f'printf {config} {shlex.quote(name)} "$OLDPWD"/{shlex.quote(folder)} > prefab.toml'
+    write = f'printf {config} {shlex.quote(file.path)} "$OLDPWD" > prefab.toml'
     return (f"(cd ai00_server && {write} && cargo run --release -- --config prefab.toml)",)
