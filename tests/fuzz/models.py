@@ -6,10 +6,11 @@ import io
 import json
 import struct
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rwkvflow.store.tree_archive import ArchiveError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.gguf.imatrix import Imatrix, imatrix_bytes
 from rwkvflow.worker.model.architecture import architecture_of
+from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.open import open_checkpoint
 from tests.fuzz.reader import Reader, at, either
 from tests.helpers import checkpoints
@@ -285,6 +287,28 @@ def _faster_rwkv(path: Path) -> None:
     from rwkvflow.worker.formats.faster_rwkv.run import FrFile
 
     artifact = FrFile(path)
+    for name in artifact.tensors:
+        artifact.float32(name)
+
+
+def _prefab_seeds(folder: Path) -> list[bytes]:
+    return [convert(checkpoints.make(folder / "7.pth", "7", **SIZES), "prefab-f16", folder / "7.prefab").read_bytes()]
+
+
+@cache
+def _checkpoint_of_7() -> Checkpoint:
+    with tempfile.TemporaryDirectory() as folder:
+        return open_checkpoint(checkpoints.make(Path(folder) / "7.pth", "7", **SIZES))  # a mapping outlives its file
+
+
+def _prefab(path: Path) -> None:
+    from rwkvflow.worker.formats.prefab.run import PrefabTensors, _compare_numbers, _read, fields
+
+    checkpoint = _checkpoint_of_7()
+    architecture = architecture_of(checkpoint.tensors)
+    content = _read(path)
+    _compare_numbers(content, architecture)
+    artifact = PrefabTensors(content.get("tensor"), fields(checkpoint, architecture, ""))
     for name in artifact.tensors:
         artifact.float32(name)
 
@@ -575,6 +599,12 @@ READERS = {
         ("worker/formats/faster_rwkv/run",),
         _fr_seeds,
         at("x.fr", _faster_rwkv),
+    ),
+    "prefab": Reader(
+        "web-rwkv's .prefab",
+        ("worker/formats/prefab/run",),
+        _prefab_seeds,
+        at("x.prefab", _prefab),
     ),
     "safetensors-package": Reader(
         "artifacts, through safetensors itself",

@@ -26,7 +26,7 @@ CPP = {"file": ".bin", "gguf": ".gguf", "state": "saved states", "tokenizer": "v
 
 # What takes text or bytes apart. A module that does is a reader, unless it stands below with the reason.
 PARSES = re.compile(
-    r"json\.loads|yaml\.(?:load|parse)|tarfile\.open|ZipFile\(|msgpack\.|struct\.unpack|unpack_from|tomllib|HTMLParser|"
+    r"json\.loads|yaml\.(?:load|parse)|tarfile\.open|ZipFile\(|msgpack\.|cbor2\.|struct\.unpack|unpack_from|tomllib|HTMLParser|"
     r"model_validate|iter_unpack|literal_eval|np\.load\(|\bread_json\(|configparser|pickle\.loads"
 )
 _OUR_FILES = """
@@ -45,6 +45,7 @@ EXEMPT = {
     "publish/remote_folder": "the marker of the user's own bucket; any JSON is a table or none",
     "sandbox/image/image_build": "what the user's own Docker engine says",
     "sandbox/pythons": "what the user's own interpreters say of themselves",
+    "worker/formats/mlx/run": "config.json of an artifact, in the sandbox: any other error fails the artifact",
     "worker/formats/transformers/layout": "writes such folders",
     "worker/formats/transformers/run": "config.json of an artifact, in the sandbox: any other error fails the artifact",
     "worker/formats/transformers/tokenization_rwkv": "runs in transformers, as part of artifacts",

@@ -73,7 +73,7 @@ def _read(path: Path) -> dict[str, Any]:
             content = cbor2.load(file)
             if file.read(1):
                 raise WorkerError("bytes follow the end of its CBOR")
-    except (cbor2.CBORError, ValueError, OverflowError, MemoryError) as error:
+    except (cbor2.CBORError, ValueError, TypeError, OverflowError, MemoryError, RecursionError) as error:
         raise WorkerError(f"cbor2 cannot read it: {type(error).__name__}: {error}") from None
     if not isinstance(content, dict):
         raise WorkerError(f"it is a {type(content).__name__} in CBOR, and web-rwkv's model is a map")
@@ -236,7 +236,10 @@ class PrefabTensors:
 
     def __init__(self, content: Any, wanted: Iterator[tuple[str, Field]]) -> None:
         """Raises WorkerError where a field is missing, of another shape or type, or none that is known."""
-        found = dict(_leaves(content, ""))
+        try:
+            found = dict(_leaves(content, ""))
+        except RecursionError:  # CBOR can refer to itself
+            raise WorkerError("its structs are nested without end") from None
         self.fields: dict[str, Field] = {}
         self._values: dict[str, Callable[[], Values]] = {}
         taken = set()
@@ -301,11 +304,11 @@ def _values(path: str, leaf: Mapping[str, Any], field: Field) -> Callable[[], Va
 
 def _tensor(path: str, leaf: Any, sizes: tuple[int, ...], kind: str) -> Values:
     try:
-        shape, data = leaf["shape"], leaf["data"]
+        shape, data = list(leaf["shape"]), bytes(leaf["data"])
         values = np.frombuffer(data, kind)
     except (KeyError, TypeError, ValueError) as error:
         raise WorkerError(f"{path} is no tensor of web-rwkv: {error}") from None
-    if list(shape) != list(sizes) or len(values) != math.prod(sizes):
+    if shape != list(sizes) or len(values) != math.prod(sizes):
         raise WorkerError(
             f"{path} is of shape {shape} with {len(data)} bytes in the artifact; {list(sizes)} is expected"
         )
