@@ -131,7 +131,7 @@ def test_one_dies_one_is_cut_off_and_one_is_slow(many: Farm, place: Place) -> No
             struck.append(name)
             place.hosts.hosts[name].cut()
             (left,) = place.hosts.hosts.keys() - set(struck)
-            place.hosts.hosts[left].slow(20)
+            place.hosts.hosts[left].slow(20.0)
 
     ran = place.run(moment=moment)
     assert ran.code == 0, ran.err
