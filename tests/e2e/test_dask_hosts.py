@@ -264,10 +264,3 @@ def test_nobody_gets_in_without_a_certificate(place: Place, tmp_path: Path) -> N
     plain = place.home(*argv, "--executor", f"dask={place.hosts.address.replace('tls', 'tcp')}", env=place.env)
     assert plain.code == 2
     assert "has no TLS" in plain.err
-
-
-def test_without_a_remote_store_nothing_begins(place: Place) -> None:
-    ran = place.home("run", "recipe.yaml", "--locked", *HOST, *place.hosts.options(), env=place.env)
-    assert ran.code == 4, ran.err
-    assert "does not see the store" in ran.err or "no remote store" in ran.err
-    assert "steps in the host sandbox" not in ran.err, "nothing began"
