@@ -186,7 +186,7 @@ class Call:
 def calls() -> list[Call]:
     found: dict[Call, None] = {}
     for block in blocks("sh"):
-        for line in block.text.splitlines():
+        for line in block.text.replace("\\\n", " ").splitlines():  # a command may go on in the next line
             for words in _simple_commands(line):
                 found[Call(block.page, words, True)] = None
     for page in PAGES:
