@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 export NO_MKDOCS_2_WARNING = 1
 
-.PHONY: demo test tests help lint types docs unit engine e2e soak bench hooks check lock locked clean
+.PHONY: demo test tests help lint types docs unit engine e2e soak image bench hooks check lock locked clean
 
 demo: $(VENV)/.installed ## Convert tiny models into eight formats each, test them, publish to out/demo
 	$(BIN)/rwkvflow run recipes/demo.yaml
@@ -41,6 +41,9 @@ soak: $(VENV)/.dev ## Run the long tests that CI does not wait for: fuzzing, and
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,soak]'
 	RWKVFLOW_SOAK=1 $(BIN)/pytest -m soak --override-ini 'addopts=-ra'
 
+image: $(VENV)/.dev ## Build the container image of rwkvflow itself, rwkvflow:VERSION
+	$(BIN)/python scripts/build_image.py
+
 bench: $(VENV)/.dev ## Measure start-up, conversion, tokenizers and the engine
 	$(BIN)/python scripts/bench_start.py
 	engine=$$($(BIN)/rwkvflow engine build recipes/demo.yaml --sandbox host --print-path) && \
@@ -69,12 +72,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/python scripts/install.py .
 	touch $@
 
-$(VENV)/.dev: pyproject.toml $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	touch $@
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python scripts/install.py '.[dev]'
+	touch $(VENV)/.installed $@
 
 clean: ## Remove .venv, out and build
 	rm -rf $(VENV) out build

@@ -9,16 +9,22 @@ import contextlib
 import os
 import platform
 import re
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rwkvflow.base.errors import EnvironmentMissing, MachineFailed, RwkvflowError, StepFailed
+from rwkvflow.base.files import remove
+from rwkvflow.base.hashing import SKIPPED
+from rwkvflow.base.shipped import PACKAGE
 
 if TYPE_CHECKING:
     import docker
 
+MARKS = ("/.dockerenv", "/run/.containerenv")  # what Docker and podman leave in each container
+IN_IMAGE = "RWKVFLOW_CONTAINER"  # 1 in the image of rwkvflow itself, or one like it
 OLDEST = (20, 10)
 CONNECT_S = 10
 CALL_S = 120
@@ -226,6 +232,27 @@ def _started(pid: int) -> str | None:
     except PermissionError:
         pass
     return UNKNOWN
+
+
+def in_container() -> bool:
+    """Whether this process runs in a container of Docker or podman."""
+    return any(Path(mark).exists() for mark in MARKS)
+
+
+def seen_by_engine(path: Path, copy: Path) -> Path:
+    """Where the engine finds an input: what ships in the image of rwkvflow itself is copied out of it.
+
+    Stores and users' folders are mounted under their own paths, which is the user's to see to.
+    """
+    if os.environ.get(IN_IMAGE) != "1" or not path.resolve().is_relative_to(PACKAGE.resolve()):
+        return path
+    remove(copy)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        shutil.copytree(path, copy, ignore=shutil.ignore_patterns(*SKIPPED))
+    else:
+        shutil.copy(path, copy)
+    return copy
 
 
 def platform_of(info: Mapping[str, Any]) -> str:

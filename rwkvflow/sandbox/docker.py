@@ -27,6 +27,7 @@ from rwkvflow.sandbox.daemon import (
     plain_errors,
     platform_of,
     remedy_for,
+    seen_by_engine,
 )
 from rwkvflow.sandbox.image.archive import context
 from rwkvflow.sandbox.image.base_image import ensure_base, local_image
@@ -206,7 +207,8 @@ class DockerSandbox:
             inputs["request.json"] = request
         for name, path in sorted(inputs.items()):
             check_input(name, path, user)
-            mounts.append(Mount(f"/job/in/{name}", str(path.resolve()), type="bind", read_only=True))
+            place = seen_by_engine(path, workdir / "shipped" / name)
+            mounts.append(Mount(f"/job/in/{name}", str(place.resolve()), type="bind", read_only=True))
         api = self.client.api
         tmp = min(TMP_BYTES, limits.memory // 4) if limits.memory else TMP_BYTES
         host = api.create_host_config(

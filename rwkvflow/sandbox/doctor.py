@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rwkvflow.base.errors import RwkvflowError
-from rwkvflow.sandbox.daemon import platform_of
+from rwkvflow.sandbox.daemon import in_container, platform_of
 from rwkvflow.sandbox.host import host_platform
 from rwkvflow.sandbox.image.bootstrap import tools
 from rwkvflow.sandbox.isolation.walls import walls
@@ -20,7 +20,6 @@ from rwkvflow.sandbox.pythons import installed
 GIB = 1 << 30
 ENOUGH_DISK = 5 * GIB  # an image with torch, its wheels, and a small model in eight formats
 ENOUGH_MEMORY = 2 * GIB  # the largest tensor of a 14B model as F32, twice
-MARKS = ("/.dockerenv", "/run/.containerenv")  # what Docker and podman leave in each container
 KNOWN = ("linux-x86_64", "linux-aarch64", "macos-arm64", "macos-x86_64")
 
 
@@ -53,9 +52,9 @@ def _platform() -> Check:
 
 def _container() -> list[Check]:
     """Inside of one, folders have two names, and the walls are those that its engine lets a process put up."""
-    if not any(Path(mark).exists() for mark in MARKS):
+    if not in_container():
         return []
-    remedy = "use --sandbox host; an engine's socket needs folders that are mounted under their own paths"
+    remedy = "what an engine outside of it is to see must be mounted here under its own path"
     return [Check("container", "ok", "this is a container", remedy)]
 
 

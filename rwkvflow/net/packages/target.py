@@ -20,6 +20,7 @@ class Target:
 
     python: str
     platform: str
+    glibc: int = GLIBC  # minor version that is there
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"3\.\d{1,2}", self.python):
@@ -39,7 +40,7 @@ class Target:
         legacy = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
         oldest = 5 if machine == "x86_64" else 17
         tags: list[str] = []
-        for minor in range(GLIBC, oldest - 1, -1):
+        for minor in range(self.glibc, oldest - 1, -1):
             tags.append(f"manylinux_2_{minor}_{machine}")
             if minor in legacy:
                 tags.append(f"{legacy[minor]}_{machine}")
@@ -56,5 +57,5 @@ class Target:
         """The platform as uv names it."""
         system, _, machine = self.platform.partition("-")
         if system == "linux":
-            return f"{machine}-manylinux_2_{GLIBC}"
+            return f"{machine}-manylinux_2_{self.glibc}"
         return {"arm64": "aarch64", "x86_64": "x86_64"}[machine] + "-apple-darwin"

@@ -26,7 +26,7 @@ from rwkvflow.documents.lock_text import requirements_text
 from rwkvflow.net.download import OtherBytes
 from rwkvflow.net.packages.package_index import Distribution, best_wheel, download, files_of, wheels_of
 from rwkvflow.net.packages.pip_settings import PipSettings, settings_of_environment
-from rwkvflow.net.packages.target import Target
+from rwkvflow.net.packages.target import GLIBC, Target
 from rwkvflow.net.packages.uv import Unresolvable, resolve
 from rwkvflow.net.partial import alone
 
@@ -43,15 +43,16 @@ def resolve_wheels(
     requirements: Sequence[str],
     *,
     constraints: Iterable[LockedWheel] = (),
+    glibc: int = GLIBC,
     cancel: threading.Event | None = None,
 ) -> list[LockedWheel]:
     """All wheels that `requirements` need on a platform, dependencies included, sorted by name.
 
     A torch without a local part means its CPU build where one can be found; a CUDA build of several GB is never
     taken unless its local part (+cu126) is named. `constraints` are versions to keep where they still fit.
-    Raises LockError where there is no such set of wheels.
+    `glibc` is the minor version that is sure to be there. Raises LockError where there is no such set of wheels.
     """
-    target, settings = Target(python, platform), settings_of_environment()
+    target, settings = Target(python, platform, glibc), settings_of_environment()
     parsed = [_requirement(text) for text in requirements]
     if not parsed:
         return []

@@ -103,20 +103,41 @@ def render_dockerfile(
         return ""
     if not _PYTHON.fullmatch(python):
         raise UsageError(f"{python!r} is no Python version", remedy='write it like "3.11"')
-    return _template().render(
-        base=pinned_reference(base),
+    return _rendered(
+        "Dockerfile.j2",
+        base,
+        python,
+        {**_standard_labels(base), **(labels or {})},
         zig=toolchain,
-        user=NOBODY,
         engines=list(engines),
         environment=list(ENVIRONMENT.items()),
-        labels=sorted({**_standard_labels(base), **(labels or {})}.items()),
+    )
+
+
+def render_tool_dockerfile(base: LockedBase, python: str, version: str) -> str:
+    """The Dockerfile of rwkvflow itself; its context has stage.py, and in site/ the files of all wheels."""
+    labels = {
+        "org.opencontainers.image.title": "rwkvflow",
+        "org.opencontainers.image.description": "Converts RWKV checkpoints as a recipe says, with proof",
+        "org.opencontainers.image.version": version,
+        "org.opencontainers.image.licenses": "Apache-2.0",
+    }
+    return _rendered("rwkvflow.Dockerfile.j2", base, python, {**_of_base(base), **labels})
+
+
+def _rendered(template: str, base: LockedBase, python: str, labels: Mapping[str, str], **more: object) -> str:
+    return _template(template).render(
+        base=pinned_reference(base),
+        user=NOBODY,
+        labels=sorted(labels.items()),
         python=python,
         stage_digest=file_digest(shipped("images/stage.py")),
+        **more,
     )
 
 
 @cache
-def _template() -> Template:
+def _template(name: str) -> Template:
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(  # noqa: S701 - a Dockerfile, not HTML; every value passes a filter below
@@ -127,16 +148,22 @@ def _template() -> Template:
         newline_sequence="\n",
     )
     environment.filters.update({"exec": _exec, "pair": _pair, "image": from_reference, "name": _name})
-    return environment.from_string(shipped("images/Dockerfile.j2").read_text(encoding="utf-8"))
+    return environment.from_string(shipped(f"images/{name}").read_text(encoding="utf-8"))
 
 
 def _standard_labels(base: LockedBase) -> dict[str, str]:
     return {
         "org.opencontainers.image.title": "rwkvflow worker",
         "org.opencontainers.image.description": "Converts and verifies RWKV checkpoints; runs without network",
+        **_of_base(base),
+        "org.rwkvflow.stage": "worker",
+    }
+
+
+def _of_base(base: LockedBase) -> dict[str, str]:
+    return {
         "org.opencontainers.image.base.name": base.reference,
         "org.opencontainers.image.base.digest": base.digest,
-        "org.rwkvflow.stage": "worker",
     }
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from rwkvflow.base.errors import EnvironmentMissing, UsageError
+from rwkvflow.base.hashing import tree_digest
+from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.documents.recipe import Recipe
 from rwkvflow.documents.workflow import Workflow
 from rwkvflow.sandbox import daemon
@@ -159,6 +161,21 @@ def test_user_of_a_container() -> None:
     assert user_for(["name=seccomp,profile=default"], 1000, 100) == "1000:100"
     assert user_for(["name=seccomp,profile=default"], 0, 0) == "65534:65534"
     assert user_for(["name=seccomp,profile=default", "name=rootless"], 1000, 100) == "0:0", "is the caller outside"
+
+
+def test_what_ships_in_an_image_is_copied_to_where_the_engine_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, folder, file = tmp_path / "mine.pth", PACKAGE / "engine" / "tools", PACKAGE / "py.typed"
+    monkeypatch.delenv(daemon.IN_IMAGE, raising=False)
+    assert daemon.seen_by_engine(folder, tmp_path / "copy") == folder
+    monkeypatch.setenv(daemon.IN_IMAGE, "1")
+    assert daemon.seen_by_engine(mine, tmp_path / "copy") == mine, "the user's own is mounted under its own path"
+    for _ in range(2):  # a second try finds the first one's copy
+        copy = daemon.seen_by_engine(folder, tmp_path / "shipped" / "tools")
+        assert copy == tmp_path / "shipped" / "tools"
+        assert tree_digest(copy) == tree_digest(folder)
+    assert daemon.seen_by_engine(file, tmp_path / "shipped" / "file").read_bytes() == file.read_bytes()
 
 
 def test_doctor_without_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,77 @@
+"""A fresh Debian with what the README names and nothing else: `make demo`, then parts of `make test`; no Docker."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.cli import ROOT
+from tests.e2e.conftest import CACHE
+from tests.helpers import network
+
+pytestmark = [pytest.mark.docker, pytest.mark.soak]
+# README: "You need …". Certificates are those of this machine, and a clone needs git.
+NAMED = ("git", "make", "python3-venv")
+
+
+@pytest.fixture(scope="module")
+def debian(client: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A container with a clone of what is committed, and the name of it."""
+    from rwkvflow.sandbox.image.bootstrap import bootstrap_image, tools
+
+    if not tools():
+        pytest.skip("neither mmdebstrap nor debootstrap is installed")
+    image = bootstrap_image(root=CACHE, packages=NAMED, client=client).reference
+    clone = tmp_path_factory.mktemp("clone") / "rwkvflow"
+    subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", f"file://{ROOT}", str(clone)], check=True)
+    argv = [
+        "docker",
+        "run",
+        "--detach",
+        "--init",
+        *network.arguments(),
+        "-v",
+        f"{clone}:/src:ro",
+        image,
+        "sleep",
+        "7200",
+    ]
+    name = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        inside(name, "useradd --create-home someone && cp -r /src /home/someone/rwkvflow")
+        inside(name, "chown -R someone:someone /home/someone")
+        yield name
+    finally:
+        subprocess.run(["docker", "rm", "--force", name], check=True, capture_output=True)
+
+
+def inside(name: str, command: str, user: str = "root") -> str:
+    """What a command in the clone prints."""
+    where = ["--user", user, "--workdir", "/home/someone/rwkvflow"] if user != "root" else []
+    argv = ["docker", "exec", *where, "--env", f"HOME=/home/{user}" if user != "root" else "HOME=/root", name]
+    done = subprocess.run([*argv, "sh", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return done.stdout + done.stderr
+
+
+def test_the_demo_then_checks_and_unit_tests(debian: str, tmp_path: Path) -> None:
+    told = inside(debian, "make demo", "someone")
+    assert "out/demo" in told
+    assert "the default socket" in told, "the host sandbox was taken, and why is said"
+    inside(debian, "make lint types docs", "someone")
+    told = inside(debian, "make unit", "someone")
+    assert " passed" in told
+    size = int(inside(debian, "du -sm .venv | cut -f1", "someone"))
+    with (tmp_path / "size").open("w") as file:
+        file.write(f"{size} MB")
+    assert size < 2000, f"the set-up has {size} MB"
+
+
+def test_what_was_left_out_is_said(debian: str) -> None:
+    told = inside(debian, ".venv/bin/pytest -q tests/e2e/test_bootstrap.py tests/e2e/test_matrix.py", "someone")
+    assert "that need a Docker engine (none answers)" in told
+    assert "`.ci/run` insists on all" in told

@@ -1,0 +1,46 @@
+"""How the development environment is installed: pip's configuration reaches uv."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+from scripts import install
+
+LISTED = """\
+global.cert='/etc/company.crt'
+global.index-url='https://user:secret@index.example/simple'
+install.index-url='https://other.example/simple'
+global.extra-index-url='https://one.example/simple\\nhttps://two.example/simple'
+:env:.find-links='/opt/wheels /srv/wheels'
+:env:.disable-pip-version-check='1'
+freeze.timeout='10'
+"""
+
+
+def test_what_pip_is_told_is_told_to_uv() -> None:
+    settings = install.pip_settings(LISTED)
+    assert settings["index-url"] == "https://other.example/simple", "what is for install counts before the rest"
+    assert "timeout" not in settings, "of another command"
+    argv, environment = install.uv_command(settings, ".[dev]")
+    assert argv[-2:] == ["--editable", ".[dev]"]
+    assert argv[argv.index("--python") + 1] == sys.executable
+    options = list(itertools.pairwise(argv))
+    for option in (
+        ("--default-index", "https://other.example/simple"),
+        ("--index", "https://one.example/simple"),
+        ("--index", "https://two.example/simple"),
+        ("--find-links", "/opt/wheels"),
+        ("--find-links", "/srv/wheels"),
+    ):
+        assert option in options
+    assert environment["SSL_CERT_FILE"] == "/etc/company.crt"
+    assert "--torch-backend" not in argv, "PyTorch comes from the places that are named"
+
+
+def test_without_places_of_its_own_pytorch_is_its_cpu_build() -> None:
+    argv, _ = install.uv_command(install.pip_settings("global.cert='/etc/company.crt'\n"), ".")
+    assert argv[argv.index("--torch-backend") + 1] == "cpu"
+    assert "--no-index" not in argv
+    argv, _ = install.uv_command(install.pip_settings(":env:.no-index='1'\n:env:.find-links='/w'\n"), ".")
+    assert "--no-index" in argv
