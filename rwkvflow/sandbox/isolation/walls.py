@@ -103,9 +103,12 @@ def of_python(interpreter: Path) -> list[Path]:
     """What an interpreter reads of itself; never a whole home, or what lies above one."""
     real = Path(os.path.realpath(interpreter))
     prefix = real.parent.parent
+    settings = [
+        path for path in [Path("/etc") / real.name] if path.is_dir()
+    ]  # Debian's sitecustomize.py is a link there
     if prefix != prefix.parent and not Path.home().resolve().is_relative_to(prefix):
-        return [prefix]
-    return [real, *prefix.glob("lib/python3*"), *prefix.glob("lib/libpython3*")]
+        return [prefix, *settings]
+    return [real, *prefix.glob("lib/python3*"), *prefix.glob("lib/libpython3*"), *settings]
 
 
 def _launcher() -> list[str]:

@@ -18,7 +18,7 @@ from rwkvflow.sandbox.choose import brings_code, choose
 from rwkvflow.sandbox.daemon import is_orphan, owner_labels, remedy_for, unreachable
 from rwkvflow.sandbox.docker import user_for
 from rwkvflow.sandbox.doctor import examine
-from rwkvflow.sandbox.isolation.walls import Walls, walls
+from rwkvflow.sandbox.isolation.walls import Walls, of_python, walls
 
 
 def test_host_is_honest(tmp_path: Path) -> None:
@@ -161,6 +161,14 @@ def test_user_of_a_container() -> None:
     assert user_for(["name=seccomp,profile=default"], 1000, 100) == "1000:100"
     assert user_for(["name=seccomp,profile=default"], 0, 0) == "65534:65534"
     assert user_for(["name=seccomp,profile=default", "name=rootless"], 1000, 100) == "0:0", "is the caller outside"
+
+
+def test_a_pythons_own_settings_are_within_the_walls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian's sitecustomize.py is a link to /etc/python3.11: out of reach, every command begins with an error."""
+    monkeypatch.setattr("os.path.realpath", lambda path, **options: str(path))
+    monkeypatch.setattr(Path, "is_dir", lambda self: str(self) == "/etc/python3.11")
+    assert of_python(Path("/usr/bin/python3.11")) == [Path("/usr"), Path("/etc/python3.11")]
+    assert of_python(Path("/opt/p/bin/python3.12")) == [Path("/opt/p")]
 
 
 def test_what_ships_in_an_image_is_copied_to_where_the_engine_sees_it(
