@@ -19,6 +19,7 @@
 #define RWKV_FLOAT_CHAINS 12
 #define RWKV_TILE_ROWS 4
 #define RWKV_TILE_TOKENS 6
+#define RWKV_SHORT_ROWS 192  // columns
 #include "kernels/x86/half.h"
 
 namespace rwkvflow {
