@@ -80,7 +80,7 @@ def _whole(wheel: str) -> Iterator[None]:
     except DAMAGED as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # of the disk, and not of a seek
             raise
-        raise StepFailed(f"{wheel}: is damaged: {error}", remedy="run `rwkvflow lock` again") from error
+        raise StepFailed(f"{wheel}: is no wheel, or is damaged: {error}", remedy="run `rwkvflow lock` again") from error
 
 
 def unpacked(wheels: Mapping[Path, frozenset[str]]) -> dict[str, Member]:
