@@ -255,7 +255,7 @@ READERS = {
     ),
     "template": Reader(
         "templates of cards, parsed",
-        ("release/model_card/template_process",),
+        ("base/jinja_process",),
         _template_seeds,
         _template,
         text=True,
