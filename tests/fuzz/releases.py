@@ -251,6 +251,17 @@ def _failure(data: bytes, folder: Path) -> None:
     _parsed(data)
 
 
+def _greetings(folder: Path) -> list[bytes]:
+    said = {"cores": 4.0, "memory": 1 << 30, "name": "a", "version": "1", "code": "c", "platform": "linux-x86_64"}
+    return [json.dumps({**said, "sandbox": "host", "problem": "", "protocol": 1}).encode()]
+
+
+def _greeting(data: bytes, folder: Path) -> None:
+    from rwkvflow.execute.cluster.fitness import parse_greeting
+
+    parse_greeting(data.decode("utf-8", "replace"))
+
+
 def _shelf(data: bytes, folder: Path) -> None:
     """A release that somebody serves: its list of artifacts and their reports are a stranger's."""
     from rwkvflow.serve.shelf import find_models
@@ -344,6 +355,14 @@ READERS = {
     "trust": Reader("kept keys", ("store/trust",), _trusted, _trust, text=True),
     "failure": Reader(
         "failures that other workers tell", ("store/failures",), _failures, _failure, errors=failures.ODD, text=True
+    ),
+    "greeting": Reader(
+        "greetings of a cluster's workers",
+        ("execute/cluster/fitness",),
+        _greetings,
+        _greeting,
+        errors=(ValueError,),
+        text=True,
     ),
     "shelf": Reader(
         "releases that are served",
