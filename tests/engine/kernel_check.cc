@@ -9,6 +9,7 @@
 #include "kernels/common/kernels.h"
 #include "quantize/quantize.h"
 #if defined(RWKV_AMX_MODEL)
+#include "kernels/common/amx_facts.h"
 #include "kernels/x86/amx.h"
 #endif
 

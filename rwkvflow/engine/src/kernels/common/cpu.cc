@@ -7,7 +7,7 @@
 #if defined(__x86_64__) || defined(_M_X64)
 #include <cpuid.h>
 
-#include "kernels/x86/amx.h"
+#include "kernels/common/amx_facts.h"
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>

@@ -18,13 +18,4 @@ void amx_model_matmul(const Matrix *w, const Activations *x, uint32_t tokens, ui
 void amx_model_quantize(const Activations *x, uint32_t t, uint32_t tokens, uint32_t c0, uint32_t c1);
 uint64_t amx_model_multiplied();
 
-// What a processor and its operating system say of AMX: CPUID 7, register D; the register XCR0, of what the system
-// saves; CPUID 0x1d, register A, and its part 1, registers A to C: the one shape of tiles there is.
-struct AmxFacts {
-    uint32_t features, saved, palettes, tile_bytes, row_bytes, rows;
-};
-// Whether those tiles can be used once the system permits it. A virtual machine may say that there is AMX and save no
-// tiles.
-bool amx_usable(const AmxFacts &facts);
-
 }  // namespace rwkvflow
