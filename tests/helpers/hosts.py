@@ -257,6 +257,7 @@ def hosts(folder: Path, names: list[str]) -> Iterator[Hosts]:
             ip("netns", "add", space)
             stack.callback(ip, "netns", "del", space, check=False)
             ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space)
+            stack.callback(ip, "link", "del", link, check=False)  # a namespace's end takes it away some time later
             ip("link", "set", link, "master", made.bridge)
             ip("link", "set", link, "up")
             for argv in (["addr", "add", f"{address}/24", "dev", "eth0"], ["link", "set", "eth0", "up"]):
