@@ -23,7 +23,7 @@ def clear_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise no_space(what) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StoreError(
@@ -31,6 +31,11 @@ def clear_errors(what: str) -> Iterator[None]:
                 remedy="make the store's folder writable, or name another place with RWKVFLOW_STORE",
             ) from error
         raise
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk, or what somebody may have of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def no_space(what: str) -> StoreError:

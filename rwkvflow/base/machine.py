@@ -108,10 +108,15 @@ def memory() -> int | None:
             return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
     except (OSError, StopIteration, ValueError):
         pass
+    return _memory_of_windows() if sys.platform == "win32" else total_memory()
+
+
+def total_memory() -> int | None:
+    """Bytes of memory that this machine has; None: unknown, as on Windows."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
-        return _memory_of_windows() if sys.platform == "win32" else None
+        return None
 
 
 def _memory_of_windows() -> int | None:  # pragma: no cover - GlobalMemoryStatusEx, learn.microsoft.com

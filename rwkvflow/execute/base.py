@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from rwkvflow.base.errors import RwkvflowError, StepFailed
 from rwkvflow.base.events import Status, StepFinished
-from rwkvflow.base.files import no_space
+from rwkvflow.base.files import is_full, no_space
 from rwkvflow.plan.step import Step, StepLimits
 from rwkvflow.store.record import Output
 from rwkvflow.store.store import Store
@@ -95,7 +94,7 @@ def failure_of(error: Exception, step: str) -> RwkvflowError:
     """What a command raised, as an error of ours."""
     if isinstance(error, RwkvflowError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return no_space(step)
     return RwkvflowError(f"{type(error).__name__}: {error}")
 

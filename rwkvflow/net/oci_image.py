@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from rwkvflow.base.errors import RwkvflowError
 from rwkvflow.documents.destinations import OciDestination
 from rwkvflow.net.http import Policy
-from rwkvflow.net.oci_registry import OciRegistry
+from rwkvflow.net.oci_registry import OciRegistry, is_digest
 from rwkvflow.net.progress import Told
 
 MOST = 4 << 20  # bytes of a configuration; those of official images have some kilobytes
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def place_of(name: str) -> OciDestination:
@@ -42,7 +40,7 @@ def image_config(name: str, digest: str, platform: str, policy: Policy) -> dict[
                 found = _manifest(registry, one) if one else None
             config = (found or {}).get("config")
             wanted = config.get("digest") if isinstance(config, dict) else None
-            if not isinstance(wanted, str) or not _DIGEST.fullmatch(wanted):
+            if not is_digest(wanted):
                 return None
             value = json.loads(registry.blob(wanted, MOST))
     except (RwkvflowError, ValueError, RecursionError):
@@ -65,5 +63,5 @@ def _for_platform(rows: list[Any], platform: str) -> str | None:
             _MACHINES.get(machine, machine),
         ):
             digest = row.get("digest")
-            return digest if isinstance(digest, str) and _DIGEST.fullmatch(digest) else None
+            return digest if is_digest(digest) else None
     return None

@@ -6,18 +6,15 @@ may list whatever its writer likes: an entry counts only where the manifest that
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any
 
 from rwkvflow.base.errors import FetchError, UsageError
 from rwkvflow.documents.destinations import OciDestination, parse_destination
 from rwkvflow.net.http import Policy
-from rwkvflow.net.oci_registry import OciRegistry
+from rwkvflow.net.oci_registry import OciRegistry, is_digest
 from rwkvflow.net.progress import Told
 from rwkvflow.release.provenance.attestation import BUNDLE_TYPE, MOST_BYTES
-
-DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def attached(place: str, most: int, policy: Policy | None = None) -> Iterator[tuple[str, bytes]]:
@@ -46,12 +43,7 @@ def _referrers(registry: OciRegistry, digest: str) -> list[str]:
         index = tag[1] if tag is not None else {}
     rows = index.get("manifests")
     listed = [row.get("digest") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    return [str(digest) for digest in listed if _is_digest(digest)]
-
-
-def _is_digest(value: Any) -> bool:
-    """Whether it may become a part of an address: whatever else is in its place leads elsewhere."""
-    return isinstance(value, str) and DIGEST.fullmatch(value) is not None
+    return [digest for digest in listed if is_digest(digest)]
 
 
 def _about(manifest: Mapping[str, Any], digest: str) -> bool:
@@ -60,4 +52,4 @@ def _about(manifest: Mapping[str, Any], digest: str) -> bool:
 
 
 def _small(layer: Mapping[str, Any]) -> bool:
-    return isinstance(layer.get("size"), int) and 0 < layer["size"] <= MOST_BYTES and _is_digest(layer.get("digest"))
+    return isinstance(layer.get("size"), int) and 0 < layer["size"] <= MOST_BYTES and is_digest(layer.get("digest"))

@@ -15,7 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from rwkvflow.base.errors import PublishError
@@ -46,8 +46,14 @@ DOCKER = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 READ_S = 300.0  # a registry reads a large blob once more before it answers
 MANIFEST_MOST = 4 << 20  # bytes, the limit that the specification names
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _HUB = "https://index.docker.io/v1/"  # what Docker calls docker.io in its configuration
+
+
+def is_digest(value: object) -> TypeGuard[str]:
+    """Whether it may become a part of an address: whatever else is in its place leads elsewhere."""
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
 class OciRegistry:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from rwkvflow.base import machine
 from rwkvflow.base.errors import PublishError, StoreError
-from rwkvflow.base.files import read_json, remove, sync, write_json
+from rwkvflow.base.files import is_full, read_json, remove, sync, write_json
 from rwkvflow.base.outputs import swap
 from rwkvflow.publish.base import refuse_others
 from rwkvflow.release.names import PROVENANCE, SIGNATURE, STATE, SUMS
@@ -160,7 +160,7 @@ def _own_disk(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             text, remedy = "no space left on its disk", "free some space there, or name another folder in publish.to"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             text, remedy = f"{error.strerror} ({error.filename})", "make it writable, or name another in publish.to"

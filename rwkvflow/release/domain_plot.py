@@ -17,6 +17,7 @@ from rwkvflow.release.plot import (
     SERIES,
     WIDTH,
     axes,
+    head,
     label_lines,
     scale_of,
     shape,
@@ -41,15 +42,8 @@ def domain_plot_svg(quality: Quality, scope: str = "") -> str | None:
     domains = list(dict.fromkeys(name for _, some in panels for item in some for name in item.domains or ()))
     each = HEIGHT + BOTTOM + (TITLE if len(panels) > 1 else 0)
     height = HEAD + each * len(panels)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        'role="img">',
-        "<title>KL divergence from the fp32 reference by domain, against size</title>",
-        f"<style>{style(scope, _lines_style())}</style>",
-        f'<rect class="bg" width="{WIDTH}" height="{height}" rx="6"/>',
-        f'<text class="h" x="{LEFT}" y="27">Quality by domain</text>',
-        f'<text class="q" x="{WIDTH - RIGHT}" y="27" text-anchor="end">lower and further left is better</text>',
-    ]
+    title = "KL divergence from the fp32 reference by domain, against size"
+    parts = head(height, title, "Quality by domain", style(scope, _lines_style()))
     x = float(LEFT)
     for index, name in enumerate(domains):
         parts.append(shape(index, x + 6, 47) + f'<text x="{x + 16:g}" y="51">{escape(name)}</text>')

@@ -95,7 +95,12 @@ def plot_svg(quality: Quality) -> str | None:
     _, height, scale, spots, labels = min(tried, key=lambda one: one[:2])
     return "\n".join(
         [
-            *_head(top + height + BOTTOM + (18 if _hollow(shown) else 0)),
+            *head(
+                top + height + BOTTOM + (18 if _hollow(shown) else 0),
+                "KL divergence from the fp32 reference against size",
+                "Quality against size",
+                style(),
+            ),
             *legend,
             *axes(max(item.size for item in shown), scale, top + height, "KL divergence from fp32, nats a token"),
             *(line for label in labels for line in label_lines(label, len(models) > 1)),
@@ -131,14 +136,15 @@ def scale_of(points: Sequence[tuple[int, float]], top: float, bottom: float) -> 
     )
 
 
-def _head(height: float) -> list[str]:
+def head(height: float, title: str, heading: str, rules: str) -> list[str]:
+    """What a picture begins with: its title, its rules of style, and what stands above it."""
     return [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" width="{WIDTH}" height="{height:g}" '
         'role="img">',
-        "<title>KL divergence from the fp32 reference against size</title>",
-        f"<style>{STYLE}</style>",
+        f"<title>{title}</title>",
+        f"<style>{rules}</style>",
         f'<rect class="bg" width="{WIDTH}" height="{height:g}" rx="6"/>',
-        f'<text class="h" x="{LEFT}" y="27">Quality against size</text>',
+        f'<text class="h" x="{LEFT}" y="27">{heading}</text>',
         f'<text class="q" x="{WIDTH - RIGHT}" y="27" text-anchor="end">lower and further left is better</text>',
     ]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rwkvflow.base.errors import RwkvflowError
+from rwkvflow.base.machine import total_memory
 from rwkvflow.sandbox.daemon import in_container, platform_of
 from rwkvflow.sandbox.host import host_platform
 from rwkvflow.sandbox.image.bootstrap import tools
@@ -170,10 +170,8 @@ def _space(name: str, free: int, remedy: str) -> Check:
 
 
 def _memory() -> Check:
-    read: Callable[[str], int] = os.sysconf
-    try:
-        total = read("SC_PAGE_SIZE") * read("SC_PHYS_PAGES")
-    except (ValueError, OSError):
+    total = total_memory()
+    if total is None:
         return Check("memory", "ok", "unknown")
     enough = total >= ENOUGH_MEMORY
     remedy = None if enough else "convert smaller models, or give this machine more"

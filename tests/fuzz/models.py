@@ -25,6 +25,7 @@ from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.open import open_checkpoint
 from tests.fuzz.reader import Reader, at, either
 from tests.helpers import checkpoints
+from tests.helpers.zeros import write_zeros
 
 SIZES: dict[str, Any] = {"layers": 1, "width": 32, "vocab": 16, "head_size": 16, "ffn": 32}
 SIZES["lora"] = {"maa": 8, "decay": 8, "w": 8, "a": 8, "v": 8, "g": 8}
@@ -39,12 +40,7 @@ def convert(checkpoint: Path, name: str, path: Path) -> Path:
     """An artifact of zeros: all but the values is as the format has it, and no engine is needed."""
     with open_checkpoint(checkpoint) as opened:
         held = FORMATS[name].held(architecture_of(opened.tensors), opened.tensors)
-        writer = FORMATS[name].open(path, architecture_of(opened.tensors), held, path.with_name("engine"))
-        for slots in writer.slots.values():
-            for slot in slots:
-                writer.write(slot, 0, memoryview(bytes(slot.size)))
-                writer.put(slot, 0, memoryview(bytes(slot.size)))
-        writer.close()
+        write_zeros(FORMATS[name].open(path, architecture_of(opened.tensors), held, path.with_name("engine")))
     return path
 
 

@@ -19,6 +19,7 @@ from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.read.open import open_checkpoint
 from tests.helpers import checkpoints
+from tests.helpers.zeros import write_zeros
 
 RECIPE = """\
 name: tiny
@@ -49,12 +50,7 @@ def zeros(path: Path, version: str) -> Path:
 def convert(checkpoint: Path, name: str, path: Path) -> Path:
     """An artifact of zeros: everything but the values is as the format has it."""
     with open_checkpoint(checkpoint) as opened:
-        writer = FORMATS[name].open(path, architecture_of(opened.tensors), opened.tensors, Path())
-        for slots in writer.slots.values():
-            for slot in slots:
-                writer.write(slot, 0, memoryview(bytes(slot.size)))
-                writer.put(slot, 0, memoryview(bytes(slot.size)))
-        writer.close()
+        write_zeros(FORMATS[name].open(path, architecture_of(opened.tensors), opened.tensors, Path()))
     return path
 
 

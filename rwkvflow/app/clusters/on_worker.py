@@ -7,7 +7,6 @@ nothing in any index: what a step needs was told with the step, and the bytes co
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import platform
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from rwkvflow.base.errors import EnvironmentMissing, Interrupted, RwkvflowError, StepFailed, StoreError
+from rwkvflow.base.machine import total_memory
 from rwkvflow.execute.cluster.fitness import CORES, MEMORY, Greeting
 from rwkvflow.execute.cluster.outbox import Outbox, TaskWorker
 from rwkvflow.execute.cluster.words import Answer, AnswerError, Ended, Message, output_of, parse_message
@@ -55,16 +55,10 @@ def _greeting(asked: Mapping[str, Any], name: str, cores: float, limit: int | No
     except Exception as error:  # whatever it is, another worker may do
         problem = error.message if isinstance(error, RwkvflowError) else f"{type(error).__name__}: {error}"
         sandbox = str(asked["sandbox"])
-    memory = limit or _memory()
+    memory = limit or total_memory()
     return Greeting(
         f"{name} on {platform.node()}", __version__, code_digest(), host_platform(), sandbox, cores, memory, problem
     )
-
-
-def _memory() -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
 
 
 def _root(given: str | None) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 from rwkvflow.base.errors import RwkvflowError, SmokeFailed, StepFailed, StoreError
 from rwkvflow.base.text import shown
 from rwkvflow.plan.step import canonical
-from rwkvflow.store.record import Output, Record, digest_hex, parse_record
+from rwkvflow.store.record import Output, Record, digest_hex, parse_record, record_json
 
 PROTOCOL = 1
 ANSWER_CHARACTERS = 16 << 20
@@ -52,7 +52,7 @@ class Message:
             "topic": self.topic,
             "bundle": vars(self.bundle),
             "steps": dict(self.steps),
-            "known": {name: {"key": key, **_record(record)} for name, (key, record) in self.known.items()},
+            "known": {name: {"key": key, **record_json(record)} for name, (key, record) in self.known.items()},
             "remote": self.remote,
             "store": self.store,
             "sandbox": self.sandbox,
@@ -156,11 +156,6 @@ def _ended(name: str, value: Mapping[str, Any]) -> Ended:
 def output_of(value: Mapping[str, Any]) -> Output:
     """An output from JSON; raises what parse_record raises."""
     return parse_record({"step": "", "outputs": {"it": value}, "notes": {}, "seconds": 0}).outputs["it"]
-
-
-def _record(record: Record) -> dict[str, Any]:
-    outputs = {name: dict(vars(output)) for name, output in record.outputs.items()}
-    return {"step": record.step, "outputs": outputs, "notes": {}, "seconds": 0.0}
 
 
 def _load(text: str) -> dict[str, Any]:

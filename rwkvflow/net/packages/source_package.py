@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import tarfile
 import threading
@@ -12,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from rwkvflow.base.errors import FetchError
-from rwkvflow.base.files import clear_errors
+from rwkvflow.base.files import clear_errors, is_full
 from rwkvflow.documents.lock import LockedPackage
 from rwkvflow.net.packages.package_index import download, files_of
 from rwkvflow.net.packages.pip_settings import settings_of_environment
@@ -93,7 +92,7 @@ def unpack(archive: Path, destination: Path, *, root: str, kept: Sequence[str]) 
                     with source, target.open("wb") as file:
                         shutil.copyfileobj(source, file, 1 << 20)
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError, OverflowError) as error:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             raise
         raise FetchError(f"{archive.name} cannot be unpacked: {error}") from error
     if not total:

@@ -74,7 +74,7 @@ def _graph(path: Path) -> dict[str, Any] | None:
     index = ncnn_file.read_ncnn_index(path) if kind == "ncnn" else onnx_file.read_onnx_index(path)
     files = [path, *index.files]
     architecture = _config(path.with_suffix(".config") if kind == "ncnn" else path.with_name(path.name + ".config"))
-    problem = getattr(index, "problem", None) or (
+    problem = index.problem or (
         None if architecture else "a graph does not say what it computes, and there is no .config beside it"
     )
     return {

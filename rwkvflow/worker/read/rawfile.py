@@ -69,3 +69,11 @@ class RawFile:
         out = bytearray(count)
         self.into(memoryview(out), offset)
         return bytes(out)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file; also of a name that no file can have."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False

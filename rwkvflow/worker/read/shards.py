@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from rwkvflow.engine.parts import PART, part_name
 from rwkvflow.worker.errors import WorkerError
-from rwkvflow.worker.read.rawfile import RawFile
+from rwkvflow.worker.read.rawfile import RawFile, is_there
 from rwkvflow.worker.read.torch_file.pth import Index
 from rwkvflow.worker.read.torch_file.remedies import GATHERING
 
@@ -58,7 +58,7 @@ class Joined(RawFile):
         self.size = 0
         try:
             for index, part in enumerate(parts, 1):
-                if not _exists(part):
+                if not is_there(part):
                     raise WorkerError(
                         f"{path}: its part {index} of {len(parts)}, {part.name}, is missing. "
                         "Download or copy it beside the others."
@@ -86,14 +86,6 @@ class Joined(RawFile):
                 raise WorkerError(f"{self.name}: read past its end")
             part.into(buffer[done : done + count], within)
             done += count
-
-
-def _exists(path: Path) -> bool:
-    """Also of a name that no file can have."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
 
 
 def open_model(path: Path | str) -> RawFile:

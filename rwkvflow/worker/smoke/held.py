@@ -42,9 +42,8 @@ class Held:
     change: Change | None = None
     back: Change | None = None
     tolerance: float = 0.0  # largest difference, relative to the largest of the tensor's values
-    bound: Change | None = (
-        None  # in its place the largest difference of each value, by the checkpoint's as they should be
-    )
+    # In place of the tolerance: the largest difference of each value, made of the checkpoint's as they should be.
+    bound: Change | None = None
 
 
 def compare_held(checkpoint: Checkpoint, artifact: HeldTensors, wanted: Mapping[str, Held]) -> None:

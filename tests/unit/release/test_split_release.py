@@ -19,6 +19,7 @@ from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.read.inspect import describe
 from rwkvflow.worker.read.open import open_checkpoint
 from tests.helpers import releases
+from tests.helpers.zeros import write_zeros
 from tests.unit.stages.test_publish_stage import blueprint
 
 
@@ -26,12 +27,7 @@ def split(checkpoint: Path, name: str, path: Path, stem: str) -> Path:
     """A split artifact of zeros."""
     item = replace(FORMATS[name], split=Split(40_000, stem))
     with open_checkpoint(checkpoint) as opened:
-        writer = item.open(path, architecture_of(opened.tensors), opened.tensors, path.with_name("engine"))
-        for slots in writer.slots.values():
-            for slot in slots:
-                writer.write(slot, 0, memoryview(bytes(slot.size)))
-                writer.put(slot, 0, memoryview(bytes(slot.size)))
-        writer.close()
+        write_zeros(item.open(path, architecture_of(opened.tensors), opened.tensors, path.with_name("engine")))
     return path
 
 

@@ -18,10 +18,17 @@ from typing import TYPE_CHECKING, Any
 from rwkvflow.worker.formats.base import Format, Limits, Split, named_tokenizer
 from rwkvflow.worker.formats.mlx import blocks
 from rwkvflow.worker.formats.safetensors.layout import TensorEntry, safetensors_parts
-from rwkvflow.worker.formats.transformers.layout import SHARD, as_json, config_of, entries_of, tokenizer_files
+from rwkvflow.worker.formats.transformers.layout import (
+    SHARD,
+    as_json,
+    config_of,
+    entries_of,
+    small_files,
+    tokenizer_files,
+)
 from rwkvflow.worker.model.weight_types import F32
 from rwkvflow.worker.write.folder import FolderWriter
-from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Transform, Writer
+from rwkvflow.worker.write.layout import Encoding, Layout, Transform, Writer
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
@@ -80,16 +87,9 @@ class Mlx(Format):
             "generation_config.json": as_json({"bos_token_id": 0, "eos_token_id": 0}),
             **tokenizer_files(architecture, tokenizer, remarks),
         }
-        out = {}
-        for name, data in sorted(files.items()):
-            build = LayoutBuilder()
-            build.literal(data)
-            for remark in remarks:
-                build.remark(f"{self.name}: {remark}")
-            remarks.clear()
-            out[name] = build.done()
         made = [part for entry in plain for part in self._stored(entry)]
-        return out | safetensors_parts(made, self.split or Split(SHARD), {"format": "mlx"})
+        weights = safetensors_parts(made, self.split or Split(SHARD), {"format": "mlx"})
+        return small_files(files, self.name, remarks) | weights
 
     def _stored(self, entry: TensorEntry) -> Iterator[TensorEntry]:
         """A tensor as it is stored. MLX has no float64 on a GPU: it is F32 here."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,15 +95,19 @@ def layouts(
         **tokenizer_files(architecture, tokenizer, remarks),
     }
     entries = list(entries_of(architecture, tensors, remarks))
-    out = {}
-    for name, data in sorted(files.items()):
+    return small_files(files, "transformers", remarks) | safetensors_parts(entries, Split(shard), {"format": "pt"})
+
+
+def small_files(files: Mapping[str, bytes], name: str, remarks: Sequence[str]) -> dict[str, Layout]:
+    """The files beside the weights; the first of them carries the remarks, as the format's `name` makes them."""
+    out: dict[str, Layout] = {}
+    for path, data in sorted(files.items()):
         build = LayoutBuilder()
         build.literal(data)
-        for remark in remarks:
-            build.remark(f"transformers: {remark}")
-        remarks.clear()
-        out[name] = build.done()
-    return out | safetensors_parts(entries, Split(shard), {"format": "pt"})
+        for remark in remarks if not out else ():
+            build.remark(f"{name}: {remark}")
+        out[path] = build.done()
+    return out
 
 
 def as_json(content: Mapping[str, Any]) -> bytes:

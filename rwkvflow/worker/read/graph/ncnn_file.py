@@ -12,9 +12,10 @@ import struct
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.read.graph import GraphIndex, GraphTensor, beside
 from rwkvflow.worker.read.rawfile import RawFile
 
 MAGIC: Final = b"7767517"
@@ -31,26 +32,6 @@ WEIGHTLESS: Final = frozenset({
 
 
 @dataclass(frozen=True)
-class NcnnTensor:
-    """A weight. Its name is that of the layer, which is a number in files of ours, behind the layer's type."""
-
-    name: str
-    type: str
-    shape: tuple[int, ...]
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class NcnnIndex:
-    """problem: why the weights are not listed, or None. files: the .bin."""
-
-    metadata: dict[str, Any]
-    tensors: list[NcnnTensor]
-    problem: str | None
-    files: list[Path]
-
-
-@dataclass(frozen=True)
 class _NcnnLayer:
     kind: str
     name: str
@@ -63,18 +44,17 @@ class _NcnnLayer:
         return int(self.parameters.get(key, "0"))
 
 
-def read_ncnn_index(path: Path | str) -> NcnnIndex:
-    """Of NAME.param, with NAME.bin beside it. Raises WorkerError for what is no .param, and where the .bin is missing,
-    or shorter or longer than the layers' weights.
+def read_ncnn_index(path: Path | str) -> GraphIndex:
+    """Of NAME.param, with NAME.bin beside it. Weights are named by layers: type, and name, a number in files of ours.
+
+    Raises WorkerError for what is no .param, and where the .bin is missing, or shorter or longer than all weights.
     """
     path = Path(path)
     with RawFile(path) as file:
         if file.size > MOST:
             raise WorkerError(f"{path.name}: {file.size} bytes are too many for a list of layers")
         layers = _layers(path.name, file.bytes_at(0, file.size))
-    weights = path.with_suffix(".bin")
-    if not weights.exists():
-        raise WorkerError(f"{path.name}: its weights, {weights.name}, are missing. Download or copy them beside it.")
+    weights = beside(path, path.with_suffix(".bin").name)
     kinds = Counter(layer.kind for layer in layers)
     read = {name for layer in layers for name in layer.inputs}
     metadata = {
@@ -85,8 +65,8 @@ def read_ncnn_index(path: Path | str) -> NcnnIndex:
     with RawFile(weights) as file:
         strange = sorted(kind for kind in kinds if kind not in WEIGHTLESS and kind not in _WEIGHTS)
         if strange:
-            return NcnnIndex(metadata, [], f"which weights {strange[0]} has is not known here", [weights])
-        return NcnnIndex(metadata, _weights(path.name, file, layers), None, [weights])
+            return GraphIndex(metadata, [], [weights], f"which weights {strange[0]} has is not known here")
+        return GraphIndex(metadata, _weights(path.name, file, layers), [weights])
 
 
 def _layers(name: str, content: bytes) -> list[_NcnnLayer]:
@@ -147,7 +127,7 @@ _WEIGHTS: Final = {
 }
 
 
-def _weights(name: str, file: RawFile, layers: list[_NcnnLayer]) -> list[NcnnTensor]:
+def _weights(name: str, file: RawFile, layers: list[_NcnnLayer]) -> list[GraphTensor]:
     tensors, at = [], 0
     for layer in layers:
         if layer.kind not in _WEIGHTS:
@@ -171,7 +151,7 @@ def _weights(name: str, file: RawFile, layers: list[_NcnnLayer]) -> list[NcnnTen
                     f"{file.name}: the file is cut short: it has {file.size} bytes, and {layer.kind} {layer.name[:40]} "
                     f"ends at {at + size}. Download or copy it again."
                 )
-            tensors.append(NcnnTensor(f"{layer.kind}.{layer.name}.{part}", kind, shape, size))
+            tensors.append(GraphTensor(f"{layer.kind}.{layer.name}.{part}", kind, shape, size))
             at += size + (-size % 4 if flagged else 0)
     if at != file.size:
         raise WorkerError(

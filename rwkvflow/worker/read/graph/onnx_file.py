@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.read.graph import GraphIndex, GraphTensor, beside
 from rwkvflow.worker.read.rawfile import RawFile
 
 SUFFIX: Final = ".onnx"
@@ -43,23 +44,12 @@ _EXTERNAL = 1  # TensorProto.DataLocation
 
 
 @dataclass(frozen=True)
-class OnnxTensor:
-    """A weight (an initializer of the graph). nbytes: of its values; `location`: the file, if it is another."""
+class _Weight:
+    """An initializer of the graph; `location` is the file that it is in from `offset` on, if that is another."""
 
-    name: str
-    type: str
-    shape: tuple[int, ...]
-    nbytes: int
+    tensor: GraphTensor
     location: str = ""
-
-
-@dataclass(frozen=True)
-class OnnxIndex:
-    """metadata: IR version, opset, producer, counts of operators, inputs and outputs. files: those beside the model."""
-
-    metadata: dict[str, Any]
-    tensors: list[OnnxTensor]
-    files: list[Path]
+    offset: int = 0
 
 
 class _ProtoMessage:
@@ -138,7 +128,7 @@ def looks_like(file: RawFile) -> bool:
         return False
 
 
-def read_onnx_index(path: Path | str) -> OnnxIndex:
+def read_onnx_index(path: Path | str) -> GraphIndex:
     """Raises WorkerError for what is no ONNX model, and where a file with its weights is missing or too short."""
     with RawFile(path) as file:
         metadata: dict[str, Any] = {}
@@ -161,31 +151,29 @@ def read_onnx_index(path: Path | str) -> OnnxIndex:
             raise WorkerError(f"{file.name}: no ONNX model: it has no graph")
         if opsets:
             metadata["opset"] = ", ".join(opsets)
-        tensors = _graph(graph, metadata)
-    folder = Path(path).parent
-    return OnnxIndex(metadata, [tensor for tensor, _ in tensors], _outside(Path(path).name, folder, tensors))
+        weights = _graph(graph, metadata)
+    return GraphIndex(metadata, [weight.tensor for weight in weights], _outside(Path(path), weights))
 
 
-def _graph(graph: _ProtoMessage, metadata: dict[str, Any]) -> list[tuple[OnnxTensor, int]]:
+def _graph(graph: _ProtoMessage, metadata: dict[str, Any]) -> list[_Weight]:
     operators: Counter[str] = Counter()
     values: dict[int, list[str]] = {11: [], 12: []}
-    tensors = []
+    weights = []
     for number, _, message in graph.fields():
         if message is None:
             continue
         if number == 1:
             operators[_text(message, 4)] += 1
         elif number == 5:
-            tensors.append(_tensor(message))
+            weights.append(_weight(message))
         elif number in values:
             values[number].append(_text(message, 1))
     metadata["operators"] = ", ".join(f"{kind} {count}" for kind, count in sorted(operators.items()))
     metadata["inputs"], metadata["outputs"] = (" ".join(found) for found in values.values())
-    return tensors
+    return weights
 
 
-def _tensor(message: _ProtoMessage) -> tuple[OnnxTensor, int]:
-    """A weight, and where in its own file it begins."""
+def _weight(message: _ProtoMessage) -> _Weight:
     shape: list[int] = []
     name, kind, location, entries = "", 0, 0, {}
     for number, value, inner in message.fields():
@@ -206,12 +194,12 @@ def _tensor(message: _ProtoMessage) -> tuple[OnnxTensor, int]:
     known, bits = TYPES.get(kind, (f"type {kind}", 0))
     size = math.prod(shape) * bits // 8
     if location != _EXTERNAL:
-        return OnnxTensor(name, known, tuple(shape), size), 0
-    beside = entries.get("location", "")
-    if not beside or beside in (".", "..") or "/" in beside or "\\" in beside or "\0" in beside:
-        raise WorkerError(f"{file}: {name} is in {beside!r}, which is not a file beside it")
-    offset, length = (_whole(file, name, entries.get(key, usual)) for key, usual in (("offset", "0"), ("length", "0")))
-    return OnnxTensor(name, known, tuple(shape), size or length, beside), offset
+        return _Weight(GraphTensor(name, known, tuple(shape), size))
+    place = entries.get("location", "")
+    if not place or place in (".", "..") or "/" in place or "\\" in place or "\0" in place:
+        raise WorkerError(f"{file}: {name} is in {place!r}, which is not a file beside it")
+    offset, length = (_whole(file, name, entries.get(key, "0")) for key in ("offset", "length"))
+    return _Weight(GraphTensor(name, known, tuple(shape), size or length), place, offset)
 
 
 def _whole(file: str, name: str, text: str) -> int:
@@ -220,22 +208,22 @@ def _whole(file: str, name: str, text: str) -> int:
     return int(text)
 
 
-def _outside(model: str, folder: Path, tensors: list[tuple[OnnxTensor, int]]) -> list[Path]:
+def _outside(model: Path, weights: list[_Weight]) -> list[Path]:
     """The files beside a model that hold its weights. Raises WorkerError where one is missing or too short."""
     ends: dict[str, int] = {}
-    for tensor, offset in tensors:
-        if tensor.location:
-            ends[tensor.location] = max(ends.get(tensor.location, 0), offset + tensor.nbytes)
+    for weight in weights:
+        if weight.location:
+            ends[weight.location] = max(ends.get(weight.location, 0), weight.offset + weight.tensor.nbytes)
+    files = []
     for name, end in ends.items():
-        if not (folder / name).exists():
-            raise WorkerError(f"{model}: its weights, {name}, are missing. Download or copy them beside it.")
-        with RawFile(folder / name) as file:
+        files.append(beside(model, name))
+        with RawFile(files[-1]) as file:
             if file.size < end:
                 raise WorkerError(
-                    f"{name}: the file is cut short: {model} has weights up to byte {end}, and it has {file.size}. "
-                    "Download or copy it again."
+                    f"{name}: the file is cut short: {model.name} has weights up to byte {end}, and it has "
+                    f"{file.size}. Download or copy it again."
                 )
-    return [folder / name for name in ends]
+    return files
 
 
 def _opset(message: _ProtoMessage) -> str:

@@ -17,6 +17,7 @@ from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.model.versions import VERSIONS
 from rwkvflow.worker.read.inspect import describe
 from rwkvflow.worker.write.layout import Layout
+from rwkvflow.worker.write.onnx_writer import FLOAT, Tensor, model
 from tests.helpers import checkpoints
 
 NAMES = [f"{family}-{kind}" for family in ("onnx", "ncnn") for kind in ("f32", "f16")]
@@ -97,6 +98,12 @@ def test_weights_that_are_missing_or_cut_short(tmp_path: Path, made: dict[str, P
     refused(tmp_path / "x", weights, "cut short")
     (tmp_path / "x" / weights).unlink()
     refused(tmp_path / "x", model, weights, "missing")
+
+
+def test_weights_of_a_name_that_no_file_can_have(tmp_path: Path) -> None:
+    tensor = Tensor("w", FLOAT, (4,), location="n" * 300, size=16)
+    (tmp_path / "x.onnx").write_bytes(model([], [tensor], [], [], "test"))
+    refused(tmp_path / "x.onnx", "missing")
 
 
 def test_weights_of_another_model(tmp_path: Path, made: dict[str, Path]) -> None:
