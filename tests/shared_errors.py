@@ -10,7 +10,7 @@ from collections.abc import Generator
 
 import pytest
 
-LONGEST = 200  # characters of the reminder
+LONGEST = 400  # characters of the reminder
 
 _first: dict[int, tuple[BaseException, str]] = {}  # by id(): the exception (held, so that no id is used twice), a test
 
@@ -26,7 +26,13 @@ def pytest_runtest_makereport(
     error = call.excinfo.value
     _, where = _first.setdefault(id(error), (error, item.nodeid))
     if where != item.nodeid:
-        told = (str(error).strip().splitlines() or [""])[0][:LONGEST]
+        told = _why(str(error))[:LONGEST]
         report.longrepr = f"as printed for {where}: {type(error).__name__}: {told}"
         report.sections = []
     return report
+
+
+def _why(text: str) -> str:
+    """The line that says what went wrong: the first one of a run's log that tells of a failure, else the first."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line for line in lines if line.startswith(("failed ", "error: "))), lines[0] if lines else "")

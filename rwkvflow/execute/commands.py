@@ -74,8 +74,11 @@ class Commands:
             jobs[0].environment or "", command, work.folder, work.limits, listener.on_line, work.cancel
         )
         if changed := self._changed(jobs, inputs, before):
+            gone = not inputs[changed].exists() and not inputs[changed].is_relative_to(self.store.root)
             error = StepFailed(
-                f"the command changed its input {changed}",
+                f"its input {changed} went away while the command ran: {inputs[changed]}"
+                if gone
+                else f"the command changed its input {changed}",
                 remedy="what it made is not taken; run again, which makes or fetches the input again",
             )
             return {job.step.id: error for job in jobs}

@@ -129,10 +129,15 @@ class Files:
 
     def _local(self, name: str, text: str, path: Path, sha256: str | None, before: LockedFile | None) -> LockedFile:
         check_local(path, None)
-        if before is not None and before.source == text and sha256 in (None, before.sha256):
-            known = self.store.path(f"sha256:{before.sha256}")  # only while size and times are what they were
-            if known == path.absolute() and path.stat().st_size == before.size:
-                return before
+        # Only while size and times are what they were.
+        if (
+            before is not None
+            and before.source == text
+            and sha256 in (None, before.sha256)
+            and self.store.adopted(path, f"sha256:{before.sha256}")
+            and path.stat().st_size == before.size
+        ):
+            return before
         got, size = fetch_file(
             text, path, sha256=sha256, recipe_folder=self.folder, on_bytes=self._meter(name, path), cancel=self.cancel
         )

@@ -77,6 +77,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()  # steps run in folders of their own
         self.remote: Second | None = None
+        self._seen: dict[str, Path] = {}  # by hex digest: the file of the user's that was last asked about here
         with clear_errors(f"store {root}"):
             for name in ("blobs", "trees", "external", "index", "last", "logs", "tmp", "locks", "downloads"):
                 (root / name).mkdir(parents=True, exist_ok=True)
@@ -130,19 +131,28 @@ class Store:
         entry = self.root / "external" / f"{digest_hex(digest)}.json"
         known = (read_json(entry) or {}).get("files", {})
         write_json(entry, {"files": {**known, str(path.absolute()): _signature(status)}})
+        self._seen[digest_hex(digest)] = path.absolute()
         return Output(digest, "file", status.st_size)
 
     def adopted(self, path: Path, digest: str) -> bool:
         """Whether this very file had this digest when it was last hashed, and was not touched since."""
         known = (read_json(self.root / "external" / f"{digest_hex(digest)}.json") or {}).get("files", {})
         try:
-            return bool(known.get(str(path.absolute())) == _signature(path.stat()))
+            found = bool(known.get(str(path.absolute())) == _signature(path.stat()))
         except OSError:
             return False
+        if found:
+            self._seen[digest_hex(digest)] = path.absolute()
+        return found
 
     def _external(self, name: str) -> Path | None:
+        """A file of the user's: that of this run's own recipe before a copy of another project's.
+
+        The copy may go away with its project while this run reads it.
+        """
         known = (read_json(self.root / "external" / f"{name}.json") or {}).get("files", {})
-        for place in sorted(known):
+        own = str(self._seen.get(name, ""))
+        for place in sorted(known, key=lambda place: (place != own, place)):
             with contextlib.suppress(OSError):
                 if known[place] == _signature(Path(place).stat()):
                     return Path(place)

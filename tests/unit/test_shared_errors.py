@@ -15,7 +15,8 @@ import pytest
 @pytest.fixture(scope="module")
 def shared():
     print("what the fixture printed")
-    raise AssertionError("the run failed\\n" + "a line of its log\\n" * 500)
+    log = "a line of its log\\n" * 500
+    raise AssertionError("making a lock\\n" + log + "  failed  smoke/a: why\\nerror: 1 step failed")
 
 @pytest.fixture
 def own():
@@ -50,6 +51,6 @@ def test_a_shared_error_is_printed_once_and_named_at_the_other_tests(tmp_path: P
     assert lines.count("what the fixture printed") == 1
     named = [line for line in lines if line.startswith("as printed for test_it.py::test_shared[0]: AssertionError: ")]
     assert len(named) == 19
-    assert all(line.endswith("the run failed") for line in named)
+    assert all(line.endswith("failed  smoke/a: why") for line in named)
     assert sum(line == "E       AssertionError: one of its own" for line in lines) == 3
     assert any(line.startswith("E ") and line.endswith("assert 1 == 2") for line in lines)

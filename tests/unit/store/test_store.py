@@ -107,6 +107,20 @@ def test_a_file_of_the_users_is_known_until_it_changes(store: Store, tmp_path: P
     assert store.path(output.digest) is None
 
 
+def test_a_run_reads_its_own_copy_and_not_that_of_a_project_that_may_go_away(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).write_bytes(b"weights")
+        digest = Store(tmp_path / "store").adopt(tmp_path / name, text_digest(b"weights")).digest
+    for name in ("c", "a", "b"):
+        run = Store(tmp_path / "store")
+        assert run.adopted(tmp_path / name, digest)  # what a run begins with, for each file of its recipe
+        assert run.path(digest) == tmp_path / name
+        assert not run.adopted(tmp_path / "elsewhere", digest)
+        assert run.path(digest) == tmp_path / name
+    (tmp_path / "b").unlink()
+    assert run.path(digest) == tmp_path / "a", "its own is gone: any other has the same bytes"
+
+
 def test_digests_are_checked_before_they_become_paths(store: Store) -> None:
     for bad in ("sha256:../../etc/passwd", "md5:" + "0" * 32, "sha256:" + "G" * 64):
         with pytest.raises(RwkvflowError, match="not a sha256 digest"):
