@@ -1,4 +1,5 @@
-"""Measures what has to stay quick, as ratios to a baseline of the same run: start-up, a run without work, planning.
+"""Measures what has to stay quick, as ratios to a baseline of the same run: start-up, a run without work, planning;
+and what waiting takes of a core.
 
     python scripts/bench_start.py [--repeat 5]
 
@@ -9,13 +10,22 @@ the figures; nothing here fails, for a busy machine is no flaw of the code.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+
+from rich.console import Console
+
+from rwkvflow.base.events import RunStarted, StepStarted
+from rwkvflow.base.process import run
+from rwkvflow.display.live import LiveDisplay
+from rwkvflow.sandbox.isolation.memory import MemoryLimit
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMATS = "ggml-f32 ggml-f16 ggml-q8_0 ggml-q5_1 ggml-q5_0 ggml-q4_1 ggml-q4_0 safetensors safetensors-f16 web-rwkv"
@@ -58,6 +68,20 @@ def many(path: Path) -> Path:
     return path
 
 
+def waiting(seconds: float) -> float:
+    """The share of a core that this process takes while a command runs that says nothing: the bars, the watch."""
+    display = LiveDisplay(Console(file=io.StringIO(), force_terminal=True, width=80))
+    display(RunStarted("r.yaml", "host", "asked for", 4))
+    for name in "abc":
+        display(StepStarted(name, "smoke", "never run"))
+    with MemoryLimit(1 << 40, threading.Event()) as limit:
+        began, cpu = time.perf_counter(), time.process_time()
+        run([sys.executable, "-c", f"import time; time.sleep({seconds})"], cancel=limit, preexec=limit.remember)
+        used = (time.process_time() - cpu) / (time.perf_counter() - began)
+    display.close()
+    return used
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Measure start-up, a run without work, and planning.")
@@ -84,6 +108,7 @@ def main() -> None:
         for name, argv, target in rows:
             seconds = best(argv, times, env)
             print(f"{name:<32} {seconds:6.3f} s  {seconds / base:5.1f} x baseline  (target {target} s)")
+        print(f"{'waiting for a command':<32} {waiting(10):6.2%} of a core  (target 1%)")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ first: results in stores, then environments, then downloads, each the longest un
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +39,8 @@ def sweep(root: Path, limit: int = LIMIT) -> list[Path]:
     if used(root) <= limit:
         return gone
     for path in _worth_least(root):
-        _remove(path)
+        if not _remove(path):
+            continue
         gone.append(path)
         if used(root) <= limit:
             break
@@ -45,12 +48,28 @@ def sweep(root: Path, limit: int = LIMIT) -> list[Path]:
 
 
 def used(folder: Path) -> int:
-    """Bytes on disk below a folder; files with several names in it count once."""
+    """Bytes on disk below a folder; files with several names in it count once, and what vanishes meanwhile not at all.
+
+    What is mounted below it, as for a base image that is being made, is not in the folder.
+    """
     seen = {}
-    for path in folder.rglob("*"):
-        status = path.lstat()
-        seen[status.st_dev, status.st_ino] = status.st_blocks * 512
+    mounted = mounts()
+    for above, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            with contextlib.suppress(FileNotFoundError):
+                status = os.lstat(f"{above}/{name}")
+                seen[status.st_dev, status.st_ino] = status.st_blocks * 512
+        folders[:] = [name for name in folders if os.path.realpath(f"{above}/{name}") not in mounted]
     return sum(seen.values())
+
+
+def mounts() -> set[str]:
+    """Where something is mounted; nothing where the system does not say."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return set()
+    return {line.split()[4].replace("\\040", " ") for line in lines}
 
 
 def _worth_least(root: Path) -> Iterator[Path]:
@@ -70,8 +89,13 @@ def _age(path: Path) -> float:
     return path.lstat().st_mtime
 
 
-def _remove(path: Path) -> None:
+def _remove(path: Path) -> bool:
+    """Not where something is mounted below it: that is being worked in, and it may be the machine's own /dev."""
+    inside = f"{os.path.realpath(path)}/"
+    if any(f"{mounted}/".startswith(inside) for mounted in mounts()):
+        return False
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+    return True

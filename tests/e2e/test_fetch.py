@@ -221,14 +221,14 @@ def test_a_dropped_connection_is_tried_again(net: StandIn, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("kind", ["stall", "drip"])
 def test_stalled_and_dripping_connections_are_left(net: StandIn, tmp_path: Path, kind: str) -> None:
-    net.fault(kind, "model.pth", after=len(DATA) // 2, seconds=3)  # type: ignore[arg-type]
+    net.fault(kind, "model.pth", after=len(DATA) // 2, seconds=600)  # type: ignore[arg-type]
     if kind == "drip":
         net.assets["model.pth"].chunked = True
         net.assets["model.pth"].data = DATA[: len(DATA) // 2] + bytes(len(DATA) // 2)
     start = time.monotonic()
     digest = get(net, net.url("model.pth"), tmp_path / "m")[0]
     assert digest == hashlib.sha256(net.assets["model.pth"].data).hexdigest()
-    assert time.monotonic() - start < 2.9
+    assert time.monotonic() - start < 60
     assert len(net.requests("GET")) == 2
 
 

@@ -107,3 +107,16 @@ def test_nothing_reads_our_own_output_with_sed() -> None:
     paths += [*(ROOT / "rwkvflow").rglob("*.j2"), ROOT / "README.md"]
     found = [path for path in paths if re.search(r"(?m)(?:^|[\s|;`'\"(])sed [-\"'s]", path.read_text(encoding="utf-8"))]
     assert found == []
+
+
+def test_no_test_changes_the_clock_of_the_whole_process() -> None:
+    """Servers that run beside it would wait as long as that clock says. A module's own `time` is replaced instead."""
+    pattern = re.compile(r"""\.time\.(monotonic|perf_counter)["']|setattr\(time, ["'](monotonic|perf_counter|sleep)""")
+    assert pattern.search('setattr("rwkvflow.display.live.time.monotonic", x)')
+    wrong = [
+        f"{path.relative_to(ROOT)}: {line}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if "setattr(" in line and pattern.search(line) and path != Path(__file__)
+    ]
+    assert wrong == []

@@ -70,3 +70,29 @@ def test_what_another_run_uses_stays(root: Path) -> None:
             assert names(root) == before
     with kept.use(root, 0):
         assert names(root) == {"in-use.lock"}
+
+
+def test_what_is_mounted_is_neither_counted_nor_removed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A base image in the making has the machine's /proc and /dev below it."""
+    dev = fill(root / "bases/.making/dev/null", 8 * MIB).parent
+    monkeypatch.setattr(kept, "mounts", lambda: {str(dev)})
+    assert kept.used(root) < 9 * MIB
+    assert kept.sweep(root, 0)
+    assert names(root) == {"bases/.making/dev/null"}
+
+
+def test_mounts_are_those_of_the_machine() -> None:
+    assert "/" in kept.mounts()
+    assert "/proc" in kept.mounts()
+
+
+def test_what_vanishes_while_it_is_counted_does_not_count(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(path: str) -> os.stat_result:
+        if path.endswith("torch.whl"):
+            raise FileNotFoundError(path)
+        return lstat(path)
+
+    lstat = os.lstat
+    before = kept.used(root)
+    monkeypatch.setattr(os, "lstat", gone)
+    assert before - 2 * MIB < kept.used(root) <= before - MIB

@@ -21,13 +21,17 @@ from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from .conftest import ROOT
 
 
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "rwkvflow", "serve", *map(str, arguments)]
+def command(*arguments: str | Path, before: str = "") -> list[str]:
+    """`rwkvflow serve`; with `before`, Python that its process runs first."""
+    program = f"{before}; from rwkvflow.__main__ import main; main()"
+    return [sys.executable, *(["-c", program] if before else ["-m", "rwkvflow"]), "serve", *map(str, arguments)]
 
 
 @contextmanager
-def serving(*arguments: str | Path, **environment: str) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
-    argv = command(*arguments, "--port", "0")
+def serving(
+    *arguments: str | Path, before: str = "", **environment: str
+) -> Iterator[tuple[httpx.Client, subprocess.Popen[str]]]:
+    argv = command(*arguments, "--port", "0", before=before)
     env = {**os.environ, "PYTHONUTF8": "1", **environment}
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=env)
     assert process.stderr is not None

@@ -6,8 +6,10 @@ import functools
 import gc
 import queue
 import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -156,7 +158,8 @@ def test_guessing_ahead_is_off_where_it_costs_more_than_it_brings(
         return passes(sequences, *rest)
 
     monkeypatch.setattr(scheduler.model, "eval_sequences", timed)
-    monkeypatch.setattr("rwkvflow.serve.batching.scheduler.time.perf_counter", lambda: now)
+    clock = SimpleNamespace(perf_counter=lambda: now, monotonic=time.monotonic)
+    monkeypatch.setattr("rwkvflow.serve.batching.scheduler.time", clock)
     asks = [ask(seed, "ab " * 20, most=400, stops=(), end=None, logprobs=None) for seed in range(4)]
     for each in asks:
         each["sampling"] = Sampling(temperature=0)
