@@ -4,24 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from rwkvflow import __version__
 from rwkvflow.base.text import shown
 from rwkvflow.display.report_data import ArtifactRow, RunData
-from rwkvflow.display.report_plot import Point, panel
 from rwkvflow.display.words import duration
 from rwkvflow.documents.formats import family_of
 from rwkvflow.release.choose import Runnable, best_for_some
 from rwkvflow.release.domain_plot import domain_plot_svg
+from rwkvflow.release.plot import FAILED, WIDTH, PlotPoint, draw, style
 from rwkvflow.release.quality import Quality, figures_of
 
 MARKS = {"done": "✓", "cached": "=", "failed": "✗", "running": "…"}
+NARROW, MANY = 400, 16  # pixels of a plot that a phone shows whole, and from how many points on it is a wide one
+# Within the page, a plot is of the page's own colours.
+INKS = "text{font-family:inherit;fill:var(--text)}.q{fill:var(--soft)}.bg{fill:none}.g{stroke:var(--line)}"
+INKS += ".l{stroke:var(--card)}.o{fill:var(--card)}.x{stroke:var(--bad)}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the plots show: a figure of the smoke report, what it is shown times, and its words."""
+
+    key: str
+    factor: float
+    words: str
+    unit: str = ""
+
+
 COSTS = (
-    ("kl_divergence", 1.0, "KL divergence, nats a token", ""),
-    ("perplexity_rise", 100.0, "rise of the perplexity", "%"),
-    ("logits", 1.0, "largest error of a logit", ""),
+    Cost("kl_divergence", 1.0, "KL divergence, nats a token"),
+    Cost("perplexity_rise", 100.0, "rise of the perplexity, %", "%"),
+    Cost("logits", 1.0, "largest error of a logit"),
 )
 
 
@@ -48,8 +65,8 @@ def report_html(run: RunData) -> str:
             0.6, min(_percent(step.seconds, whole), 100 - _percent(step.start or 0.0, whole))
         ),
     }
-    key, factor, words, unit = cost_of(run.artifacts)
-    panels = [(model, Markup(svg)) for model, svg in _panels(run.artifacts, key, factor, words, unit)]  # noqa: S704
+    cost = cost_of(run.artifacts)
+    panels = [(model, wide, Markup(svg)) for model, wide, svg in _panels(run.artifacts, cost)]  # noqa: S704
     domains = _domains(run)
     return environment.get_template("report.html.j2").render(
         run=run,
@@ -58,7 +75,8 @@ def report_html(run: RunData) -> str:
         failures=[step for step in run.steps if step.status == "failed"],
         texts=[item for item in run.artifacts if said(item)],
         panels=panels,
-        cost=words,
+        cost=cost.words,
+        plot_style=Markup(style("svg ", FAILED + INKS)),  # noqa: S704 - ours
         domains=None if domains is None else Markup(domains),  # noqa: S704 - escaped where it is made
         memory=_memory(run.artifacts),
         timed=any(_number(item.smoke.get("tokens_per_second")) is not None for item in run.artifacts),
@@ -74,7 +92,7 @@ def _domains(run: RunData) -> str | None:
         if item.quality and item.size is not None
         if (figures := figures_of(item.id, item.model, item.format, item.size, item.smoke, item.quality)) is not None
     ]
-    return domain_plot_svg(Quality(release=run.name, text=None, models={}, artifacts=tuple(found)), "#domains ")
+    return domain_plot_svg(Quality(release=run.name, text=None, models={}, artifacts=tuple(found)), "#domains ", INKS)
 
 
 def _memory(items: Sequence[ArtifactRow]) -> dict[str, tuple[int, bool]]:
@@ -100,29 +118,40 @@ def said(item: ArtifactRow) -> list[dict[str, Any]]:
     return found if isinstance(found, list) and all(isinstance(entry, dict) for entry in found) else []
 
 
-def cost_of(items: Sequence[ArtifactRow]) -> tuple[str, float, str, str]:
+def cost_of(items: Sequence[ArtifactRow]) -> Cost:
     """What the plot shows: the KL divergence; where it is missing, the rise of the perplexity or the logits' error."""
     return next(
-        (cost for cost in COSTS if any(_number(item.smoke.get(cost[0])) is not None for item in items)), COSTS[-1]
+        (cost for cost in COSTS if any(_number(item.smoke.get(cost.key)) is not None for item in items)), COSTS[-1]
     )
 
 
-def _panels(items: Sequence[ArtifactRow], key: str, factor: float, words: str, unit: str) -> Sequence[tuple[str, str]]:
-    models = list(dict.fromkeys(item.model for item in items))
+def _panels(items: Sequence[ArtifactRow], cost: Cost) -> Sequence[tuple[str, bool, str]]:
+    """Of each model that has two artifacts or more: its name, whether its plot is a wide one, and the plot."""
     found = []
-    for model in models:
-        points: dict[tuple[str, int, float], Point] = {}
+    for model in dict.fromkeys(item.model for item in items):
+        points: dict[tuple[str, int, float], PlotPoint] = {}
         for item in items:
-            cost = _number(item.smoke.get(key))
-            if item.model != model or item.size is None or cost is None:
+            value = _number(item.smoke.get(cost.key))
+            if item.model != model or not item.size or value is None:
                 continue
-            title = f"{item.id}: {bytes_text(item.size)}, {words} {cost * factor:.3g}{unit}"
-            bad = item.status not in ("done", "cached")
-            label = _label(item.format)
-            points.setdefault((label, item.size, cost), Point(label, item.size, cost * factor, title, bad))
-        if len(points) > 1:
-            found.append((model, panel(list(points.values()), words, unit)))
+            points.setdefault((item.format, item.size, value), _point(item, item.size, cost, value * cost.factor))
+        wide = len(points) > MANY
+        title = f"{model}: {cost.words}, against size"
+        svg = draw(list(points.values()), [model], cost.words, title, width=WIDTH if wide else NARROW)
+        if svg is not None:
+            found.append((model, wide, svg))
     return found
+
+
+def _point(item: ArtifactRow, size: int, cost: Cost, value: float) -> PlotPoint:
+    return PlotPoint(
+        _label(item.format),
+        f"{item.id}: {bytes_text(size)}, {cost.words.partition(',')[0]} {value:.3g}{cost.unit}",
+        size,
+        value,
+        hollow=item.smoke.get("evaluated") == "tensors",
+        failed=item.status not in ("done", "cached"),
+    )
 
 
 def _label(name: str) -> str:

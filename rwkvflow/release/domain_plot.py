@@ -13,6 +13,7 @@ from rwkvflow.release.labels import Box, Spot, place
 from rwkvflow.release.plot import (
     BOTTOM,
     LEFT,
+    LETTER,
     RIGHT,
     SERIES,
     WIDTH,
@@ -29,8 +30,11 @@ HEIGHT, HEAD, TITLE = 300, 74, 26  # of a panel; of what stands above the first;
 MOST = 6  # panels: the models of a release are alike in this
 
 
-def domain_plot_svg(quality: Quality, scope: str = "") -> str | None:
-    """The picture; None where no model has two artifacts that were measured over domains. `scope`: see plot.style."""
+def domain_plot_svg(quality: Quality, scope: str = "", more: str = "") -> str | None:
+    """The picture; None where no model has two artifacts that were measured over domains.
+
+    `scope` and further rules: see plot.style.
+    """
     models: dict[str, list[ArtifactFigures]] = {}
     for item in quality.artifacts:
         if item.domains and item.size > 0:
@@ -43,11 +47,11 @@ def domain_plot_svg(quality: Quality, scope: str = "") -> str | None:
     each = HEIGHT + BOTTOM + (TITLE if len(panels) > 1 else 0)
     height = HEAD + each * len(panels)
     title = "KL divergence from the fp32 reference by domain, against size"
-    parts = head(height, title, "Quality by domain", style(scope, _lines_style()))
+    parts = head(height, title, "Quality by domain", style(scope, _lines_style() + more))
     x = float(LEFT)
     for index, name in enumerate(domains):
         parts.append(shape(index, x + 6, 47) + f'<text x="{x + 16:g}" y="51">{escape(name)}</text>')
-        x += 7.2 * len(name) + 34
+        x += LETTER * len(name) + 34
     for number, (model, some) in enumerate(panels):
         top = HEAD + each * number
         if len(panels) > 1:

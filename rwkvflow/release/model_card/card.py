@@ -122,6 +122,7 @@ def context(
         "first": first_commands(rows, hub),
         "notes": _notes(rows),
         "proofs": _proofs(rows),
+        "domains": list(dict.fromkeys(name for row in rows for name in row.quality.get("domains", ()))),
         "machines": _machines(rows),
         "params": params,
         "targets": [target for target in params.get("targets", ()) if f"{ENGINE}/{target}" not in left_out],

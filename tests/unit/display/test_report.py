@@ -16,7 +16,7 @@ from rwkvflow.base.text import shown
 from rwkvflow.cli import cli
 from rwkvflow.display.report import bytes_text, diff_kind, figure, report_html
 from rwkvflow.display.report_data import ArtifactRow, RunData, gather
-from rwkvflow.display.report_plot import HEIGHT, WIDTH, Point, panel, ticks
+from rwkvflow.release.plot import PlotPoint, draw
 from tests.helpers.runs import Past
 
 VOID = {"meta", "br", "line", "circle", "path", "rect"}
@@ -185,34 +185,59 @@ def test_secrets_in_logs_stay_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert not any("hf_plantedtoken" in step.log + step.message for step in data.steps)
 
 
-POINTS = st.builds(
-    Point,
-    st.from_regex(r"[a-z0-9_]{1,12}", fullmatch=True),
-    st.integers(0, 10**12),
-    st.floats(-100, 1000),
-    st.just("title"),
-    st.booleans(),
-)
+def rows(*losses: float | None, key: str = "kl_divergence", bad: int = -1) -> list[ArtifactRow]:
+    """Artifacts of one model, of 1 kB, 2 kB and so on, and what they lose."""
+    return [
+        ArtifactRow(
+            f"m/my-{at}", "m", f"my-{at}", "x", "failed" if at == bad else "done", "", 1000 * (at + 1), {key: loss}
+        )
+        for at, loss in enumerate(losses)
+    ]
 
 
-@given(st.lists(POINTS, min_size=1, max_size=12))
-def test_plots_stay_in_their_frame(points: list[Point]) -> None:
-    svg = panel(points, "rise", "%")
-    assert svg.count("<circle") == len(points)
-    for x, y in re.findall(r'cx="([^"]+)" cy="([^"]+)"', svg):
-        assert 0 <= float(x) <= WIDTH
-        assert 0 <= float(y) <= HEIGHT
-    for x, y in re.findall(r'<text [^>]*x="([^"]+)" y="([^"]+)"', svg):
-        assert 0 <= float(x) <= WIDTH
-        assert 0 <= float(y) <= HEIGHT
+def page_of(artifacts: list[ArtifactRow]) -> tuple[str, Page]:
+    text = report_html(RunData("r", "r.yaml", 0, 1, "done", artifacts=artifacts))
+    return text, Page(text)
 
 
-@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e9))
-def test_ticks_are_few_and_inside(low: float, span: float) -> None:
-    found = ticks(low, low + span)
-    assert len(found) <= 9
-    assert all(low <= value <= low + span for value in found)
-    assert found == sorted(set(found))
+def test_a_plot_is_the_cards_one_in_the_pages_colours() -> None:
+    """One piece of code draws both; here it has no heading, as the page has one, and no rules of its own."""
+    text, _ = page_of(rows(0.1, 0.01, 0.0))
+    svg = text[text.index("<svg") : text.index("</svg>") + len("</svg>")]
+    points = [PlotPoint(f"my-{at}", "", 1000 * (at + 1), loss) for at, loss in enumerate((0.1, 0.01, 0.0))]
+    drawn = draw(
+        points, ["m"], "KL divergence, nats a token", "m: KL divergence, nats a token, against size", width=400
+    )
+    assert drawn is not None
+    assert re.sub("<title>m/my.*?</title>", "<title></title>", svg) == drawn.strip()
+    assert "<style>" not in svg
+    assert "svg .x,svg" not in text
+    assert re.search(r"svg \.x\{[^}]*var\(--bad\)", text)
+
+
+def test_what_failed_is_a_cross_with_its_figures() -> None:
+    text, page = page_of(rows(0.1, 0.01, 0.9, bad=2))
+    assert text.count('class="x"') == 1
+    assert "A cross: did not pass its test." in page.text
+    assert "m/my-2: 3.00 kB, KL divergence 0.9" in page.text
+    assert "A cross" not in page_of(rows(0.1, 0.01))[1].text
+
+
+def test_one_artifact_makes_no_plot_and_many_a_wide_one() -> None:
+    assert "<svg" not in page_of(rows(0.1))[0]
+    assert "<svg" not in page_of(rows(0.1, None))[0]
+    assert 'class="card panel"' in page_of(rows(*[0.1] * 16))[0]
+    text, page = page_of(rows(*(0.5 / (at + 1) for at in range(40))))
+    assert 'class="card panel wide"' in text
+    names = {name for said in page.said if re.fullmatch("(my-[0-9]+,? ?)+", said) for name in re.split(", ?", said)}
+    assert len(names & {f"my-{at}" for at in range(40)}) > 35, "nearly all have room for their names"
+
+
+def test_without_divergences_the_perplexity_is_shown_and_what_gains_costs_nothing() -> None:
+    _, page = page_of(rows(0.02, -0.01, 0.0, key="perplexity_rise"))
+    assert "rise of the perplexity, %" in page.said
+    assert "≤ 0" in page.said
+    assert "m/my-0: 1.00 kB, rise of the perplexity 2%" in page.said
 
 
 def test_words() -> None:

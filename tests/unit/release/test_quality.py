@@ -18,7 +18,7 @@ from rwkvflow.release.artifacts import Row
 from rwkvflow.release.check import check_release
 from rwkvflow.release.domain_plot import domain_plot_svg
 from rwkvflow.release.labels import Box, Spot, place
-from rwkvflow.release.plot import plot_svg, ticks
+from rwkvflow.release.plot import PlotPoint, draw, plot_svg, ticks
 from rwkvflow.release.quality import ArtifactFigures, DomainFigures, Quality, quality_bytes, quality_of, read_quality
 from tests.helpers.releases import Made, made
 
@@ -151,12 +151,53 @@ def test_points_that_coincide_share_a_label_and_hollow_ones_are_explained() -> N
 def test_the_plot_stays_inside_its_frame(figures: list[tuple[float, int, str, str]]) -> None:
     svg = plot_svg(quality(*(measured(name, size, cost, model) for cost, size, model, name in figures)))
     assert svg is not None
+    inside(svg, 900)
+
+
+def inside(svg: str, wide: int) -> None:
+    """Asserts that nothing of a picture is beyond its edges, of text the end included, about."""
     root = ET.fromstring(svg)  # noqa: S314 - our own
     width, height = float(root.attrib["width"]), float(root.attrib["height"])
+    assert width == wide
     for element in root.iter():
         for name, most in (("x", width), ("cx", width), ("x1", width), ("x2", width), ("y", height), ("cy", height)):
             if name in element.attrib:
                 assert 0 <= float(element.attrib[name]) <= most
+        if element.tag == f"{SVG}text" and "transform" not in element.attrib:
+            long, at = 5.5 * len(element.text or ""), float(element.attrib["x"])
+            end = {"end": at, "middle": at + long / 2}.get(element.get("text-anchor", ""), at + long)
+            assert end <= width, element.text
+
+
+POINTS = st.builds(
+    PlotPoint,
+    st.text("xyz-", max_size=90),
+    st.just("title"),
+    st.integers(1, 10**12),
+    st.floats(-100, 1000),
+    st.integers(0, 2),
+    st.booleans(),
+    st.booleans(),
+)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(POINTS, min_size=2, max_size=20), st.sampled_from([400, 900]), st.sampled_from(["", "heading"]))
+def test_a_plot_of_any_width_stays_inside_its_frame(points: list[PlotPoint], width: int, heading: str) -> None:
+    svg = draw(points, ["m", "n" * 200, "o"], "words", "a <title>", heading=heading, width=width)
+    assert svg is not None
+    inside(svg, width)
+    assert len(re.findall("<title>title</title>", svg)) == len(points)
+    assert svg.count('class="x"') == sum(point.failed for point in points)
+    assert ("A cross" in svg) == any(point.failed for point in points)
+
+
+def test_names_that_are_too_long_keep_both_ends() -> None:
+    points = [PlotPoint(f"{at}" + "x" * 90 + f"{at}", "", 10**at, 0.1 * at) for at in (1, 2, 3)]
+    svg = draw(points, ["m"], "words", "title", width=400)
+    assert svg is not None
+    for at in (1, 2, 3):
+        assert any(re.fullmatch(f"{at}x+…x+{at}", text) for text in texts(svg))
 
 
 @settings(deadline=None)
@@ -239,11 +280,12 @@ def test_figures_by_domain_are_in_the_file_and_on_the_card_and_are_checked(tmp_p
     broken["artifacts"][0]["domains"]["code"]["kl"] = "low"
     assert list(jsonschema.Draft202012Validator(schema).iter_errors(broken))
     card = (folder / "README.md").read_text()
-    row = "| code | 8192 | 12.500 ± 0.200 | +0.80 % ± – | 0.0123 ± 0.0004 | 0.2 | 1.5 | 95.0 % ± 0.20 % |"
-    assert row in card
+    path = first["path"].replace("_", "\\_")
+    table = f"KL divergence, in nats a token:\n\n| file | code |\n| --- | ---: |\n| {path} | 0.0123 ± 0.0004 |\n"
+    assert table in card, "one row a file, one column a domain"
     assert "75.0 % ± 5.00 % (fp32: 70.0 %)" in card
     assert card.count("75.0 % ± 5.00 % (fp32: 70.0 %)") == 3
-    assert "0.01, 0.002" in card
+    assert "| 0: 0.01 |" in card, "the layer that costs most"
     assert not (folder / "quality-domains.svg").exists(), "one file alone makes no plot"
     assert "By domain" not in (made(tmp_path / "other").publish(tmp_path / "plain") / "README.md").read_text()
     assert not check_release(folder).problems
