@@ -25,7 +25,13 @@ POLL_S = 0.2
 
 # What engines say where a layer that the builder has just made or found is gone: someone pruned images meanwhile.
 # The last is of a stage to copy from; those have names of our own, and are built before.
-LOST_LAYER = ("unknown parent image ID", "failed to get layer", "layer does not exist", "invalid from flag value")
+LOST_LAYER = (
+    "unknown parent image ID",
+    "failed to get layer",
+    "layer does not exist",
+    "No such image: sha256:",
+    "invalid from flag value",
+)
 
 
 class LayerLost(StepFailed):

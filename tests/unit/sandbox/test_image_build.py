@@ -23,6 +23,8 @@ LOST = "failed to export image: failed to set parent sha256:3a2b: unknown parent
     [
         (LOST, LayerLost),
         ("invalid from flag value engine-librwkv: No such image: sha256:2c24", LayerLost),
+        ("No such image: sha256:b7f077e02b69", LayerLost),
+        ("No such image: python:3.11-slim", StepFailed),
         ("The command '/bin/false' returned a non-zero code: 1", StepFailed),
     ],
 )
