@@ -86,7 +86,9 @@ class Place:
             _, err = process.communicate()
             timer.cancel()
         logs = "".join(f"\n== {path.name}\n{path.read_text()[-3000:]}" for path in self.hosts.folder.glob("*.log"))
-        return Ran(process.returncode, "".join(lines), err + (logs if process.returncode else ""))
+        ran = Ran(process.returncode, "".join(lines), err + (logs if process.returncode else ""))
+        failed = [f"{event['step']}: {event['message']}\n" for event in ran.events if event.get("status") == "failed"]
+        return replace(ran, err="".join(failed) + ran.err)
 
 
 @pytest.fixture
@@ -155,7 +157,7 @@ def test_a_host_that_stops_and_comes_back_spoils_nothing(many: Farm, place: Plac
 
     def moment(event: dict[str, Any]) -> None:
         name = place.hosts.of(worker_of(event))
-        if name and event["step"].startswith("reference") and not struck:
+        if name and event["step"].startswith(("reference", "smoke")) and not struck:
             struck.append(name)
             worker = place.hosts.hosts[name].worker
             assert worker is not None

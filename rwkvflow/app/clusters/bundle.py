@@ -109,20 +109,21 @@ def plan_of(documents: Mapping[str, Any], folder: Path) -> Plan:
     return make_plan(blueprint, publishing=False)
 
 
-def stored(prepared: Prepared, store: Store, remote: Remote | None) -> Output:
-    """Put the documents and their files where the workers find them."""
+def stored(prepared: Prepared, store: Store, remote: Remote | None) -> list[Output]:
+    """Put the documents and their files where the workers find them; the documents come first in what is returned."""
     documents, places = bundle(prepared)
-    files = []
+    files, kept = [], []
     for path, seen in sorted(places.items()):
         output = _kept(path, store)
         _send(output, store, remote)
+        kept.append(output)
         files += [{"place": place, "output": dict(vars(output))} for place in seen]
     with store.scratch() as folder:
         target = folder / "documents.json"
         target.write_bytes(canonical({**documents, "files": files}))
         output = store.put_file(target)
     _send(output, store, remote)
-    return output
+    return [output, *kept]
 
 
 def _kept(path: Path, store: Store) -> Output:

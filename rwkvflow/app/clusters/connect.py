@@ -45,7 +45,7 @@ def elsewhere(prepared: Prepared, cluster: Cluster, emit: Listener) -> Iterator[
     blueprint, store = prepared.blueprint, prepared.store
     remote = _remote(prepared, cluster)
     with store.using():
-        output = stored(prepared, store, remote)
+        bundle = stored(prepared, store, remote)
     url = remote.url if remote is not None else None
     asked = {
         "sandbox": blueprint.sandbox,
@@ -53,7 +53,7 @@ def elsewhere(prepared: Prepared, cluster: Cluster, emit: Listener) -> Iterator[
         "store": None if remote is not None else str(store.root),
         "machine": machine(),
         "remote": url,
-        "probe": dict(vars(output)),
+        "probe": dict(vars(bundle[0])),
     }
     topic = f"rwkvflow-{uuid.uuid4().hex}"
     wanted = WantedWorker(__version__, code_digest(), blueprint.platform, blueprint.sandbox)
@@ -75,7 +75,7 @@ def elsewhere(prepared: Prepared, cluster: Cluster, emit: Listener) -> Iterator[
         yield Elsewhere(
             store,
             crew,
-            output,
+            bundle,
             topic=topic,
             sandbox=blueprint.sandbox,
             need=lambda step: needs[step.id],

@@ -107,8 +107,18 @@ def carry_out(text: str) -> str:
     try:
         with outbox, worker.watched() as cancel:
             return _carry_out(message, worker.name, outbox, cancel).to_text()
+    except _LostDocument as error:
+        return Answer(worker.name, refused=error.message, lost=(error.digest,)).to_text()
     except Exception as error:
         return Answer(worker.name, refused=f"{type(error).__name__}: {error}").to_text()
+
+
+class _LostDocument(StepFailed):
+    """The store has not the documents of the run, or a file that they name, or has other bytes under the name."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__("it cannot get the documents of the run")
+        self.digest = output.digest
 
 
 def _carry_out(message: Message, name: str, outbox: Outbox, cancel: threading.Event) -> Answer:
@@ -233,7 +243,7 @@ def _plan(root: str, bundle: Output, store: Any) -> Any:
     with _GUARD:
         if (root, bundle.digest) not in _PLANS:
             if not store.bring([bundle]):
-                raise StepFailed("the documents of the run are not in the store")
+                raise _LostDocument(bundle)
             documents = json.loads(store.path(bundle.digest).read_bytes())
             plan = plan_of(documents, _workspace(documents, bundle.digest, store))
             while len(_PLANS) >= PLANS:
@@ -254,7 +264,7 @@ def _workspace(documents: Mapping[str, Any], digest: str, store: Any) -> Path:
         for entry in documents["files"]:
             output = output_of(entry["output"])
             if not store.bring([output]):
-                raise StepFailed(f"{entry['place']} is not in the store")
+                raise _LostDocument(output)
             place = folder / checked_path(str(entry["place"]))
             place.parent.mkdir(parents=True, exist_ok=True)
             source = store.path(output.digest)

@@ -66,7 +66,7 @@ class Elsewhere:
         self,
         store: Store,
         crew: Crew,
-        bundle: Output,
+        bundle: Sequence[Output],
         *,
         topic: str,
         sandbox: str,
@@ -74,7 +74,10 @@ class Elsewhere:
         remote: Remote | None,
         url: str | None,
     ) -> None:
-        """remote, url: where bytes go; None where the workers use this machine's own store."""
+        """bundle: the run's documents, and the files that they name.
+
+        remote, url: where bytes go; None where the workers use this machine's own store.
+        """
         self.store, self.crew, self.remote = store, crew, remote
         self._bundle, self._topic, self._sandbox, self._url = bundle, topic, sandbox, url
         self._need = need
@@ -176,7 +179,7 @@ class Elsewhere:
         return Message(
             uuid.uuid4().hex,
             self._topic,
-            self._bundle,
+            self._bundle[0],
             {step.id: key for step, key, _ in todo},
             dict(sorted(known.items())),
             self._url,
@@ -225,9 +228,16 @@ class Elsewhere:
         return there
 
     def _look_again(self, answer: Answer, todo: Sequence[Item], desk: Desk) -> bool:
-        """Whether inputs that a worker could not get have to be sent anew."""
+        """Whether something that a worker could not get, an input or a document of the run, has to be sent anew."""
         names = {name for step, _, _ in todo for name in _read(step, desk.plan)}
         found = False
+        for output in self._bundle:
+            if output.digest in answer.lost and self.remote is not None:
+                found = True
+                with self._guard:
+                    self._there.discard(output.digest)
+                self.remote.doubt([output], damaged=True)
+                self._sent(output)
         for name in names:
             outcome = desk.outcome(name)
             outputs = outcome.outputs.values() if outcome is not None and outcome.ok else ()

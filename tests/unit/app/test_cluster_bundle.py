@@ -90,7 +90,7 @@ def keys(plan: Plan) -> dict[str, str]:
 def test_a_worker_makes_the_same_plan_of_what_it_gets(tmp_path: Path) -> None:
     mine = prepared(tmp_path / "home")
     remote = Remote(f"file://{tmp_path}/remote", print)
-    output = stored(mine, mine.store, remote)
+    output = stored(mine, mine.store, remote)[0]
     worker = Store(tmp_path / "worker")
     worker.remote = Remote(f"file://{tmp_path}/remote", print)
     plan = on_worker._plan(str(worker.root), output, worker)
@@ -112,7 +112,7 @@ def test_what_lies_outside_of_the_folder_goes_nowhere(tmp_path: Path) -> None:
 
 def test_hostile_documents_lead_nowhere_on_a_worker(tmp_path: Path) -> None:
     mine = prepared(tmp_path / "home")
-    output = stored(mine, mine.store, None)
+    output = stored(mine, mine.store, None)[0]
     documents: dict[str, Any] = json.loads(mine.store.path(output.digest).read_bytes())  # type: ignore[union-attr]
     for path in ("../../escaped", "/escaped", "a/../../../escaped"):
         documents["files"][0]["place"] = path
@@ -124,7 +124,7 @@ def test_hostile_documents_lead_nowhere_on_a_worker(tmp_path: Path) -> None:
 
 
 def message(mine: Prepared, folder: Path, **changes: Any) -> Message:
-    output = stored(mine, mine.store, None)
+    output = stored(mine, mine.store, None)[0]
     step = next(step for step in mine.plan if step.action in AWAY)
     made = Message("t", "topic", output, {step.id: "ab" * 32}, {}, None, str(mine.store.root), "host")
     return replace(made, **changes)
@@ -141,6 +141,25 @@ def test_a_worker_whose_plan_is_another_refuses_by_name(tmp_path: Path) -> None:
     assert "does not understand" in parse_answer(on_worker.carry_out("{}"), ["x"]).refused
 
 
+def test_a_worker_says_which_document_the_store_has_not(tmp_path: Path) -> None:
+    """The documents themselves, then a file that they name: damaged, so that the home sends them again."""
+    mine = prepared(tmp_path / "home")
+    remote = Remote(f"file://{tmp_path}/remote", print)
+    made = stored(mine, mine.store, remote)
+    step = next(step for step in mine.plan if step.action in AWAY)
+    for number, output in enumerate(made):
+        place = tmp_path / "remote" / "blobs" / output.digest[7:9] / output.digest[7:]
+        whole = place.read_bytes()
+        place.write_bytes(b"x" * len(whole))
+        store = str(tmp_path / f"worker{number}")
+        text = Message("t", "topic", made[0], {step.id: "ab" * 32}, {}, remote.url, store, "host").to_text()
+        answer = parse_answer(on_worker.carry_out(text), [step.id])
+        assert answer.lost == (output.digest,), answer
+        assert answer.refused == "it cannot get the documents of the run"
+        place.write_bytes(whole)
+        assert not parse_answer(on_worker.carry_out(text), [step.id]).lost
+
+
 class DaskWorker:
     """What of Dask's worker a greeting asks for."""
 
@@ -155,7 +174,7 @@ class DaskWorker:
 
 def test_a_greeting_says_what_a_worker_has_and_dask_is_told(tmp_path: Path) -> None:
     mine = prepared(tmp_path / "home")
-    output = stored(mine, mine.store, None)
+    output = stored(mine, mine.store, None)[0]
     asked: dict[str, Any] = {
         "sandbox": "host", "walls": False, "store": str(mine.store.root), "machine": machine(), "remote": None,
         "probe": vars(output),

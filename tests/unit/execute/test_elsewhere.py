@@ -128,9 +128,9 @@ class Home:
     def run(self, plan: Plan = PLAN) -> dict[str, Outcome]:
         with self.store.scratch() as folder:
             (folder / "x").write_text("documents")
-            bundle = self.store.put_file(folder / "x")
+            self.bundle = self.store.put_file(folder / "x")
         away = Elsewhere(
-            self.store, self.crew, bundle, topic="t", sandbox="host", need=lambda step: Need(),
+            self.store, self.crew, [self.bundle], topic="t", sandbox="host", need=lambda step: Need(),
             remote=self.remote, url=self.url,
         )  # fmt: skip
         actions = {"fetch": self.action, "publish": self.action}
@@ -286,6 +286,24 @@ def test_an_input_that_somebody_spoils_is_sent_again(tmp_path: Path, url: str) -
     _, root = fsspec.core.url_to_fs(url)
     name = fetched[0].digest.removeprefix("sha256:")
     assert file_digest(Path(root) / "blobs" / name[:2] / name) == fetched[0].digest
+
+
+def test_documents_that_somebody_spoils_are_sent_again(tmp_path: Path, url: str) -> None:
+    home = Home(tmp_path, url)
+
+    def lost(message: Message, text: str) -> object:
+        assert home.remote is not None
+        path = home.store.path(message.bundle.digest)
+        assert path is not None
+        assert home.remote.put(message.bundle, path, home.store)
+        spoil(url, message.bundle)
+        return Answer("w", refused="it cannot get the documents", lost=(message.bundle.digest,)).to_text()
+
+    home.crew.answers = [lost]
+    outcomes = home.run()
+    assert home.text(outcomes["p"]) == EXPECTED
+    assert Store(tmp_path / "later").path(home.bundle.digest) is None
+    assert Remote(url, print).bring(home.bundle, Store(tmp_path / "later")), "what it has is whole again"
 
 
 def test_a_store_that_somebody_spoils_again_and_again_ends_the_step(tmp_path: Path, url: str) -> None:
