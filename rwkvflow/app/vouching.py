@@ -193,7 +193,7 @@ def offers(name: str, file: Path, target: str) -> list[str]:
         )
     lines += [
         f"the publisher puts it into {ATTESTATIONS}/ of the release, which no list of the release counts",
-        f"oras attach --artifact-type {BUNDLE_TYPE} REGISTRY/{name}:TAG {file.name}",
+        f"oras attach --artifact-type {BUNDLE_TYPE} REGISTRY/{name}:TAG {file.name}:{BUNDLE_TYPE}   # or --attach",
         f"or publish it yourself, for `rwkvflow verify --attestations {file.name}`",
     ]
     return lines

@@ -65,6 +65,11 @@ def _existing() -> click.Path:
     help="For --attest: file to write; default: named as the release and the key",
 )
 @click.option(
+    "--attach",
+    metavar="PLACE",
+    help="For --attest: also attach the statement to the image oci://registry/name:tag, which --attestations reads",
+)
+@click.option(
     "--require-rebuilds",
     "wanted",
     type=click.IntRange(min=1),
@@ -108,6 +113,8 @@ def verify(target: str, key: Path | None, again: bool, as_json: bool, **options:
         raise UsageError("--recipe says where --rebuild finds local files", remedy="add --rebuild, or leave it out")
     if options["attest"] is not None and not again:
         raise UsageError("--attest says that the release was made again", remedy="add --rebuild")
+    if options["attach"] is not None and options["attest"] is None:
+        raise UsageError("--attach attaches what --attest writes", remedy="add --rebuild --attest KEY")
     wanted = options["wanted"]
     if wanted is not None and wanted > len(options["rebuilders"]) + len(options["identities"]):
         raise UsageError(
@@ -219,6 +226,10 @@ def _rebuild(folder: Path, target: str, options: dict[str, Any], found: Findings
     from rwkvflow.app.vouching import attest, offers
 
     path = attest(folder, compared, options["attest"], who=options["attest_as"], output=options["output"])
+    if options["attach"] is not None:
+        from rwkvflow.net.oci_referrers import attach
+
+        return [f"{path} says so; it is attached as {attach(options['attach'], path.read_bytes())}"]
     return [f"{path} says so; to offer it to whoever published the release:", *offers(found.name, path, target)]
 
 

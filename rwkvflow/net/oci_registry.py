@@ -85,8 +85,13 @@ class OciRegistry:
 
     def manifest(self, reference: str) -> tuple[str, dict[str, Any]] | None:
         """(digest, manifest) of a tag or a digest; None where there is none."""
+        found = self.raw_manifest(reference)
+        return None if found is None else (text_digest(found[0]), found[1])
 
-        def ask() -> tuple[str, dict[str, Any]] | None:
+    def raw_manifest(self, reference: str) -> tuple[bytes, dict[str, Any]] | None:
+        """The bytes of a manifest, and what they say; None where there is none."""
+
+        def ask() -> tuple[bytes, dict[str, Any]] | None:
             accept = {"Accept": ", ".join((MANIFEST, INDEX, DOCKER, DOCKER_LIST))}
             with self._send("GET", f"manifests/{reference}", headers=accept) as response:
                 if response.status_code == 404:
@@ -96,7 +101,7 @@ class OciRegistry:
             value = _object(data)
             if len(data) > MANIFEST_MOST or value is None:
                 raise PublishError(f"{self.place}: what the registry has there is no manifest")
-            return text_digest(data), value
+            return data, value
 
         return self._patiently(ask)
 
@@ -161,11 +166,11 @@ class OciRegistry:
 
         self._patiently(once)
 
-    def put_manifest(self, reference: str, data: bytes) -> None:
-        """Let a tag name this manifest; atomic, and the same again does nothing."""
+    def put_manifest(self, reference: str, data: bytes, kind: str = MANIFEST) -> None:
+        """Let a tag name this manifest or index; atomic, and the same again does nothing."""
 
         def once() -> None:
-            headers = {"Content-Type": MANIFEST, "Content-Length": str(len(data))}
+            headers = {"Content-Type": kind, "Content-Length": str(len(data))}
             with self._send("PUT", f"manifests/{reference}", headers=headers, content=lambda: iter([data])) as response:
                 self._judge(response, 201)
 

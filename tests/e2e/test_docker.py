@@ -14,6 +14,7 @@ import pytest
 from rwkvflow.sandbox.docker import DockerSandbox
 from tests.e2e.cli import DEMO, ROOT, SIGKILL, Project, kill, project
 from tests.e2e.conftest import CACHE
+from tests.unit.release.test_verify import key_pair
 
 pytestmark = pytest.mark.docker
 DOCKER, HOST = ("--sandbox", "docker"), ("--sandbox", "host")
@@ -61,6 +62,28 @@ def test_a_second_run_asks_no_container(warm: Project) -> None:
     again = warm("run", "recipe.yaml", *DOCKER, "--json")
     assert again.code == 0
     assert again.steps("done") == []
+
+
+@pytest.mark.soak
+def test_a_release_of_docker_is_made_again_on_the_host_and_both_vouch_for_it(warm: Project, tmp_path: Path) -> None:
+    """The other way round is in test_rebuild.py."""
+    (tmp_path / "said").mkdir()
+    lines = []
+    for name, sandbox in (("ann", "host"), ("bob", "docker")):
+        key_pair(tmp_path, name)
+        said = ("--attest", f"{tmp_path}/{name}.key", "-o", f"{tmp_path}/said/{name}.json")
+        done = warm("verify", "out", "--rebuild", "--recipe", "recipe.yaml", "--sandbox", sandbox, *said)
+        assert done.code == 0, done.out + done.err
+        assert f"7 files made again, each with the same bytes ({sandbox})" in done.out
+        lines += [line for line in done.out.splitlines() if "differs" in line]
+    assert not [line for line in lines if "patch" in line], "the published patch is the same as well"
+    people = [text for name in ("ann", "bob") for text in ("--rebuilder", f"{name}={tmp_path}/{name}.pub")]
+    done = warm("verify", "out", "--require-rebuilds", "2", "--attestations", f"{tmp_path}/said", *people)
+    assert done.code == 0, done.out
+    (tmp_path / "said" / "ann.json").unlink()
+    done = warm("verify", "out", "--require-rebuilds", "2", "--attestations", f"{tmp_path}/said", *people)
+    assert done.code == 9
+    assert "nothing that counts came from ann" in done.out
 
 
 def test_the_image_carries_what_it_was_made_of_and_no_compiler(warm: Project, client: Any) -> None:

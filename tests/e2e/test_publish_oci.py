@@ -13,13 +13,18 @@ from typing import Any
 
 import pytest
 
-from rwkvflow.base.errors import Interrupted, PublishError, StoreError
+from rwkvflow.app import rebuild
+from rwkvflow.base.errors import FetchError, Interrupted, PublishError, StoreError
 from rwkvflow.documents.destinations import OciDestination, parse_destination
+from rwkvflow.net.oci_referrers import attach
+from rwkvflow.net.oci_registry import INDEX, OciRegistry
 from rwkvflow.net.progress import Told
 from rwkvflow.publish.oci import ARTIFACT, FILEPATH, WEIGHT, OciPublisher, manifest_bytes
 from tests.helpers.publishing import POLICY, contents, release
 from tests.helpers.registry import serve
 from tests.helpers.releases import made
+from tests.unit.release.test_verify import key_pair
+from tests.unit.release.test_vouching import key, rebuilders, verify, whole
 
 OLD = {"a/a.bin": b"a" * 5000, "a/b.safetensors": b"b" * 5000, "gone.bin": b"g"}
 NEW = {"a/a.bin": b"A" * 5000, "a/b.safetensors": b"b" * 5000, "empty.json": b""}
@@ -109,7 +114,6 @@ def test_again_nothing_then_one_blob_and_the_tag(place: OciDestination) -> None:
 
 
 def test_something_else_under_the_tag_is_left_alone(place: OciDestination) -> None:
-    from rwkvflow.net.oci_registry import OciRegistry
     from rwkvflow.release.artifacts import from_bytes
 
     config = from_bytes("config.json", b"{}")
@@ -197,6 +201,54 @@ def test_logins(locked: str, tmp_path: Path) -> None:
             assert password not in str(caught.value)
             assert auth not in str(caught.value)
         assert not any(PASSWORD in line for line in log)
+
+
+def test_two_who_made_it_again_vouch_for_it_in_a_registry(
+    place: OciDestination, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path / "store").publish(tmp_path / "release")
+    OciPublisher(place, POLICY).apply(made(tmp_path / "again").assemble(), Told())
+    image = f"oci://{place.registry}/{place.repository}:v1"
+    monkeypatch.setattr(rebuild, "rebuild", lambda release, emit, **options: whole(release))
+    addresses = []
+    for name in ("ann", "bob", "ann"):
+        if not (tmp_path / f"keys/{name}.key").exists():
+            key_pair(tmp_path / "keys", name)
+        out = tmp_path / f"{name}.json"
+        if not out.exists():
+            said = ("--rebuild", "--attest", str(key(tmp_path, name)), "-o", str(out), "--attach", image)
+            code, text = verify(tmp_path, *said)
+            assert code == 0, text
+            addresses.append(text.split()[-1])
+        else:
+            assert attach(image, out.read_bytes(), POLICY) in addresses, "the same again changes nothing"
+    with OciRegistry(place, POLICY, Told()) as registry:
+        subject = registry.manifest("v1")
+        assert subject is not None
+        assert registry.referrers(subject[0]) is None, "Debian's keeps no such list"
+        tag = subject[0].replace(":", "-")
+        index = registry.manifest(tag)
+    assert index is not None
+    assert [row["digest"] for row in index[1]["manifests"]] == [address.partition("@")[2] for address in addresses]
+    asked = ("--require-rebuilds", "2", "--attestations", image)
+    code, text = verify(tmp_path, *asked, *rebuilders(tmp_path, "ann", "bob"))
+    assert code == 0, text
+    assert "rebuilt by ann with the same bytes" in text
+    assert "rebuilt by bob with the same bytes" in text
+    with OciRegistry(place, POLICY, Told()) as registry:  # bob takes his back
+        rest = {**index[1], "manifests": index[1]["manifests"][:1]}
+        registry.put_manifest(tag, json.dumps(rest).encode(), INDEX)
+    code, text = verify(tmp_path, *asked, *rebuilders(tmp_path, "ann", "bob"))
+    assert code == 9
+    assert "nothing that counts came from bob" in text
+    code, text = verify(tmp_path, *asked, *rebuilders(tmp_path, "ann"))
+    assert code == 2
+    assert "needs as many people whom you trust" in text
+
+
+def test_nothing_is_attached_to_an_image_that_is_not_there(place: OciDestination) -> None:
+    with pytest.raises(FetchError, match="there is no such image"):
+        attach(f"oci://{place.registry}/{place.repository}:none", b"{}", POLICY)
 
 
 @pytest.mark.docker

@@ -257,6 +257,9 @@ def test_verify_writes_an_attestation_and_says_how_to_offer_it(
     assert ATTESTATIONS in text
     assert "oras attach" in text
     assert set(vouched(world / "release", [str(out)], trusted(world, "ann")).by) == {"ann"}
+    code, text = verify(world, "--attach", "oci://registry.test/team/model:v1")
+    assert code == 2
+    assert "--attest" in text
     code, text = verify(world, "--attest", str(key(world, "ann")))
     assert code == 2
     assert "--rebuild" in text
@@ -384,6 +387,36 @@ def test_what_is_attached_in_a_registry_counts(world: Path, monkeypatch: pytest.
     registry.list(right, elsewhere, "sha256:" + "1" * 64, "x")
     found = vouched(world / "release", ["oci://registry.test/team/model:v1"], trusted(world, *NAMES))
     assert set(found.by) == {"ann"}
+
+
+@pytest.mark.parametrize("times", [0, 1, 100])
+def test_a_row_that_somebody_else_writes_over_is_written_again(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    """`times` is how often another writer's index comes after ours."""
+    from rwkvflow.net import oci_referrers
+
+    rows: list[dict[str, Any]] = [{"digest": "theirs"}]
+    writes: list[int] = []
+
+    class Shared:
+        place = "oci://registry.test/team/model"
+
+        def manifest(self, reference: str) -> tuple[str, dict[str, Any]]:
+            assert reference == "sha256-0"
+            return "x", {"manifests": list(rows)}
+
+        def put_manifest(self, reference: str, data: bytes, kind: str) -> None:
+            writes.append(1)
+            if len(writes) > times:
+                rows[:] = json.loads(data)["manifests"]
+
+    shared: Any = Shared()
+    if times > oci_referrers.TRIES:
+        with pytest.raises(PublishError, match="does not list what was attached"):
+            oci_referrers._list(shared, "sha256:0", {"digest": "ours"})
+        return
+    oci_referrers._list(shared, "sha256:0", {"digest": "ours"})
+    assert [row["digest"] for row in rows] == ["theirs", "ours"]
+    assert len(writes) == times + 1
 
 
 def test_an_image_without_any_is_no_error(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
