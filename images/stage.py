@@ -8,6 +8,8 @@ import shutil
 import sys
 from pathlib import Path
 
+TIMES = (0, 0)  # of all that stays in an image: layers hold times, and two machines build at two of them
+
 
 def check_python(wanted):
     """Ends with a message where the base image's Python is another than the recipe's."""
@@ -33,16 +35,55 @@ def compile_all(folder):
 
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
     compileall.compile_dir(folder, quiet=2, invalidation_mode=mode, workers=0)  # 0: a process a core
+    for path in [Path(folder), *sorted(Path(folder).rglob("*"))]:
+        if path.is_dir() or path.suffix == ".pyc":
+            os.utime(str(path), TIMES)
+
+
+def rooms():
+    """The folders that commands find."""
+    folders = [Path("/job"), Path("/job/in"), Path("/job/out")]
+    for folder in folders:
+        folder.mkdir(0o755)
+    for folder in folders:
+        os.utime(str(folder), TIMES)
 
 
 def own(folder, user):
-    """Make a folder that belongs to uid:gid."""
+    """Give a folder to uid:gid."""
     uid, gid = user.split(":")
-    Path(folder).mkdir(parents=True)
     os.chown(folder, int(uid), int(gid))
 
 
-COMMANDS = {"check-python": check_python, "check-toolchain": check_toolchain, "compile": compile_all, "own": own}
+def place(source, root, to):
+    """Copy a folder to root/to as it stands in an image: owner, modes and times are the same in every build."""
+    target = Path(root) / to
+    target.mkdir(parents=True)
+    for one in sorted(Path(source).rglob("*")):  # a folder before what is in it; links are not followed
+        other = target / one.relative_to(source)
+        if one.is_symlink():
+            other.symlink_to(os.readlink(str(one)))  # noqa: PTH115 - Path's came with Python 3.9
+        elif one.is_dir():
+            other.mkdir()
+        elif one.is_file():
+            shutil.copyfile(str(one), str(other))
+            other.chmod(0o755 if one.stat().st_mode & 0o100 else 0o644)
+        else:
+            sys.exit(f"{one} is neither a file nor a folder nor a link")
+    for path in [*sorted(Path(root).rglob("*"), reverse=True), Path(root)]:
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o755)
+        os.utime(str(path), TIMES, follow_symlinks=False)
+
+
+COMMANDS = {
+    "check-python": check_python,
+    "check-toolchain": check_toolchain,
+    "compile": compile_all,
+    "rooms": rooms,
+    "own": own,
+    "place": place,
+}
 
 if __name__ == "__main__":
     COMMANDS[sys.argv[1]](*sys.argv[2:])

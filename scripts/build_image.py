@@ -81,7 +81,7 @@ def build(wheel: Path, tag: str, python: str, store: Path, wheelhouse: Path) -> 
     version = str(parse_wheel_filename(wheel.name)[1])
     entries = [
         ArchiveEntry("Dockerfile", render_tool_dockerfile(base, python, version).encode()),
-        ArchiveEntry("stage.py", shipped("images/stage.py")),
+        ArchiveEntry("base/rwkvflow/stage.py", shipped("images/stage.py")),
         *(ArchiveEntry(f"site/{place}", item, item.executable) for place, item in unpacked(files).items()),
     ]
     limits = StepLimits(time_s=1800)

@@ -33,6 +33,7 @@ from rwkvflow.sandbox.image.archive import context
 from rwkvflow.sandbox.image.base_image import ensure_base, local_image
 from rwkvflow.sandbox.image.dockerfile import NOBODY
 from rwkvflow.sandbox.image.image_build import ImageBuild, LayerLost
+from rwkvflow.sandbox.image.image_id import settle
 from rwkvflow.sandbox.isolation.disk import DiskLimit
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class DockerSandbox:
             build = ImageBuild(self.client, self._possible(limits), on_line, cancel)
             try:
                 build.run(context(spec), reference(spec.tag), {**spec.labels, TAG_LABEL: spec.tag})
+                settle(reference(spec.tag), self.client, on_line)
                 return
             except LayerLost:
                 if not left:

@@ -20,6 +20,8 @@ from rwkvflow.sandbox.base import EnvironmentSpec
 from rwkvflow.sandbox.image.unpack import Member, unpacked
 
 CHUNK = 1 << 20
+# What is copied to the root of an image stands below its folders there; see dockerfile.py.
+PLACES = {"worker": "worker/opt/rwkvflow/site", "code": "code/opt/rwkvflow/code"}
 _REQUIREMENT = re.compile(r"^(?P<name>[^\s=]+)==(?P<version>\S+)(?P<hashes>(\s+--hash=sha256:[0-9a-f]{64})+)$")
 
 
@@ -142,14 +144,20 @@ def context(spec: EnvironmentSpec) -> list[ArchiveEntry]:
     """Everything in the build context of an environment; dockerfile.py documents the layout."""
     entries = [
         ArchiveEntry("Dockerfile", spec.dockerfile.encode()),
-        ArchiveEntry("stage.py", shipped("images/stage.py")),
+        ArchiveEntry("base/rwkvflow/stage.py", shipped("images/stage.py")),
     ]
     for role, text in requirements_by_role(spec.requirements).items():
         for place, member in unpacked(wheels_of(text, spec.wheels)).items():
-            entries.append(ArchiveEntry(f"{role}/{place}", member, member.executable))
+            entries.append(ArchiveEntry(f"{_placed(role)}/{place}", member, member.executable))
     for name, folder in spec.context.items():
-        entries.extend(folder_entries(name, folder))
+        entries.extend(folder_entries(_placed(name), folder))
     return entries
+
+
+def _placed(name: str) -> str:
+    """Where a folder of a spec stands in the context."""
+    first, slash, rest = name.partition("/")
+    return PLACES.get(first, first) + slash + rest
 
 
 def requirements_by_role(requirements: Mapping[str, str]) -> dict[str, str]:

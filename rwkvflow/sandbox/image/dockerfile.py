@@ -2,11 +2,12 @@
 
 The build context that it expects:
 
-    worker/, toolchain/       the files of the wheels of these roles, as if installed there; see unpack.py
+    base/, worker/, code/     what is copied to the root: rwkvflow/stage.py, which the RUN lines call; the files of the
+                              worker's wheels, as if installed in opt/rwkvflow/site, see unpack.py; the folder above
+                              rwkvflow/worker, as opt/rwkvflow/code
+    toolchain/                the files of the toolchain's wheels
     engines/<name>/           CMake project of each engine
     requests/<name>.json      its build-engine request
-    code/                     the folder above rwkvflow/worker
-    stage.py                  images/stage.py, what the RUN lines call
 
 Stages: base, wheels, toolchain, engine-<name>, worker. Only the last is kept: it has each engine at
 /opt/rwkvflow/engine/<name>, and no compiler and no installer.
@@ -115,7 +116,7 @@ def render_dockerfile(
 
 
 def render_tool_dockerfile(base: LockedBase, python: str, version: str) -> str:
-    """The Dockerfile of rwkvflow itself; its context has stage.py, and in site/ the files of all wheels."""
+    """The Dockerfile of rwkvflow itself; its context has base/, and in site/ the files of all wheels."""
     labels = {
         "org.opencontainers.image.title": "rwkvflow",
         "org.opencontainers.image.description": "Converts RWKV checkpoints as a recipe says, with proof",

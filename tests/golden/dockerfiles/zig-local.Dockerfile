@@ -1,17 +1,18 @@
 # Made by rwkvflow; change the recipe instead of this file.
 # Base: docker-daemon:rwkvflow-base:bookworm@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
-# stage.py: sha256:7e7b2cad1062a01350202fe0e4e1cf26494330a8134e661e7182e78261a35d0d
+# stage.py: sha256:1396b9d5b15e0fd9aa5fad6db9e0c3bff3a396ae37b061760469d3f119cecca4
 FROM rwkvflow/base:0123456789abcdef01234567 AS base
 USER 0:0
 ENTRYPOINT []
 LABEL "org.rwkvflow.stage"="build"
 ENV "LANG"="C.UTF-8" "LC_ALL"="C.UTF-8" "TZ"="UTC" "SOURCE_DATE_EPOCH"="1704067200" "PYTHONDONTWRITEBYTECODE"="1" "PYTHONHASHSEED"="0" "PYTHONNOUSERSITE"="1" "PYTHONUNBUFFERED"="1"
-COPY stage.py /rwkvflow/
+COPY base/ /
 RUN ["python3", "/rwkvflow/stage.py", "check-python", "3.11"]
+RUN ["python3", "/rwkvflow/stage.py", "rooms"]
 
 # What the worker imports: the files of its wheels, each held against the lock when it was unpacked, and nothing else.
 FROM base AS wheels
-COPY worker/ /opt/rwkvflow/site/
+COPY worker/ /
 RUN ["python3", "/rwkvflow/stage.py", "compile", "/opt/rwkvflow/site"]
 
 # Compiler, CMake and Ninja. Independent of the worker's wheels, so that images with other wheels share the engine.
@@ -24,27 +25,21 @@ FROM toolchain AS engine-librwkv
 ENV "PYTHONPATH"="/opt/rwkvflow/code" "HOME"="/tmp"
 WORKDIR /job
 RUN ["python3", "/rwkvflow/stage.py", "own", "/job/out", "65534:65534"]
-COPY code/ /opt/rwkvflow/code/
+COPY code/ /
 COPY engines/librwkv/ /job/in/source/
 COPY requests/librwkv.json /job/in/request.json
 USER 65534:65534
 RUN ["python3", "-m", "rwkvflow.worker", "in/request.json"]
+USER 0:0
+RUN ["python3", "/rwkvflow/stage.py", "place", "/job/out/engine", "/made", "opt/rwkvflow/engine/librwkv"]
 
-# What runs: interpreter, wheels, code and engines. No compiler and no installer.
+# What runs: interpreter, wheels, code and engines. No compiler and no installer. The same bytes wherever it is built:
+# what is copied stands below the root with its folders, whose times would be today's otherwise.
 FROM wheels AS worker
-COPY --from=engine-librwkv /job/out/engine /opt/rwkvflow/engine/librwkv
-COPY code/ /opt/rwkvflow/code/
+COPY --from=engine-librwkv /made/ /
+COPY code/ /
 ENV "PYTHONPATH"="/opt/rwkvflow/code:/opt/rwkvflow/site" "HOME"="/tmp"
-WORKDIR /job/in
-WORKDIR /job/out
 WORKDIR /job
-LABEL "org.opencontainers.image.base.digest"="sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
-LABEL "org.opencontainers.image.base.name"="rwkvflow-base:bookworm"
-LABEL "org.opencontainers.image.description"="Converts and verifies RWKV checkpoints; runs without network"
-LABEL "org.opencontainers.image.title"="rwkvflow worker"
-LABEL "org.rwkvflow.engine"="sha256:3"
-LABEL "org.rwkvflow.lock"="sha256:2"
-LABEL "org.rwkvflow.recipe"="sha256:1"
-LABEL "org.rwkvflow.stage"="worker"
+LABEL "org.opencontainers.image.base.digest"="sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef" "org.opencontainers.image.base.name"="rwkvflow-base:bookworm" "org.opencontainers.image.description"="Converts and verifies RWKV checkpoints; runs without network" "org.opencontainers.image.title"="rwkvflow worker" "org.rwkvflow.engine"="sha256:3" "org.rwkvflow.lock"="sha256:2" "org.rwkvflow.recipe"="sha256:1" "org.rwkvflow.stage"="worker"
 USER 65534:65534
 CMD ["python3"]

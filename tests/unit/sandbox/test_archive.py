@@ -97,10 +97,10 @@ def test_context_holds_the_locked_wheels_by_role_and_no_others(tmp_path: Path) -
     names = {entry.name for entry in context(spec)}
     assert names == {
         "Dockerfile",
-        "stage.py",
-        "worker/hello.py",
-        *(f"worker/hello_world-1.0.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL")),
-        "code/a/x.py",
+        "base/rwkvflow/stage.py",
+        "worker/opt/rwkvflow/site/hello.py",
+        *(f"worker/opt/rwkvflow/site/hello_world-1.0.dist-info/{name}" for name in ("METADATA", "RECORD", "WHEEL")),
+        "code/opt/rwkvflow/code/a/x.py",
     }
 
 

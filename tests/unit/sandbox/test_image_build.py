@@ -52,6 +52,7 @@ def test_a_lost_layer_is_built_again(failures: int, built: bool, monkeypatch: py
     monkeypatch.setattr(module, "ImageBuild", Losing)
     monkeypatch.setattr(module, "ensure_base", lambda *_: None)
     monkeypatch.setattr(module, "context", lambda _: ())
+    monkeypatch.setattr(module, "settle", lambda *_: None)
     monkeypatch.setattr(DockerSandbox, "_possible", lambda self, limits: limits)
     spec: Any = SimpleNamespace(base="b", tag="t", labels={}, image="i")
     sandbox = DockerSandbox(SimpleNamespace())  # type: ignore[arg-type]
