@@ -8,6 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from rwkvflow.execute.cluster.words import AnswerError
 from rwkvflow.store import failures
 from tests.fuzz.reader import Reader, either
 
@@ -262,6 +263,40 @@ def _greeting(data: bytes, folder: Path) -> None:
     parse_greeting(data.decode("utf-8", "replace"))
 
 
+def _answers_of_workers(folder: Path) -> list[bytes]:
+    output = {"digest": "sha256:" + "ab" * 32, "kind": "file", "size": 12}
+    done = {"status": "done", "outputs": {"artifact": output}, "notes": {"a": "b"}, "seconds": 1.5, "error": None}
+    told = {"kind": "StepFailed", "message": "it failed", "remedy": None}
+    failed = {"status": "failed", "outputs": {}, "notes": {}, "seconds": 2, "error": told}
+    said = {"protocol": 1, "worker": "a", "steps": {"x": done}, "refused": "", "lost": []}
+    every = [said, {**said, "steps": {"x": failed}}, {**said, "refused": "full disk", "lost": ["sha256:" + "cd" * 32]}]
+    every += [
+        {"kind": "started", "worker": "a"},
+        {"kind": "log", "step": "x", "lines": ["one", "two"]},
+        {"kind": "progress", "step": "x", "done": 1, "total": 2, "unit": "B", "label": "l"},
+    ]
+    return [json.dumps(one).encode() for one in every]
+
+
+def _answer_of_a_worker(data: bytes, folder: Path) -> None:
+    """As an answer and as an event: of either, what is odd is refused."""
+    from rwkvflow.execute.cluster.words import parse_answer, parse_event
+
+    text = data.decode("utf-8", "replace")
+    try:
+        parse_answer(text, ["x"])
+    except AnswerError as error:
+        refused = error
+    else:
+        return
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise refused from None
+    if parse_event(value) is None:
+        raise refused
+
+
 def _shelf(data: bytes, folder: Path) -> None:
     """A release that somebody serves: its list of artifacts and their reports are a stranger's."""
     from rwkvflow.serve.shelf import find_models
@@ -362,6 +397,14 @@ READERS = {
         _greetings,
         _greeting,
         errors=(ValueError,),
+        text=True,
+    ),
+    "cluster-words": Reader(
+        "answers and events of a cluster's workers",
+        ("execute/cluster/words",),
+        _answers_of_workers,
+        _answer_of_a_worker,
+        errors=(AnswerError,),
         text=True,
     ),
     "shelf": Reader(

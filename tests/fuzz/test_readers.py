@@ -40,7 +40,6 @@ EXEMPT = {
     **dict.fromkeys(_OUR_FILES.split(), "reads what rwkvflow wrote itself"),
     "app/clusters/bundle": "documents that the client sends its own cluster, through the checks of documents",
     "app/clusters/on_worker": "a client's own words; whoever may send them may run anything, which TLS keeps",
-    "execute/cluster/words": "answers of workers: tests/unit/execute/test_cluster_words.py has odd ones; no fuzzer yet",
     "serve/chat_template": "a request that its reader has checked",
     "app/models": "asks the readers of quality.json and catalogue.json",
     "app/vouching": "asks the reader of attestations",

@@ -133,7 +133,7 @@ def parse_answer(text: Any, wanted: Sequence[str]) -> Answer:
         if set(entry["steps"]) != set(wanted):
             raise AnswerError("it is about other steps")
         steps = {name: _ended(name, entry["steps"][name]) for name in wanted}
-    except (KeyError, TypeError, ValueError, AttributeError, RwkvflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RwkvflowError) as error:
         raise AnswerError(f"{type(error).__name__}: {error}") from error
     return Answer(str(entry["worker"])[:200], steps)
 
@@ -194,4 +194,4 @@ def parse_event(value: Any) -> dict[str, Any] | None:
 def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) and 0 <= value <= 1e18 else None
+    return float(value) if 0 <= value <= 1e18 else None  # nan is neither; an integer may be larger than any float

@@ -99,6 +99,7 @@ def entry(**changes: Any) -> str:
         entry(outputs={"artifact": {**vars(OUTPUT), "kind": "link"}}),
         entry(seconds=float("inf")),
         entry(notes=3),
+        entry(status="failed", seconds=10**400),
         json.dumps(json.loads(entry()) | {"steps": {}}),
         json.dumps(json.loads(entry()) | {"refused": "x", "lost": ["nothing"]}),
     ],
@@ -117,6 +118,7 @@ def test_an_unknown_error_is_a_plain_one_and_its_text_is_bounded() -> None:
 
 def test_odd_events_are_dropped_and_others_are_fit_to_show() -> None:
     odds: list[Any] = [None, [], {"kind": 1}, {"kind": "log", "lines": "x"}, {"kind": "progress", "done": "x"}]
+    odds += [{"kind": "progress", "done": 10**400}, {"kind": "progress", "done": float("inf")}]
     for odd in [*odds, {"kind": "unheard of"}]:
         assert parse_event(odd) is None
     assert parse_event({"kind": "progress", "done": float("nan")}) is None
