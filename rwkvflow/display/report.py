@@ -19,7 +19,7 @@ from rwkvflow.release.plot import FAILED, WIDTH, PlotPoint, draw, style
 from rwkvflow.release.quality import Quality, figures_of
 
 MARKS = {"done": "✓", "cached": "=", "failed": "✗", "running": "…"}
-NARROW, MANY = 400, 16  # pixels of a plot that a phone shows whole, and from how many points on it is a wide one
+NARROW, MANY = 360, 16  # pixels of a plot that a phone shows whole, and from how many points on it is a wide one
 # Within the page, a plot is of the page's own colours.
 INKS = "text{font-family:inherit;fill:var(--text)}.q{fill:var(--soft)}.bg{fill:none}.g{stroke:var(--line)}"
 INKS += ".l{stroke:var(--card)}.o{fill:var(--card)}.x{stroke:var(--bad)}"

@@ -206,7 +206,7 @@ def test_a_plot_is_the_cards_one_in_the_pages_colours() -> None:
     svg = text[text.index("<svg") : text.index("</svg>") + len("</svg>")]
     points = [PlotPoint(f"my-{at}", "", 1000 * (at + 1), loss) for at, loss in enumerate((0.1, 0.01, 0.0))]
     drawn = draw(
-        points, ["m"], "KL divergence, nats a token", "m: KL divergence, nats a token, against size", width=400
+        points, ["m"], "KL divergence, nats a token", "m: KL divergence, nats a token, against size", width=360
     )
     assert drawn is not None
     assert re.sub("<title>m/my.*?</title>", "<title></title>", svg) == drawn.strip()
