@@ -114,14 +114,13 @@ class Ours:
         state, logits = self._state.ctypes.data, self._logits.ctypes.data
         before = None if many or not self._at else state
         self._at += count
-        context, call = model._alive(), model.library.call
         start = time.perf_counter()
         if many:
             arguments = (ids.ctypes.data, count, count, before, state, logits)
-            model._check(call("rwkv_eval_sequence_in_chunks", context, *arguments))
+            model.run("rwkv_eval_sequence_in_chunks", *arguments)
         else:
             for token in ids.tolist():
-                model._check(call("rwkv_eval", context, token, before, state, logits))
+                model.run("rwkv_eval", token, before, state, logits)
                 before = state
         return time.perf_counter() - start
 

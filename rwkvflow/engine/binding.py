@@ -97,6 +97,7 @@ class Library:
         self.ours = hasattr(self._lib, "rwkvflow_eval_batch")
         self.takes_sequences = hasattr(self._lib, "rwkvflow_eval_sequences")  # librwkv, unless it is an older one
         self.tells_ids = hasattr(self._lib, "rwkvflow_tokenizer_ids")
+        self.chooses = hasattr(self._lib, "rwkvflow_choose")  # tokens; see rwkvflow.engine.choosing
         ours: dict[str, tuple[Any, list[Any]]] = {
             "rwkvflow_set_option": (ctypes.c_bool, [pointer, text, ctypes.c_double]),
             "rwkvflow_get_option": (ctypes.c_bool, [pointer, text, pointer]),
@@ -262,9 +263,7 @@ class Model:
             raise EngineError(f"token {token}: the vocabulary has {self.n_vocab}")
         given, out = self._states(state, out)
         logits = np.empty(self.logits_len, np.float32)
-        self._check(
-            self.library.call("rwkv_eval", self._alive(), int(token), given, out.ctypes.data, logits.ctypes.data)
-        )
+        self.run("rwkv_eval", int(token), given, out.ctypes.data, logits.ctypes.data)
         return logits, out
 
     def eval_sequence(
@@ -277,7 +276,7 @@ class Model:
         given, out = self._states(state, out)
         logits = np.empty(self.logits_len, np.float32)
         call = (ids.ctypes.data, ids.size, CHUNK, given, out.ctypes.data, logits.ctypes.data)
-        self._check(self.library.call("rwkv_eval_sequence_in_chunks", self._alive(), *call))
+        self.run("rwkv_eval_sequence_in_chunks", *call)
         return logits, out
 
     def eval_batch(
@@ -312,7 +311,7 @@ class Model:
         places = np.zeros(ids.size, np.uintp)
         places[rows] = logits.ctypes.data + np.arange(rows.size, dtype=np.uintp) * np.uintp(4 * self.logits_len)
         pointers = [array.ctypes.data for array in (given, kept, places)]
-        self._check(self.library.call("rwkvflow_eval_batch", self._alive(), ids.ctypes.data, ids.size, *pointers))
+        self.run("rwkvflow_eval_batch", ids.ctypes.data, ids.size, *pointers)
         return logits, out
 
     def eval_sequences(
@@ -351,7 +350,7 @@ class Model:
             found.append(to)
             pointers.append(table)
         call = (ids.ctypes.data, lengths.ctypes.data, lengths.size, *(table.ctypes.data for table in pointers))
-        self._check(self.library.call("rwkvflow_eval_sequences", self._alive(), *call))
+        self.run("rwkvflow_eval_sequences", *call)
         return found[0], found[1]
 
     def _states(self, state: Floats | None, out: Floats | None) -> tuple[int | None, Floats]:
@@ -395,6 +394,7 @@ class Model:
             raise EngineError(f"a state of this model is {self.state_len} contiguous float32")
         return int(state.ctypes.data)
 
-    def _check(self, fine: bool) -> None:
-        if not fine:
+    def run(self, name: str, *arguments: Any) -> None:
+        """A function of the library that takes a context first, with this one. Raises EngineError where it fails."""
+        if not self.library.call(name, self._alive(), *arguments):
             raise self.library.error("evaluation failed", self._alive())

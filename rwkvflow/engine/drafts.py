@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvflow.engine.binding import Model
+from rwkvflow.engine.choosing import TextSampler, chooser_of
 from rwkvflow.engine.errors import EngineError
-from rwkvflow.engine.sampling import Sampler
 
 Floats = NDArray[np.float32]
 GRAMS = (4, 2)  # tokens of the end of the text that are looked up in it, the longer one first
@@ -159,9 +159,9 @@ class SmallModel:
         """Raises EngineError where the library cannot evaluate several sequences together."""
         if not model.library.takes_sequences:
             raise EngineError(f"{model.library.path.name} cannot evaluate several sequences together")
-        self.model = model
+        self.model, self._chooser = model, chooser_of(model)
 
-    def guess(self, texts: Sequence[tuple[Follower, Sequence[int], Sampler, int]]) -> list[list[int]]:
+    def guess(self, texts: Sequence[tuple[Follower, Sequence[int], TextSampler, int]]) -> list[list[int]]:
         """For each (what it read, all tokens so far, who will choose, how many): tokens that may come next.
 
         A copy of whoever will choose chooses here as well, so that chance falls alike. One that has much to read yet
@@ -176,13 +176,12 @@ class SmallModel:
             states = [texts[i][0].ahead[-1] if texts[i][0].ahead else texts[i][0].state for i in turn]
             fresh = [np.empty(self.model.state_len, np.float32) for _ in turn]
             logits, _ = self.model.eval_batch([last[i] for i in turn], states, fresh)
-            for i, state, row in zip(turn, fresh, logits, strict=True):
+            chosen = self._chooser.choose([samplers[i] for i in turn], list(logits), [None for _ in turn])
+            for i, state, token in zip(turn, fresh, chosen, strict=True):
                 texts[i][0].ahead.append(state)
-                try:
-                    last[i] = samplers[i].choose(row)
-                except ValueError:  # logits that are not finite guess nothing
-                    continue
-                out[i].append(last[i])
+                if token is not None:  # logits that are not finite guess nothing
+                    last[i] = token
+                    out[i].append(token)
             turn = [i for i in turn if len(texts[i][0].ahead) == len(out[i]) < texts[i][3]]
         return out
 
@@ -236,7 +235,7 @@ class Guesser:
         """One more token of the last guess was what was chosen."""
         self._right += 1
 
-    def guess(self, last: int, sampler: Sampler, most: int) -> list[int]:
+    def guess(self, last: int, sampler: TextSampler, most: int) -> list[int]:
         """Up to `most` tokens that may come behind `last`, which is read with them. Raises EngineError."""
         self._pace.was_right(self._asked, self._right)
         self.guessed += self._asked

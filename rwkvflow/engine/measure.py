@@ -83,7 +83,7 @@ def _read(model: Model, tokens: NDArray[np.uint32]) -> None:
     state, logits = np.empty(model.state_len, np.float32), np.empty(model.logits_len, np.float32)
     chunk = tokens.size if model.library.ours else CHUNK
     call = (tokens.ctypes.data, tokens.size, chunk, None, state.ctypes.data, logits.ctypes.data)
-    model._check(model.library.call("rwkv_eval_sequence_in_chunks", model._alive(), *call))
+    model.run("rwkv_eval_sequence_in_chunks", *call)
 
 
 def _digest(logits: NDArray[np.float32]) -> str:

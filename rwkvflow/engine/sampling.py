@@ -1,16 +1,9 @@
-"""Choosing the next token: the same logits, settings and seed choose the same tokens on every machine.
+"""How the next token is chosen: the same logits, settings and seed choose the same tokens on every machine.
 
-Everything is float64 additions, multiplications, divisions and comparisons in a stated order; no exp of a C library, no
-fused multiply-add, no sum whose order is NumPy's to choose. `tools/sampling.h` does the same in C++, bit for bit.
-
-One choice, among the ids that have a token (a vocabulary may have more rows than its tokenizer has tokens):
-1. a token that was generated before loses `presence` + `frequency` times its count from its logit; counts are
-   multiplied by `decay` at every token (as RWKV's own pipeline does it);
-2. temperature 0: the largest logit, of equal ones the lowest id. That is all then;
-3. tokens in the order of their logits, largest first, of equal ones the lowest id; weights exp((logit - largest) / T);
-4. `top_k`: the first k of them, their sum added up in this order; else all, added up in the order of ids;
-5. `top_p` below 1: the shortest beginning whose weights add up to at least top_p of that sum;
-6. a random number below 1 times the sum of what is left: the first token where the running sum exceeds it.
+rwkvflow.h describes a choice, step by step. librwkv makes it (rwkvflow.engine.choosing); this is the same in Python,
+bit for bit: for libraries of others, and to hold librwkv against. Everything is float64 additions, multiplications,
+divisions and comparisons in a stated order; no exp of a C library, no fused multiply-add, no sum whose order is NumPy's
+to choose. A vocabulary may have more rows than its tokenizer has tokens: only ids that have one are chosen.
 """
 
 from __future__ import annotations
@@ -26,6 +19,7 @@ from numpy.typing import NDArray
 Doubles = NDArray[np.float64]
 MASK = (1 << 64) - 1
 LARGEST_SEED = MASK
+LARGEST_PENALTY = 1e300  # sums of them stay finite
 
 INVERSE_LN2 = 1.4426950408889634
 LN2_HIGH = 0.693147180369123816490  # with 21 zero bits at the end: times a whole number up to 1100 is exact
@@ -33,6 +27,7 @@ LN2_LOW = 1.90821492927058770002e-10
 COEFFICIENTS = tuple(1.0 / math.factorial(n) for n in range(13, -1, -1))
 SMALLEST = -700.0  # below, a weight is 0: 1e-304 of the likeliest token's
 PIECE = 8192
+NOT_FINITE = "the model's logits are not finite"
 FIRST = 64  # how many tokens are put in order before it is known whether that is enough
 
 
@@ -51,6 +46,9 @@ class Sampling:
         for field in fields(self):
             if not math.isfinite(getattr(self, field.name)):
                 raise ValueError(f"{field.name} is no number")
+        for name in ("presence", "frequency"):
+            if abs(getattr(self, name)) > LARGEST_PENALTY:
+                raise ValueError(f"{name} {getattr(self, name):g}: it is at most {LARGEST_PENALTY:g} either way")
         if self.temperature < 0:
             raise ValueError(f"temperature {self.temperature:g}: it is 0 or more")
         if not 0 < self.top_p <= 1:
@@ -120,30 +118,33 @@ def exp(x: Doubles) -> Doubles:
 class Sampler:
     """Chooses token after token, and remembers what it chose."""
 
-    def __init__(self, settings: Sampling, seed: int, exist: NDArray[np.bool_] | None = None) -> None:
-        """`exist`: [n_vocab], which ids have a token; the others are never chosen. None: all have one."""
+    def __init__(
+        self,
+        settings: Sampling,
+        seed: int,
+        exist: NDArray[np.bool_] | None = None,
+        bias: Mapping[int, float] | None = None,
+    ) -> None:
+        """`exist`: [n_vocab], which ids have a token; the others are never chosen. None: all have one.
+
+        `bias`: what is added to logits first.
+        """
         self.settings = settings
         self.random = Random(seed)
-        self.exist = exist
+        self.exist, self.bias = exist, dict(bias or {})
         self._ids = None if exist is None else _numbers(exist)
         self.counts: dict[int, float] = {}
 
-    def choose(
-        self,
-        logits: NDArray[Any],
-        allowed: NDArray[np.bool_] | None = None,
-        bias: Mapping[int, float] | None = None,
-    ) -> int:
+    def choose(self, logits: NDArray[Any], allowed: NDArray[np.bool_] | None = None) -> int:
         """The next token. logits: [n_vocab], not changed. Raises ValueError where one is not finite.
 
-        `allowed`: [n_vocab], at least one True: the others do not exist, in place of those that never do. `bias`: what
-        is added to logits first.
+        `allowed`: [n_vocab], at least one True: the others do not exist, in place of those that never do.
         """
         values = np.asarray(logits, np.float64).reshape(-1).copy()
         if not np.isfinite(values).all():
-            raise ValueError("the model's logits are not finite")
+            raise ValueError(NOT_FINITE)
         s = self.settings
-        for token, value in (bias or {}).items():
+        for token, value in self.bias.items():
             values[token] += value
         if s.presence or s.frequency:
             for token, count in self.counts.items():
@@ -158,10 +159,14 @@ class Sampler:
 
     def copy(self) -> Sampler:
         """One that would choose the same from here on."""
-        other = Sampler(self.settings, 0, self.exist)
+        other = Sampler(self.settings, 0, self.exist, self.bias)
         other.random.state = list(self.random.state)
         other.counts = dict(self.counts)
         return other
+
+    def forget(self) -> None:
+        """Nothing was chosen yet; the random numbers go on."""
+        self.counts = {}
 
     def _draw(self, values: Doubles) -> int:
         s = self.settings
@@ -187,6 +192,22 @@ class Sampler:
                 if at < order.size:
                     return int(order[at])
             count *= 8
+
+
+def rated(
+    logits: NDArray[np.float32], token: int, top: int, exist: NDArray[np.bool_] | None = None
+) -> tuple[float, tuple[tuple[int, float], ...]]:
+    """The log-probability of a token, and those of the `top` likeliest ones; of equal ones the lowest id is first.
+
+    Natural, the model's own, before temperature and penalties. An id without a token, where `exist` says so, is none of
+    the likeliest, whatever the model thinks.
+    """
+    values = logits.astype(np.float64)
+    highest = float(values.max())
+    total = highest + math.log(float(np.cumsum(exp(values - highest))[-1]))
+    order = values if exist is None else np.where(exist, values, -np.inf)
+    likeliest = _first(order, min(top, values.size if exist is None else int(exist.sum()))) if top else ()
+    return float(values[token]) - total, tuple((int(i), float(values[i]) - total) for i in likeliest)
 
 
 def existing(tokenizer: object, n_vocab: int) -> NDArray[np.bool_] | None:

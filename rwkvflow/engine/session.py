@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvflow.engine.binding import Model
+from rwkvflow.engine.choosing import TextSampler, chooser_of
 from rwkvflow.engine.drafts import Guesser
 from rwkvflow.engine.errors import EngineError
 from rwkvflow.engine.prompts import ASSISTANT, BLANK, STOPS, SYSTEM, USER, clean, opening
-from rwkvflow.engine.sampling import Sampler, Sampling, existing
+from rwkvflow.engine.sampling import Sampling, existing
 from rwkvflow.engine.states import SavedState, fingerprint, read_state, write_state
 
 Floats = NDArray[np.float32]
@@ -116,7 +117,8 @@ class Session:
         Raises ValueError for a seed that is none.
         """
         self.model, self.tokenizer = model, tokenizer
-        self.sampler = Sampler(sampling or Sampling(), seed, existing(tokenizer, model.n_vocab))
+        exist = existing(tokenizer, model.n_vocab)
+        self.sampler: TextSampler = chooser_of(model).sampler(sampling or Sampling(), seed, exist)
         self.finish: str | None = None
         self.evaluated = self.generated = 0
         self._reached: tuple[Floats, Floats] | None = None  # logits and state; the state is written over
@@ -270,7 +272,8 @@ class Session:
         """Forget all that was read and written, and what was chosen; the random numbers go on."""
         self._reached, self.evaluated, self.generated = None, 0, 0
         self._pending, self._unread, self.finish = [], "", None
-        self.sampler.counts, self._ahead = {}, []
+        self._ahead = []
+        self.sampler.forget()
 
     def _identity(self) -> tuple[str, str, bytes]:
         layout = "librwkv" if self.model.library.ours else "rwkv.cpp"

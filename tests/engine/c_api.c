@@ -102,6 +102,77 @@ static int check_batch(struct rwkv_context *ctx, const uint32_t *tokens, size_t 
     return 0;
 }
 
+/* Tokens chosen by several threads from logits, masks and places exactly as large as they must be. */
+static int check_choices(struct rwkv_context *ctx) {
+    enum { COUNT = 7, TOP = 5 };
+    const size_t n = rwkv_get_logits_len(ctx), words = (n + 31) / 32;
+    struct rwkvflow_sampler *samplers[COUNT], *copies[COUNT];
+    float *logits[COUNT];
+    uint32_t *allowed[COUNT], tokens[COUNT], again[COUNT], tops[COUNT], *best[COUNT];
+    double logprobs[COUNT], *likely[COUNT];
+    const uint32_t biased[3] = {7, 3, (uint32_t)n}, twice[2] = {3, 3};
+    const double by[3] = {-1e300, 2.5, 1.0}, infinite[2] = {0, INFINITY};
+    for (size_t i = 0; i < COUNT; ++i) {
+        samplers[i] = rwkvflow_sampler_create(i);
+        CHECK(samplers[i] != NULL && rwkvflow_sampler_set(samplers[i], "temperature", (double)i / 3));
+        CHECK(rwkvflow_sampler_set(samplers[i], "top_p", i % 2 == 0 ? 1.0 : 0.9));
+        CHECK(rwkvflow_sampler_set(samplers[i], "top_k", i % 3 == 0 ? 0 : (double)(i * n / 4)));
+        CHECK(rwkvflow_sampler_set(samplers[i], "frequency", i < 5 ? 0.5 : 0.0));
+        CHECK(rwkvflow_sampler_bias(samplers[i], biased, by, i % 4));
+        logits[i] = malloc(n * sizeof(float));
+        allowed[i] = i % 3 == 1 ? NULL : malloc(words * sizeof(uint32_t));
+        for (size_t w = 0; allowed[i] != NULL && w < words; ++w) allowed[i][w] = 0xdeadbeef;
+        tops[i] = i == 3 ? 0 : i == 4 ? (uint32_t)n + 3 : TOP;
+        best[i] = i == 3 ? NULL : malloc(tops[i] * sizeof(uint32_t));
+        likely[i] = i == 3 ? NULL : malloc(tops[i] * sizeof(double));
+    }
+    CHECK(!rwkvflow_sampler_set(NULL, "top_p", 1) && !rwkvflow_sampler_set(samplers[0], NULL, 1));
+    CHECK(!rwkvflow_sampler_set(samplers[0], "presence", -INFINITY) && rwkvflow_sampler_copy(NULL) == NULL);
+    CHECK(!rwkvflow_sampler_bias(samplers[1], twice, by, 2) && !rwkvflow_sampler_bias(samplers[1], biased, infinite, 2));
+    CHECK(!rwkvflow_sampler_bias(samplers[1], NULL, NULL, 1) && rwkvflow_sampler_bias(samplers[6], NULL, NULL, 0));
+    rwkvflow_sampler_free(NULL);
+    rwkvflow_sampler_forget(NULL);
+    for (uint32_t round = 0; round < 40; ++round) {
+        for (size_t i = 0; i < COUNT; ++i)
+            CHECK(rwkv_eval(ctx, (uint32_t)((i + round * 5) % n), NULL, NULL, logits[i]));
+        for (size_t i = 0; i < COUNT; ++i) CHECK((copies[i] = rwkvflow_sampler_copy(samplers[i])) != NULL);
+        CHECK(rwkvflow_choose(ctx, samplers, (const float *const *)logits, (const uint32_t *const *)allowed, COUNT,
+                              tokens));
+        for (size_t i = COUNT; i-- > 0;) {
+            CHECK(rwkvflow_choose(ctx, copies + i, (const float *const *)logits + i,
+                                  (const uint32_t *const *)allowed + i, 1, again + i));
+            CHECK(again[i] == tokens[i] && tokens[i] < n);
+            CHECK(allowed[i] == NULL || (allowed[i][tokens[i] / 32] >> (tokens[i] % 32) & 1) == 1);
+            rwkvflow_sampler_free(copies[i]);
+        }
+        CHECK(rwkvflow_logprobs(ctx, (const float *const *)logits, (const uint32_t *const *)allowed, tokens, COUNT,
+                                logprobs, tops, best, likely));
+        CHECK(logprobs[0] <= 0 && likely[0][0] >= likely[0][1] && best[4][n] == RWKVFLOW_NO_TOKEN);
+        CHECK(rwkvflow_logprobs(ctx, (const float *const *)logits, NULL, tokens, COUNT, logprobs, NULL, NULL, NULL));
+    }
+    const uint32_t beyond = (uint32_t)n;
+    struct rwkvflow_sampler *same[2] = {samplers[0], samplers[0]};
+    CHECK(!rwkvflow_choose(NULL, samplers, (const float *const *)logits, NULL, 1, tokens));
+    CHECK(!rwkvflow_choose(ctx, NULL, (const float *const *)logits, NULL, 1, tokens));
+    CHECK(!rwkvflow_choose(ctx, same, (const float *const *)logits, NULL, 2, tokens));
+    CHECK(rwkv_get_last_error(ctx) == RWKV_ERROR_ARGS);
+    CHECK(!rwkvflow_choose(ctx, samplers, NULL, NULL, 1, tokens));
+    CHECK(rwkvflow_choose(ctx, samplers, (const float *const *)logits, NULL, 0, tokens));
+    CHECK(!rwkvflow_logprobs(ctx, (const float *const *)logits, NULL, &beyond, 1, logprobs, NULL, NULL, NULL));
+    CHECK(!rwkvflow_logprobs(ctx, (const float *const *)logits, NULL, tokens, 1, logprobs, tops, NULL, NULL));
+    logits[1][n - 1] = INFINITY;
+    CHECK(rwkvflow_choose(ctx, samplers, (const float *const *)logits, NULL, COUNT, tokens));
+    CHECK(tokens[1] == RWKVFLOW_NO_TOKEN && tokens[2] < n);
+    for (size_t i = 0; i < COUNT; ++i) {
+        rwkvflow_sampler_free(samplers[i]);
+        free(logits[i]);
+        free(allowed[i]);
+        free(best[i]);
+        free(likely[i]);
+    }
+    return 0;
+}
+
 /* A state packed, saved and damaged; buffers exactly as large as they must be. */
 static int check_states(struct rwkv_context *ctx, const char *scratch) {
     const size_t n_state = rwkv_get_state_len(ctx), n_logits = rwkv_get_logits_len(ctx);
@@ -288,7 +359,9 @@ static int check(const char *path, const char *scratch) {
     CHECK(rwkv_eval_sequence(ctx, tokens + 33, 101, other, other, same));
     CHECK(memcmp(logits, same, n_logits * sizeof(float)) == 0 && memcmp(state, other, n_state * sizeof(float)) == 0);
 
-    if (check_batch(ctx, tokens, 134) != 0 || check_states(ctx, scratch) != 0 || check_tokenizers() != 0) return 1;
+    if (check_batch(ctx, tokens, 134) != 0 || check_states(ctx, scratch) != 0 || check_choices(ctx) != 0 ||
+        check_tokenizers() != 0)
+        return 1;
 
     /* Clones side by side, the first context freed under them. */
     struct side sides[3];

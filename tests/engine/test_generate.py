@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rwkvflow.engine import EngineError, Model
+from rwkvflow.engine.choosing import chooser_of
 from rwkvflow.engine.drafts import Guesser, SmallModel
 from rwkvflow.engine.prompts import render
-from rwkvflow.engine.sampling import Sampler, Sampling
+from rwkvflow.engine.sampling import Sampling
 from rwkvflow.engine.session import ChatSession, Decoder, Session, generate, stop_at
 from rwkvflow.engine.states import from_heads, heads_of
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
@@ -285,7 +286,7 @@ def test_trained_initial_states_are_begun_from(
         assert np.abs(plain._now()[0] - wanted).max() > 0.1
         done = run("generate", model.path, PROMPT, "-n", "8", "--temperature", "0", "--state", file, library=library)
         assert done.returncode == 0, done.stderr
-        session.sampler = Sampler(Sampling(temperature=0), 0)
+        session.sampler = chooser_of(model).sampler(LIKELIEST, 0)
         session.feed(PROMPT)
         assert done.stdout == "".join(session.generate(8)) + "\n"
         with pytest.raises(EngineError, match="layers with"):

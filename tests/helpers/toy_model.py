@@ -35,7 +35,7 @@ class ToyModel:
 
     def __init__(self, skew: int = 0, name: str = "toy.bin") -> None:
         self.path = Path(name)
-        self.library = SimpleNamespace(takes_sequences=True, path=Path("toy.so"))
+        self.library = SimpleNamespace(takes_sequences=True, chooses=False, path=Path("toy.so"))
         self.skew, self.closed = skew, False
         self.passes: list[list[int]] = []  # the lengths of each pass
         self.gate = threading.Event()  # a pass waits for it

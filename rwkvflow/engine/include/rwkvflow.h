@@ -69,6 +69,51 @@ RWKV_API bool rwkvflow_eval_sequences(struct rwkv_context *ctx, const uint32_t *
                                       size_t count, const float *const *states_in, float *const *states_out,
                                       float *const *logits_out, float *const *hidden_out);
 
+/* Choosing tokens. The same logits, settings and seed choose the same tokens on every machine, with any kernels and any
+ * number of threads, whatever else is in the batch. One choice:
+ *   1. what the sampler's bias says is added to logits, as doubles; then a token that was chosen before loses `presence`
+ *      + `frequency` times its count; counts are multiplied by `decay` at every token
+ *   2. temperature 0: the largest, of equal ones the lowest id. That is all then
+ *   3. weights are exp((logit - largest) / temperature), and tokens in the order of their logits
+ *   4. `top_k` above 0: the first of them, their sum added up in this order; else all, added up in the order of ids
+ *   5. `top_p` below 1: the shortest beginning whose weights add up to at least top_p of that sum
+ *   6. a random number below 1 times the sum of what is left: the first token where the running sum exceeds it.
+ * A sampler is the memory of one text: settings, random numbers, counts. It needs no context; one thread at a time. */
+struct rwkvflow_sampler;
+/* Null without the memory (CTX | ALLOC). Settings are those of rwkvflow_sampler_set that it names first. */
+RWKV_API struct rwkvflow_sampler *rwkvflow_sampler_create(uint64_t seed);
+/* One that would choose the same from here on. Null as above, or for null (ARGS). */
+RWKV_API struct rwkvflow_sampler *rwkvflow_sampler_copy(const struct rwkvflow_sampler *sampler);
+RWKV_API void rwkvflow_sampler_free(struct rwkvflow_sampler *sampler);
+/* "temperature" 1: 0 or more; "top_p" 0.7: above 0 and at most 1; "top_k" 0, which is all: a whole number below 2^32;
+ * "presence" and "frequency" 0: at most 1e300 either way; "decay" 0.996: from 0 to 1. What is chosen is counted only
+ * while one of the penalties is not 0. False for an unknown name or a value that makes no sense (ARGS). */
+RWKV_API bool rwkvflow_sampler_set(struct rwkvflow_sampler *sampler, const char *name, double value);
+/* What is added to the logits of `count` different tokens, in place of what was before: at most 1e300 either way. Tokens
+ * beyond a model's vocabulary are of no effect. False for ARGS, or without the memory, and then nothing was changed. */
+RWKV_API bool rwkvflow_sampler_bias(struct rwkvflow_sampler *sampler, const uint32_t *tokens, const double *values,
+                                    size_t count);
+/* Nothing was chosen yet; the random numbers go on. */
+RWKV_API void rwkvflow_sampler_forget(struct rwkvflow_sampler *sampler);
+
+#define RWKVFLOW_NO_TOKEN UINT32_MAX
+/* The next token of each of count texts, by different samplers. logits[i]: rwkv_get_logits_len() floats, which are only
+ * read; several may be one. allowed[i]: a bit for each id, lowest first in words of 32, set where it may be chosen, such
+ * as those that have a token, or that a grammar allows; null: all, and so is allowed null. tokens[i] is RWKVFLOW_NO_TOKEN
+ * where a logit is not finite or nothing is allowed; that sampler is as it was. The threads of the context share the
+ * texts. False on an error (ARGS, CTX | ALLOC), and then nothing was chosen. */
+RWKV_API bool rwkvflow_choose(struct rwkv_context *ctx, struct rwkvflow_sampler *const *samplers,
+                              const float *const *logits, const uint32_t *const *allowed, size_t count,
+                              uint32_t *tokens);
+/* How likely tokens are: natural logarithms of exp(logit) / the sum of all, in double precision, the same on every
+ * machine. logprobs[i] is that of tokens[i] after logits[i]; NaN where a logit is not finite. tops[i]: how many of the
+ * likeliest tokens are asked for, of those that allowed[i] has, in order, of equal ones the lowest id first; they go to
+ * top_tokens[i] and top_logprobs[i], filled up with RWKVFLOW_NO_TOKEN and NaN. allowed, and the last three arguments
+ * together, may be null. Otherwise as rwkvflow_choose. */
+RWKV_API bool rwkvflow_logprobs(struct rwkv_context *ctx, const float *const *logits, const uint32_t *const *allowed,
+                                const uint32_t *tokens, size_t count, double *logprobs, const uint32_t *tops,
+                                uint32_t *const *top_tokens, double *const *top_logprobs);
+
 /* Importance of columns, as quantizers weigh errors by: for each matrix of a layer that they take, sums over tokens of
  * the squares of its inputs. The parts of a layer come one after the other, and all layers have the same: `index`
  * counts them from 0, *name is the matrix's without "blocks.N.", *columns how many numbers it has; false beyond the

@@ -1,5 +1,4 @@
-// The same seed and settings give the same text as `rwkvflow generate`, which has the same options; see its
-// sampling.py.
+// The same seed and settings give the same text as `rwkvflow generate`, which has the same options.
 #include "generate.h"
 
 #include <stdio.h>
@@ -10,7 +9,6 @@
 #include "base/named.h"
 #include "base/text.h"
 #include "rwkvflow.h"
-#include "sampling.h"
 #include "start.h"
 
 using rwkvflow::Text;
@@ -25,11 +23,23 @@ const char *const kListed[] = {"rwkv_vocab_v20230424.txt", "20B_tokenizer.json"}
 constexpr size_t kPile = 50277, kPilePadded = 50304;                               // rows of models with the latter
 constexpr size_t kPadding = 1024;  // rows beyond its tokenizer's ids that a model may have
 
+// An option, and what rwkvflow_sampler_set calls it.
+struct Setting {
+    const char *option, *name;
+    double least, most, value;
+};
+
 struct Options {
     const char *model = nullptr, *prompt = nullptr, *vocabulary = nullptr, *state = nullptr, *save = nullptr;
     const char *stops[kStops];
     int n_stops = 0;
-    Sampling sampling;
+    Setting sampling[7] = {{"--temperature", "temperature", 0, 1e300, 1.0},
+                           {"--top-p", "top_p", 1e-300, 1, 0.7},
+                           {"--top-k", "top_k", 0, 4294967295.0, 0},
+                           {"--presence-penalty", "presence", -1e300, 1e300, 0},
+                           {"--frequency-penalty", "frequency", -1e300, 1e300, 0},
+                           {"--penalty-decay", "decay", 0, 1, 0.996},
+                           {}};
     uint64_t seed = 0;
     bool seeded = false, verbose = false;
     size_t max_tokens = 256;
@@ -64,28 +74,18 @@ bool real(const char *text, double least, double most, double *out) {
 int option(const char *name, const char *value, Options *o) {
     uint64_t number = 0;
     bool fine = true;
-    Sampling &s = o->sampling;
-    if (strcmp(name, "--max-tokens") == 0 || strcmp(name, "-n") == 0) {
+    Setting *setting = o->sampling;
+    while (setting->option != nullptr && strcmp(name, setting->option) != 0) ++setting;
+    if (setting->option != nullptr) {
+        fine = real(value, setting->least, setting->most, &setting->value);
+    } else if (strcmp(name, "--max-tokens") == 0 || strcmp(name, "-n") == 0) {
         fine = whole(value, SIZE_MAX / 2, &number);
         o->max_tokens = static_cast<size_t>(number);
-    } else if (strcmp(name, "--top-k") == 0) {
-        fine = whole(value, 0xffffffffu, &number);
-        s.top_k = static_cast<size_t>(number);
     } else if (strcmp(name, "--threads") == 0) {
         fine = whole(value, 256, &number) && number > 0;
         o->threads = static_cast<uint32_t>(number);
     } else if (strcmp(name, "--seed") == 0) {
         fine = o->seeded = whole(value, UINT64_MAX, &o->seed);
-    } else if (strcmp(name, "--temperature") == 0) {
-        fine = real(value, 0, 1e300, &s.temperature);
-    } else if (strcmp(name, "--top-p") == 0) {
-        fine = real(value, 1e-300, 1, &s.top_p);
-    } else if (strcmp(name, "--presence-penalty") == 0) {
-        fine = real(value, -1e300, 1e300, &s.presence);
-    } else if (strcmp(name, "--frequency-penalty") == 0) {
-        fine = real(value, -1e300, 1e300, &s.frequency);
-    } else if (strcmp(name, "--penalty-decay") == 0) {
-        fine = real(value, 0, 1, &s.decay);
     } else if (strcmp(name, "--group-norm-eps") == 0) {
         fine = real(value, 1e-300, 1, &o->eps);
     } else if (strcmp(name, "--vocab") == 0) {
@@ -172,11 +172,13 @@ struct SavedState {
 
 class Generator {
 public:
-    Generator(const Options &o, rwkv_context *ctx) : o_(o), ctx_(ctx), sampler_(o.sampling, o.seed) {}
+    Generator(const Options &o, rwkv_context *ctx) : o_(o), ctx_(ctx), sampler_(rwkvflow_sampler_create(o.seed)) {}
     Generator(const Generator &) = delete;
     Generator &operator=(const Generator &) = delete;
     ~Generator() {
         rwkvflow_tokenizer_free(tokenizer_);
+        rwkvflow_sampler_free(sampler_);
+        free(allowed_);
         free(now_.state);
         free(now_.logits);
         free(mark_.state);
@@ -208,20 +210,25 @@ public:
 
 private:
     bool reserve() {
-        const size_t n_state = rwkv_get_state_len(ctx_) * sizeof(float),
-                     n_logits = rwkv_get_logits_len(ctx_) * sizeof(float);
+        const size_t n_vocab = rwkv_get_n_vocab(ctx_), n_state = rwkv_get_state_len(ctx_) * sizeof(float);
         now_.state = static_cast<float *>(malloc(n_state));
-        now_.logits = static_cast<float *>(malloc(n_logits));
+        now_.logits = static_cast<float *>(malloc(n_vocab * sizeof(float)));
         mark_.state = static_cast<float *>(malloc(n_state));
-        mark_.logits = static_cast<float *>(malloc(n_logits));
-        if (now_.state != nullptr && now_.logits != nullptr && mark_.state != nullptr && mark_.logits != nullptr &&
-            sampler_.reserve(rwkv_get_n_vocab(ctx_), [this](size_t id) {
-                const char *piece;
-                size_t size;
-                return id == kEnd || rwkvflow_tokenizer_piece(tokenizer_, static_cast<uint32_t>(id), &piece, &size);
-            }))
-            return true;
-        return no_memory();
+        mark_.logits = static_cast<float *>(malloc(n_vocab * sizeof(float)));
+        allowed_ = static_cast<uint32_t *>(calloc((n_vocab + 31) / 32, sizeof(uint32_t)));
+        if (now_.state == nullptr || now_.logits == nullptr || mark_.state == nullptr || mark_.logits == nullptr ||
+            allowed_ == nullptr)
+            return no_memory();
+        for (size_t id = 0; id < n_vocab; ++id) {
+            const char *piece;
+            size_t size;
+            if (id == kEnd || rwkvflow_tokenizer_piece(tokenizer_, static_cast<uint32_t>(id), &piece, &size))
+                allowed_[id / 32] |= 1u << (id % 32);
+        }
+        const Setting *each = o_.sampling;
+        while (sampler_ != nullptr && each->option != nullptr && rwkvflow_sampler_set(sampler_, each->name, each->value))
+            ++each;
+        return each->option == nullptr;
     }
 
     static bool no_memory() {
@@ -325,8 +332,9 @@ private:
         Text held, since;  // what may be the beginning of a stop string; what was said since the mark
         bool stopped = false;
         while (written_ < o_.max_tokens && !stopped) {
-            const size_t token = sampler_.choose(now_.logits);
-            if (token == rwkv_get_n_vocab(ctx_)) {
+            uint32_t token;
+            if (!rwkvflow_choose(ctx_, &sampler_, &now_.logits, &allowed_, 1, &token)) return false;
+            if (token == RWKVFLOW_NO_TOKEN) {
                 fprintf(stderr, "rwkv: the model's logits are not finite\n");
                 return false;
             }
@@ -334,7 +342,7 @@ private:
             ++written_;
             const char *piece;
             size_t size, keep;
-            rwkvflow_tokenizer_piece(tokenizer_, static_cast<uint32_t>(token), &piece, &size);
+            rwkvflow_tokenizer_piece(tokenizer_, token, &piece, &size);
             const size_t before = held.size();
             decoder.put(piece, size, &held);
             since.add(held.data() + before, held.size() - before);
@@ -353,8 +361,7 @@ private:
             marked_ = hold;
             if (!hold) since.cut(0);
             show(&held, held.size() - keep);
-            const uint32_t next = static_cast<uint32_t>(token);
-            if ((written_ < o_.max_tokens || o_.save != nullptr) && !eval(&next, 1)) return false;
+            if ((written_ < o_.max_tokens || o_.save != nullptr) && !eval(&token, 1)) return false;
         }
         if (!stopped) decoder.end(&held);
         show(&held, held.size());
@@ -365,7 +372,8 @@ private:
 
     const Options &o_;
     rwkv_context *ctx_;
-    Sampler sampler_;
+    rwkvflow_sampler *sampler_;
+    uint32_t *allowed_ = nullptr;  // bits of the ids that have a token
     rwkvflow_tokenizer *tokenizer_ = nullptr;
     SavedState now_ = {}, mark_ = {};
     bool fresh_ = true, marked_ = false;

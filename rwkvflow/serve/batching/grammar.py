@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from llguidance.gbnf_to_lark import any_to_lark
-from numpy.typing import NDArray
 
+from rwkvflow.engine.choosing import Bits
 from rwkvflow.engine.session import END
 from rwkvflow.engine.tokenizer import Tokenizer
 from rwkvflow.serve.errors import ApiError
@@ -79,13 +79,12 @@ class Masked:
         """One that stands where this one does. Takes far less than to make it."""
         return Masked(self._matcher.deep_copy(), self._n_vocab)
 
-    def allowed(self) -> NDArray[np.bool_]:
-        """[n_vocab]. Raises ValueError where the grammar has come to an end that it knows no way out of."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        mask = np.unpackbits(bits, bitorder="little")[: self._n_vocab].astype(np.bool_)
-        if self._matcher.is_error() or not mask.any():
+    def allowed(self) -> Bits:
+        """[ceil(n_vocab / 32)]. Raises ValueError where the grammar has come to an end that it knows no way out of."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), "<u4")[: (self._n_vocab + 31) // 32]
+        if self._matcher.is_error() or not bits.any():
             raise ValueError(f"the grammar allows nothing more: {self._matcher.get_error()}")
-        return mask
+        return bits
 
     def take(self, token: int) -> bool:
         """True: where nothing more may come, the only token that is allowed next is the end."""

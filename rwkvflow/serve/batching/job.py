@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,7 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rwkvflow.engine.sampling import Sampler, Sampling
+from rwkvflow.engine.choosing import Bits, Chooser, Rating
+from rwkvflow.engine.sampling import Sampling
 from rwkvflow.engine.session import END, Decoder, TokenizerLike, stop_at
 
 Floats = NDArray[np.float32]
@@ -73,8 +73,8 @@ Event = Read | Piece | Done | Failed
 class Grammar(Protocol):
     """What tokens may come next."""
 
-    def allowed(self) -> NDArray[np.bool_]:
-        """[n_vocab]: at least one is True."""
+    def allowed(self) -> Bits:
+        """A bit for each id, at least one of them set. Raises ValueError where none would be."""
 
     def take(self, token: int) -> bool:
         """The text goes on with it. False where the text is complete with it."""
@@ -121,10 +121,12 @@ class TextJob:
 class AnswerWriter:
     """The answer to a job as its tokens are chosen: text in whole characters, without the stop texts."""
 
-    def __init__(self, job: TextJob, tokenizer: TokenizerLike, exist: NDArray[np.bool_] | None = None) -> None:
+    def __init__(
+        self, job: TextJob, tokenizer: TokenizerLike, chooser: Chooser, exist: NDArray[np.bool_] | None = None
+    ) -> None:
         """`exist`: [n_vocab], which ids have a token; None: all."""
         self.job = job
-        self.sampler = Sampler(job.sampling, job.seed, exist)
+        self.sampler = chooser.sampler(job.sampling, job.seed, exist, job.bias)
         self.generated = 0
         self.finish: str | None = "length" if job.most <= 0 else None
         self._decoder = Decoder(tokenizer)
@@ -133,18 +135,18 @@ class AnswerWriter:
         self._given = self._decoded = 0  # characters
         self._tokens: list[tuple[int, Chosen]] = []  # where each begins that is not given out yet
 
-    def choose(self, logits: Floats) -> int | None:
-        """The next token, or None at an end of the text. Raises ValueError for logits that are not finite."""
+    def allowed(self) -> Bits | None:
+        """Which tokens may come next; None: all that there are. Raises ValueError where a grammar allows none."""
+        return None if self.job.grammar is None else self.job.grammar.allowed()
+
+    def take(self, token: int, rating: Rating = (0.0, ())) -> int | None:
+        """The next token, which was chosen by `sampler`, and how likely it is where the job asks; None at an end."""
         job = self.job
-        allowed = None if job.grammar is None else job.grammar.allowed()
-        token = self.sampler.choose(logits, allowed, job.bias)
         if token == job.end:
             self.finish = "stop"
             return None
         self.generated += 1
-        chosen = (
-            Chosen(token, 0.0, ()) if job.logprobs is None else rated(logits, token, job.logprobs, self.sampler.exist)
-        )
+        chosen = Chosen(token, *rating)
         self._tokens.append((self._decoded, chosen))
         text = self._decoder.put(token)
         self._decoded += len(text)
@@ -175,16 +177,3 @@ class AnswerWriter:
         tokens = tuple(chosen for at, chosen in self._tokens if at < self._given)
         self._tokens = [entry for entry in self._tokens if entry[0] >= self._given]
         return Piece(text, tokens) if text else None
-
-
-def rated(logits: Floats, token: int, top: int, exist: NDArray[np.bool_] | None = None) -> Chosen:
-    """A token with its log-probability and those of the `top` likeliest ones; of equal ones the lowest id is first.
-
-    An id without a token, where `exist` says so, is none of the likeliest, whatever the model thinks.
-    """
-    values = logits.astype(np.float64)
-    highest = float(values.max())
-    total = highest + math.log(float(np.exp(values - highest).sum()))
-    order = -values if exist is None else np.where(exist, -values, np.inf)
-    likeliest = np.argsort(order, kind="stable")[:top] if top else np.empty(0, np.int64)
-    return Chosen(token, float(values[token]) - total, tuple((int(i), float(values[i]) - total) for i in likeliest))

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rwkvflow.engine.binding import Model
+from rwkvflow.engine.choosing import Bits, Rating, chooser_of
 from rwkvflow.engine.drafts import Payoff, SmallModel
 from rwkvflow.engine.errors import EngineError
-from rwkvflow.engine.sampling import existing
+from rwkvflow.engine.sampling import NOT_FINITE, existing
 from rwkvflow.engine.session import TokenizerLike
 from rwkvflow.serve.batching.cache import StateCache
 from rwkvflow.serve.batching.job import Event, Failed, Floats, Read, TextJob
@@ -90,6 +91,7 @@ class Scheduler:
             self.model.close()
             raise
         self.payoff = Payoff()
+        self._chooser = chooser_of(self.model)
         self._exist = existing(tokenizer, self.model.n_vocab)
         self.cache = StateCache(settings.cache)
         self._changed = threading.Condition()
@@ -205,6 +207,7 @@ class Scheduler:
                     self.model,
                     self.tokenizer,
                     self.cache,
+                    self._chooser,
                     lookup=s.lookup,
                     guesses=s.guesses,
                     exist=self._exist,
@@ -227,7 +230,7 @@ class Scheduler:
             _end(job, Failed(message, closing))
 
     def _pass(self) -> None:
-        self._hear((slot, slot.begin()) for slot in self._slots)
+        self._hear((slot, slot.begin()) for slot in self._slots if not slot.begun)
         begun = time.perf_counter()
         working = self._slots
         if not working:
@@ -284,19 +287,24 @@ class Scheduler:
         """
         gone: list[SequenceSlot] = []
         ends: list[tuple[TextJob, Event]] = []
+        texts: list[SequenceSlot] = []
         for slot, events in heard:
-            before = slot.generated
-            try:
-                for event in events:
-                    self.figures.cached += event.cached if isinstance(event, Read) else 0
-                    _tell(slot.job, event)
-            except ValueError as error:  # of this text alone: logits that are not finite
+            texts.append(slot)
+            for event in events:
+                self.figures.cached += event.cached if isinstance(event, Read) else 0
+                _tell(slot.job, event)
+        before = [slot.generated for slot in texts]
+        failed = self._choose(texts)
+        for slot, count in zip(texts, before, strict=True):
+            if slot in failed:
                 self.figures.failed += 1
                 slot.job.was_read = True
-                ends.append((slot.job, Failed(f"the model failed: {error}")))
+                ends.append((slot.job, Failed(f"the model failed: {failed[slot]}")))
                 gone.append(slot)
                 continue
-            self.figures.generated += slot.generated - before
+            self.figures.generated += slot.generated - count
+            if (piece := slot.writer.ready()) is not None:
+                _tell(slot.job, piece)
             if slot.over:
                 gone.append(slot)
                 self.figures.recent.append(time.monotonic() - slot.started)
@@ -307,6 +315,37 @@ class Scheduler:
                 self.last_used = time.monotonic()
         for job, event in ends:
             _tell(job, event)
+
+    def _choose(self, texts: Iterable[SequenceSlot]) -> dict[SequenceSlot, str]:
+        """Chooses what comes next in all texts that wait for it; returns why there is nothing, of each that has failed.
+
+        All together, then once more those whose guess was right, and so on.
+        """
+        failed: dict[SequenceSlot, str] = {}
+        waiting = [slot for slot in texts if slot.row is not None]
+        while waiting:
+            asked: list[tuple[SequenceSlot, Floats, Bits | None]] = []
+            for slot in waiting:
+                try:
+                    asked += [(slot, slot.row, slot.writer.allowed())] if slot.row is not None else []
+                except ValueError as error:  # of this text alone
+                    failed[slot] = str(error)
+            slots, rows = [slot for slot, _, _ in asked], [row for _, row, _ in asked]
+            tokens = self._chooser.choose([s.writer.sampler for s in slots], rows, [bits for _, _, bits in asked])
+            found = zip(slots, rows, tokens, strict=True)
+            chosen = [(slot, row, token) for slot, row, token in found if token is not None]
+            failed |= dict.fromkeys(set(slots) - {slot for slot, _, _ in chosen}, NOT_FINITE)
+            ratings = self._rate([each for each in chosen if each[0].job.logprobs is not None])
+            for slot, _, token in chosen:
+                slot.chose(token, ratings.get(slot, (0.0, ())))
+            waiting = [slot for slot, _, _ in chosen if slot.row is not None]
+        return failed
+
+    def _rate(self, chosen: Sequence[tuple[SequenceSlot, Floats, int]]) -> dict[SequenceSlot, Rating]:
+        slots = [slot for slot, _, _ in chosen]
+        asked = [(token, slot.job.logprobs or 0) for slot, _, token in chosen]
+        samplers, rows = [slot.writer.sampler for slot in slots], [row for _, row, _ in chosen]
+        return dict(zip(slots, self._chooser.rate(samplers, rows, asked) if slots else (), strict=True))
 
     def _guess(self) -> None:
         if self.draft is None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvflow.engine.binding import Model
+from rwkvflow.engine.choosing import Chooser, Rating
 from rwkvflow.engine.drafts import Follower, GuessPace, Lookup
 from rwkvflow.engine.session import END, TokenizerLike
 from rwkvflow.serve.batching.cache import Snapshot, StateCache
@@ -38,6 +39,7 @@ class SequenceSlot:
         model: Model,
         tokenizer: TokenizerLike,
         cache: StateCache,
+        chooser: Chooser,
         *,
         lookup: bool,
         guesses: int,
@@ -48,11 +50,14 @@ class SequenceSlot:
         `exist`: [n_vocab], which ids have a token; None: all.
         """
         self.job, self.started = job, time.monotonic()
-        self.writer = AnswerWriter(job, tokenizer, exist)
+        self.writer = AnswerWriter(job, tokenizer, chooser, exist)
         self.follower = Follower()
         self.guesses: list[int] = []
         self.may_guess = True  # in the next pass
         self.kept = 0  # guesses of the last pass that were right
+        self.row: Floats | None = None  # logits that the next token is to be chosen from
+        self._rows: Floats | None = None  # of the last pass, where it had more than a prompt's
+        self._part = Chunk((), None, [])  # of the last pass
         # A text begins after something: with nothing read, as after the end of another one.
         self.tokens: list[int] = list(job.prompt) or ([] if job.first and job.first.logits is not None else [END])
         self._prompt = len(self.tokens)
@@ -62,7 +67,7 @@ class SequenceSlot:
         self._state: Floats | None = None  # this slot's own, written over; None: fresh
         self._spare: list[Floats] = []
         self._cached = 0
-        self._begun = False
+        self.begun = False
         self._after: tuple[Floats | None, Floats | None] = (None, None)  # state and logits after the prompt
         self._hidden: Floats | None = None
         self._lookup = Lookup() if lookup else None
@@ -81,15 +86,15 @@ class SequenceSlot:
     @property
     def over(self) -> bool:
         """Whether nothing more will come."""
-        return self._begun and not self.reading and self.writer.finish is not None
+        return self.begun and not self.reading and self.writer.finish is not None
 
     # ---- before a pass -----------------------------------------------------------------------------------------------
 
     def begin(self) -> Iterator[Event]:
         """Once: goes to where the cache knows the text. Yields what there is to tell where that is all of it."""
-        if self._begun:
+        if self.begun:
             return
-        self._begun = True
+        self.begun = True
         job = self.job
         # Nothing of whoever had this place before is left: the state is fresh, the one that was asked for, or a copy.
         if job.first is not None:
@@ -104,8 +109,6 @@ class SequenceSlot:
             yield Read(self._cached)
             if logits is not None:
                 self._prompt_read(logits)
-            if (piece := self.writer.ready()) is not None:
-                yield piece
 
     def room_for_guesses(self) -> int:
         """How many tokens to guess now."""
@@ -152,27 +155,25 @@ class SequenceSlot:
     # ---- after a pass ------------------------------------------------------------------------------------------------
 
     def took(self, part: Chunk, logits: Floats, hidden: Floats | None) -> Iterator[Event]:
-        """The pass is done; logits [len(part.logits), n_vocab]."""
+        """The pass is done; logits [len(part.logits), n_vocab]. A token is to be chosen where there is a `row` then."""
         self.kept = 0
+        if not self.reading:
+            self._part, self._rows, self.row = part, logits, logits[0]
+            return
+        self._done += len(part.tokens)
+        self._state = part.out[-1]
+        for place, state in part.snapshots:
+            self._cache.put(self._key, self.tokens[:place], Snapshot(place, state))
         if self.reading:
-            self._done += len(part.tokens)
-            self._state = part.out[-1]
-            for place, state in part.snapshots:
-                self._cache.put(self._key, self.tokens[:place], Snapshot(place, state))
-            if self.reading:
-                if self._done in self.job.ends and self._wants(self._done):
-                    self._snapshot(None)
-                return
-            self._hidden = hidden
-            if len(logits) and self._wants(self._prompt, logits=True):
-                self._snapshot(logits[0].copy())
-            yield Read(self._cached)
-            if len(logits):
-                self._prompt_read(logits[0])
-        else:
-            self._check(part, logits)
-        if (piece := self.writer.ready()) is not None:
-            yield piece
+            if self._done in self.job.ends and self._wants(self._done):
+                self._snapshot(None)
+            return
+        self._hidden = hidden
+        if len(logits) and self._wants(self._prompt, logits=True):
+            self._snapshot(logits[0].copy())
+        yield Read(self._cached)
+        if len(logits):
+            self._prompt_read(logits[0])
 
     def _prompt_read(self, logits: Floats) -> None:
         if self._lookup is not None:
@@ -181,22 +182,28 @@ class SequenceSlot:
             self._after = (self._state.copy(), logits.copy())
         self.job.was_read = True
         if self.writer.finish is None:
-            self._chose(self.writer.choose(logits))
+            self.row = logits
 
-    def _check(self, part: Chunk, logits: Floats) -> None:
-        """Keeps guesses as far as they are what is chosen anyway; goes back to the state after the last one kept."""
-        at = 0
-        while True:
-            token = self.writer.choose(logits[at])
-            self._chose(token)
-            if self.writer.finish is not None or at >= len(part.guesses) or token != part.guesses[at]:
-                break
-            at += 1
-        self.kept = at
-        self._pace.was_right(len(part.guesses), at)
+    def chose(self, token: int, rating: Rating = (0.0, ())) -> None:
+        """The token that was chosen from `row`, and how likely it is where the job asks; there may be another row then.
+
+        Guesses are kept as far as they are what is chosen anyway; the state goes back to that after the last one kept.
+        """
+        self._chose(self.writer.take(token, rating))
+        if self._rows is None:
+            self.row = None
+            return
+        guesses = self._part.guesses
+        if self.writer.finish is None and self.kept < len(guesses) and token == guesses[self.kept]:
+            self.kept += 1
+            self.row = self._rows[self.kept]
+            return
+        out, at = self._part.out, self.kept
+        self._pace.was_right(len(guesses), at)
         self._done += at + 1
-        self._state = part.out[at]
-        self._spare = [*self._spare, *(s for i, s in enumerate(part.out) if i != at and s is not None)]
+        self._state = out[at]
+        self._spare = [*self._spare, *(s for i, s in enumerate(out) if i != at and s is not None)]
+        self.row = self._rows = None
 
     def _chose(self, token: int | None) -> None:
         if token is not None:

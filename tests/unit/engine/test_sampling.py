@@ -84,10 +84,10 @@ def test_an_id_without_a_token_is_never_chosen(
     kept = np.flatnonzero(exist)
     chosen = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, presence=0.5)
     logits = np.array(values, np.float32)
-    whole, alone = Sampler(chosen, seed, exist), Sampler(chosen, seed)
     bias = {int(i): 50.0 for i in np.flatnonzero(~exist)[:3]}
+    whole, alone = Sampler(chosen, seed, exist, bias), Sampler(chosen, seed)
     for sampler in (whole, whole.copy()):
-        token = sampler.choose(logits, bias=bias)
+        token = sampler.choose(logits)
         assert exist[token]
     assert [int(kept[alone.choose(logits[kept])]) for _ in range(3)][1:] == [whole.choose(logits) for _ in range(2)]
 
@@ -125,7 +125,7 @@ def test_exp_is_exp(x: list[float]) -> None:
 
 
 def test_exp_gives_these_very_bits() -> None:
-    """So does tools/sampling.h; a change of a single bit changes what people get for a seed."""
+    """So does librwkv; a change of a single bit changes what people get for a seed."""
     x = -np.arange(0, 700, 7, dtype=np.float64) / 3 - 0.1
     assert exp(x)[:4].tobytes().hex() == "3a2bd5996df4ec3f2f38b4c66176b63f4e9bf7be016d813f1e0fa2547b094b3f"
     import hashlib
@@ -184,6 +184,7 @@ def test_a_seed_gives_the_same_again_and_another_seed_does_not() -> None:
         {"top_k": -1},
         {"decay": 1.5},
         {"presence": math.inf},
+        {"frequency": -1e301},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:

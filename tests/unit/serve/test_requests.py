@@ -17,6 +17,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from rwkvflow.base.errors import UsageError
+from rwkvflow.engine.choosing import mask_of
 from rwkvflow.serve.batching.grammar import Grammars, unknown_keywords
 from rwkvflow.serve.errors import ApiError
 from rwkvflow.serve.guard import Guard, Rules, host_name, hosts_for
@@ -124,11 +125,11 @@ class ByteTokens:
 def write(grammar: Any, text: str) -> str:
     """How far the text is allowed, with `!` where nothing more may come."""
     for at, byte in enumerate(text.encode()):
-        allowed = grammar.allowed()
+        allowed = mask_of(grammar.allowed(), 256)
         if not allowed[byte]:
             return text[:at] + ("!" if allowed.nonzero()[0].tolist() == [0] else "")
         grammar.take(byte)
-    return text + ("!" if grammar.allowed().nonzero()[0].tolist() == [0] else "")
+    return text + ("!" if mask_of(grammar.allowed(), 256).nonzero()[0].tolist() == [0] else "")
 
 
 def test_masks_hold_to_a_schema() -> None:

@@ -211,6 +211,8 @@ void rwkv_init_state(const struct rwkv_context *ctx, float *state) { init_state(
 
 void rwkv_free(struct rwkv_context *ctx) {
     if (ctx == nullptr) return;
+    for (uint32_t i = 0; ctx->rooms != nullptr && i < pool_size(ctx->pool); ++i) aligned_free(ctx->rooms[i]);
+    free(ctx->rooms);
     pool_free(ctx->pool);
     workspace_free(&ctx->one);
     workspace_free(&ctx->many);

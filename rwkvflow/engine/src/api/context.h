@@ -2,6 +2,7 @@
 #pragma once
 
 #include "eval/eval.h"
+#include "sampling/choice.h"
 
 struct rwkv_context {
     rwkvflow::Model *model;
@@ -11,6 +12,7 @@ struct rwkv_context {
     rwkvflow::Error error;
     float group_norm_eps, layer_norm_eps;
     float *fresh;          // a fresh state; made when first needed
+    rwkvflow::ChoiceRoom **rooms;  // for choosing tokens, of as many threads as were needed so far; null where not
     bool has_fingerprint;  // of the model file, for saved states; made when first needed
     uint8_t fingerprint[32];
 };
