@@ -169,7 +169,9 @@ class LibraryChooser:
             self._exist = (exist, None if exist is None else self._mask(bits_of(exist)))
         made = LibrarySampler(self, self.library.call("rwkvflow_sampler_create", seed), self._exist[1])
         for name in SETTINGS:
-            value = float(getattr(settings, name))
+            value = float(
+                min(getattr(settings, name), self._model.n_vocab) if name == "top_k" else getattr(settings, name)
+            )
             if not self.library.call("rwkvflow_sampler_set", made.address, name.encode(), value):
                 raise ValueError(str(self.library.error("no sampler")))
         tokens, values = np.array([*(bias or {})], np.uint32), np.array([*(bias or {}).values()], np.float64)

@@ -44,7 +44,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if not math.isfinite(getattr(self, field.name)):
+            # top_k is whole, and may be too large for a float.
+            if field.name != "top_k" and not math.isfinite(getattr(self, field.name)):
                 raise ValueError(f"{field.name} is no number")
         for name in ("presence", "frequency"):
             if abs(getattr(self, name)) > LARGEST_PENALTY:

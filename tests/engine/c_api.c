@@ -128,7 +128,8 @@ static int check_choices(struct rwkv_context *ctx) {
     }
     CHECK(!rwkvflow_sampler_set(NULL, "top_p", 1) && !rwkvflow_sampler_set(samplers[0], NULL, 1));
     CHECK(!rwkvflow_sampler_set(samplers[0], "presence", -INFINITY) && rwkvflow_sampler_copy(NULL) == NULL);
-    CHECK(!rwkvflow_sampler_bias(samplers[1], twice, by, 2) && !rwkvflow_sampler_bias(samplers[1], biased, infinite, 2));
+    CHECK(!rwkvflow_sampler_bias(samplers[1], twice, by, 2) &&
+          !rwkvflow_sampler_bias(samplers[1], biased, infinite, 2));
     CHECK(!rwkvflow_sampler_bias(samplers[1], NULL, NULL, 1) && rwkvflow_sampler_bias(samplers[6], NULL, NULL, 0));
     rwkvflow_sampler_free(NULL);
     rwkvflow_sampler_forget(NULL);

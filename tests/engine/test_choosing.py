@@ -67,7 +67,7 @@ SAMPLING = st.builds(
     Sampling,
     temperature=st.sampled_from([0.0, 1e-300, 0.01, 0.5, 1.0, 3.0, 1e9, 1e300]),
     top_p=st.sampled_from([1e-9, 0.3, 0.7, 0.999999, 1.0 - 2**-53, 1.0]),
-    top_k=st.sampled_from([0, 1, 2, 17, 40, 63, 64, 65, 600, 10**6]),
+    top_k=st.sampled_from([0, 1, 2, 17, 40, 63, 64, 65, 600, 10**6, 10**400]),
     presence=st.sampled_from([0.0, 0.4, -3.0, 1e300]),
     frequency=st.sampled_from([0.0, 0.7]),
     decay=st.sampled_from([0.0, 1e-200, 0.9, 1.0]),

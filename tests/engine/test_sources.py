@@ -20,7 +20,7 @@ from tests.engine.encoder import ENGINE, any_compiler, compilers
 SRC = ENGINE / "src"
 # Lowest first: a room includes itself and those above it in this list. The instruction sets' rooms are for nobody else.
 ROOMS = (
-    *("base", "quantize", "tokenizer", "kernels/common", "kernels/x86", "kernels/arm"),
+    *("base", "quantize", "tokenizer", "kernels/common", "kernels/x86", "kernels/arm", "sampling"),
     *("model", "eval", "api"),
 )
 LEAVES = ("kernels/x86", "kernels/arm")

@@ -71,13 +71,14 @@ RWKV_API bool rwkvflow_eval_sequences(struct rwkv_context *ctx, const uint32_t *
 
 /* Choosing tokens. The same logits, settings and seed choose the same tokens on every machine, with any kernels and any
  * number of threads, whatever else is in the batch. One choice:
- *   1. what the sampler's bias says is added to logits, as doubles; then a token that was chosen before loses `presence`
- *      + `frequency` times its count; counts are multiplied by `decay` at every token
- *   2. temperature 0: the largest, of equal ones the lowest id. That is all then
- *   3. weights are exp((logit - largest) / temperature), and tokens in the order of their logits
- *   4. `top_k` above 0: the first of them, their sum added up in this order; else all, added up in the order of ids
- *   5. `top_p` below 1: the shortest beginning whose weights add up to at least top_p of that sum
- *   6. a random number below 1 times the sum of what is left: the first token where the running sum exceeds it.
+ *   1. what the sampler's bias says is added to logits, as doubles; then a token that was chosen before loses
+ *      presence + frequency times its count from its logit; counts are multiplied by decay at every token
+ *   2. temperature 0: the largest, of equal ones the lowest id; that is all then
+ *   3. weights are exp((logit - largest) / temperature), 0 below exp(-700); tokens come in the order of their logits,
+ *      the largest first, of equal ones the lowest id
+ *   4. top_k above 0: the first of them, their weights added up in this order; else all, added up in the order of ids
+ *   5. top_p below 1: the shortest beginning whose weights add up to at least top_p times that sum
+ *   6. a random number below 1 times the sum of what is left: the first token where the running sum exceeds it
  * A sampler is the memory of one text: settings, random numbers, counts. It needs no context; one thread at a time. */
 struct rwkvflow_sampler;
 /* Null without the memory (CTX | ALLOC). Settings are those of rwkvflow_sampler_set that it names first. */
@@ -89,8 +90,9 @@ RWKV_API void rwkvflow_sampler_free(struct rwkvflow_sampler *sampler);
  * "presence" and "frequency" 0: at most 1e300 either way; "decay" 0.996: from 0 to 1. What is chosen is counted only
  * while one of the penalties is not 0. False for an unknown name or a value that makes no sense (ARGS). */
 RWKV_API bool rwkvflow_sampler_set(struct rwkvflow_sampler *sampler, const char *name, double value);
-/* What is added to the logits of `count` different tokens, in place of what was before: at most 1e300 either way. Tokens
- * beyond a model's vocabulary are of no effect. False for ARGS, or without the memory, and then nothing was changed. */
+/* What is added to the logits of `count` different tokens, in place of what was before: at most 1e300 either way.
+ * Tokens beyond a model's vocabulary are of no effect. False for ARGS, or without the memory, and then nothing was
+ * changed. */
 RWKV_API bool rwkvflow_sampler_bias(struct rwkvflow_sampler *sampler, const uint32_t *tokens, const double *values,
                                     size_t count);
 /* Nothing was chosen yet; the random numbers go on. */
@@ -98,10 +100,10 @@ RWKV_API void rwkvflow_sampler_forget(struct rwkvflow_sampler *sampler);
 
 #define RWKVFLOW_NO_TOKEN UINT32_MAX
 /* The next token of each of count texts, by different samplers. logits[i]: rwkv_get_logits_len() floats, which are only
- * read; several may be one. allowed[i]: a bit for each id, lowest first in words of 32, set where it may be chosen, such
- * as those that have a token, or that a grammar allows; null: all, and so is allowed null. tokens[i] is RWKVFLOW_NO_TOKEN
- * where a logit is not finite or nothing is allowed; that sampler is as it was. The threads of the context share the
- * texts. False on an error (ARGS, CTX | ALLOC), and then nothing was chosen. */
+ * read; several may be one. allowed[i]: a bit for each id, lowest first in words of 32, set where it may be chosen,
+ * such as those that have a token, or that a grammar allows; null: all, and so is allowed null. tokens[i] is
+ * RWKVFLOW_NO_TOKEN where a logit is not finite or nothing is allowed; that sampler is as it was. The threads of the
+ * context share the texts. False on an error (ARGS, CTX | ALLOC), and then nothing was chosen. */
 RWKV_API bool rwkvflow_choose(struct rwkv_context *ctx, struct rwkvflow_sampler *const *samplers,
                               const float *const *logits, const uint32_t *const *allowed, size_t count,
                               uint32_t *tokens);

@@ -225,10 +225,9 @@ private:
             if (id == kEnd || rwkvflow_tokenizer_piece(tokenizer_, static_cast<uint32_t>(id), &piece, &size))
                 allowed_[id / 32] |= 1u << (id % 32);
         }
-        const Setting *each = o_.sampling;
-        while (sampler_ != nullptr && each->option != nullptr && rwkvflow_sampler_set(sampler_, each->name, each->value))
-            ++each;
-        return each->option == nullptr;
+        const Setting *s = o_.sampling;
+        while (sampler_ != nullptr && s->option != nullptr && rwkvflow_sampler_set(sampler_, s->name, s->value)) ++s;
+        return s->option == nullptr;
     }
 
     static bool no_memory() {

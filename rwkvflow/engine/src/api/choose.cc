@@ -62,7 +62,9 @@ bool check(rwkv_context *ctx, const float *const *logits, size_t count, bool fin
     return fine || fail(&ctx->error, RWKV_ERROR_ARGS, "logits, samplers, tokens, or places for them are missing");
 }
 
-const uint32_t *allowed_of(const uint32_t *const *allowed, size_t i) { return allowed == nullptr ? nullptr : allowed[i]; }
+const uint32_t *allowed_of(const uint32_t *const *allowed, size_t i) {
+    return allowed == nullptr ? nullptr : allowed[i];
+}
 
 bool copy_tallies(Tallies *to, const Tallies &from) {
     if (!to->reserve(from.count)) return false;
@@ -154,7 +156,8 @@ bool rwkvflow_sampler_bias(struct rwkvflow_sampler *sampler, const uint32_t *tok
         const Tally &each = made.all[i];
         const bool again = i > 0 && made.all[i - 1].token == each.token;
         if (!again && each.value >= -kLargestPenalty && each.value <= kLargestPenalty) continue;
-        fail(error, RWKV_ERROR_ARGS, again ? "token %u has two biases" : "the bias of token %u is too large", each.token);
+        fail(error, RWKV_ERROR_ARGS, again ? "token %u has two biases" : "the bias of token %u is too large",
+             each.token);
         free(made.all);
         return false;
     }

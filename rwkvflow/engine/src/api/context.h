@@ -11,8 +11,8 @@ struct rwkv_context {
     rwkvflow::Workspace many;  // for sequences and batches; made when first needed
     rwkvflow::Error error;
     float group_norm_eps, layer_norm_eps;
-    float *fresh;          // a fresh state; made when first needed
+    float *fresh;                  // a fresh state; made when first needed
     rwkvflow::ChoiceRoom **rooms;  // for choosing tokens, of as many threads as were needed so far; null where not
-    bool has_fingerprint;  // of the model file, for saved states; made when first needed
+    bool has_fingerprint;          // of the model file, for saved states; made when first needed
     uint8_t fingerprint[32];
 };

@@ -8,8 +8,8 @@ namespace rwkvflow {
 
 namespace {
 
-constexpr uint32_t kGroup = 64;     // values of which the largest is kept
-constexpr uint32_t kBlock = 1024;   // values worked on at a time: they stay in the fastest cache
+constexpr uint32_t kGroup = 64;    // values of which the largest is kept
+constexpr uint32_t kBlock = 1024;  // values worked on at a time: they stay in the fastest cache
 constexpr uint32_t kBuckets = 4096;
 constexpr uint32_t kInsertion = 16;  // candidates up to which sorting by insertion is quickest
 constexpr double kNever = -__builtin_inf();
@@ -92,9 +92,9 @@ private:
     const ChoiceRoom &room_;
     const float *logits_;
     const uint32_t *allowed_;
-    size_t bias_ = 0, counts_ = 0;                // tallies that were looked at
+    size_t bias_ = 0, counts_ = 0;  // tallies that were looked at
     uint32_t n_found_ = 0, n_buckets_ = 0;
-    uint32_t bucket_ = 0, n_ordered_ = 0;         // buckets, and candidates, that are in order
+    uint32_t bucket_ = 0, n_ordered_ = 0;  // buckets, and candidates, that are in order
     double largest_ = 0, temperature_ = 1, sum_ = 0;
 };
 
@@ -162,8 +162,8 @@ uint32_t Choice::count_allowed() const {
     uint32_t count = 0;
     for (uint32_t at = 0; at < room_.size; at += 32) {
         const uint32_t left = room_.size - at;
-        count += static_cast<uint32_t>(__builtin_popcount(left < 32 ? allowed_[at / 32] & ((1u << left) - 1)
-                                                                    : allowed_[at / 32]));
+        count += static_cast<uint32_t>(
+            __builtin_popcount(left < 32 ? allowed_[at / 32] & ((1u << left) - 1) : allowed_[at / 32]));
     }
     return count;
 }
@@ -224,8 +224,8 @@ bool Choice::reach(uint32_t at) {
         const uint32_t begin = n_ordered_, end = room_.ends[bucket_++];
         sort(room_.ordered + begin, end - begin);
         for (uint32_t i = begin; i < end; ++i) room_.running[i] = room_.ordered[i].value;
-        sum_ = kernels_->running(room_.running + begin, end - begin, largest_, temperature_, sum_,
-                                 room_.running + begin);
+        sum_ =
+            kernels_->running(room_.running + begin, end - begin, largest_, temperature_, sum_, room_.running + begin);
         n_ordered_ = end;
     }
     return true;

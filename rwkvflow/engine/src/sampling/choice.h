@@ -24,11 +24,11 @@ struct Candidate {
 // Working memory of one thread, for vocabularies of `size` ids.
 struct ChoiceRoom {
     uint32_t size;
-    double *values;   // [size], and up to a whole number of groups
-    double *largest;  // of each group of values
-    double *running;  // [size]
+    double *values;              // [size], and up to a whole number of groups
+    double *largest;             // of each group of values
+    double *running;             // [size]
     Candidate *found, *ordered;  // [size]
-    uint32_t *ends;   // of buckets
+    uint32_t *ends;              // of buckets
 };
 
 // Null for no memory; free with aligned_free.

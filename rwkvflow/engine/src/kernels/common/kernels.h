@@ -105,9 +105,9 @@ struct Kernels {
     // Version 7, one head: out += v * sum_i r[i] * k[i] * r_k[i]
     void (*bonus7)(const float *r, const float *k, const float *r_k, const float *v, float *out, uint32_t n);
 
-    // For choosing tokens: adds exp((x - largest) / temperature) of n doubles, each at most `largest`, to `sum` one after
-    // the other; returns the last sum. out: where every sum goes; null, or x itself. The generic kernels, too, give the
-    // bits of all others here.
+    // For choosing tokens: adds exp((x - largest) / temperature) of n doubles, each at most `largest`, to `sum` one
+    // after the other; returns the last sum. out: where every sum goes; null, or x itself. The generic kernels, too,
+    // give the bits of all others here.
     double (*running)(const double *x, uint32_t n, double largest, double temperature, double sum, double *out);
 
     // For measuring: rounds of nothing but multiply-adds, and how many of them there were.
