@@ -122,7 +122,7 @@ def test_a_batch_is_what_the_description_says_of_each(data: Any, count: int, see
 def test_masks_are_bits() -> None:
     mask = np.random.default_rng(0).random(VOCABULARY) < 0.5
     bits = bits_of(mask)
-    assert (bits.dtype, bits.size) == (np.uint32, (VOCABULARY + 31) // 32)
+    assert (bits.dtype.name, bits.size) == ("uint32", (VOCABULARY + 31) // 32)
     assert (mask_of(bits, VOCABULARY) == mask).all()
     assert [bool(int(bits[i // 32]) >> (i % 32) & 1) for i in range(VOCABULARY)] == mask.tolist()
 

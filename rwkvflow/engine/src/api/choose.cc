@@ -151,7 +151,7 @@ bool rwkvflow_sampler_bias(struct rwkvflow_sampler *sampler, const uint32_t *tok
     Tallies made;
     if (!made.reserve(count)) return fail(error, RWKV_ERROR_CTX | RWKV_ERROR_ALLOC, "no memory for a bias");
     for (size_t i = 0; i < count; ++i) made.all[made.count++] = {tokens[i], values[i]};
-    qsort(made.all, count, sizeof(Tally), by_token);
+    if (count > 1) qsort(made.all, count, sizeof(Tally), by_token);
     for (size_t i = 0; i < count; ++i) {
         const Tally &each = made.all[i];
         const bool again = i > 0 && made.all[i - 1].token == each.token;
