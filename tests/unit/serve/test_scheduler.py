@@ -143,6 +143,32 @@ def test_an_answer_is_what_it_is_alone(options: dict[str, Any], serve: Callable[
         assert figures.cached > 0
 
 
+def test_what_comes_next_is_chosen_for_all_texts_of_a_pass_at_once(
+    serve: Callable[..., Scheduler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call a pass, however many texts; and nobody is rated where nobody asks."""
+    scheduler = serve(slots=6, cache=0)
+    chooser, sizes = scheduler._chooser, []
+    choose = chooser.choose
+
+    def counted(samplers: Any, *rest: Any) -> Any:
+        sizes.append(len(samplers))
+        return choose(samplers, *rest)
+
+    monkeypatch.setattr(chooser, "choose", counted)
+    monkeypatch.setattr(chooser, "rate", None)
+    scheduler.model.gate.clear()  # type: ignore[attr-defined]
+    jobs = [job(ask(seed, "ab", most=20, stops=(), end=None, logprobs=None)) for seed in range(6)]
+    for one, _ in jobs:
+        scheduler.submit(one)
+    scheduler.model.gate.set()  # type: ignore[attr-defined]
+    for _, heard in jobs:
+        assert heard.answer()[3] == 20
+    assert len(sizes) == len(scheduler.model.passes)  # type: ignore[attr-defined]
+    assert sum(sizes) == 6 * 20
+    assert sizes.count(6) >= 19
+
+
 @pytest.mark.parametrize(("cost", "on"), [(0.1, True), (50.0, False)])
 def test_guessing_ahead_is_off_where_it_costs_more_than_it_brings(
     cost: float, on: bool, serve: Callable[..., Scheduler], monkeypatch: pytest.MonkeyPatch
