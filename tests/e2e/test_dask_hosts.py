@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,8 @@ def place(many: Farm, tmp_path: Path) -> Iterator[Place]:
         server = moto_server.ThreadedMotoServer(ip_address=made.gateway, port=0, verbose=False)
         server.start()
         host, port = server.get_host_and_port()
+        # A process has one set of buckets, however many servers: those of the test before are still there.
+        urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"", timeout=30).close()
         env = {
             "FSSPEC_S3_ENDPOINT_URL": f"http://{host}:{port}",
             "AWS_ACCESS_KEY_ID": "user",
