@@ -13,7 +13,6 @@ import click
 
 from rwkvflow.base.errors import UsageError
 from rwkvflow.cli.models import (
-    default_threads,
     engine_errors,
     engine_options,
     library_of,
@@ -59,9 +58,12 @@ def bench(
     Every figure is the median of all rounds. The bandwidth is measured: how fast the same number of threads can read.
     """
     from rwkvflow.app.bench import BenchPlan, bandwidth, measure
+    from rwkvflow.engine.binding import Library
+    from rwkvflow.engine.threads import default_threads
 
-    threads = options["threads"] or default_threads()
     libraries = [library_of(options), *([against] if against else [])]
+    with engine_errors():
+        threads = options["threads"] or default_threads(Library(libraries[0]))
     plan = BenchPlan(models, libraries, threads, tokens, prompt, rounds, options["group_norm_eps"])
     speed = bandwidth(threads)
     rows = measure(plan, lambda text: click.echo(text, err=True))

@@ -14,7 +14,6 @@ import click
 from rwkvflow.base.errors import UsageError
 from rwkvflow.base.outputs import refuse_sources
 from rwkvflow.cli.models import (
-    default_threads,
     engine_errors,
     engine_options,
     open_model,
@@ -267,6 +266,7 @@ def _guesser(model: Model, options: dict[str, Any]) -> Guesser | None:
     """Who guesses ahead, as --draft has it. Raises UsageError."""
     from rwkvflow.engine.binding import Model as Opened
     from rwkvflow.engine.drafts import Guesser, SmallModel
+    from rwkvflow.engine.threads import default_threads
 
     draft = options["draft"]
     if draft is None:
@@ -277,7 +277,9 @@ def _guesser(model: Model, options: dict[str, Any]) -> Guesser | None:
         return Guesser(options["draft_tokens"])
     if not Path(draft).is_file():
         raise UsageError(f"--draft: {draft} is neither lookup nor a file")
-    small = Opened(draft, model.library, options["threads"] or default_threads(), options["group_norm_eps"])
+    small = Opened(
+        draft, model.library, options["threads"] or default_threads(model.library), options["group_norm_eps"]
+    )
     if small.n_vocab != model.n_vocab:
         raise UsageError(f"--draft: it has {small.n_vocab} tokens, the model {model.n_vocab}")
     return Guesser(options["draft_tokens"], SmallModel(small))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +29,9 @@ def engine_options(function: Callable[..., None]) -> Callable[..., None]:
             type=click.FloatRange(0, 1, min_open=True),
             help="Epsilon of the group norm of versions 5 to 7; default: 64e-5",
         ),
-        click.option("--threads", type=click.IntRange(1, 256), help="Number of threads; default: one for each core"),
+        click.option(
+            "--threads", type=click.IntRange(1, 256), help="Number of threads; default: one for each performance core"
+        ),
         click.option(
             "--store",
             type=click.Path(file_okay=False, path_type=Path),
@@ -64,19 +65,6 @@ template_option = click.option(
 )
 
 
-def default_threads() -> int:
-    """One for each core that this process may use; a second one on a core waits for the same memory."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = set()
-    for number in usable:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list")
-        try:
-            cores.add(siblings.read_text(encoding="ascii"))
-        except OSError:
-            cores.add(str(number))
-    return max(1, min(len(cores), 256))
-
-
 @contextlib.contextmanager
 def engine_errors() -> Iterator[None]:
     """What the engine and the worker's modules raise, as an error of the command."""
@@ -107,7 +95,8 @@ def open_model(name: str | Path, options: dict[str, Any], form: str | None = Non
     from rwkvflow.app.models import CHAT_FORMAT, playable
     from rwkvflow.cli.options import model_path
     from rwkvflow.display import display_for
-    from rwkvflow.engine.binding import Model
+    from rwkvflow.engine.binding import Library, Model
+    from rwkvflow.engine.threads import default_threads
     from rwkvflow.store.store import default_root
 
     library, root = library_of(options), options["store"] or default_root()
@@ -115,7 +104,8 @@ def open_model(name: str | Path, options: dict[str, Any], form: str | None = Non
         path = playable(
             model_path(str(name), root, display), root, display, library, options["threads"], form or CHAT_FORMAT
         )
-    return Model(path, library, options["threads"] or default_threads(), options["group_norm_eps"])
+    opened = Library(library)
+    return Model(path, opened, options["threads"] or default_threads(opened), options["group_norm_eps"])
 
 
 def tokenizer_of(kind: str, model: Model) -> ModelTokenizer:

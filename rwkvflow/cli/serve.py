@@ -13,7 +13,6 @@ from rwkvflow.base.errors import EnvironmentMissing, UsageError
 from rwkvflow.base.text import shown
 from rwkvflow.cli.models import (
     KINDS,
-    default_threads,
     engine_errors,
     engine_options,
     library_of,
@@ -102,6 +101,7 @@ def serve(models: tuple[Path, ...], host: str, port: int, **options: Any) -> Non
     """
     _check_packages()
     from rwkvflow.engine.binding import Library
+    from rwkvflow.engine.threads import default_threads
     from rwkvflow.serve.app import make_app
     from rwkvflow.serve.batching.scheduler import Settings
     from rwkvflow.serve.chat_template import template_of
@@ -128,7 +128,7 @@ def serve(models: tuple[Path, ...], host: str, port: int, **options: Any) -> Non
             entries,
             library,
             settings,
-            threads=options["threads"] or default_threads(),
+            threads=options["threads"] or default_threads(library),
             limit=options["memory"],
             open_tokenizer=lambda model: native_tokenizer(options["tokenizer"], model),
             open_template=lambda path: template_of(path, options["template"]),

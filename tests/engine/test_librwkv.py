@@ -14,6 +14,7 @@ import pytest
 
 from rwkvflow.engine.binding import Library, Model
 from rwkvflow.engine.errors import EngineError
+from rwkvflow.engine.threads import default_threads
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.model.versions import VERSION_SPECS, VERSIONS
 from rwkvflow.worker.read.ggml_file import GgmlTensor, read_ggml_index
@@ -121,6 +122,20 @@ def test_kernels_that_do_not_run_here_are_told_and_not_taken(built: Path) -> Non
     for kernels, label in {"avx512": "AVX512", "amx": "AMX", "i8mm": "I8MM"}.items():
         used = librwkv.kernels_used(kernels, built / "rwkv")
         assert used == (kernels if here[label] == "1" else here["KERNELS"])
+
+
+def test_the_number_of_threads_follows_the_processors_that_a_process_may_use(built: Path, library: Library) -> None:
+    def told(limit: set[int]) -> dict[str, str]:
+        done = subprocess.run(
+            [built / "rwkv", "info"], capture_output=True, text=True, preexec_fn=lambda: os.sched_setaffinity(0, limit)
+        )
+        return dict(word.split("=") for word in done.stdout.splitlines()[-2].split())
+
+    usable = os.sched_getaffinity(0)
+    assert told(usable)["THREADS"] == str(default_threads(library))
+    assert int(told(usable)["CPUS"]) == len(usable)
+    alone = told({max(usable)})
+    assert (alone["CPUS"], alone["CORES"], alone["THREADS"], alone["PINNED"]) == ("1", "1", "1", "no")
 
 
 # The generic kernels differ from all others in the last bits, which 37 tokens of a random model amplify: by steps where

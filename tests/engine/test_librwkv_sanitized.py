@@ -68,14 +68,17 @@ def test_no_threads_race(
     check(librwkv.with_sanitizers(request.config, "thread"), files["even", version], tmp_path / "scratch", "")
 
 
-def test_work_that_threads_take_from_each_other_is_done_once(tmp_path: Path) -> None:
+def test_work_that_threads_take_from_each_other_is_done_once_and_where_it_belongs(tmp_path: Path) -> None:
     program, source = tmp_path / "pool_check", Path(__file__).parent / "pool_check.cc"
     flags = ["-std=gnu++20", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=thread", "-pthread"]
-    sources = [source, librwkv.ENGINE / "src" / "base" / "pool.cc"]
+    sources = [source, *(librwkv.ENGINE / "src" / "base" / name for name in ("pool.cc", "processors.cc"))]
     subprocess.run([librwkv.gcc("g++"), *flags, f"-I{librwkv.ENGINE / 'src'}", "-o", program, *sources], check=True)
     for threads in (1, 2, 3, 9):
         done = subprocess.run([program, str(threads)], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
-        wrong, helped = map(int, done.stdout.split())
-        assert (threads, wrong) == (threads, 0)
+        wrong, helped, placed, moved = map(int, done.stdout.split())
+        assert (threads, wrong, moved) == (threads, 0, 0)
         assert (helped > 0) == (threads > 1)
+        assert placed == (threads if threads <= 2 else 0)  # more than the cores are left where they are
+    unplaced = subprocess.run([program, "2"], capture_output=True, text=True, env={**os.environ, "RWKV_PIN": "0"})
+    assert unplaced.stdout.split()[2] == "0"

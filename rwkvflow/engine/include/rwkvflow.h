@@ -214,6 +214,13 @@ RWKV_API const char *rwkvflow_get_version(const struct rwkv_context *ctx);
  * sets but the generic one give the same bits, on any machine. */
 RWKV_API const char *rwkvflow_get_kernels(void);
 
+/* As many threads as a context is best given where nobody says: one for each physical core that the calling thread may
+ * run on, without efficiency cores, and no more than a cgroup's quota has room for. Elsewhere than on Linux one for
+ * each logical processor. Where cores are not all alike, threads of a context are kept on those that suit, and the
+ * thread that evaluates for as long as it does; RWKV_PIN=0 in the environment leaves them where the system puts them.
+ * No result depends on it. */
+RWKV_API uint32_t rwkvflow_default_threads(void);
+
 /* Tensors of a file, for inspection: rwkvflow_file_open returns null on an error (message with a null ctx). Those of a
  * GGUF have the names that a .bin would give them, and the header its magic and version. */
 struct rwkvflow_file;

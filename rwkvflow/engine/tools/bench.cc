@@ -69,7 +69,7 @@ struct Samples {
 };
 
 struct Options {
-    uint32_t threads = 2, prefill = 256;
+    uint32_t threads = rwkvflow_default_threads(), prefill = 256;
     bool json = false;
 };
 

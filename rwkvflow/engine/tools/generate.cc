@@ -43,7 +43,7 @@ struct Options {
     uint64_t seed = 0;
     bool seeded = false, verbose = false;
     size_t max_tokens = 256;
-    uint32_t threads = 2;
+    uint32_t threads = rwkvflow_default_threads();
     double eps = 0;
 };
 

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/affinity.h"
 #include "base/named.h"
 #include "bench.h"
 #include "generate.h"
@@ -27,8 +28,9 @@ const char *const kUsage =
     "  rwkv inspect MODEL        sizes, types and shapes\n"
     "  rwkv quantize IN OUT TYPE Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K or Q5_K\n"
     "  rwkv bench MODEL... [--threads N] [--prefill TOKENS] [--json]\n"
-    "      times, memory, and the share of this machine's read bandwidth; 2 threads and 256 tokens unless told\n"
-    "  rwkv info                 what this build and this processor can do\n"
+    "      times, memory, and the share of this machine's read bandwidth; 256 tokens unless told\n"
+    "  rwkv info                 what this build and this processor can do, and where threads are put\n"
+    "--threads: as many as this process has performance cores, unless told; RWKV_PIN=0 lets the system place them.\n"
     "RWKV_KERNELS=SET forces kernels, one of those that info names; RWKV_GROUP_NORM_EPS is the default of "
     "--group-norm-eps.\n";
 
@@ -74,7 +76,7 @@ void show_best(const float *logits, size_t count) {
 
 struct EvalOptions {
     const char *model = nullptr, *state_in = nullptr, *state_out = nullptr, *logits = nullptr;
-    unsigned long threads = 1;
+    unsigned long threads = 0;  // as many as suit this machine
     double eps = 0;
     uint32_t *tokens = nullptr;
     size_t count = 0;
@@ -140,7 +142,8 @@ int eval(int argc, char **argv) {
     if (o.tokens == nullptr) return complain("no memory", "");
     int code = parse_eval(argc, argv, &o);
     if (code == 0) {
-        rwkv_context *ctx = rwkv_init_from_file(o.model, static_cast<uint32_t>(o.threads), 0);
+        const uint32_t threads = o.threads == 0 ? rwkvflow_default_threads() : static_cast<uint32_t>(o.threads);
+        rwkv_context *ctx = rwkv_init_from_file(o.model, threads, 0);
         code = ctx == nullptr ? 1 : eval_with(ctx, o);
         rwkv_free(ctx);
     }
@@ -189,6 +192,30 @@ void show_sets() {
     puts("");
 }
 
+// The processors that this process may use, how many threads it uses unless told, and where it keeps those.
+void show_processors() {
+    static rwkvflow::Processors p;
+    if (!rwkvflow::processors_here(&p)) {
+        printf("THREADS=%u\n", rwkvflow_default_threads());
+        return;
+    }
+    const uint32_t threads = rwkvflow_default_threads(), here = rwkvflow::processor_here();
+    printf("CPUS=%u CORES=%u PERFORMANCE=%u NODES=%u ", p.count, p.cores, p.performance, p.nodes);
+    if (p.quota > 0) printf("QUOTA=%.2f ", p.quota);
+    printf("THREADS=%u PINNED=", threads);
+    rwkvflow::CpuSet all;
+    bool placed = false;
+    for (uint32_t i = 0; i < threads && rwkvflow::pinning_wanted(); ++i) {
+        rwkvflow::CpuSet where;
+        if (!rwkvflow::place_thread(p, threads, i, here, &where)) continue;
+        placed = true;
+        for (size_t word = 0; word < rwkvflow::kMostCpus / 64; ++word) all.bits[word] |= where.bits[word];
+    }
+    static char text[8192];
+    rwkvflow::format_cpus(all, text, sizeof text);
+    puts(placed ? text : "no");
+}
+
 }  // namespace
 
 int run(int argc, char **argv) {
@@ -201,6 +228,7 @@ int run(int argc, char **argv) {
         return rwkv_quantize_model_file(argv[2], argv[3], argv[4]) ? 0 : 1;
     if (strcmp(command, "info") == 0 && argc == 2) {
         show_sets();
+        show_processors();
         puts(rwkv_get_system_info_string());
         return 0;
     }

@@ -4,6 +4,7 @@
 
 #include "api/context.h"
 #include "base/memory.h"
+#include "base/processors.h"
 #include "eval/batch.h"
 #include "eval/gather.h"
 #include "rwkvflow.h"
@@ -301,6 +302,11 @@ const char *rwkvflow_get_last_message(const struct rwkv_context *ctx) {
 
 const char *rwkvflow_get_version(const struct rwkv_context *ctx) { return version_name(ctx->model->version); }
 const char *rwkvflow_get_kernels(void) { return kernels()->name; }
+
+uint32_t rwkvflow_default_threads(void) {
+    const uint32_t threads = threads_here();
+    return threads < kMaxThreads ? threads : kMaxThreads;
+}
 
 struct rwkvflow_file {
     File file;

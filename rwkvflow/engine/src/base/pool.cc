@@ -6,6 +6,7 @@
 #include <signal.h>
 #endif
 
+#include "base/affinity.h"
 #include "base/memory.h"
 
 namespace rwkvflow {
@@ -78,7 +79,10 @@ struct Pool {
         Pool *pool;
         uint32_t index;
         pthread_t thread;
-    } *workers;
+        bool placed;  // on `where`, and not wherever the system puts it
+        CpuSet where;
+    } *workers;      // number 0 is whoever calls pool_run
+    CpuSet allowed;  // where whoever called pool_create might run
     Share shares[kMaxThreads];
 };
 
@@ -87,12 +91,25 @@ namespace {
 void *worker_main(void *argument) {
     const Pool::Worker *self = static_cast<Pool::Worker *>(argument);
     Pool *pool = self->pool;
+    if (self->placed) set_affinity(self->where);
     for (uint32_t seen = 0;; ++seen) {
         pool->start.wait_beyond(seen);
         if (pool->stop) return nullptr;
         pool->work(pool->argument, self->index);
         pool_barrier(pool);
     }
+}
+
+// Decides where threads go. It reaches no result, so what goes wrong here is nobody's error.
+void place(Pool *pool, uint32_t threads) {
+    if (!pinning_wanted() || !get_affinity(&pool->allowed)) return;
+    Processors *processors = static_cast<Processors *>(calloc(1, sizeof(Processors)));
+    if (processors != nullptr && processors_here(processors) && processors->count > 1) {
+        const uint32_t here = processor_here();
+        for (uint32_t i = 0; i < threads; ++i)
+            pool->workers[i].placed = place_thread(*processors, threads, i, here, &pool->workers[i].where);
+    }
+    free(processors);
 }
 
 }  // namespace
@@ -108,6 +125,7 @@ Pool *pool_create(uint32_t threads) {
     }
     pool->start.create();
     pool->barrier.create();
+    place(pool, threads);
 #if !defined(_WIN32)
     sigset_t all, before;  // signals are for the program's own threads
     sigfillset(&all);
@@ -147,8 +165,15 @@ void pool_run(Pool *pool, void (*work)(void *, uint32_t), void *argument) {
         for (uint32_t i = 0; i < pool->size; ++i) pool->shares[i].taken = 0;
         pool->start.raise();
     }
+    // The caller's thread belongs to the caller: it is put in its place for as long as this takes, unless somebody has
+    // already put it elsewhere than where it was.
+    CpuSet before;
+    const Pool::Worker &caller = pool->workers[0];
+    const bool placed = caller.placed && get_affinity(&before) && before == pool->allowed;
+    if (placed) set_affinity(caller.where);
     work(argument, 0);
     pool_barrier(pool);
+    if (placed) set_affinity(before);
 }
 
 void pool_barrier(Pool *pool) {

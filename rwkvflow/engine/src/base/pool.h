@@ -1,7 +1,7 @@
 // Threads that all run the same function, in step: the calling thread is number 0 of them.
 //
 // Waiting is a short spin and then sleep, so that barriers cost little where every thread has a core, and nothing is
-// burnt where it has not.
+// burnt where it has not. Where processors are not all alike, threads are put on those that processors.h names.
 #pragma once
 
 #include <stdint.h>
