@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 import sys
+from pathlib import Path
 
-from scripts import install
+from scripts import install, set_up_size
 
 LISTED = """\
 global.cert='/etc/company.crt'
@@ -44,3 +46,17 @@ def test_without_places_of_its_own_pytorch_is_its_cpu_build() -> None:
     assert "--no-index" not in argv
     argv, _ = install.uv_command(install.pip_settings(":env:.no-index='1'\n:env:.find-links='/w'\n"), ".")
     assert "--no-index" in argv
+
+
+def test_what_a_package_takes_counts_once(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        info = tmp_path / f"{name}-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        (info / "RECORD").write_text(f"{name}.bin,,\ngone.bin,,\n")
+    (tmp_path / "one.bin").write_bytes(bytes(1 << 20))
+    (tmp_path / "other.bin").hardlink_to(tmp_path / "one.bin")
+    found = set_up_size.sizes(list(importlib.metadata.distributions(path=[str(tmp_path)])))
+    assert list(found) == ["one", "other"]
+    assert found["one"] >= 1 << 20
+    assert found["other"] == 0
