@@ -51,9 +51,13 @@ def code(text: str) -> str:
 def formats() -> str:
     """The registry, one row per format."""
     from rwkvflow.worker.formats import FORMATS
+    from rwkvflow.worker.model.variants import label_of
+
+    def shown(version: str) -> str:
+        return version if version[0].isdigit() else label_of(version)
 
     rows = [
-        (code(item.name), code(f"NAME{item.suffix}"), ", ".join(sorted(item.versions)), item.consumer)
+        (code(item.name), code(f"NAME{item.suffix}"), ", ".join(map(shown, sorted(item.versions))), item.consumer)
         for item in FORMATS.values()
     ]
     return table(("format", "what is made of a model called NAME", "RWKV versions", "tested with"), rows)
@@ -69,7 +73,8 @@ def limits() -> str:
     return table(("format", "`logits`", "rise of the perplexity"), rows, right=(1, 2))
 
 
-VERSIONS = ("4", "5.0", "5.1", "5.2", "6", "7")
+VERSIONS = ("4", "5.0", "5.1", "5.2", "6", "7", "arwkv7", "rwkv6qwen2")
+COLUMNS = (*VERSIONS[:6], "ARWKV-7", "QRWKV-6")
 
 
 def runtimes() -> str:
@@ -85,7 +90,7 @@ def runtimes() -> str:
         for version, remark in runtime.remarks.items():
             remarks.setdefault(f"{runtime.name}, version %s: {remark}", []).append(version)
     return "\n".join(
-        [table(("runtime", *VERSIONS), rows), "", *(text % " and ".join(found) for text, found in remarks.items())]
+        [table(("runtime", *COLUMNS), rows), "", *(text % " and ".join(found) for text, found in remarks.items())]
     )
 
 
@@ -98,7 +103,7 @@ def proofs() -> str:
     for item in FORMATS.values():
         row = (item.family, *(proof_of(item, version) or "refused" for version in VERSIONS))
         found.setdefault(row, []).append(code(item.name))
-    return table(("formats", *VERSIONS), [(", ".join(names), *row[1:]) for row, names in found.items()])
+    return table(("formats", *COLUMNS), [(", ".join(names), *row[1:]) for row, names in found.items()])
 
 
 def half() -> str:
@@ -131,6 +136,26 @@ def variants() -> str:
     from rwkvflow.worker.model.variants import VARIANTS
 
     return table(("variant", "what it adds"), [(variant.name, variant.adds) for variant in VARIANTS])
+
+
+def hybrids() -> str:
+    """The two hybrids, by what is known of them."""
+    from rwkvflow.worker.maps.hybrids import COMPARED, REFUSED, TAKEN
+    from rwkvflow.worker.model.variants import KNOWN_HYBRIDS
+
+    rows = [(one.label, code(one.name), ", ".join(map(code, one.called))) for one in KNOWN_HYBRIDS]
+    keys = [
+        (", ".join(map(code, TAKEN)), "taken over: no tensor tells them"),
+        (", ".join(map(code, COMPARED)), "compared with the tensors: refused where they say something else"),
+        (", ".join(map(code, REFUSED)), "refused unless they are what llama.cpp computes"),
+    ]
+    return "\n".join(
+        [
+            table(("hybrid", "as a version here, and in llama.cpp", "as its config.json calls it"), rows),
+            "",
+            table(("keys of its config.json", "what is done with them"), keys),
+        ]
+    )
 
 
 def exit_codes() -> str:
@@ -489,6 +514,7 @@ FILES: Mapping[str, Parts] = {
         "proofs": proofs,
         "half": half,
         "variants": variants,
+        "hybrids": hybrids,
         "config": config_keys,
     },
     "docs/concepts/engine.md": {"patch-rules": patch_rules, "baselines": baselines},

@@ -91,7 +91,7 @@ def carry_out(order: Order, emit: Listener) -> Iterator[str]:
             check_output(target, order.reads, force=order.force)
         if place.split_to is None:
             _fits(place.target, place.format)
-    _look(order.origin, order.formats)
+    version = _look(order.origin, order.formats)
     try:
         weights = read_imatrix(order.imatrix) if order.imatrix else None
         mix = _mix(order)
@@ -122,7 +122,7 @@ def carry_out(order: Order, emit: Listener) -> Iterator[str]:
         )
         for warning in dict.fromkeys(warning for outcome in outcomes for warning in outcome.warnings):
             emit(Notice(warning, "warning"))
-        yield from _judged(order, library, list(zip(places, outcomes, strict=True)), emit)
+        yield from _judged(order, library, list(zip(places, outcomes, strict=True)), version, emit)
     except NoSpaceError as error:
         raise StoreError(f"{order.target}: {error}") from error
     except WorkerError as error:
@@ -158,7 +158,7 @@ def _sizes(origin: Origin, places: Sequence[_Place], jobs: Sequence[ConversionJo
     with open_checkpoint(origin) as checkpoint:
         architecture, tensors = architecture_of(checkpoint.tensors), checkpoint.tensors
     for place, job in zip(places, jobs, strict=True):
-        if (item := format_of(job)) is None:
+        if (item := format_of(job, origin)) is None:
             continue
         why = item.refuse(architecture)
         size = 0 if why else item.expected_size(architecture, item.held(architecture, tensors))
@@ -175,12 +175,13 @@ def _fits(target: Path, name: str) -> None:
         raise UsageError(f"{target.name} ends as another format does; {name} is written to .{own[2]} files")
 
 
-def _look(source: Origin, formats: Sequence[str]) -> None:
-    """Say what is wrong with a file, or with these formats of it, before librwkv is looked for, or built."""
+def _look(source: Origin, formats: Sequence[str]) -> str:
+    """The model's version. Says what is wrong with it, or with these formats of it, before librwkv is looked for."""
     from rwkvflow.worker.errors import WorkerError
     from rwkvflow.worker.formats import FORMATS, able_to_hold
     from rwkvflow.worker.model.architecture import architecture_of
     from rwkvflow.worker.model.strangers import refuse_unknown
+    from rwkvflow.worker.model.variants import version_named
     from rwkvflow.worker.read.open import open_checkpoint
 
     try:
@@ -191,17 +192,20 @@ def _look(source: Origin, formats: Sequence[str]) -> None:
         raise RwkvflowError(str(error)) from error
     if bad := [name for name in formats if architecture.version not in FORMATS[name].versions]:
         raise UsageError(
-            f"{source.path.name} is version {architecture.version}, which {' and '.join(bad)} cannot hold",
+            f"{source.path.name} is {version_named(architecture.version)}, which {' and '.join(bad)} cannot hold",
             remedy=f"these can: {able_to_hold(architecture.version)}",
         )
+    return architecture.version
 
 
 def _judged(
-    order: Order, library: Path, made: Sequence[tuple[_Place, ConversionOutcome]], emit: Listener
+    order: Order, library: Path, made: Sequence[tuple[_Place, ConversionOutcome]], version: str, emit: Listener
 ) -> Iterator[str]:
     failures = [f"{place.format}: {outcome.failure}" for place, outcome in made if outcome.failure is not None]
     whole = [(place, outcome) for place, outcome in made if outcome.failure is None]
-    wanted = [place for place, _ in whole if order.check and proof.provable(place.format) and place.partial.is_file()]
+    wanted = [
+        place for place, _ in whole if order.check and proof.provable(place.format, version) and place.partial.is_file()
+    ]
     proofs: dict[str, proof.Proof] = {}
     if wanted:
         for place in wanted:

@@ -34,9 +34,9 @@ class Proof:
     remarks: tuple[str, ...] = ()
 
 
-def provable(name: str) -> bool:
-    """Whether files of a format can be proved with nothing else built or installed."""
-    return runs_in_librwkv(name)
+def provable(name: str, version: str = "") -> bool:
+    """Whether files of a format, of a model of this version, can be proved with nothing else built or installed."""
+    return runs_in_librwkv(name, version)
 
 
 def need_memory(path: Path) -> None:

@@ -17,12 +17,11 @@ from rwkvflow.worker.formats.gguf.layout import Gguf
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.origin import Origin
 from rwkvflow.worker.model.strangers import ignored
+from rwkvflow.worker.model.tensorinfo import TensorInfo, Tensors
 from rwkvflow.worker.tasks.convert import job_from
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from rwkvflow.worker.model.tensorinfo import TensorInfo
 
 
 def sizes(prepared: Prepared, *, ask: bool = True) -> dict[str, int]:
@@ -44,7 +43,8 @@ def _size(prepared: Prepared, which: Artifact, tensors: Mapping[str, TensorInfo]
     job = convert.job_of(blueprint, which)
     if (job.get("mix") or {}).get("searched"):
         return None  # its types are searched for first
-    item = format_of(job_from(which.id, job, Path(), _weights(prepared, which)))
+    source = _file(prepared, blueprint.lock.models[which.model])
+    item = format_of(job_from(which.id, job, Path(), _weights(prepared, which)), source)
     own = fetch.tokenizer(blueprint, which.model)
     if item is None:
         return None
@@ -87,11 +87,13 @@ def _tensors(prepared: Prepared, model: str, ask: bool) -> Mapping[str, TensorIn
     try:
         if path is not None:
             with open_checkpoint(Origin(path, ignore=asked.ignore_tensors)) as checkpoint:
-                found = dict(checkpoint.tensors)
+                found = Tensors(checkpoint.tensors, checkpoint.said)
         elif ask and locked.files is None and (found := tensors_of_source(locked.resolved)) is not None:
             for name in ignored(found, asked.ignore_tensors):
                 del found[name]
-        return None if found is None else found | _states(prepared, model)
+        if found is not None:
+            found.update(_states(prepared, model))
+        return found
     except (WorkerError, OSError):
         return None
 

@@ -79,7 +79,9 @@ def init(source: str | None, output: Path | None, name: str | None, as_list: boo
         return
     refuse_recipe(source or "")
     source = _chosen(starts.source_meant(source or ""))
-    text = recipe_template(source)
+    from rwkvflow.lock.header import is_hybrid
+
+    text = recipe_template(source, hybrid=is_hybrid(source, Path()))
     _refuse_unknown(source)
     if output is None:
         click.echo(text, nl=False)

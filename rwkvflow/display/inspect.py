@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rwkvflow.base.text import shown_line
+from rwkvflow.worker.model.variants import label_of
+from rwkvflow.worker.model.versions import HYBRIDS
 
 SHOWN = 24  # names of metadata that are shown without --tensors
 
@@ -22,7 +24,8 @@ def _lines(description: Mapping[str, Any], tensors: bool) -> Iterator[str]:
     architecture = description["architecture"]
     if architecture:
         known = {key: value for key, value in architecture.items() if value not in (None, [], {})}
-        yield f"  RWKV version {known.pop('version', '?')}"
+        version = str(known.pop("version", "?"))
+        yield f"  {label_of(version)} ({version})" if version in HYBRIDS else f"  RWKV version {version}"
         extra = known.pop("extra", [])
         for key, value in known.items():
             text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, Mapping) else value

@@ -44,12 +44,18 @@ def splitting() -> tuple[str, ...]:
     return tuple(name for name, item in FORMATS.items() if item.splits)
 
 
-def runs_in_librwkv(name: str) -> bool:
-    """Whether librwkv runs files of this format; False for one that is not known here."""
+def runs_in_librwkv(name: str, version: str = "") -> bool:
+    """Whether librwkv runs files of this format; False for one that is not known here.
+
+    `version` is the model's, "" where it is not known.
+    """
     from rwkvflow.worker.formats import FORMATS
+    from rwkvflow.worker.formats.runtimes import runs
 
     found = FORMATS.get(name)
-    return found is not None and (found.consumer == "librwkv" or bool(found.quick_runner))
+    if found is None or not runs("librwkv", version):
+        return False
+    return found.consumer == "librwkv" or bool(found.quick_runner)
 
 
 def file_name(model: str, format_name: str) -> str:

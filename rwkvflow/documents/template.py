@@ -35,14 +35,22 @@ def guess_name(source: str) -> str:
     return name if re.fullmatch(NAME, name) else "model"
 
 
-def recipe_template(source: str, name: str | None = None) -> str:
-    """Text of a recipe for one model. UsageError where the source or the name cannot be one."""
+def recipe_template(source: str, name: str | None = None, *, hybrid: bool = False) -> str:
+    """Text of a recipe for one model. UsageError where the source or the name cannot be one.
+
+    hybrid: it is a Hugging Face folder of one, which only llama.cpp's files hold, and which has its own tokenizer.
+    """
     if problem := source_problem(source, folder=True):
         raise UsageError(f"{source!r}: {problem}", remedy="give a path, https://… or hf://owner/name[@revision]/path")
     if name is not None and not re.fullmatch(NAME, name):
         raise UsageError(f"{name!r} is no name", remedy="use letters, digits, '.', '-' and '_', e.g. rwkv7-world-0.1b")
     chosen = name or guess_name(source)
-    return TEMPLATE.replace("@NAME@", _quoted(chosen)).replace("@SOURCE@", _quoted(source))
+    text = TEMPLATE
+    if hybrid:
+        for usual, own in _OF_HYBRIDS.items():
+            text = text.replace(usual, own)
+        text = text.replace("@TOKENIZER@", _quoted(f"{source.rstrip('/')}/tokenizer.json"))
+    return text.replace("@NAME@", _quoted(chosen)).replace("@SOURCE@", _quoted(source))
 
 
 def _quoted(text: str) -> str:
@@ -107,3 +115,20 @@ smoke:
 publish:
   - to: out
 """
+
+#: What of the template is otherwise for a hybrid.
+_OF_HYBRIDS = {
+    """    #tokenizer: auto
+""": """    tokenizer: @TOKENIZER@
+""",
+    """  - ggml-f16
+  - ggml-q8_0
+  - ggml-q5_1
+  #- ggml-q4_0
+  #- safetensors
+""": """  - gguf-f16
+  - gguf-q8_0
+  - gguf-q4_k_m
+""",
+    "#limits: {ggml-q5_1:": "#limits: {gguf-q4_k_m:",
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
@@ -20,7 +21,9 @@ from rwkvflow.net.http import Connection, Policy
 from rwkvflow.net.remote import remote_of
 from rwkvflow.store.store import Store
 from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats.gguf.beside import TEMPLATE, TOKENIZER_CONFIG
 from rwkvflow.worker.model.origin import TOKENIZERS
+from rwkvflow.worker.model.variants import hybrid_called
 from rwkvflow.worker.read import hf_source
 
 FILES = frozenset({".pth", ".pt", ".safetensors", ".st", ".bin", ".gguf"})  # suffixes of a checkpoint's own file
@@ -180,10 +183,22 @@ def _wanted(text: str, names: Collection[str], read: Callable[[str], bytes]) -> 
     except WorkerError as error:
         raise FetchError(f"{text}: {error}") from error
     beside = [name for name in (hf_source.CONFIG, *TOKENIZERS) if name in names]
+    words = [name for name in (TOKENIZER_CONFIG, TEMPLATE) if name in names]
+    if words and hf_source.CONFIG in beside and _is_hybrid(read(hf_source.CONFIG)):
+        beside += words  # which a GGUF of one has in it
     found = sorted({first, *weights, *beside})
     if odd := [name for name in found if not _PLAIN.fullmatch(name)]:
         raise FetchError(f"{text}: no file of a model is called {odd[0]!a}", remedy="rename it, also in the index")
     return found
+
+
+def _is_hybrid(config: bytes) -> bool:
+    """Whether a config.json is a hybrid's; False for a broken one, which whoever reads it says more of."""
+    try:
+        found = json.loads(config)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and hybrid_called(found) is not None
 
 
 def _folder(text: str, resolved: str, parts: dict[str, LockedPart], sha256: str | None) -> LockedFile:

@@ -21,7 +21,6 @@ from rwkvflow.plan.matrix import Artifact, expand
 from rwkvflow.store.store import Store
 from rwkvflow.worker.formats import FORMATS, able_to_hold, too_large
 from rwkvflow.worker.formats.base import Format, Split
-from rwkvflow.worker.model.versions import ALL_VERSIONS
 
 
 def check_versions(
@@ -79,7 +78,8 @@ def _check(
         ignore = models[model].ignore_tensors if model in models else ()
         tokenizer = models[model].tokenizer if model in models else "auto"
         try:
-            found = _problems(model, path_of(model), eps, ignore, tokenizer, formats.values())
+            needed = _of_librwkv(recipe, model, formats) if recipe else ()
+            found = _problems(model, path_of(model), eps, ignore, tokenizer, needed, formats.values())
             problems += [_placed(text, name, recipe, file) for name, text in found]
         except UsageError as error:
             strange.append(error.message)
@@ -90,6 +90,17 @@ def _check(
             "\n  ".join(problems),
             remedy="take the format out of the recipe, or the combination: matrix: {exclude: [{model: …, format: …}]}",
         )
+
+
+def _of_librwkv(recipe: Recipe, model: str, formats: Iterable[str]) -> tuple[str, ...]:
+    """What the recipe asks for a model that librwkv computes, by the keys."""
+    asked = next((item.imatrix for item in recipe.models if item.name == model), None)
+    entries = [recipe.entry_of(name) for name in formats]
+    return (
+        *(("imatrix",) if asked is not None else ()),
+        *(("target",) if any(entry is not None and entry.target is not None for entry in entries) else ()),
+        *(("smoke.quality: full",) if recipe.smoke.quality == "full" else ()),
+    )
 
 
 def _placed(text: str, name: str, recipe: Recipe | None, file: Path | None) -> str:
@@ -109,25 +120,24 @@ def _problems(
     eps: float | None,
     ignore: tuple[str, ...],
     tokenizer: str,
+    needed: tuple[str, ...],
     formats: Iterable[Format],
 ) -> list[tuple[str, str]]:
     """(format, why) of those that cannot hold the model at `path`; nothing where it cannot be known yet.
 
-    Only names and shapes are read. Raises UsageError for a model that is none of the versions, or whose
-    tokenizer is another's.
+    Only names and shapes are read. Raises UsageError for a model that is none of the versions, whose tokenizer is
+    another's, or that librwkv does not run, where what is `needed` of the recipe is computed by it.
     """
-    picky = [
-        item
-        for item in formats
-        if item.versions != ALL_VERSIONS or item.fixed_epsilon or (item.split is not None and not item.splits)
-    ]
+    asked = list(formats)
     if path is None:
         return []
     from rwkvflow.worker.errors import UnknownModelError, WorkerError
+    from rwkvflow.worker.formats.runtimes import runs
     from rwkvflow.worker.model.architecture import architecture_of
     from rwkvflow.worker.model.origin import Origin
     from rwkvflow.worker.model.strangers import refuse_unknown
     from rwkvflow.worker.model.tokenizers import misfit_of_kind
+    from rwkvflow.worker.model.variants import version_named
     from rwkvflow.worker.read.open import open_checkpoint
 
     try:
@@ -142,12 +152,17 @@ def _problems(
     if misfit := misfit_of_kind(tokenizer, architecture.n_vocab):
         raise UsageError(f"{model}: {misfit}")
     version = architecture.version
+    if needed and not runs("librwkv", version):
+        raise UsageError(
+            f"{model} is {version_named(version)}, which librwkv does not run, and {' and '.join(needed)} of the "
+            "recipe wants it to: leave that out"
+        )
     problems: list[tuple[str, str]] = []
-    if bad := [item.name for item in picky if version not in item.versions]:
-        which = " and ".join(bad)
-        text = f"{model} is version {version}, which {which} cannot hold; these can: {able_to_hold(version)}"
+    if bad := [item.name for item in asked if version not in item.versions]:
+        which, named = " and ".join(bad), version_named(version)
+        text = f"{model} is {named}, which {which} cannot hold; these can: {able_to_hold(version)}"
         problems.append((bad[0], text))
-    for item in picky:
+    for item in asked:
         if item.name in bad:
             continue
         why = item.refuse(architecture)

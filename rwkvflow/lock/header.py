@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rwkvflow.base.errors import FetchError, LockError, UsageError
-from rwkvflow.documents.sources import Source, SourceError, parse_source
+from rwkvflow.documents.sources import Source, SourceError, parse_source, part_of
 from rwkvflow.net.http import Authorize, Connection, Policy, TemporaryProblemError
 from rwkvflow.net.remote import RemoteSource, remote_of
 from rwkvflow.worker.errors import UnknownModelError, WorkerError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 BLOCK: Final = 1 << 18  # bytes of the least range that is asked for
 MOST: Final = 96 << 20  # bytes of all ranges of a file
+CONFIG: Final = "config.json"
 SUFFIXES: Final = (".pth", ".pt", ".bin", ".safetensors")
 _RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
@@ -166,6 +167,28 @@ def tensors_of_source(text: str, connection: Connection | None = None) -> dict[s
         with connection or Connection(Policy(attempts=1, connect_s=5.0, stall_s=10.0), None) as opened:
             return _tensors(_shapes(_Ranges(remote.url, remote.authorize, opened))[1])
     return None
+
+
+def is_hybrid(text: str, folder: Path, connection: Connection | None = None) -> bool:
+    """Whether a source is the folder or repository of a hybrid, by its config.json; False where that cannot be had."""
+    from rwkvflow.worker.model.variants import hybrid_called
+
+    try:
+        source = parse_source(text, folder=True)
+        path = source.below(folder)
+        if path is not None:
+            if not path.is_dir() or not (path / CONFIG).is_file():
+                return False
+            config = json.loads((path / CONFIG).read_bytes())
+        elif source.name.endswith(SUFFIXES):  # a file
+            return False
+        else:
+            remote = remote_of(parse_source(part_of(text, CONFIG)))
+            with connection or Connection(Policy(attempts=1, connect_s=5.0, stall_s=10.0), None) as opened:
+                config = json.loads(_Ranges(remote.url, remote.authorize, opened).read())
+    except (*_UNREADABLE, SourceError, FetchError, LockError, OSError, TemporaryProblemError, RecursionError):
+        return False
+    return isinstance(config, dict) and hybrid_called(config) is not None
 
 
 def describe_source(text: str, connection: Connection | None = None) -> dict[str, Any]:

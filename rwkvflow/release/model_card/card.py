@@ -37,6 +37,7 @@ from rwkvflow.release.names import (
     SUMS,
 )
 from rwkvflow.release.provenance.materials import public_uri, shown_source
+from rwkvflow.worker.model.variants import label_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -150,7 +151,7 @@ def _model(rows: Sequence[Row], model: str, locked: Mapping[str, Any]) -> dict[s
     """What the artifacts of a model say of it, and whether others can fetch its checkpoint."""
     facts = next((row.facts for row in rows if row.model == model and row.facts.get("architecture")), {})
     of = facts.get("architecture") or {}
-    words = [f"RWKV-{of['version']}"] if of.get("version") else []
+    words = [label_of(str(of["version"]))] if of.get("version") else []
     if of.get("n_layer") and of.get("n_embd"):
         words.append(f"{of['n_layer']} layers of {of['n_embd']}")
     return {

@@ -15,6 +15,7 @@ from rwkvflow.base.text import yaml_shown
 from rwkvflow.documents.formats import family_of
 from rwkvflow.release.artifacts import Row
 from rwkvflow.release.provenance.materials import hub_repositories
+from rwkvflow.worker.model.versions import HYBRIDS
 
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]*(-[A-Za-z0-9_]+)*")
 _WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"})
@@ -25,8 +26,8 @@ def front_matter(name: str, rows: Sequence[Row], params: Mapping[str, Any]) -> d
     """What the hub is told of a release, in the usual order of keys; what is not known is left out."""
     card = params.get("card") or {}
     kinds = sorted({family_of(row.format) for row in rows})
-    versions = sorted({version[0] for row in rows if (version := _version(row))})
-    tags = ["rwkv", *(f"rwkv{version}" for version in versions), *kinds, "rwkvflow", *card.get("tags", ())]
+    versions = sorted({_tag(version) for row in rows if (version := _version(row))})
+    tags = ["rwkv", *versions, *kinds, "rwkvflow", *card.get("tags", ())]
     found: dict[str, Any] = {
         "license": card.get("license"),
         "license_name": card.get("license_name"),
@@ -43,6 +44,10 @@ def front_matter(name: str, rows: Sequence[Row], params: Mapping[str, Any]) -> d
     if not found["base_model"]:
         del found["base_model_relation"]
     return {key: value for key, value in found.items() if value}
+
+
+def _tag(version: str) -> str:
+    return version if version in HYBRIDS else f"rwkv{version[0]}"
 
 
 def _version(row: Row) -> str | None:

@@ -63,7 +63,8 @@ def first_commands(rows: Sequence[Row], hub: str | None) -> list[FirstCommand]:
     found: list[FirstCommand] = []
     for number, model in enumerate(dict.fromkeys(row.model for row in rows)):
         mine = [row for row in rows if row.model == model and runs_in_librwkv(row.format)]
-        if row := _first([row for row in mine if row.files == (row.path,)]):
+        ours = [row for row in mine if runs_in_librwkv(row.format, _version(row))]
+        if row := _first([row for row in ours if row.files == (row.path,)]):
             found.append(FirstCommand("rwkvflow", f"rwkvflow chat {shlex.quote(row.path)}"))
         llama = [row for row in mine if family_of(row.format) == "gguf" and "llama.cpp" not in _file(row).not_for]
         if number == 0 and (row := _first(llama)):

@@ -66,8 +66,8 @@ def convert(
         refuse_unknown(checkpoint.tensors, architecture)
         native = Native(engine)
         outcomes = [ConversionOutcome(job) for job in jobs]
-        check_room(outcomes, architecture, checkpoint.tensors)
-        sinks = _open(outcomes, architecture, checkpoint.tensors, engine)
+        check_room(outcomes, architecture, checkpoint.tensors, source)
+        sinks = _open(outcomes, architecture, checkpoint.tensors, engine, source)
         run = _Run(checkpoint, native, sinks, threads or _cores(), piece, on_progress)
         try:
             run.feed()
@@ -88,12 +88,16 @@ def _cores() -> int:
 
 
 def _open(
-    outcomes: Sequence[ConversionOutcome], architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path
+    outcomes: Sequence[ConversionOutcome],
+    architecture: Architecture,
+    tensors: Mapping[str, TensorInfo],
+    engine: Path,
+    source: Path | Origin,
 ) -> list[_Sink]:
     full = threading.Event()
     sinks: list[_Sink] = []
     for outcome in outcomes:
-        item = format_of(outcome.job)
+        item = format_of(outcome.job, source)
         if outcome.failure is not None or item is None:
             continue
         try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rwkvflow.worker.errors import NoSpaceError, WorkerError
 from rwkvflow.worker.formats import FORMATS, too_large
 from rwkvflow.worker.formats.base import Format, Split
+from rwkvflow.worker.model.origin import Origin
 from rwkvflow.worker.write.layout import Written
 
 if TYPE_CHECKING:
@@ -49,22 +50,27 @@ class ConversionOutcome:
     warnings: list[str] = field(default_factory=list)
 
 
-def format_of(job: ConversionJob) -> Format | None:
-    """The format of a job, split as it wants; None for an unknown one."""
+def format_of(job: ConversionJob, source: Path | Origin | None = None) -> Format | None:
+    """The format of a job, split as it wants, for a model at `source`; None for an unknown one."""
     found: Format | None = FORMATS.get(job.format)
     if found is None:
         return None
     imatrix, about = job.imatrix if found.weighs else None, job.about if found.tells else None
-    return replace(found, split=job.split, imatrix=imatrix, about=about, mix=job.mix if found.mixes else None)
+    found = replace(found, split=job.split, imatrix=imatrix, about=about, mix=job.mix if found.mixes else None)
+    path = source.path if isinstance(source, Origin) else source
+    return found if path is None else found.beside(path if path.is_dir() else path.parent)
 
 
 def check_room(
-    outcomes: Sequence[ConversionOutcome], architecture: Architecture, tensors: Mapping[str, TensorInfo]
+    outcomes: Sequence[ConversionOutcome],
+    architecture: Architecture,
+    tensors: Mapping[str, TensorInfo],
+    source: Path | Origin | None = None,
 ) -> None:
     """Settle what cannot be done before anything is written. Raises WorkerError when the disk is too small."""
     needed: dict[Path, int] = {}
     for outcome in outcomes:
-        item = format_of(outcome.job)
+        item = format_of(outcome.job, source)
         if item is None:
             outcome.failure = f"unknown format {outcome.job.format!r}; there are {', '.join(FORMATS)}"
             continue

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from rwkvflow.worker.model.architecture import is_state
 from rwkvflow.worker.model.strangers import leftovers
+from rwkvflow.worker.model.variants import version_named
 from rwkvflow.worker.model.versions import HEAD_NORM_EPS
 from rwkvflow.worker.write.file import FileWriter
 from rwkvflow.worker.write.folder import FolderWriter
@@ -98,11 +99,16 @@ class Format(ABC):
         """A short name, for where there is little room."""
         return self.name
 
+    def beside(self, folder: Path) -> Format:
+        """The same for a model in this folder, where something that stands beside it goes into an artifact."""
+        return self
+
     def refuse(self, architecture: Architecture) -> str | None:
         """Why this format cannot hold such a model; None when it can."""
         if architecture.version in self.versions:
             return self._refuse_epsilon(architecture)
-        return f"{self.name} cannot hold version {architecture.version}; it holds {', '.join(sorted(self.versions))}"
+        held = ", ".join(sorted(self.versions))
+        return f"{self.name} cannot hold {version_named(architecture.version)}; it holds {held}"
 
     def _refuse_epsilon(self, architecture: Architecture) -> str | None:
         eps = architecture.head_norm_eps

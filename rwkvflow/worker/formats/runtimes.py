@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from rwkvflow.worker.formats.base import Format
+from rwkvflow.worker.model.versions import HYBRIDS
 from rwkvflow.worker.model.weight_types import BLOCKS, BY_NUMBER, LARGEST_F16, NARROWER
 from rwkvflow.worker.model.weight_types import BY_NAME as BY_NAME_OF_TYPE
 
@@ -59,7 +60,7 @@ RUNTIMES: Final = (
         ),
         remarks={"5.0": _EPSILON, "5.2": _EPSILON},
     ),
-    _runtime("llama.cpp", "gguf", "transformers", measured=("6", "7")),
+    _runtime("llama.cpp", "gguf", "transformers", measured=("6", "7", *HYBRIDS)),
     _runtime(
         "web-rwkv",
         "web",

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.tensorinfo import TensorInfo
-from rwkvflow.worker.model.variants import refuse_variant
-from rwkvflow.worker.model.versions import AFTER, HARMLESS, HEAD_NORM_EPS, SPECS, TOKENIZERS, TensorSpec, tell_version
+from rwkvflow.worker.model.variants import hybrid_of, refuse_variant
+from rwkvflow.worker.model.versions import HARMLESS, HEAD_NORM_EPS, HYBRIDS, SPECS, TOKENIZERS, TensorSpec, tell_version
 
 MAX_PROBLEMS: Final = 12
 MAX_LAYERS: Final = 10_000
@@ -30,9 +30,12 @@ class Architecture:
     n_head, head_size  None for version 4, which has no heads
     n_ffn, n_att       rows of ffn.key.weight and att.key.weight (n_att is n_embd in all that the author published)
     lora               ranks of the low-rank matrices: {"decay", "maa"} in 6, {"a", "g", "v", "w"} in 7, else {}
+                       (a hybrid has those of its version)
     dtype              the dtype that holds most of the bytes
     extra              names that belong to no known tensor of this version; see `unknown`
     head_norm_eps      epsilon of the head group norm (ln_x) of versions 5 to 7, which no tensor tells
+    n_head_kv          heads of keys and values, where several heads share them; None elsewhere
+    rms_norm_eps       epsilon of a hybrid's RMS norms, as its config.json says; None for the versions
     """
 
     version: str
@@ -47,6 +50,8 @@ class Architecture:
     dtype: str
     extra: tuple[str, ...] = ()
     head_norm_eps: float = HEAD_NORM_EPS
+    n_head_kv: int | None = None
+    rms_norm_eps: float | None = None
 
     @property
     def tokenizer_guess(self) -> str | None:
@@ -54,9 +59,12 @@ class Architecture:
         return TOKENIZERS.get(self.n_vocab)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it, with the tokenizer guess; only what the tensors tell."""
+        """As JSON takes it, with the tokenizer guess; only what the tensors, or a hybrid's config.json, tell."""
         told = asdict(self)
         del told["head_norm_eps"]
+        for name in ("n_head_kv", "rms_norm_eps"):
+            if told[name] is None:
+                del told[name]
         return {
             **told,
             "lora": dict(self.lora),
@@ -72,7 +80,17 @@ def architecture_of(tensors: Mapping[str, TensorInfo], group_norm_eps: float | N
     says that these are not RWKV's tensors, or names the variant that they are.
     """
     refuse_variant(tensors)
+    if (hybrid := hybrid_of(tensors)) is not None:
+        raise WorkerError(
+            f"these are tensors of {hybrid.label}, which is read from its Hugging Face folder, for its config.json "
+            "says what no tensor tells: name the folder, not a file of it"
+        )
     found = _ShapeReader(tensors).result()
+    if found.version in HYBRIDS:
+        eps = getattr(tensors, "said", {}).get("rms_norm_eps")
+        if eps is None:
+            raise WorkerError(f"the epsilon of {found.version}'s norms stands in the config.json: name the folder")
+        found = replace(found, rms_norm_eps=eps)
     return found if group_norm_eps is None else replace(found, head_norm_eps=group_norm_eps)
 
 
@@ -130,6 +148,9 @@ class _ShapeReader:
         self.spec = SPECS[self.version]
         self.lora: dict[str, int] = {}
         self.sizes: dict[str, int] = {}  # of the letters in shapes
+        self.along = {  # groups of optional tensors that the model has
+            spec.along for spec in self.spec.tensors if spec.along and f"blocks.0.{spec.name}" in tensors
+        }
         self.called: dict[str, str] = {}  # by the name of a tensor that has two: the one that this file has
 
     def result(self) -> Architecture:
@@ -148,16 +169,17 @@ class _ShapeReader:
         if embedding.dtype not in _FLOATS:
             self.problems.append(f"emb.weight is {embedding.dtype}, not one of {', '.join(_FLOATS)}")
         self.sizes = {"V": vocab, "C": c}
-        for spec in AFTER:
+        for spec in self.spec.after:
             self._check(spec.name, spec)
         for name, spec in self._of_layer(0):
             if spec.only_layer is not None:
                 self._check(name, spec)
         told = len(self.problems)
-        att = self._rows("blocks.0.att.key.weight", c)
-        ffn = self._rows("blocks.0.ffn.key.weight", c)
+        self.sizes |= {letter: self._rows(f"blocks.0.{name}", c) for letter, name in self.spec.rows}
+        att, ffn = self.sizes["A"], self.sizes["F"]
         heads, size = self._heads(att)
-        self.sizes |= {"A": att, "F": ffn, "H": heads or 1, "N": size or 1}
+        self.sizes |= {"H": heads or 1, "N": size or 1}
+        shared = self._shared(heads or 1, size or 1) if len(self.problems) == told else None
         if len(self.problems) == told:  # else no size is known to compare with
             for layer in range(layers):
                 self._block(layer)
@@ -172,10 +194,11 @@ class _ShapeReader:
             )
         extra = tuple(name for name in self.tensors if name not in self.seen)
         lora = dict(sorted(self.lora.items()))
-        return Architecture(self.version, vocab, c, layers, heads, size, ffn, att, lora, self._dtype(), extra)
+        dtype = self._dtype()
+        return Architecture(self.version, vocab, c, layers, heads, size, ffn, att, lora, dtype, extra, n_head_kv=shared)
 
     def _hint(self) -> str:
-        if any(name in self.tensors for name in ("blocks.0.ln0.weight", "blocks.0.ln0.bias")):
+        if self.version in HYBRIDS or any(f"blocks.0.ln0.{x}" in self.tensors for x in ("weight", "bias")):
             return ""
         return "\nFiles that ChatRWKV converted have no ln0: use the checkpoint that they were made of."
 
@@ -230,9 +253,25 @@ class _ShapeReader:
             return 1, att
         return heads, size
 
+    def _shared(self, heads: int, size: int) -> int | None:
+        """Heads of keys and values where several share them; they must divide the heads."""
+        wide = self.sizes.get("K")
+        if wide is None:
+            return None
+        count, rest = divmod(wide, size)
+        if rest or heads % count:
+            self.problems.append(
+                f"blocks.0.att.key.weight has {wide} rows, which are no heads of {size} that {heads} heads can share"
+            )
+        return count
+
     def _of_layer(self, layer: int) -> list[tuple[str, TensorSpec]]:
         """Whole names and specs of the tensors that a layer should have."""
-        listed = [(f"blocks.{layer}.{spec.name}", spec) for spec in self.spec.of_layer(layer)]
+        listed = [
+            (f"blocks.{layer}.{spec.name}", spec)
+            for spec in self.spec.of_layer(layer)
+            if not spec.along or spec.along in self.along
+        ]
         present = {spec.low_rank for name, spec in listed if name in self.tensors}
         return [(name, spec) for name, spec in listed if layer >= spec.from_layer or spec.low_rank in present]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 #: Bytes of one value of each dtype that a checkpoint may hold.
@@ -42,3 +43,14 @@ class TensorInfo:
     def nbytes(self) -> int:
         """Bytes of its values without gaps, in its own dtype."""
         return self.numel * ITEM_BYTES[self.dtype]
+
+
+class Tensors(dict[str, TensorInfo]):
+    """The tensors of a model by their names, in its order.
+
+    `said` are numbers that its config.json says and no tensor tells, by their keys there.
+    """
+
+    def __init__(self, tensors: Mapping[str, TensorInfo], said: Mapping[str, float] | None = None) -> None:
+        super().__init__(tensors)
+        self.said: Mapping[str, float] = dict(said or {})

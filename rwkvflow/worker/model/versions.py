@@ -8,7 +8,11 @@ A shape is made of sizes and of these letters, or of products such as 5*R:
 
     V  rows of the embedding       C  its width           A  width of the time mix (C in all that was published)
     F  width of the channel mix    H  heads               N  size of a head (A = H * N)
+    K  width of keys and values that several heads share (a multiple of N)
     R  rank of a low-rank pair, which may differ from pair to pair
+
+Beside the versions stand two hybrids: a transformer whose attention was replaced by the time mix of one of them, with
+its RMS norms and its gated feed-forward. VERSIONS does not name them, and few formats hold them.
 """
 
 from __future__ import annotations
@@ -44,6 +48,7 @@ class TensorSpec:
     from_layer  before this layer a checkpoint may lack it, with all of its low-rank pair
     only_layer  the one layer that has it; None: all
     optional    a checkpoint may lack it
+    along       of what is optional: layer 0 tells whether all layers have those of this name, or none
     """
 
     name: str
@@ -54,6 +59,7 @@ class TensorSpec:
     from_layer: int = 0
     only_layer: int | None = None
     optional: bool = False
+    along: str = ""
 
     @property
     def tells_rank(self) -> bool:
@@ -76,6 +82,15 @@ def _size(dim: Dim, of: Mapping[str, int]) -> int:
     return math.prod(int(part) if part.isdigit() else of[part] for part in dim.split("*"))
 
 
+#: The tensors that every version has beside its layers', in the order of the file: before the layers, after them.
+BEFORE: Final = (TensorSpec("emb.weight", ("V", "C"), "matrix"),)
+AFTER: Final = (
+    TensorSpec("ln_out.weight", ("C",), "norm"),
+    TensorSpec("ln_out.bias", ("C",), "norm"),
+    TensorSpec("head.weight", ("V", "C"), "matrix"),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class VersionSpec:
     """One version.
@@ -83,6 +98,8 @@ class VersionSpec:
     tensors   of a layer, in the author's order
     has       names of a layer's tensors that tell the version where `lacks` are absent
     wide      a tensor whose second dimension has to be more than 1; "" for none
+    after     the tensors that follow the layers
+    rows      the matrices of a layer whose rows are the sizes of letters
     """
 
     name: str
@@ -90,6 +107,8 @@ class VersionSpec:
     has: tuple[str, ...]
     lacks: tuple[str, ...] = ()
     wide: str = ""
+    after: tuple[TensorSpec, ...] = AFTER
+    rows: tuple[tuple[str, str], ...] = (("A", "att.key.weight"), ("F", "ffn.key.weight"))
 
     @property
     def has_heads(self) -> bool:
@@ -104,15 +123,6 @@ class VersionSpec:
     def heads_from(self) -> TensorSpec | None:
         """The tensor whose first dimension tells the number of heads; None without heads."""
         return next((spec for spec in self.tensors if spec.is_per_head and not spec.optional), None)
-
-
-#: The tensors that every version has beside its layers', in the order of the file: before the layers, after them.
-BEFORE: Final = (TensorSpec("emb.weight", ("V", "C"), "matrix"),)
-AFTER: Final = (
-    TensorSpec("ln_out.weight", ("C",), "norm"),
-    TensorSpec("ln_out.bias", ("C",), "norm"),
-    TensorSpec("head.weight", ("V", "C"), "matrix"),
-)
 
 
 def _norm(name: str, size: str = "C", only_layer: int | None = None) -> tuple[TensorSpec, ...]:
@@ -217,6 +227,49 @@ _7 = (
     _STATE,
 )
 
+
+def _optional(group: str, *specs: TensorSpec) -> tuple[TensorSpec, ...]:
+    """Tensors that are there in all layers, or in none."""
+    return tuple(replace(spec, optional=True, along=group) for spec in specs)
+
+
+_RMS_NORMS = (TensorSpec("ln1.weight", ("C",), "norm"), TensorSpec("ln2.weight", ("C",), "norm"))
+_GATED_FFN = (_matrix("ffn.gate", "F", "C"), _matrix("ffn.up", "F", "C"), _matrix("ffn.down", "C", "F"))
+_ARWKV7 = (
+    *_RMS_NORMS,
+    *_rows(*(f"att.x_{x}" for x in "rwkva")),
+    *_optional("gate", *_rows("att.x_g")),
+    *_pair("w", "att.w1", "att.w2", row="att.w0"),
+    *_pair("a", "att.a1", "att.a2", row="att.a0"),
+    *_pair("v", "att.v1", "att.v2", row="att.v0", from_layer=1),  # layer 0 may have some, which nothing uses
+    *_optional("gate", *_pair("g", "att.g1", "att.g2")),
+    *_rows("att.k_k", "att.k_a", size="A"),
+    TensorSpec("att.r_k", ("H", "N")),
+    *_PROJECTIONS,
+    *_optional("head norm", *_HEAD_NORM),
+    *_GATED_FFN,
+)
+#: The low-rank matrices of its token shift stand in the order r, k, v, w, g, and those of version 6 in w, k, v, r, g.
+_RWKV6QWEN2 = (
+    *_RMS_NORMS,
+    *_rows(*(f"att.time_maa_{x}" for x in "xrkvwg")),
+    TensorSpec("att.time_maa_w1", ("C", "5*R"), "matrix", "maa"),
+    TensorSpec("att.time_maa_w2", (5, "R", "C"), "matrix", "maa"),
+    TensorSpec("att.time_decay", ("H", "N")),  # its reader makes a row of it for each head: nothing else tells them
+    *_pair("decay", "att.time_decay_w1", "att.time_decay_w2"),
+    _matrix("att.receptance", "A", "C"),
+    _matrix("att.key", "K", "C"),
+    _matrix("att.value", "K", "C"),
+    *(
+        spec
+        for name, size in (("receptance", "A"), ("key", "K"), ("value", "K"))
+        for spec in _optional(f"bias of {name}", TensorSpec(f"att.{name}.bias", (size,)))
+    ),
+    _GATE,
+    _matrix("att.output", "C", "A"),
+    *_GATED_FFN,
+)
+
 #: The projects disagree on labels; here: 5.0 has a decay a head and no gate, 5.1 a gate as well, 5.2 a decay a channel.
 VERSION_SPECS: Final[tuple[VersionSpec, ...]] = (
     VersionSpec("4", _4, ("att.time_decay",), lacks=("att.ln_x.weight", "att.time_maa_x")),
@@ -232,8 +285,26 @@ VERSION_SPECS: Final[tuple[VersionSpec, ...]] = (
     VersionSpec("6", _6, ("att.time_maa_x",)),
     VersionSpec("7", _7, ("att.r_k",)),
 )
-SPECS: Final[Mapping[str, VersionSpec]] = {spec.name: spec for spec in VERSION_SPECS}
-VERSIONS: Final = tuple(SPECS)
+_RMS_AFTER: Final = tuple(spec for spec in AFTER if not spec.name.endswith(".bias"))
+HYBRID_SPECS: Final[tuple[VersionSpec, ...]] = (
+    VersionSpec(
+        "rwkv6qwen2",
+        _RWKV6QWEN2,
+        ("att.time_maa_x", "ffn.gate.weight"),
+        after=_RMS_AFTER,
+        rows=(("A", "att.receptance.weight"), ("F", "ffn.up.weight"), ("K", "att.key.weight")),
+    ),
+    VersionSpec(
+        "arwkv7",
+        _ARWKV7,
+        ("att.r_k", "ffn.gate.weight"),
+        after=_RMS_AFTER,
+        rows=(("A", "att.key.weight"), ("F", "ffn.up.weight")),
+    ),
+)
+SPECS: Final[Mapping[str, VersionSpec]] = {spec.name: spec for spec in (*VERSION_SPECS, *HYBRID_SPECS)}
+VERSIONS: Final = tuple(spec.name for spec in VERSION_SPECS)
+HYBRIDS: Final = tuple(spec.name for spec in HYBRID_SPECS)
 ALL_VERSIONS: Final = frozenset(VERSIONS)
 STATEFUL: Final = frozenset(spec.name for spec in VERSION_SPECS if spec.has_heads)  # a state for each head
 
@@ -248,7 +319,7 @@ def tell_version(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> str | None:
         parts = name.split(".", 2)
         if parts[0] == "blocks" and len(parts) == 3:
             found.setdefault(parts[2], shape)
-    for spec in reversed(VERSION_SPECS):
+    for spec in reversed((*VERSION_SPECS, *HYBRID_SPECS)):
         if all(name in found for name in spec.has) and not any(name in found for name in spec.lacks):
             shape = found.get(spec.wide, ())
             if not spec.wide or (len(shape) > 1 and shape[1] > 1):
@@ -267,7 +338,7 @@ def all_specs(version: str, layers: int) -> Iterator[tuple[str, TensorSpec]]:
     yield from ((spec.name, spec) for spec in BEFORE)
     for layer in range(layers):
         yield from ((f"blocks.{layer}.{spec.name}", spec) for spec in SPECS[version].of_layer(layer))
-    yield from ((spec.name, spec) for spec in AFTER)
+    yield from ((spec.name, spec) for spec in SPECS[version].after)
 
 
 #: What trainers leave in a checkpoint, and no runtime looks at.

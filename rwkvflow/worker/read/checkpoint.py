@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.maps.prefixes import plain_names
 from rwkvflow.worker.model.rounding import bf16_to_float32
-from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.model.tensorinfo import TensorInfo, Tensors
 from rwkvflow.worker.read import ggml_source, gguf_source, hf_source, safetensors_file, shards
 from rwkvflow.worker.read.kinds import kind_of
 from rwkvflow.worker.read.rawfile import RawFile
@@ -64,6 +64,7 @@ class Checkpoint:
 
     kind      "pth", "safetensors", "ggml" or "gguf"
     tensors   name to TensorInfo in the file's order; what wrapped the model ("module.") is taken off the names
+    said      what a config.json beside the file says of the model and no tensor tells
     metadata  small values that stand beside the tensors (`_strategy` and `_version` of ChatRWKV's own files, say)
     ignored   names of other values beside them
     """
@@ -83,7 +84,8 @@ class Checkpoint:
         self._index = index
         self.metadata = index.metadata
         self.ignored = index.ignored
-        self._tensors = {name: view.info for name, view in index.views.items()}
+        self.said = index.said
+        self._tensors = Tensors({name: view.info for name, view in index.views.items()}, index.said)
         self.tensors: Mapping[str, TensorInfo] = self._tensors
 
     def __enter__(self) -> Checkpoint:

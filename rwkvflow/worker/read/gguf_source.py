@@ -11,12 +11,12 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.errors import UnknownModelError, WorkerError
 from rwkvflow.worker.maps.gguf import BLOCK, FUSED, GLOBAL, TRANSPOSED
 from rwkvflow.worker.model.rounding import bf16_to_float32
 from rwkvflow.worker.model.tensorinfo import ITEM_BYTES, TensorInfo
-from rwkvflow.worker.model.variants import refuse_called
-from rwkvflow.worker.model.versions import RESCALED, SPECS
+from rwkvflow.worker.model.variants import label_of, refuse_called
+from rwkvflow.worker.model.versions import HYBRIDS, RESCALED, SPECS
 from rwkvflow.worker.read.gguf_file import GgufIndex, GgufTensor, read_open
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.torch_file.pth import Index, View
@@ -34,6 +34,11 @@ def read_index(file: RawFile, quantized: dict[str, GgufTensor] | None = None) ->
     index = read_open(file)
     model = index.metadata.get("general.architecture")
     refuse_called({"general.architecture": model})
+    if model in HYBRIDS:
+        raise UnknownModelError(
+            f"{file.name}: a GGUF of {label_of(str(model))} ({model}), which llama.cpp runs and nothing here reads: "
+            "take the Hugging Face folder that it was made of"
+        )
     if model not in ("rwkv6", "rwkv7"):
         raise WorkerError(f"{file.name}: a GGUF of {str(model)[:40]!a}; only rwkv6 and rwkv7 are known")
     version = model[-1]

@@ -6,6 +6,8 @@
 What maps/huggingface.py says of each version, backwards: transformers' RwkvForCausalLM (4), the Rwkv5ForCausalLM
 and Rwkv6ForCausalLM of the author's Hugging Face models, and flash-linear-attention's RWKV7ForCausalLM. Transposed
 matrices are views. Tensors that have the author's own names keep them.
+
+The hybrids are read likewise (maps/hybrids.py); of them config.json says what no tensor tells, so it must be there.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.errors import UnknownModelError, WorkerError
+from rwkvflow.worker.maps import hybrids
 from rwkvflow.worker.maps.hf_config import wrong_keys
 from rwkvflow.worker.maps.huggingface import FUSED, FUSED_PARTS, is_theirs, own_name
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
-from rwkvflow.worker.model.tensorinfo import ITEM_BYTES, TensorInfo
-from rwkvflow.worker.model.variants import refuse_called, refuse_variant
+from rwkvflow.worker.model.tensorinfo import ITEM_BYTES, TensorInfo, Tensors
+from rwkvflow.worker.model.variants import Hybrid, hybrid_called, hybrid_of, refuse_called, refuse_variant
 from rwkvflow.worker.model.versions import LAYER_NORM_EPS
 from rwkvflow.worker.read import shards
 from rwkvflow.worker.read.rawfile import RawFile
@@ -45,6 +48,8 @@ def with_own_names(file: RawFile, index: Index) -> Index:
     config = _config(place) if place.exists() else {}
     refuse_called(config)
     refuse_variant(index.views)
+    if (hybrid := _hybrid(index.views, config)) is not None:
+        return _of_hybrid(hybrid, file, index, config)
     views: dict[str, View] = {}
     changes: dict[str, Callable[[Any], Any]] = {}
     for source, theirs, view in _unfused(index.views):
@@ -54,14 +59,70 @@ def with_own_names(file: RawFile, index: Index) -> Index:
         views[ours] = _changed(view, ours, change)
         if source in index.changes:  # of a torch file, value by value
             changes[ours] = index.changes[source]
-    if config.get("tie_word_embeddings") is True and "head.weight" not in views and "emb.weight" in views:
-        emb = views["emb.weight"]
-        views["head.weight"] = replace(emb, info=TensorInfo("head.weight", emb.info.dtype, emb.info.shape))
-        changes |= {"head.weight": changes["emb.weight"]} if "emb.weight" in changes else {}
+    _tie(config, views, changes)
     views = dict(sorted(views.items(), key=lambda item: _place_of(item[0])))
     _agree(config, views)
     metadata = {key: value for key, value in index.metadata.items() if key != "format"}
     return Index(views, metadata, index.ignored, index.check, changes, "Hugging Face")
+
+
+def _tie(config: Mapping[str, Any], views: dict[str, View], changes: dict[str, Callable[[Any], Any]]) -> None:
+    """Makes the embedding the head as well, where config.json says so."""
+    if config.get("tie_word_embeddings") is True and "head.weight" not in views and "emb.weight" in views:
+        emb = views["emb.weight"]
+        views["head.weight"] = replace(emb, info=TensorInfo("head.weight", emb.info.dtype, emb.info.shape))
+        changes |= {"head.weight": changes["emb.weight"]} if "emb.weight" in changes else {}
+
+
+def _hybrid(views: Mapping[str, View], config: Mapping[str, Any]) -> Hybrid | None:
+    """The hybrid that a folder holds. Raises UnknownModelError where config.json calls the model something else."""
+    found, called = hybrid_of(views), hybrid_called(config)
+    if found is None and called is None:
+        return None
+    if found is None or (config and called is not found):
+        what = "tensors of no hybrid" if found is None else f"{found.label}'s tensors"
+        said = json.dumps(config.get("architectures") or config.get("model_type"))[:100]
+        raise UnknownModelError(f"{CONFIG} calls the model {said}, and the folder holds {what}")
+    return found
+
+
+def _of_hybrid(hybrid: Hybrid, file: RawFile, index: Index, config: Mapping[str, Any]) -> Index:
+    """The tensors of a hybrid's folder under the names of its spec. Raises WorkerError as with_own_names does."""
+    if not config:
+        raise WorkerError(
+            f"{file.name}: this is {hybrid.label}, and there is no {CONFIG} beside it, which says what no tensor "
+            "tells: download the whole folder"
+        )
+    views: dict[str, View] = {}
+    changes: dict[str, Callable[[Any], Any]] = {}
+    for theirs, view in index.views.items():
+        ours = hybrids.own_name(hybrid.name, theirs)
+        if ours in views:
+            raise WorkerError(f"{file.name}: two tensors are {ours!a}, one of them {theirs!a}")
+        shape, stride = view.info.shape, view.stride
+        width = math.prod(shape)
+        if ours.endswith(".att.time_decay") and len(shape) and width == shape[-1]:  # a row for each head tells them
+            shape = hybrids.heads(config, width)
+            stride = (shape[1] * stride[-1], stride[-1])
+        views[ours] = View(TensorInfo(ours, view.info.dtype, shape), view.base, view.span, stride)
+        if theirs in index.changes:
+            changes[ours] = index.changes[theirs]
+    _tie(config, views, changes)
+    views = dict(sorted(views.items(), key=lambda item: _place_of(item[0])))
+    told = hybrids.said(config)
+    _agree_hybrid(config, Tensors({name: view.info for name, view in views.items()}, told))
+    metadata = {key: value for key, value in index.metadata.items() if key != "format"}
+    return Index(views, metadata, index.ignored, index.check, changes, hybrid.label, told)
+
+
+def _agree_hybrid(config: Mapping[str, Any], tensors: Tensors) -> None:
+    """Raises WorkerError where config.json contradicts the tensors, or asks for what llama.cpp does not compute."""
+    try:
+        architecture = architecture_of(tensors)
+    except WorkerError:
+        return  # whoever wants the architecture is told
+    if wrong := hybrids.wrong_keys(config, architecture, tensors):
+        raise WorkerError(f"{CONFIG} contradicts the weights, or what can be computed: {'; '.join(wrong)}")
 
 
 def wanted(names: Collection[str]) -> str:

@@ -13,6 +13,7 @@ from rwkvflow.worker.maps import web_rwkv
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.strangers import refuse_unknown
 from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.model.versions import HYBRIDS
 from rwkvflow.worker.read import ggml_source
 from rwkvflow.worker.read.ggml_file import read_ggml_index
 from rwkvflow.worker.read.gguf_file import read_gguf_index
@@ -157,7 +158,7 @@ def _gguf(path: Path | str) -> dict[str, Any]:
     prefix = f"{kind}."
     version = _VERSION.fullmatch(str(kind))
     architecture = (
-        ({"version": version[1]} if version else {})
+        ({"version": version[1]} if version else {"version": kind} if kind in HYBRIDS else {})
         | {"name": kind}
         | {key.removeprefix(prefix): value for key, value in index.metadata.items() if key.startswith(prefix)}
     )

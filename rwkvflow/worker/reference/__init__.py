@@ -1,4 +1,4 @@
-"""The forward pass of versions 4 to 7 in numpy fp32: the truth that smoke compares every artifact with.
+"""The forward pass of versions 4 to 7 and the two hybrids in numpy fp32: what smoke compares every artifact with.
 
 Written from the formulas of the author's own implementation (PyPI's `rwkv` package and github.com/BlinkDL/RWKV-LM);
 the tests compare the two. Weights come straight from the checkpoint, by its own names and shapes.

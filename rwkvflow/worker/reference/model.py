@@ -15,9 +15,9 @@ import numpy as np
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
-from rwkvflow.worker.model.versions import HEAD_NORM_EPS, RESCALE_EVERY, RESCALED
+from rwkvflow.worker.model.versions import HEAD_NORM_EPS, HYBRIDS, RESCALE_EVERY, RESCALED
 from rwkvflow.worker.protocol import progress
-from rwkvflow.worker.reference import v4, v5, v6, v7
+from rwkvflow.worker.reference import hybrids, v4, v5, v6, v7
 from rwkvflow.worker.reference.half import exact, half
 from rwkvflow.worker.reference.memory import room
 from rwkvflow.worker.reference.primitives import Array, Get, State, layer_norm, linear
@@ -133,17 +133,24 @@ class Reference:
                 state = sequences[index].layers[layer]
                 if layer == 0 and "blocks.0.ln0.weight" in self.checkpoint.tensors:  # else it is in the embedding
                     x = layer_norm(x, get("ln0.weight"), get("ln0.bias"))
-                y = layer_norm(x, get("ln1.weight"), get("ln1.bias"))
+                y = self._norm(x, get, "ln1")
                 y, firsts[index] = self._time_mix(layer, get, y, state, firsts[index])
                 x = x + y
-                xs[index] = x + self._channel_mix(get, layer_norm(x, get("ln2.weight"), get("ln2.bias")), state)
+                xs[index] = x + self._channel_mix(get, self._norm(x, get, "ln2"), state)
                 self._look(layer, xs[index], state)
                 if self.in_half and self._halvings(layer + 1) > halvings:
                     xs[index] = xs[index] / np.float32(2)
             self._forget()
             if told:
                 progress(layer + 1, self.architecture.n_layer, "layers", "text")
-        return [layer_norm(x, self._tensor("ln_out.weight"), self._tensor("ln_out.bias")) for x in xs]
+        return [self._norm(x, self._tensor, "ln_out") for x in xs]
+
+    def _norm(self, x: Array, get: Get, name: str) -> Array:
+        """Of a layer, or the last one; a hybrid's has no bias, and takes no mean away."""
+        eps = self.architecture.rms_norm_eps
+        if eps is not None:
+            return hybrids.rms_norm(x, get(f"{name}.weight"), eps)
+        return layer_norm(x, get(f"{name}.weight"), get(f"{name}.bias"))
 
     def _look(self, layer: int, x: Array, state: State) -> None:
         halvings = 0 if self.in_half else self._halvings(layer)
@@ -153,7 +160,7 @@ class Reference:
 
     def _halvings(self, layer: int) -> int:
         """How often runtimes in fp16 have halved what they have before a layer."""
-        return 0 if self.architecture.version == "7" else layer // RESCALE_EVERY
+        return 0 if self.architecture.version in ("7", *HYBRIDS) else layer // RESCALE_EVERY
 
     def _embed(self, tokens: Sequence[int]) -> Array:
         vocabulary = self.architecture.n_vocab
@@ -174,6 +181,13 @@ class Reference:
             return v6.time_mix(get, x, state, heads, self.eps), None
         if version == "7":
             return v7.time_mix(get, x, state, heads, self.eps, v_first)
+        has = self.checkpoint.tensors
+        if version == "arwkv7":
+            gated, normed = "blocks.0.att.g1" in has, "blocks.0.att.ln_x.weight" in has
+            return v7.time_mix(get, x, state, heads, self.eps, v_first, gated=gated, normed=normed)
+        if version == "rwkv6qwen2":
+            bias = frozenset(x for x in ("receptance", "key", "value") if f"blocks.0.att.{x}.bias" in has)
+            return hybrids.time_mix_6(get, x, state, heads, bias), None
         is_log = f"blocks.{layer}.att.time_faaaa" not in self.checkpoint.tensors
         return v5.time_mix(get, x, state, version, heads, self.eps, is_log), None
 
@@ -183,6 +197,8 @@ class Reference:
             return v7.channel_mix(get, x, state)
         if version == "6":
             return v6.channel_mix(get, x, state)
+        if version in HYBRIDS:
+            return hybrids.feed_forward(get, x, state)
         return v4.channel_mix(get, x, state)
 
     def head(self, hidden: Array) -> Iterator[tuple[int, Array]]:

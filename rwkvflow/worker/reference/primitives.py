@@ -51,9 +51,13 @@ def linear(x: Array, weight: Array) -> Array:
 
 
 def squared_relu(x: Array, state: State) -> Array:
-    """max(x, 0)², the first to pass what fp16 holds: the layer keeps the largest, and the largest sum of BLOCK."""
-    found = np.square(np.maximum(x, 0))
-    values = exact(found)
+    """max(x, 0)², the first to pass what fp16 holds."""
+    return note_peaks(np.square(np.maximum(x, 0)), state)
+
+
+def note_peaks(found: Array, state: State) -> Array:
+    """What the second matrix of a feed-forward is given: the layer keeps the largest, and the largest sum of BLOCK."""
+    values = np.abs(exact(found))
     state["square"] = values.max(initial=0)
     whole = values.shape[-1] // BLOCK * BLOCK
     state["block"] = values[..., :whole].reshape(-1, BLOCK).sum(-1).max(initial=0)

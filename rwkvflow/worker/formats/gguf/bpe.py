@@ -23,6 +23,10 @@ ACCEPTED: Mapping[str, tuple[object, ...]] = {  # of the model: what llama.cpp d
 }
 FLAGS = ("lstrip", "rstrip", "single_word")  # of an added token
 MOST_IDS = 1 << 24  # above any vocabulary's: a file of a few bytes must not ask for memory without bound
+#: How Qwen2's tokenizer cuts a text into words, and llama.cpp's `qwen2` as well.
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 NFC = "llama.cpp does not normalize a text, and the tokenizer does (NFC): letters with a separate accent read otherwise"
 
 
@@ -30,15 +34,15 @@ NFC = "llama.cpp does not normalize a text, and the tokenizer does (NFC): letter
 class Bpe:
     """tokens[i] is that of id i in GPT-2's spelling of bytes, None where there is none; added and special are ids.
 
-    merges are in their order, the first applied first; `normalized`: a text is made NFC before; `remark` is what a
-    person should know.
+    merges are in their order, the first applied first; `pre` is llama.cpp's name of how a text is cut into words;
+    `remark` is what a person should know.
     """
 
     tokens: tuple[str | None, ...]
     added: frozenset[int]
     special: frozenset[int]
     merges: tuple[tuple[str, str], ...]
-    normalized: bool
+    pre: str
     remark: str | None
 
 
@@ -60,7 +64,7 @@ def read_bpe(path: Path) -> Bpe:
             added=frozenset(int(token["id"]) for token in listed),
             special=frozenset(int(token["id"]) for token in listed if token["special"]),
             merges=merges,
-            normalized=bool(content.get("normalizer")),
+            pre=_pre(content),
             remark=NFC if content.get("normalizer") else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
@@ -72,6 +76,27 @@ def _pair(merge: Any) -> tuple[str, str]:
     return str(left), str(right)
 
 
+def _pre(content: Mapping[str, Any]) -> str:
+    if _cuts_as_qwen2(content.get("pre_tokenizer") or {}):
+        return "qwen2"
+    return "olmo" if content.get("normalizer") else "gpt-2"  # one way to cut a text; some readers go by the name
+
+
+def _cuts_as_qwen2(cut: Mapping[str, Any]) -> bool:
+    """By its expression, whose matches are words of their own, and then byte-level without another."""
+    steps = cut.get("pretokenizers") if cut.get("type") == "Sequence" else None
+    if not isinstance(steps, list) or len(steps) != 2:
+        return False
+    split, bytes_of = steps
+    return (
+        split.get("type") == "Split"
+        and split.get("pattern") == {"Regex": QWEN2}
+        and (split.get("behavior"), split.get("invert", False)) == ("Isolated", False)
+        and (bytes_of.get("type"), bytes_of.get("use_regex")) == ("ByteLevel", False)
+        and not bytes_of.get("add_prefix_space")
+    )
+
+
 def _unlike(content: Mapping[str, Any], model: Mapping[str, Any], added: list[Mapping[str, Any]]) -> str | None:
     if model.get("type", "BPE") != "BPE":
         return f"its model is {model['type']}, and llama.cpp's is byte-level BPE"
@@ -79,6 +104,8 @@ def _unlike(content: Mapping[str, Any], model: Mapping[str, Any], added: list[Ma
         if model.get(key) not in values:
             return f"its model has {key} {model[key]!r}, of which llama.cpp knows nothing"
     cut = content.get("pre_tokenizer") or {}
+    if _cuts_as_qwen2(cut):
+        cut = {"type": "ByteLevel"}
     if cut.get("type") != "ByteLevel" or cut.get("use_regex") is False:
         return f"it cuts a text into words by {cut.get('type', 'nothing')}, and llama.cpp's gpt-2 as ByteLevel does"
     if cut.get("add_prefix_space"):

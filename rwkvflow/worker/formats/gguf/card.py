@@ -6,10 +6,21 @@ import shlex
 
 from rwkvflow.worker.formats.base import Format
 from rwkvflow.worker.formats.cards import ENGINE, Card, CardFile
+from rwkvflow.worker.formats.runtimes import runs
+from rwkvflow.worker.model.variants import label_of
 
 
 def card(item: Format, version: str) -> Card:
     """See rwkvflow.worker.formats.cards."""
+    if not runs("librwkv", version):
+        return Card(
+            f"llama.cpp (`.gguf` of {label_of(version)})",
+            "Any build of [llama.cpp](https://github.com/ggml-org/llama.cpp) that knows this model; `llama-cli` chats "
+            "with it.",
+            (),
+            _llama,
+            order=31,
+        )
     return Card(
         "llama.cpp and librwkv (`.gguf`)",
         "Any build of [llama.cpp](https://github.com/ggml-org/llama.cpp) that knows this version of RWKV; `llama-cli` "
@@ -18,6 +29,10 @@ def card(item: Format, version: str) -> Card:
         _commands,
         order=30,
     )
+
+
+def _llama(file: CardFile) -> tuple[str, ...]:
+    return _commands(file)[:1]
 
 
 def _commands(file: CardFile) -> tuple[str, ...]:

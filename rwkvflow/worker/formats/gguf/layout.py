@@ -1,4 +1,4 @@
-"""`gguf-*`: llama.cpp's files, for versions 6 and 7.
+"""`gguf-*`: llama.cpp's files, for versions 6 and 7 and the two hybrids.
 
     "GGUF", uint32 version 3, uint64 number of tensors, uint64 number of metadata pairs
     pair     name (uint64 length, UTF-8), uint32 type, value; an array is uint32 type, uint64 length, values
@@ -11,66 +11,48 @@ cuts it: the metadata stand in the first shard; each says split.no, split.count 
 Keys, names, shapes and transforms are those of llama.cpp's convert_hf_to_gguf.py (conversion/rwkv.py). Which type a
 tensor of a quantized file has, and its bytes, are those of llama.cpp's quantizer (src/llama-quant.cpp), run on an F16
 file as users run it, or on an F32 one for names that end in `-from-f32`. What it does for attention and feed-forward
-matrices of other models does not reach RWKV's, so that `_s` and `_m` of a type differ in `general.file_type` alone.
+matrices of other models does not reach RWKV's, so that `_s` and `_m` of a type differ in `general.file_type` alone, but
+for the hybrids (see types).
 """
 
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.base import FileFormat, Limits, Split, named_tokenizer
-from rwkvflow.worker.formats.gguf.pairs import gguf_text, head, imatrix_pairs, model_pairs, split_pairs, token_pairs
+from rwkvflow.worker.formats.gguf.pairs import head, imatrix_pairs, model_pairs, split_pairs, token_pairs
+from rwkvflow.worker.formats.gguf.plan import ALIGNMENT, GgufSlot, padded, planned, sources_of, tensor_info
 from rwkvflow.worker.formats.gguf.tokens import vocabulary
+from rwkvflow.worker.formats.gguf.types import wanted_type
 from rwkvflow.worker.formats.safetensors.layout import grouped
-from rwkvflow.worker.maps.gguf import BLOCK, FUSED, GLOBAL, TRANSPOSED
-from rwkvflow.worker.model.versions import RESCALE_EVERY, RESCALED
+from rwkvflow.worker.model.versions import HYBRIDS
 from rwkvflow.worker.model.weight_types import (
     BLOCKS,
     BY_NAME,
     BY_NUMBER,
     F16,
     F32,
-    IQ3_S,
-    IQ3_XXS,
     NARROWER,
-    Q5_K,
-    Q6_K,
     Q8_0,
     QUANTIZED,
     size_of,
 )
 from rwkvflow.worker.read.shards import shard_name
-from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder, Transform
-from rwkvflow.worker.write.transforms import TRANSPOSE
+from rwkvflow.worker.write.layout import Encoding, Layout, LayoutBuilder
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
     from rwkvflow.worker.model.tensorinfo import TensorInfo
     from rwkvflow.worker.write.layout import Writer
 
-ALIGNMENT = 32
-LONGEST_NAME = 63  # bytes of a tensor's name that ggml keeps
-
 # By the end of their names; in an F16 or BF16 file, too.
 ALWAYS_F32 = ("_norm.weight", *(f"time_mix_{x}.weight" for x in ("first", "w1", "w2", "decay_w1", "decay_w2")))
 NEVER_QUANTIZED = tuple(f"time_mix_{x}{n}.weight" for x in "wavg" for n in "012")
-
-
-@dataclass(frozen=True)
-class _GgufTensor:
-    """A tensor of the file: its sources, one after another, are its values."""
-
-    name: str
-    sources: tuple[str, ...]
-    shape: tuple[int, ...]  # PyTorch's order
-    transform: Transform | None = None
 
 
 @dataclass(frozen=True)
@@ -85,11 +67,17 @@ class Gguf(FileFormat):
     from_f16: bool = True
     file_type: int | None = None
     rough: bool = False
-    named: Path | None = None  # the file of a tokenizer that the recipe names; not of the registry's instances
+    # The file of a tokenizer that the recipe names, and the model's folder; not of the registry's instances.
+    named: Path | None = None
+    folder: Path | None = None
 
     def open(self, path: Path, architecture: Architecture, tensors: Mapping[str, TensorInfo], engine: Path) -> Writer:
         """Begin an artifact at `path`, with the tokenizer that the recipe names."""
         return FileFormat.open(replace(self, named=named_tokenizer(engine)), path, architecture, tensors, engine)
+
+    def beside(self, folder: Path) -> Gguf:
+        """The same for a model in this folder, whose tokenizer a hybrid's file holds."""
+        return replace(self, folder=folder)
 
     def refuse(self, architecture: Architecture) -> str | None:
         """Why this format cannot hold the model; None if it can."""
@@ -121,7 +109,8 @@ class Gguf(FileFormat):
             return None
         base = len(head(0, split_pairs(0, 0, 0))) + ALIGNMENT
         sizes = [
-            len(_info(tensor, kind, 0)) + _padded(size_of(kind, math.prod(tensor.shape))) for tensor, kind in listed
+            len(tensor_info(tensor, kind, 0)) + padded(size_of(kind, math.prod(tensor.shape)))
+            for tensor, kind in listed
         ]
         sizes[0] += sum(map(len, pairs))
         groups = grouped(zip(listed, sizes, strict=True), split.size - base)
@@ -140,18 +129,18 @@ class Gguf(FileFormat):
 
     def _content(
         self, architecture: Architecture, tensors: Mapping[str, TensorInfo], build: LayoutBuilder
-    ) -> tuple[list[tuple[_GgufTensor, int]], list[bytes]]:
+    ) -> tuple[list[tuple[GgufSlot, int]], list[bytes]]:
         """Tensors of the file with their types, and its metadata. Remarks go to `build`."""
-        plan = _plan(architecture, tensors)
+        plan = planned(architecture, tensors)
         if self.rough:
             build.remark(
                 f"{self.name}: RWKV loses much below four bits a weight; see the file's quality before using it"
             )
-        kinds = [self._kind(tensor, build) for tensor in plan]
-        words = vocabulary(architecture.n_vocab, self.named)
+        kinds = [self._kind(tensor, architecture.n_layer, build) for tensor in plan]
+        words = vocabulary(architecture.n_vocab, self.named, self._folder(architecture))
         if words.remark:
             build.remark(f"{self.name}: {words.remark}")
-        if left := [name for name in architecture.extra if name not in _sources(plan)]:
+        if left := [name for name in architecture.extra if name not in sources_of(plan)]:
             build.remark(f"{self.name}: llama.cpp has no place for {', '.join(left[:4])}; left out")
         listed = list(zip(plan, kinds, strict=True))
         file_type = BY_NUMBER[self.kind].file_type if self.file_type is None else self.file_type
@@ -162,7 +151,15 @@ class Gguf(FileFormat):
             *self._how(listed, build),
         ]
 
-    def _how(self, listed: Sequence[tuple[_GgufTensor, int]], build: LayoutBuilder) -> list[bytes]:
+    def _folder(self, architecture: Architecture) -> Path | None:
+        """The folder that the vocabulary is taken from. Raises WorkerError where there has to be one."""
+        if architecture.version not in HYBRIDS:
+            return None
+        if self.folder is None:
+            raise WorkerError(f"{self.name}: the folder of the model, with its tokenizer, is not known")
+        return self.folder
+
+    def _how(self, listed: Sequence[tuple[GgufSlot, int]], build: LayoutBuilder) -> list[bytes]:
         """Metadata of the importance matrix; remarks on what it lacks go to `build`."""
         if self.imatrix is None or not self.weighs:
             return []
@@ -178,21 +175,21 @@ class Gguf(FileFormat):
             )
         return imatrix_pairs(self.imatrix.name, self.imatrix.datasets, len(self.imatrix.sums), self.imatrix.chunks)
 
-    def _write(self, build: LayoutBuilder, listed: Sequence[tuple[_GgufTensor, int]], pairs: Sequence[bytes]) -> None:
+    def _write(self, build: LayoutBuilder, listed: Sequence[tuple[GgufSlot, int]], pairs: Sequence[bytes]) -> None:
         """A file of these tensors and metadata."""
         offset, infos = 0, []
         for tensor, kind in listed:
-            infos.append(_info(tensor, kind, offset))
-            offset += _padded(size_of(kind, math.prod(tensor.shape)))
+            infos.append(tensor_info(tensor, kind, offset))
+            offset += padded(size_of(kind, math.prod(tensor.shape)))
         start = head(len(listed), pairs) + b"".join(infos)
-        build.literal(start + bytes(_padded(len(start)) - len(start)))
+        build.literal(start + bytes(padded(len(start)) - len(start)))
         for tensor, kind in listed:
             encoding = self._encoding(tensor, kind)
             for source in tensor.sources:
                 build.slot(source, math.prod(tensor.shape) // len(tensor.sources), encoding)
-            build.literal(bytes(_padded(build.size) - build.size))
+            build.literal(bytes(padded(build.size) - build.size))
 
-    def _encoding(self, tensor: _GgufTensor, kind: int) -> Encoding:
+    def _encoding(self, tensor: GgufSlot, kind: int) -> Encoding:
         if kind not in QUANTIZED:
             return Encoding(kind, False, tensor.transform)
         weighed = None
@@ -200,7 +197,7 @@ class Gguf(FileFormat):
             weighed = self.imatrix.importance(tensor.name, tensor.shape[-1])[0]
         return Encoding(kind, self.from_f16, tensor.transform, weighed)
 
-    def _kind(self, tensor: _GgufTensor, build: LayoutBuilder) -> int:
+    def _kind(self, tensor: GgufSlot, layers: int, build: LayoutBuilder) -> int:
         """The data type of a tensor in this file."""
         if len(tensor.shape) <= 1 or len(tensor.sources) > 1 or tensor.name.endswith(ALWAYS_F32):
             return F32
@@ -210,7 +207,7 @@ class Gguf(FileFormat):
             return self.kind
         if tensor.name.endswith(NEVER_QUANTIZED):
             return F16 if self.from_f16 else F32
-        cols, wanted = tensor.shape[-1], self._wanted(tensor.name)
+        cols, wanted = tensor.shape[-1], self._wanted(tensor.name, layers)
         if self.mix is not None and (given := self.mix.kind_of(tensor.name)) is not None:
             wanted = given
         for kind in (wanted, NARROWER.get(wanted, wanted)):
@@ -223,94 +220,10 @@ class Gguf(FileFormat):
         """The type of a matrix whose rows are long enough, where nothing else is said of it."""
         return BY_NUMBER[self._wanted(name)].name
 
-    def _wanted(self, name: str) -> int:
-        """The type of a tensor whose rows are long enough: llama.cpp gives the embedding and the output their own."""
-        if name == "output.weight" and self.kind != Q8_0:
-            return Q5_K if self.kind == IQ3_XXS else Q6_K
-        return IQ3_S if name == "token_embd.weight" and self.kind == IQ3_XXS else self.kind
-
-
-def _padded(size: int) -> int:
-    return size + -size % ALIGNMENT
-
-
-def _sources(plan: list[_GgufTensor]) -> set[str]:
-    return {source for tensor in plan for source in tensor.sources}
-
-
-# ---- tensors -----------------------------------------------------------------------------------------------------
-
-
-def _plan(architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> list[_GgufTensor]:
-    """The tensors of the file, in the checkpoint's order; what llama.cpp does not know is not among them."""
-    version, out = architecture.version, []
-    fused: set[str] = set()
-    for name, info in tensors.items():
-        if name in GLOBAL:
-            out.append(_GgufTensor(GLOBAL[name], (name,), _squeezed(info.shape, GLOBAL[name])))
-            continue
-        layer, part = _split(name)
-        if layer is None:
-            continue
-        if part in FUSED[version]:
-            if layer not in fused:
-                fused.add(layer)
-                sources = tuple(f"blocks.{layer}.{x}" for x in FUSED[version])
-                shape = (len(sources), 1, 1, architecture.n_embd)
-                out.append(_GgufTensor(f"blk.{layer}.time_mix_lerp_fused.weight", sources, shape))
-        elif part in BLOCK[version] and not (
-            version == "7" and layer == "0" and part in ("att.v0", "att.v1", "att.v2")
-        ):
-            tensor = _single(architecture, layer, part, info)
-            out.append(tensor)
-            if version == "7" and layer == "0" and part in ("att.a0", "att.a1", "att.a2"):
-                # Layer 0 mixes in no values of a layer before it, but llama.cpp wants the tensors.
-                name = tensor.name.replace("time_mix_a", "time_mix_v")
-                out.append(_GgufTensor(name, tensor.sources, tensor.shape, tensor.transform))
-    return out
-
-
-def _split(name: str) -> tuple[str | None, str]:
-    """Layer and the rest of a block's tensor name; None for the layer of any other."""
-    parts = name.split(".", 2)
-    return (parts[1], parts[2]) if len(parts) == 3 and parts[0] == "blocks" else (None, name)
-
-
-def _single(architecture: Architecture, layer: str, part: str, info: TensorInfo) -> _GgufTensor:
-    version = architecture.version
-    name, source, shape = f"blk.{layer}.{BLOCK[version][part]}", info.name, tuple(info.shape)
-    if part in TRANSPOSED:
-        if len(shape) < 2:
-            raise WorkerError(f"{source} should be a matrix, and is of shape {list(shape)}")
-        return _GgufTensor(name, (source,), (*shape[:-2], shape[-1], shape[-2]), TRANSPOSE)
-    if part == "att.r_k":
-        return _GgufTensor(name, (source,), (math.prod(shape),))
-    if part == "att.time_faaaa":
-        return _GgufTensor(name, (source,), (architecture.n_head or 1, architecture.head_size or 1))
-    if version == "6" and part in RESCALED and (halvings := int(layer) // RESCALE_EVERY):
-        return _GgufTensor(name, (source,), shape, _halved(halvings))
-    return _GgufTensor(name, (source,), _squeezed(shape, name))
-
-
-def _squeezed(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
-    """Vectors lose dimensions of size 1; matrices of one row are still matrices."""
-    vector = name.endswith(".bias") or "_norm" in name or "_mix_" in name
-    flat = tuple(size for size in shape if size != 1)
-    return (math.prod(shape),) if vector and len(flat) <= 1 else shape
-
-
-@cache
-def _halved(times: int) -> Transform:
-    factor = 0.5**times
-    return Transform(f"divided by 2^{times}", lambda a: a * a.dtype.type(factor), arithmetic=True, elementwise=True)
-
-
-def _info(tensor: _GgufTensor, kind: int, offset: int) -> bytes:
-    name = tensor.name.encode()
-    if len(name) > LONGEST_NAME or len(tensor.shape) > 4:
-        raise WorkerError(f"a GGUF cannot hold {tensor.name} of shape {list(tensor.shape)}")
-    dims = tuple(reversed(tensor.shape))
-    return gguf_text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, BY_NUMBER[kind].gguf, offset)
+    def _wanted(self, name: str, layers: int = 0) -> int:
+        """The type of a tensor whose rows are long enough."""
+        small, weighed = self.file_type is not None, self.imatrix is not None
+        return wanted_type(name, self.kind, small=small, layers=layers, weighed=weighed)
 
 
 # What each type may lose, as in ggml-*: the same arithmetic on the same weights, and the embedding and the output
@@ -350,7 +263,7 @@ def _format(short: str, from_f16: bool = True) -> Gguf:
     return Gguf(
         name=f"gguf-{short}" + ("" if from_f16 else FROM_F32),
         suffix=f"-{short.upper()}{'' if from_f16 else '-from-F32'}.gguf",
-        versions=frozenset({"6", "7"}),
+        versions=frozenset({"6", "7", *HYBRIDS}),
         consumer="llama.cpp",
         family="gguf",
         is_read_here=True,

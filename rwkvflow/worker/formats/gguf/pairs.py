@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rwkvflow.worker.formats.gguf.tokens import Vocabulary
 from rwkvflow.worker.model.about import About, size_label
-from rwkvflow.worker.model.versions import LAYER_NORM_EPS, RESCALE_EVERY
+from rwkvflow.worker.model.versions import HYBRIDS, LAYER_NORM_EPS, RESCALE_EVERY
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.architecture import Architecture
@@ -34,8 +34,8 @@ def model_pairs(
     """
     if file_type is None:
         raise ValueError("no GGUF file is mostly of this type")
-    name = f"rwkv{architecture.version}"
-    lora = architecture.lora
+    version, lora = architecture.version, architecture.lora
+    name = version if version in HYBRIDS else f"rwkv{version}"
     sizes: dict[str, int] = {
         "context_length": CONTEXT,
         "embedding_length": architecture.n_embd,
@@ -44,21 +44,28 @@ def model_pairs(
         "attention.head_count": 0,  # llama.cpp wants it and does not use it
         "wkv.head_size": architecture.head_size or 0,
     }
-    if architecture.version == "6":
+    if version == "6":
         sizes["rescale_every_n_layers"] = RESCALE_EVERY
+    if version in ("6", "rwkv6qwen2"):
         sizes["time_mix_extra_dim"] = lora["maa"]
         sizes["time_decay_extra_dim"] = lora["decay"]
     else:
         sizes["attention.decay_lora_rank"] = lora["w"]
         sizes["attention.iclr_lora_rank"] = lora["a"]
         sizes["attention.value_residual_mix_lora_rank"] = lora.get("v", lora["a"])
-        sizes["attention.gate_lora_rank"] = lora["g"]
+        sizes["attention.gate_lora_rank"] = lora.get("g", 0)
+    norm, eps = "layer_norm_epsilon", LAYER_NORM_EPS
+    if architecture.rms_norm_eps is not None:
+        sizes["token_shift_count"] = 1  # a hybrid's feed-forward shifts no tokens
+        norm, eps = "layer_norm_rms_epsilon", architecture.rms_norm_eps
+    if architecture.n_head_kv is not None:
+        sizes["attention.head_count_kv"] = architecture.n_head_kv
     return [
         pair("general.architecture", TEXT, gguf_text(name.encode())),
         pair("general.type", TEXT, gguf_text(b"model")),
         *about_pairs(about or About(), weights),
         *(pair(f"{name}.{key}", UINT32, struct.pack("<I", size)) for key, size in sizes.items()),
-        pair(f"{name}.attention.layer_norm_epsilon", FLOAT32, struct.pack("<f", LAYER_NORM_EPS)),
+        pair(f"{name}.attention.{norm}", FLOAT32, struct.pack("<f", eps)),
         pair("general.file_type", UINT32, struct.pack("<I", file_type)),
         pair("general.quantization_version", UINT32, struct.pack("<I", QUANTIZATION_VERSION)),
     ]

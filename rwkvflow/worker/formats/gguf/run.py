@@ -26,6 +26,7 @@ COMPARED = {
     "output.weight": "head.weight",
     "blk.{}.time_mix_key.weight": "blocks.{}.att.key.weight",
     "blk.{}.channel_mix_key.weight": "blocks.{}.ffn.key.weight",
+    "blk.{}.ffn_up.weight": "blocks.{}.ffn.up.weight",  # of a hybrid
 }
 
 
@@ -48,6 +49,8 @@ def compare(files: Sequence[Path], checkpoint: Checkpoint) -> None:
     count = sum(1 for name in checkpoint.tensors if name.endswith(".ln1.weight"))
     names = dict.fromkeys((a.format(i), b.format(i)) for i in range(count) for a, b in COMPARED.items())
     for theirs, ours in names:
+        if ours not in checkpoint.tensors:
+            continue
         if theirs not in tensors:
             raise WorkerError(f"the file has no tensor {theirs}")
         _compare(tensors[theirs], checkpoint.float32(ours, 0, ROWS), tuple(checkpoint.tensors[ours].shape))

@@ -14,6 +14,8 @@ from pathlib import Path
 from rwkvflow.engine.prompts import template
 from rwkvflow.worker import advice
 from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats.gguf.beside import read_beside, tokenizer_beside
+from rwkvflow.worker.formats.gguf.bpe import read_bpe
 from rwkvflow.worker.model.tokenizers import BYTES, WORLD, World, is_json, refuse_misfit, world_vocabulary
 
 NORMAL, CONTROL, OWN, UNUSED = 1, 3, 4, 5  # llama.cpp's types of tokens; OWN: found in a text before it is cut
@@ -37,29 +39,36 @@ class Vocabulary:
     merges: tuple[bytes, ...] = ()
 
 
-def vocabulary(size: int, named: Path | None = None) -> Vocabulary:
+def vocabulary(size: int, named: Path | None = None, folder: Path | None = None) -> Vocabulary:
     """The vocabulary of a model with `size` rows in its embedding; `named`: the file of the recipe's own tokenizer.
+
+    `folder`: that of a Hugging Face model whose special tokens, chat template and, where none is named, tokenizer are
+    taken.
 
     Raises WorkerError where the World vocabulary is not installed, for a tokenizer that is another model's, and for
     one that llama.cpp would not read as it is meant.
     """
+    if named is None and folder is not None:
+        named = tokenizer_beside(folder)
     if named is None:
         return _by_size(size)
     refuse_misfit(named, size)
     if not is_json(named):
         return _world(named, size)
-    from rwkvflow.worker.formats.gguf.bpe import read_bpe
-
     found = read_bpe(named)
-    special = (("bos", 0), ("eos", 0)) if 0 in found.special else ()
+    special: tuple[tuple[str, int], ...] = (("bos", 0), ("eos", 0)) if 0 in found.special else ()
+    chat = None
+    if folder is not None:
+        added = {str(found.tokens[index]): index for index in sorted(found.added)}
+        beside = read_beside(folder, added, size)
+        special, chat = beside.special, beside.template
     kinds = [CONTROL if i in found.special else OWN if i in found.added else NORMAL for i in range(len(found.tokens))]
     kinds = [UNUSED if token is None else kind for token, kind in zip(found.tokens, kinds, strict=True)]
     tokens = [_pad(i) if token is None else token.encode() for i, token in enumerate(found.tokens)]
     kinds += [UNUSED] * (size - len(tokens))
     tokens += _padding(len(tokens), size)
     merges = tuple(f"{left} {right}".encode() for left, right in found.merges)
-    pre = "olmo" if found.normalized else "gpt-2"  # one way to cut a text; readers that normalize go by the name
-    return Vocabulary(tuple(tokens), tuple(kinds), special, None, found.remark, "gpt2", pre, merges)
+    return Vocabulary(tuple(tokens), tuple(kinds), special, chat, found.remark, "gpt2", found.pre, merges)
 
 
 @cache

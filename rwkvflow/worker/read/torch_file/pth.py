@@ -40,7 +40,7 @@ class Index:
     """What a file holds: tensors in its order, small values beside them, and the checksummed records.
 
     `changes` are made to the values of some tensors, as arrays of the whole, after they were read. `renamed` says
-    whose names were replaced by the author's; None where the file has the latter.
+    whose names were replaced by the author's; None where the file has the latter. `said`: see Tensors.
     """
 
     views: Mapping[str, View]
@@ -49,6 +49,7 @@ class Index:
     check: Callable[[Callable[[int], None] | None], int]
     changes: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     renamed: str | None = None
+    said: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_index(file: RawFile) -> Index:

@@ -15,7 +15,16 @@ from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.origin import Origin
 from rwkvflow.worker.model.strangers import ignored, refuse_unknown
 from rwkvflow.worker.model.tensorinfo import TensorInfo
-from rwkvflow.worker.model.variants import CALLED, VARIANTS, refuse_called, variant_of
+from rwkvflow.worker.model.variants import (
+    CALLED,
+    KNOWN_HYBRIDS,
+    VARIANTS,
+    Hybrid,
+    hybrid_called,
+    hybrid_of,
+    refuse_called,
+    variant_of,
+)
 from rwkvflow.worker.model.versions import VERSIONS
 from rwkvflow.worker.read.inspect import describe
 from rwkvflow.worker.read.open import open_checkpoint
@@ -68,22 +77,39 @@ def test_each_mark_of_4a_is_enough(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "names"),
+    ("label", "names"),
     [
         ("ARWKV-7", ("model.layers.0.self_attn.time_mixer.r_k", "model.layers.0.mlp.gate_proj.weight")),
         ("ARWKV-7", ("model.layers.0.self_attn.x_r", "model.layers.0.mlp.down_proj.weight")),
         ("QRWKV-6", ("model.layers.0.self_attn.time_maa_x", "model.layers.0.mlp.up_proj.weight")),
-        ("hxa07x", ("model.layers.0.self_attn.w0", "model.layers.5.self_attn.q_proj.weight", "model.layers.0.mlp.a")),
     ],
 )
-def test_hybrids_are_told_by_their_tensors(name: str, names: tuple[str, ...]) -> None:
+def test_hybrids_are_told_by_their_tensors(label: str, names: tuple[str, ...]) -> None:
+    found = hybrid_of(names)
+    assert found is not None
+    assert found.label == label
+    assert variant_of(names) is None
+    assert hybrid_of(names[:1]) is None
+
+
+def test_openmoses_hybrids_are_told_by_their_tensors() -> None:
+    names = ("model.layers.0.self_attn.w0", "model.layers.5.self_attn.q_proj.weight", "model.layers.0.mlp.a")
     found = variant_of(names)
     assert found is not None
-    assert found.name.startswith(name)
+    assert found.name.startswith("hxa07x")
+
+
+@pytest.mark.parametrize("hybrid", KNOWN_HYBRIDS)
+def test_hybrids_are_told_by_what_config_json_calls_them(hybrid: Hybrid) -> None:
+    for name in hybrid.called:
+        for config in ({"architectures": [name]}, {"model_type": name}, {"model_type": 3, "architectures": [4, name]}):
+            assert hybrid_called(config) is hybrid
+            refuse_called(config)
+    assert hybrid_called({"architectures": ["RWKV7ForCausalLM"], "model_type": "rwkv7"}) is None
 
 
 @pytest.mark.parametrize("name", [*CALLED, "hxa079", "cxa075", "rwkv_hxa078", "HRWKV7-hxa079-Qwen3-8B"])
-def test_hybrids_are_told_by_what_they_are_called(name: str) -> None:
+def test_strange_hybrids_are_told_by_what_they_are_called(name: str) -> None:
     for config in ({"architectures": [name]}, {"model_type": name}, {"general.architecture": name}):
         with pytest.raises(UnknownModelError, match=f"it is called {name}"):
             refuse_called(config)
@@ -92,6 +118,7 @@ def test_hybrids_are_told_by_what_they_are_called(name: str) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_version_is_no_variant(version: str) -> None:
     assert variant_of(checkpoints.shapes(version, width=WIDTH)) is None
+    assert hybrid_of(checkpoints.shapes(version, width=WIDTH)) is None
     refuse_called({"architectures": ["RwkvForCausalLM", "RWKV7ForCausalLM"], "model_type": "rwkv7"})
 
 

@@ -1,0 +1,179 @@
+"""ARWKV-7 and QRWKV-6: their Hugging Face folders as GGUF, run by llama.cpp itself, and quantized by it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+
+from rwkvflow.engine.binding import Model
+from rwkvflow.engine.errors import EngineError
+from rwkvflow.worker.conversion.convert import ConversionJob, convert
+from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.gguf.layout import KINDS
+from rwkvflow.worker.formats.gguf.llama import Llama
+from rwkvflow.worker.formats.runner import Task, answer, run_artifact
+from rwkvflow.worker.model.architecture import architecture_of
+from rwkvflow.worker.model.tokenizers import Json
+from rwkvflow.worker.read.gguf_file import read_gguf_index
+from rwkvflow.worker.read.open import open_checkpoint
+from rwkvflow.worker.reference import Reference
+from rwkvflow.worker.smoke import judge
+from rwkvflow.worker.smoke.questions import Questions
+from tests.engine import encoder, librwkv, llama_cpp
+from tests.engine.test_gguf_golden import tensors_of
+from tests.engine.test_llama_quantize import quantize
+from tests.helpers import hybrid_folders
+
+NAMES = [f"gguf-{kind}" for kind in KINDS]
+#: Nine layers: `ffn_down` has other types in some. Rows of 256 are whole blocks of the K types, those of 192 are not.
+MODELS: list[tuple[str, dict[str, Any]]] = [
+    ("arwkv7", {"layers": 3, "width": 256, "ffn": 512, "head_size": 64}),
+    ("arwkv7", {"layers": 2, "gate": False, "head_norm": True, "dtype": "f16"}),
+    ("rwkv6qwen2", {"layers": 3, "width": 256, "ffn": 512, "head_size": 64, "shared": 2, "shard": 400_000}),
+    ("rwkv6qwen2", {"layers": 2, "shared": 4, "tied": True, "dtype": "f32"}),
+]
+#: llama_ftype of names that are no type's own.
+CALLED = {"q4_k_m": "q4_k", "q5_k_m": "q5_k", "q3_k_m": "q3_k"}
+
+
+@pytest.fixture(scope="session")
+def engines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with engine/ (the quantizers) and llama/, as in a sandbox's in/."""
+    built = llama_cpp.prepared()
+    folder = tmp_path_factory.mktemp("in")
+    encoder.build(folder / "engine", encoder.any_compiler())
+    (folder / "llama").symlink_to(built / "llama")
+    return folder
+
+
+def made(source: Path, engines: Path, names: list[str]) -> dict[str, Path]:
+    jobs = [ConversionJob(name, name, source.with_name(f"{source.name}-{name}.gguf")) for name in names]
+    outcomes = convert(source, engines / "engine", jobs)
+    assert [outcome.failure for outcome in outcomes] == [None] * len(names)
+    return {outcome.job.format: outcome.job.path for outcome in outcomes}
+
+
+@pytest.mark.parametrize(("model", "sizes"), MODELS)
+def test_llama_cpp_gives_the_references_logits(
+    model: str, sizes: dict[str, Any], engines: Path, tmp_path: Path
+) -> None:
+    source = hybrid_folders.make(tmp_path / "m", model, **sizes)
+    tokens = np.random.default_rng(1).integers(0, 288, 100)
+    asked = Questions(tuple(int(token) for token in tokens), 64, ((1, 2, 3), (5,)), 8)
+    with open_checkpoint(source) as checkpoint:
+        reference = answer(Reference(checkpoint), asked)
+    asked = replace(asked, truth=reference.logits)
+    worst = {}
+    for name, path in made(source, engines, NAMES).items():
+        answers = run_artifact(Task(path, source, engines / "engine", None, FORMATS[name]), asked)
+        figures = judge.compare(reference, answers)
+        worst[name] = figures.logits
+        assert judge.problems(name, figures, vars(FORMATS[name].limits)) == []
+        if name == "gguf-f32":
+            assert answers.continuations == reference.continuations
+    assert worst["gguf-f32"] < 1e-4
+    assert worst["gguf-f32"] < worst["gguf-f16"] < worst["gguf-bf16"] < worst["gguf-q4_0"]
+
+
+@pytest.mark.parametrize("model", hybrid_folders.MODELS)
+def test_tensors_are_those_of_llama_cpps_quantizer(model: str, engines: Path, tmp_path: Path) -> None:
+    """Of 17 layers, so that a first sixteenth and eighth have types of their own."""
+    sizes = {"layers": 17, "width": 256, "ffn": 256, "head_size": 128, "vocab": 272}
+    source = hybrid_folders.make(tmp_path / "m", model, **sizes)
+    names = [name for name in NAMES if FORMATS[name].quantization and not name.endswith("_s")]
+    files = made(source, engines, ["gguf-f16", *names])
+    for name in names:
+        short = name.removeprefix("gguf-")
+        theirs = quantize(files["gguf-f16"], tmp_path / "theirs.gguf", CALLED.get(short, short))
+        ours = tensors_of(files[name])
+        assert ours.keys() == theirs.keys()
+        assert [key for key in ours if ours[key] != theirs[key]] == []
+
+
+@pytest.mark.parametrize("model", hybrid_folders.MODELS)
+def test_the_file_is_what_llama_cpps_converter_would_write(model: str, engines: Path, tmp_path: Path) -> None:
+    """Metadata and values against conversion/rwkv.py, written out with numpy."""
+    source = hybrid_folders.make(tmp_path / "m", model, "f32", layers=2)
+    file = made(source, engines, ["gguf-f32"])["gguf-f32"]
+    said = read_gguf_index(file).metadata
+    eos = 256 + len(hybrid_folders.MERGES) + 2
+    assert (said["general.architecture"], said["tokenizer.ggml.model"], said["tokenizer.ggml.pre"]) == (
+        model,
+        "gpt2",
+        "qwen2",
+    )
+    assert said["tokenizer.ggml.eos_token_id"] == eos
+    assert said["tokenizer.ggml.padding_token_id"] == eos - 2
+    assert said["tokenizer.ggml.bos_token_id"] == 256  # of config.json: tokenizer_config.json has none
+    assert said["tokenizer.chat_template"] == hybrid_folders.TEMPLATE
+    keys = {key.removeprefix(f"{model}."): value for key, value in said.items() if key.startswith(f"{model}.")}
+    assert keys.pop("attention.layer_norm_rms_epsilon") == pytest.approx(1e-6)
+    common = {"context_length": 1048576, "embedding_length": 128, "block_count": 2, "feed_forward_length": 192}
+    common |= {"attention.head_count": 0, "wkv.head_size": 32, "token_shift_count": 1}
+    ranks = {"decay": 64, "iclr": 64, "value_residual_mix": 32, "gate": 128}
+    own: dict[str, int] = {f"attention.{key}_lora_rank": rank for key, rank in ranks.items()}
+    if model == "rwkv6qwen2":
+        own = {"time_mix_extra_dim": 32, "time_decay_extra_dim": 64, "attention.head_count_kv": 2}
+    assert keys == common | own
+    found = {tensor.name: np.array(tensor.data) for tensor in gguf.GGUFReader(file).tensors}
+    theirs = {name: hybrid_folders._values(name, shape, 0) for name, shape in hybrid_folders.shapes(model).items()}
+    for layer in range(2):
+        a, t = f"model.layers.{layer}.self_attn.", f"blk.{layer}.time_mix_"
+        assert (
+            found[f"blk.{layer}.ffn_norm.weight"] == theirs[f"model.layers.{layer}.post_attention_layernorm.weight"]
+        ).all()
+        assert (found[f"blk.{layer}.ffn_down.weight"] == theirs[f"model.layers.{layer}.mlp.down_proj.weight"]).all()
+        if model == "arwkv7":
+            a += "time_mixer."
+            fused = np.concatenate([theirs[f"{a}x_{x}"].reshape(-1) for x in "rwkvag"])
+            assert (found[f"{t}r_k.weight"] == theirs[f"{a}r_k"].reshape(-1)).all()
+            of = "a" if layer == 0 else "v"  # llama.cpp wants some in layer 0, and looks at none
+            assert (found[f"{t}v2.weight"] == theirs[f"{a}{of}2"].T).all()
+        else:
+            fused = np.concatenate([theirs[f"{a}time_maa_{x}"].reshape(-1) for x in "wkvrg"])
+            order = ["rkvwg".index(x) for x in "wkvrg"]
+            first = theirs[f"{a}time_maa_w1"].T.reshape(5, 32, 128)[order].reshape(160, 128)
+            assert (found[f"{t}w1.weight"] == first).all()
+            assert (found[f"{t}w2.weight"] == theirs[f"{a}time_maa_w2"].transpose(0, 2, 1)[order]).all()
+            assert (found[f"{t}decay.weight"] == theirs[f"{a}time_decay"].reshape(-1)).all()
+            assert (found[f"{t}key.bias"] == theirs[f"{a}k_proj.bias"]).all()
+        assert (found[f"{t}lerp_fused.weight"].reshape(-1) == fused).all()
+
+
+def test_llama_cpp_reads_the_folders_tokenizer(engines: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    source = hybrid_folders.make(tmp_path / "m", "arwkv7", layers=1)
+    file = made(source, engines, ["gguf-q8_0"])["gguf-q8_0"]
+    own = Json(source / "tokenizer.json")
+    with Llama(engines / "llama", file, 1) as model:
+        for text in ("Hello, the thin man's 123 ANDs — 你好\n\n\t x  y\r\n", "I'LL go", " and the in", ""):
+            assert model.tokenize(text) == own.encode(text)
+
+
+def test_the_same_files_every_time_in_any_pieces(engines: Path, tmp_path: Path) -> None:
+    for model in hybrid_folders.MODELS:
+        source = hybrid_folders.make(tmp_path / model, model, shard=100_000)
+        for name, path in made(source, engines, ["gguf-f16", "gguf-q4_k_m"]).items():
+            job = ConversionJob("x", name, tmp_path / "x")
+            (outcome,) = convert(source, engines / "engine", [job], piece=32, threads=1)
+            assert outcome.failure is None
+            assert (tmp_path / "x").read_bytes() == path.read_bytes()
+            item = FORMATS[name].beside(source)
+            with open_checkpoint(source) as checkpoint:
+                size = item.expected_size(architecture_of(checkpoint.tensors), checkpoint.tensors)
+            assert size == path.stat().st_size
+
+
+@pytest.mark.parametrize("model", hybrid_folders.MODELS)
+def test_librwkv_refuses_the_file_by_name(
+    model: str, engines: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    source = hybrid_folders.make(tmp_path / "m", model, layers=1)
+    file = made(source, engines, ["gguf-f16"])["gguf-f16"]
+    with pytest.raises(EngineError, match=model):
+        Model(file, librwkv.with_zig(request.config) / "librwkv.so")
