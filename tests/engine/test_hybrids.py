@@ -14,6 +14,7 @@ from rwkvflow.engine.binding import Model
 from rwkvflow.engine.errors import EngineError
 from rwkvflow.worker.conversion.convert import ConversionJob, convert
 from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.gguf.imatrix import Imatrix
 from rwkvflow.worker.formats.gguf.layout import KINDS
 from rwkvflow.worker.formats.gguf.llama import Llama
 from rwkvflow.worker.formats.runner import Task, answer, run_artifact
@@ -30,15 +31,17 @@ from tests.engine.test_llama_quantize import quantize
 from tests.helpers import hybrid_folders
 
 NAMES = [f"gguf-{kind}" for kind in KINDS]
-#: Nine layers: `ffn_down` has other types in some. Rows of 256 are whole blocks of the K types, those of 192 are not.
+#: Rows of 256 are whole blocks of the K types, those of 128 and 192 are not.
 MODELS: list[tuple[str, dict[str, Any]]] = [
-    ("arwkv7", {"layers": 3, "width": 256, "ffn": 512, "head_size": 64}),
+    ("arwkv7", {"layers": 2, "width": 256, "ffn": 512, "head_size": 64}),
     ("arwkv7", {"layers": 2, "gate": False, "head_norm": True, "dtype": "f16"}),
     ("rwkv6qwen2", {"layers": 3, "width": 256, "ffn": 512, "head_size": 64, "shared": 2, "shard": 400_000}),
-    ("rwkv6qwen2", {"layers": 2, "shared": 4, "tied": True, "dtype": "f32"}),
+    ("rwkv6qwen2", {"layers": 2, "shared": 4, "dtype": "f32"}),
 ]
-#: llama_ftype of names that are no type's own.
-CALLED = {"q4_k_m": "q4_k", "q5_k_m": "q5_k", "q3_k_m": "q3_k"}
+#: Of names of formats: the type, and llama_ftype where the type is not mostly of it.
+MIXED = {"q2_k": ("q2_k", 10), "q3_k_m": ("q3_k", 12), "q4_k_s": ("q4_k", 14), "q4_k_m": ("q4_k", 15),
+         "q5_k_s": ("q5_k", 16), "q5_k_m": ("q5_k", 17), "q4_0": ("q4_0", 2), "iq4_nl": ("iq4_nl", 25),
+         "iq3_xxs": ("iq3_xxs", 23), "q5_0": ("q5_0", 8)}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -80,19 +83,41 @@ def test_llama_cpp_gives_the_references_logits(
     assert worst["gguf-f32"] < worst["gguf-f16"] < worst["gguf-bf16"] < worst["gguf-q4_0"]
 
 
-@pytest.mark.parametrize("model", hybrid_folders.MODELS)
-def test_tensors_are_those_of_llama_cpps_quantizer(model: str, engines: Path, tmp_path: Path) -> None:
-    """Of 17 layers, so that a first sixteenth and eighth have types of their own."""
-    sizes = {"layers": 17, "width": 256, "ffn": 256, "head_size": 128, "vocab": 272}
+@pytest.mark.parametrize(
+    ("model", "weighed", "kinds"),
+    [
+        ("arwkv7", False, ("q2_k", "q3_k_m", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q4_0")),
+        ("rwkv6qwen2", True, ("iq3_xxs", "iq4_nl", "q4_0", "q5_0", "q4_k_m")),
+        ("rwkv6qwen2", False, ("iq4_nl",)),
+    ],
+)
+def test_tensors_are_those_of_llama_cpps_quantizer(
+    model: str, weighed: bool, kinds: tuple[str, ...], engines: Path, tmp_path: Path
+) -> None:
+    """Of as many layers that ffn_down has other types in the first sixteenth, the first eighth, and others.
+
+    `weighed`: with an importance matrix, without which llama.cpp makes no iq3_xxs of a hybrid.
+    """
+    sizes = {"layers": 8 if weighed else 16, "width": 256, "ffn": 256, "head_size": 128, "vocab": 272}
     source = hybrid_folders.make(tmp_path / "m", model, **sizes)
-    names = [name for name in NAMES if FORMATS[name].quantization and not name.endswith("_s")]
-    files = made(source, engines, ["gguf-f16", *names])
-    for name in names:
-        short = name.removeprefix("gguf-")
-        theirs = quantize(files["gguf-f16"], tmp_path / "theirs.gguf", CALLED.get(short, short))
-        ours = tensors_of(files[name])
+    f16 = made(source, engines, ["gguf-f16"])["gguf-f16"]
+    weights, matrix = {}, None
+    if weighed:
+        kept = [tensor for tensor in gguf.GGUFReader(f16).tensors if tensor.name.startswith("blk.")]
+        wide = {tensor.name: int(tensor.shape[0]) for tensor in kept if len(tensor.shape) > 1 and tensor.shape[1] > 1}
+        weights = {name: np.linspace(0.5, 2, size, dtype=np.float32) for name, size in wide.items()}
+        matrix = Imatrix("m", weights, dict.fromkeys(weights, 1.0), ("text",), 1, 1)
+    for kind in kinds:
+        job = ConversionJob(kind, f"gguf-{kind}", tmp_path / f"{kind}.gguf", imatrix=matrix)
+        (outcome,) = convert(source, engines / "engine", [job])
+        assert outcome.failure is None
+        name, number = MIXED[kind]
+        theirs = quantize(f16, tmp_path / "theirs.gguf", name, weights, file_type=number)
+        ours = tensors_of(job.path)
         assert ours.keys() == theirs.keys()
         assert [key for key in ours if ours[key] != theirs[key]] == []
+        others = {ours[key][0] for key in ours if "ffn_down" in key} - {name.upper()}
+        assert weighed or bool(others) == (kind != "q4_0")
 
 
 @pytest.mark.parametrize("model", hybrid_folders.MODELS)

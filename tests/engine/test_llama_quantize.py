@@ -56,13 +56,14 @@ def quantize(
     rules: tuple[tuple[str, str], ...] = (),
     output: str | None = None,
     embedding: str | None = None,
+    file_type: int | None = None,
 ) -> dict[str, tuple[str, bytes]]:
-    """The tensors of what llama_model_quantize makes."""
+    """The tensors of what llama_model_quantize makes; file_type is a llama_ftype that is no type's own."""
     library = ctypes.CDLL(str(llama_cpp.prepared() / "llama" / "lib" / "libllama.so"))
     library.llama_model_quantize_default_params.restype = _Params
     library.llama_model_quantize.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(_Params)]
     params = library.llama_model_quantize_default_params()
-    params.nthread, params.ftype = 1, BY_NAME[kind].file_type
+    params.nthread, params.ftype = 1, file_type or BY_NAME[kind].file_type
     if output:
         params.output_tensor_type = BY_NAME[output].gguf
     if embedding:

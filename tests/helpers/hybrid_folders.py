@@ -87,6 +87,8 @@ def _values(name: str, shape: Shape, seed: int) -> np.ndarray:
         mean, deviation = 1.0, 0.1
     elif name == "model.embed_tokens.weight":
         mean, deviation = 0.0, 0.5
+    elif last.endswith(("output.weight", "o_proj.weight", "down_proj.weight")):
+        mean, deviation = 0.0, 0.4 * shape[-1] ** -0.5  # as trained layers, which change little of what they are given
     elif last.endswith(".weight"):
         mean, deviation = 0.0, shape[-1] ** -0.5
     elif last in ("time_decay", "w0"):
