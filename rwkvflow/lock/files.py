@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import threading
@@ -23,7 +22,6 @@ from rwkvflow.store.store import Store
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats.gguf.beside import TEMPLATE, TOKENIZER_CONFIG
 from rwkvflow.worker.model.origin import TOKENIZERS
-from rwkvflow.worker.model.variants import hybrid_called
 from rwkvflow.worker.read import hf_source
 
 FILES = frozenset({".pth", ".pt", ".safetensors", ".st", ".bin", ".gguf"})  # suffixes of a checkpoint's own file
@@ -184,21 +182,12 @@ def _wanted(text: str, names: Collection[str], read: Callable[[str], bytes]) -> 
         raise FetchError(f"{text}: {error}") from error
     beside = [name for name in (hf_source.CONFIG, *TOKENIZERS) if name in names]
     words = [name for name in (TOKENIZER_CONFIG, TEMPLATE) if name in names]
-    if words and hf_source.CONFIG in beside and _is_hybrid(read(hf_source.CONFIG)):
+    if words and hf_source.CONFIG in beside and hf_source.is_hybrid(read(hf_source.CONFIG)):
         beside += words  # which a GGUF of one has in it
     found = sorted({first, *weights, *beside})
     if odd := [name for name in found if not _PLAIN.fullmatch(name)]:
         raise FetchError(f"{text}: no file of a model is called {odd[0]!a}", remedy="rename it, also in the index")
     return found
-
-
-def _is_hybrid(config: bytes) -> bool:
-    """Whether a config.json is a hybrid's; False for a broken one, which whoever reads it says more of."""
-    try:
-        found = json.loads(config)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(found, dict) and hybrid_called(found) is not None
 
 
 def _folder(text: str, resolved: str, parts: dict[str, LockedPart], sha256: str | None) -> LockedFile:

@@ -171,7 +171,7 @@ def tensors_of_source(text: str, connection: Connection | None = None) -> dict[s
 
 def is_hybrid(text: str, folder: Path, connection: Connection | None = None) -> bool:
     """Whether a source is the folder or repository of a hybrid, by its config.json; False where that cannot be had."""
-    from rwkvflow.worker.model.variants import hybrid_called
+    from rwkvflow.worker.read.hf_source import is_hybrid as is_of_hybrid
 
     try:
         source = parse_source(text, folder=True)
@@ -179,16 +179,16 @@ def is_hybrid(text: str, folder: Path, connection: Connection | None = None) -> 
         if path is not None:
             if not path.is_dir() or not (path / CONFIG).is_file():
                 return False
-            config = json.loads((path / CONFIG).read_bytes())
+            config = (path / CONFIG).read_bytes()
         elif source.name.endswith(SUFFIXES):  # a file
             return False
         else:
             remote = remote_of(parse_source(part_of(text, CONFIG)))
             with connection or Connection(Policy(attempts=1, connect_s=5.0, stall_s=10.0), None) as opened:
-                config = json.loads(_Ranges(remote.url, remote.authorize, opened).read())
-    except (*_UNREADABLE, SourceError, FetchError, LockError, OSError, TemporaryProblemError, RecursionError):
+                config = _Ranges(remote.url, remote.authorize, opened).read()
+    except (*_UNREADABLE, SourceError, FetchError, LockError, OSError, TemporaryProblemError):
         return False
-    return isinstance(config, dict) and hybrid_called(config) is not None
+    return is_of_hybrid(config)
 
 
 def describe_source(text: str, connection: Connection | None = None) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.open import open_checkpoint
 from tests.fuzz.reader import Reader, at, either
-from tests.helpers import checkpoints
+from tests.helpers import checkpoints, hybrid_folders
 from tests.helpers.zeros import write_zeros
 
 SIZES: dict[str, Any] = {"layers": 1, "width": 32, "vocab": 16, "head_size": 16, "ffn": 32}
@@ -174,6 +174,10 @@ def _config_seeds(folder: Path) -> list[bytes]:
         made = convert(source, "transformers", folder / f"{version}-hf")
         found.append((made / "config.json").read_bytes())
         _BESIDE[f"hf{version}"] = next(made.glob("*.safetensors")).read_bytes()
+    for model in hybrid_folders.MODELS:
+        made = hybrid_folders.make(folder / model, model, layers=1, width=32)
+        found.append((made / "config.json").read_bytes())
+        _BESIDE[f"hf{model}"] = (made / "model.safetensors").read_bytes()
     return found
 
 
@@ -186,7 +190,26 @@ def _config(data: bytes, folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(_BESIDE[f"hf{version}"])
         read_model(folder / "model.safetensors")
 
-    either(WorkerError, [partial(beside, version) for version in ("4", "6", "7")])
+    either(WorkerError, [partial(beside, version) for version in ("4", "6", "7", *hybrid_folders.MODELS)])
+
+
+def _words_seeds(folder: Path) -> list[bytes]:
+    made = hybrid_folders.make(folder / "m", layers=1, width=32)
+    return [(made / name).read_bytes() for name in ("tokenizer_config.json", "config.json")]
+
+
+def _words(data: bytes, folder: Path) -> None:
+    from rwkvflow.worker.errors import WorkerError
+    from rwkvflow.worker.formats.gguf.beside import read_beside
+
+    def beside(name: str) -> None:
+        for path in folder.glob("*.json*"):
+            path.unlink()
+        (folder / name).write_bytes(data)
+        read_beside(folder, {"<|im_end|>": 3}, 288)
+
+    names = ("tokenizer_config.json", "config.json", "chat_template.jinja")
+    either(WorkerError, [partial(beside, name) for name in names])
 
 
 def _imatrix_seeds(folder: Path) -> list[bytes]:
@@ -574,7 +597,14 @@ READERS = {
     "adapters": Reader("LoRA, PiSSA, Bone, DiSHA, initial states", (f"{READ}adapters",), _lora_seeds, _adapter),
     "shards": Reader("indexes of shards", (f"{READ}shards",), _shard_seeds, _shard_index, text=True),
     "hf-config": Reader(
-        "config.json", (f"{READ}hf_source", "worker/maps/hf_config"), _config_seeds, _config, text=True
+        "config.json",
+        (f"{READ}hf_source", "worker/maps/hf_config", "worker/maps/hybrids"),
+        _config_seeds,
+        _config,
+        text=True,
+    ),
+    "hf-words": Reader(
+        "tokenizer_config.json, chat_template.jinja", ("worker/formats/gguf/beside",), _words_seeds, _words, text=True
     ),
     "imatrix": Reader(
         "importance matrices, .gguf and .dat", ("worker/formats/gguf/imatrix",), _imatrix_seeds, at("x.dat", _imatrix)

@@ -125,6 +125,15 @@ def _agree_hybrid(config: Mapping[str, Any], tensors: Tensors) -> None:
         raise WorkerError(f"{CONFIG} contradicts the weights, or what can be computed: {'; '.join(wrong)}")
 
 
+def is_hybrid(config: bytes) -> bool:
+    """Whether a config.json is a hybrid's; False for a broken one, of which its reader says more."""
+    try:
+        found = json.loads(config.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and hybrid_called(found) is not None
+
+
 def wanted(names: Collection[str]) -> str:
     """The file that tells where the weights of a folder with these files are: an index, or all of them.
 
