@@ -17,7 +17,7 @@ from rwkvflow.worker.formats.gguf.layout import Gguf
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.origin import Origin
 from rwkvflow.worker.model.strangers import ignored
-from rwkvflow.worker.model.tensorinfo import TensorInfo, Tensors
+from rwkvflow.worker.model.tensorinfo import ModelTensors, TensorInfo
 from rwkvflow.worker.tasks.convert import job_from
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _tensors(prepared: Prepared, model: str, ask: bool) -> Mapping[str, TensorIn
     try:
         if path is not None:
             with open_checkpoint(Origin(path, ignore=asked.ignore_tensors)) as checkpoint:
-                found = Tensors(checkpoint.tensors, checkpoint.said)
+                found = ModelTensors(checkpoint.tensors, checkpoint.said)
         elif ask and locked.files is None and (found := tensors_of_source(locked.resolved)) is not None:
             for name in ignored(found, asked.ignore_tensors):
                 del found[name]

@@ -98,7 +98,7 @@ def test_tensors_are_those_of_llama_cpps_quantizer(
 
     `weighed`: with an importance matrix, without which llama.cpp makes no iq3_xxs of a hybrid.
     """
-    sizes = {"layers": 8 if weighed else 16, "width": 256, "ffn": 256, "head_size": 128, "vocab": 272}
+    sizes: dict[str, Any] = {"layers": 8 if weighed else 16, "width": 256, "ffn": 256, "head_size": 128, "vocab": 272}
     source = hybrid_folders.make(tmp_path / "m", model, **sizes)
     f16 = made(source, engines, ["gguf-f16"])["gguf-f16"]
     weights, matrix = {}, None

@@ -57,8 +57,9 @@ def format_of(job: ConversionJob, source: Path | Origin | None = None) -> Format
         return None
     imatrix, about = job.imatrix if found.weighs else None, job.about if found.tells else None
     found = replace(found, split=job.split, imatrix=imatrix, about=about, mix=job.mix if found.mixes else None)
-    path = source.path if isinstance(source, Origin) else source
-    return found if path is None else found.beside(path if path.is_dir() else path.parent)
+    if source is None:
+        return found
+    return found.beside((source if isinstance(source, Origin) else Origin(source)).folder)
 
 
 def check_room(

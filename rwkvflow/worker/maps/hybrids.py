@@ -59,7 +59,7 @@ def _part(version: str, part: str) -> str:
         return _SHARED[part]
     inner = part.removeprefix("self_attn.")
     if inner == part:
-        return part
+        return part.replace("mlp.", "ffn.", 1) if part.startswith("mlp.") else part
     if version == "arwkv7":
         return f"att.{inner.removeprefix('time_mixer.')}"
     stem, dot, end = inner.partition(".")
@@ -77,7 +77,7 @@ def heads(config: Mapping[str, Any], width: int) -> tuple[int, int]:
 
 
 def said(config: Mapping[str, Any]) -> dict[str, float]:
-    """What config.json says and no tensor tells, for Tensors. Raises WorkerError where it does not."""
+    """What config.json says and no tensor tells, for ModelTensors. Raises WorkerError where it does not."""
     eps = config.get("rms_norm_eps")
     if not isinstance(eps, int | float) or isinstance(eps, bool) or not 0 < eps < 1:
         raise WorkerError(f"config.json: rms_norm_eps is {json.dumps(eps)[:60]}, and no epsilon of the norms")

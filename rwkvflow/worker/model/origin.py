@@ -30,6 +30,11 @@ class Origin:
     ignore: tuple[str, ...] = ()
     init: Path | None = None
 
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoint lies, with what stands beside it."""
+        return self.path if self.path.is_dir() else self.path.parent
+
 
 def origin_of(folder: Path, params: Mapping[str, Any]) -> Origin:
     """A task's model: `checkpoint` in its folder of inputs, `lora` and `state` beside where the host put them."""

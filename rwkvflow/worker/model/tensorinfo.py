@@ -45,7 +45,7 @@ class TensorInfo:
         return self.numel * ITEM_BYTES[self.dtype]
 
 
-class Tensors(dict[str, TensorInfo]):
+class ModelTensors(dict[str, TensorInfo]):
     """The tensors of a model by their names, in its order.
 
     `said` are numbers that its config.json says and no tensor tells, by their keys there.

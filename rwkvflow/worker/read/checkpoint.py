@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.maps.prefixes import plain_names
 from rwkvflow.worker.model.rounding import bf16_to_float32
-from rwkvflow.worker.model.tensorinfo import TensorInfo, Tensors
+from rwkvflow.worker.model.tensorinfo import ModelTensors, TensorInfo
 from rwkvflow.worker.read import ggml_source, gguf_source, hf_source, safetensors_file, shards
 from rwkvflow.worker.read.kinds import kind_of
 from rwkvflow.worker.read.rawfile import RawFile
@@ -85,7 +85,7 @@ class Checkpoint:
         self.metadata = index.metadata
         self.ignored = index.ignored
         self.said = index.said
-        self._tensors = Tensors({name: view.info for name, view in index.views.items()}, index.said)
+        self._tensors = ModelTensors({name: view.info for name, view in index.views.items()}, index.said)
         self.tensors: Mapping[str, TensorInfo] = self._tensors
 
     def __enter__(self) -> Checkpoint:

@@ -24,7 +24,7 @@ from rwkvflow.worker.maps import hybrids
 from rwkvflow.worker.maps.hf_config import wrong_keys
 from rwkvflow.worker.maps.huggingface import FUSED, FUSED_PARTS, is_theirs, own_name
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
-from rwkvflow.worker.model.tensorinfo import ITEM_BYTES, TensorInfo, Tensors
+from rwkvflow.worker.model.tensorinfo import ITEM_BYTES, ModelTensors, TensorInfo
 from rwkvflow.worker.model.variants import Hybrid, hybrid_called, hybrid_of, refuse_called, refuse_variant
 from rwkvflow.worker.model.versions import LAYER_NORM_EPS
 from rwkvflow.worker.read import shards
@@ -110,12 +110,12 @@ def _of_hybrid(hybrid: Hybrid, file: RawFile, index: Index, config: Mapping[str,
     _tie(config, views, changes)
     views = dict(sorted(views.items(), key=lambda item: _place_of(item[0])))
     told = hybrids.said(config)
-    _agree_hybrid(config, Tensors({name: view.info for name, view in views.items()}, told))
+    _agree_hybrid(config, ModelTensors({name: view.info for name, view in views.items()}, told))
     metadata = {key: value for key, value in index.metadata.items() if key != "format"}
     return Index(views, metadata, index.ignored, index.check, changes, hybrid.label, told)
 
 
-def _agree_hybrid(config: Mapping[str, Any], tensors: Tensors) -> None:
+def _agree_hybrid(config: Mapping[str, Any], tensors: ModelTensors) -> None:
     """Raises WorkerError where config.json contradicts the tensors, or asks for what llama.cpp does not compute."""
     try:
         architecture = architecture_of(tensors)

@@ -23,7 +23,8 @@ from rwkvflow.worker.conversion.balance import Balanced, MeasuredType, balanced,
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.gguf.imatrix import read_imatrix
-from rwkvflow.worker.formats.gguf.layout import ALIGNMENT, Gguf
+from rwkvflow.worker.formats.gguf.layout import Gguf
+from rwkvflow.worker.formats.gguf.plan import ALIGNMENT
 from rwkvflow.worker.formats.mix import PLAIN, mix_of
 from rwkvflow.worker.model.about import about_of
 from rwkvflow.worker.model.architecture import architecture_of

@@ -27,8 +27,12 @@ def main(argv: list[str]) -> int:
     """Exit code 1 with a message where a layout refuses."""
     asked = json.loads(argv[0])
     try:
-        with open_checkpoint(origin_of(Path("in"), asked["params"])) as checkpoint:
-            found = {name: _stored(name, given_mix(name, mix), checkpoint) for name, mix in asked["formats"].items()}
+        origin = origin_of(Path("in"), asked["params"])
+        with open_checkpoint(origin) as checkpoint:
+            found = {
+                name: _stored(name, given_mix(name, mix), checkpoint, origin.folder)
+                for name, mix in asked["formats"].items()
+            }
     except (WorkerError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -36,9 +40,9 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _stored(name: str, mix: Mix | None, checkpoint: Checkpoint) -> tuple[int, int]:
+def _stored(name: str, mix: Mix | None, checkpoint: Checkpoint, folder: Path) -> tuple[int, int]:
     """What the layout of such a file gives the checkpoint's tensors; nothing is written but empty files."""
-    item, architecture = replace(FORMATS[name], mix=mix), architecture_of(checkpoint.tensors)
+    item, architecture = replace(FORMATS[name], mix=mix).beside(folder), architecture_of(checkpoint.tensors)
     held = item.held(architecture, checkpoint.tensors)
     with tempfile.TemporaryDirectory(prefix=".layout-") as folder:
         writer = item.open(Path(folder) / "empty", architecture, held, Path("in/engine"))

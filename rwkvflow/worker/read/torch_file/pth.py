@@ -40,7 +40,7 @@ class Index:
     """What a file holds: tensors in its order, small values beside them, and the checksummed records.
 
     `changes` are made to the values of some tensors, as arrays of the whole, after they were read. `renamed` says
-    whose names were replaced by the author's; None where the file has the latter. `said`: see Tensors.
+    whose names were replaced by the author's; None where the file has the latter. `said`: see ModelTensors.
     """
 
     views: Mapping[str, View]

@@ -307,7 +307,7 @@ def test_without_the_world_vocabulary_the_message_says_what_to_do(monkeypatch: p
 def test_other_versions_and_sizes_are_refused() -> None:
     for version in ("4", "5.0", "5.1", "5.2"):
         refused = FORMATS["gguf-q8_0"].refuse(architecture_of(tensors_of(version)))
-        assert refused == f"gguf-q8_0 cannot hold version {version}; it holds 6, 7"
+        assert refused == f"gguf-q8_0 cannot hold version {version}; it holds 6, 7, arwkv7, rwkv6qwen2"
 
 
 def test_unknown_tensors_are_left_out_and_named() -> None:

@@ -13,7 +13,7 @@ from rwkvflow.worker.formats.web_rwkv.run import RUNS
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.model.variants import VARIANTS, refuse_variant
-from rwkvflow.worker.model.versions import ALL_VERSIONS
+from rwkvflow.worker.model.versions import ALL_VERSIONS, HYBRIDS
 from tests.helpers import checkpoints
 
 FAMILIES = {item.family for item in FORMATS.values()}
@@ -51,7 +51,7 @@ def test_what_the_runner_of_web_rwkv_runs() -> None:
 def test_what_a_runtime_would_do_instead_is_not_what_it_runs() -> None:
     for runtime in RUNTIMES:
         assert not set(runtime.instead) & set(runtime.runs)
-        assert set(runtime.runs) | set(runtime.instead) <= ALL_VERSIONS
+        assert set(runtime.runs) | set(runtime.instead) <= ALL_VERSIONS | set(HYBRIDS)
     assert set(BY_NAME["rwkv.cpp"].instead) == {"5.1"}
 
 

@@ -22,7 +22,7 @@ from rwkvflow.worker.maps import hybrids
 from rwkvflow.worker.model.architecture import Architecture, architecture_of
 from rwkvflow.worker.model.origin import Origin
 from rwkvflow.worker.model.strangers import refuse_unknown
-from rwkvflow.worker.model.tensorinfo import TensorInfo, Tensors
+from rwkvflow.worker.model.tensorinfo import ModelTensors, TensorInfo
 from rwkvflow.worker.model.variants import KNOWN_HYBRIDS, label_of
 from rwkvflow.worker.model.versions import HYBRIDS, VERSIONS
 from rwkvflow.worker.read.inspect import describe
@@ -54,7 +54,7 @@ def invoked(*arguments: object) -> str:
     return f"{result.output}{result.exception} {getattr(result.exception, 'remedy', '')}"
 
 
-def tensors_of(model: str, **sizes: Any) -> Tensors:
+def tensors_of(model: str, **sizes: Any) -> ModelTensors:
     """What a reader gives of such a folder, without one."""
     found = {}
     for theirs, shape in hybrid_folders.shapes(model, **sizes).items():
@@ -62,7 +62,7 @@ def tensors_of(model: str, **sizes: Any) -> Tensors:
         if name.endswith("att.time_decay"):
             shape = hybrids.heads(hybrid_folders.config(model, **sizes), shape[-1])
         found[name] = TensorInfo(name, "bf16", shape)
-    return Tensors(found, {"rms_norm_eps": 1e-6})
+    return ModelTensors(found, {"rms_norm_eps": 1e-6})
 
 
 # ---- what is read -------------------------------------------------------------------------------------------------
@@ -217,10 +217,10 @@ def test_only_gguf_holds_it_and_every_other_format_says_so(model: str, tmp_path:
 def test_the_size_is_told_before(model: str, name: str, tmp_path: Path) -> None:
     source = hybrid_folders.make(tmp_path / "m", model)
     result = CliRunner().invoke(cli, ["convert", str(source), str(tmp_path / "out"), "--format", name, "--dry-run"])
-    item = FORMATS[name].beside(source)
+    plain = FORMATS[name].beside(source)
     with open_checkpoint(source) as checkpoint:
-        size = item.expected_size(architecture_of(checkpoint.tensors), checkpoint.tensors)
-    assert f"m{item.suffix} {size} bytes" in result.output
+        size = plain.expected_size(architecture_of(checkpoint.tensors), checkpoint.tensors)
+    assert result.output == f"{tmp_path / 'out'} {size} bytes\n"
 
 
 @BY_MODEL
