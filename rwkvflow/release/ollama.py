@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from rwkvflow.documents.formats import family_of, quantization_of
 from rwkvflow.engine.prompts import ASSISTANT, RESULT, STOPS, SYSTEM, USER
 from rwkvflow.release.artifacts import ReleaseFile, Row, from_bytes
+from rwkvflow.worker.model.versions import HYBRIDS
 
 TEMPLATE, PARAMS, MODELFILE = "template", "params", "Modelfile"
 #: What most people load comes first; a model without it is begun with the next.
@@ -62,7 +63,8 @@ def modelfile(rows: Sequence[Row], license_id: str | None) -> str:
     lines = ["# ollama create NAME -f Modelfile"]
     lines += [f"# or FROM ./{PurePosixPath(row.path).name}" for row in others]
     lines.append(f"FROM ./{PurePosixPath(first.path).name}")
-    lines.append(f'TEMPLATE """{CHAT if _talks(first) else PLAIN}"""')
+    if not _brings_its_own(first):
+        lines.append(f'TEMPLATE """{CHAT if _talks(first) else PLAIN}"""')
     if _talks(first):
         lines += [f'PARAMETER stop """{stop}"""' for stop in STOPS]
     if license_id:
@@ -73,6 +75,11 @@ def modelfile(rows: Sequence[Row], license_id: str | None) -> str:
 def _talks(row: Row) -> bool:
     """Whether the file has the chat template of World models."""
     return row.smoke.get("tokenizer") == WORLD
+
+
+def _brings_its_own(row: Row) -> bool:
+    """Whether the file is of a hybrid, whose folder's chat template it holds: Ollama takes that where none is given."""
+    return (row.facts.get("architecture") or {}).get("version") in HYBRIDS
 
 
 def _order(row: Row) -> tuple[int, int, str]:

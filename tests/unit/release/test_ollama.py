@@ -11,6 +11,7 @@ import pytest
 from rwkvflow.engine.prompts import STOPS, render
 from rwkvflow.release.artifacts import Row
 from rwkvflow.release.ollama import CHAT, MODELFILE, PARAMS, PLAIN, TEMPLATE, modelfile, ollama_files
+from rwkvflow.worker.model.versions import HYBRIDS
 from tests.helpers.modelfiles import PARAMETERS, read_modelfile
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "ollama"
@@ -61,6 +62,12 @@ def test_a_modelfile_says_what_it_means_to_ollamas_parser() -> None:
     ]
     assert "# or FROM ./m-q8_0.gguf\n# or FROM ./m-f16.gguf\n" in text
     assert all(character.isprintable() or character == "\n" for character in text), "Ollama drops the others"
+
+
+@pytest.mark.parametrize("version", HYBRIDS)
+def test_a_hybrid_has_the_template_of_its_folder(version: str) -> None:
+    hybrid = replace(row("q8_0", "tokenizer.json"), facts={"architecture": {"version": version}})
+    assert read_modelfile(modelfile([hybrid], None)) == [("from", "./m-q8_0.gguf")]
 
 
 def test_a_model_whose_conversations_nobody_described_continues_texts() -> None:
