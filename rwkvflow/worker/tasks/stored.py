@@ -44,8 +44,8 @@ def _stored(name: str, mix: Mix | None, checkpoint: Checkpoint, folder: Path) ->
     """What the layout of such a file gives the checkpoint's tensors; nothing is written but empty files."""
     item, architecture = replace(FORMATS[name], mix=mix).beside(folder), architecture_of(checkpoint.tensors)
     held = item.held(architecture, checkpoint.tensors)
-    with tempfile.TemporaryDirectory(prefix=".layout-") as folder:
-        writer = item.open(Path(folder) / "empty", architecture, held, Path("in/engine"))
+    with tempfile.TemporaryDirectory(prefix=".layout-") as place:
+        writer = item.open(Path(place) / "empty", architecture, held, Path("in/engine"))
         try:
             taken = sum(slot.size for slots in writer.slots.values() for slot in slots)
         finally:
