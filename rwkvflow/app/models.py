@@ -12,7 +12,10 @@ from rwkvflow.base.errors import FetchError, UsageError
 from rwkvflow.base.events import Listener, Notice, StepProgress
 from rwkvflow.base.files import clear_errors, read_json, remove, write_json
 from rwkvflow.base.hashing import text_digest
-from rwkvflow.documents.sources import Source, SourceError, is_remote, parse_source, part_of
+from rwkvflow.documents.names import part_of
+from rwkvflow.documents.sources import Source, SourceError, is_remote, parse_source
+from rwkvflow.engine.parts import FileSet
+from rwkvflow.lock.sets import set_begun
 from rwkvflow.release.names import CATALOGUE, QUALITY
 
 if TYPE_CHECKING:
@@ -41,6 +44,8 @@ def fetched(
 ) -> Path:
     """The file of a source that is on the hub or the web: from the store, else downloaded into it.
 
+    Where it is the first part of a model, the others are fetched as well, and lie beside it.
+
     What is there for the same commit and hash is not fetched again, and will do where the hub cannot be asked. A
     download that was broken off goes on. Raises UsageError for a name that is no file, FetchError, StoreError.
     """
@@ -53,6 +58,8 @@ def fetched(
     if source.folders and PurePosixPath(source.name).suffix not in endings:
         raise _which(source)
     folder = folder_of(text, root)
+    if endings == CHECKPOINTS and (begun := set_begun(text, source.name)) is not None:
+        return _fetch_set(text, folder, begun, root, emit, cancel)
     return _fetch(text, folder, folder / (source.name or "model"), root, emit, cancel)
 
 
@@ -104,6 +111,64 @@ def _fetch(text: str, folder: Path, target: Path, root: Path, emit: Listener, ca
         facts = {"source": text, "resolved": found.resolved, "sha256": found.sha256, "size": found.size}
         write_json(folder / "source.json", facts)
     return target
+
+
+def _fetch_set(
+    text: str, folder: Path, begun: FileSet, root: Path, emit: Listener, cancel: threading.Event | None
+) -> Path:
+    """All parts, whose size is known before the first byte of them; what is there of the same hash stays."""
+    from rwkvflow.lock.files import Files
+    from rwkvflow.net.download import fetch_file
+    from rwkvflow.net.http import Policy
+    from rwkvflow.store.store import Store
+
+    first = folder / begun.names[0]
+    known = read_json(folder / "source.json") or {}
+    kept_parts = known.get("parts") or {}
+    there = bool(kept_parts) and all(_has(folder / name, size) for name, (_, size) in kept_parts.items())
+    if there and parse_source(text) == parse_source(str(known.get("resolved"))):
+        return first  # a commit is named, and no longer changes
+    files = Files(Path.cwd(), Store(root), emit, cancel or threading.Event(), Policy(attempts=3) if there else Policy())
+    try:
+        found = files.model(first.name, text, None, None)
+    except FetchError as error:
+        if not there:
+            raise
+        emit(Notice(f"the copy of before is used, for the source cannot be asked: {error.message}", "warning"))
+        return first
+    parts = found.files or {}
+    done = 0
+
+    def on_bytes(count: int) -> None:
+        nonlocal done
+        done += count
+        emit(StepProgress(f"fetch/{first.name}", done, found.size, "B", f"downloading {len(parts)} files"))
+
+    with clear_errors(f"fetching {first.name}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, pin in sorted(parts.items()):
+            if _has(folder / name, pin.size) and (kept_parts.get(name) or [""])[0] == pin.sha256:
+                on_bytes(pin.size)
+                continue
+            stored = Store(root).path(f"sha256:{pin.sha256}")
+            fetch_file(
+                part_of(found.resolved, name) if stored is None else str(stored),
+                folder / name,
+                sha256=pin.sha256,
+                size=pin.size,
+                recipe_folder=Path.cwd(),
+                on_bytes=on_bytes,
+                cancel=cancel,
+            )
+        facts = {"source": text, "resolved": found.resolved, "sha256": found.sha256, "size": found.size}
+        write_json(
+            folder / "source.json", {**facts, "parts": {name: [pin.sha256, pin.size] for name, pin in parts.items()}}
+        )
+    return first
+
+
+def _has(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def playable(

@@ -14,6 +14,7 @@ from rwkvflow.base.shipped import shipped
 from rwkvflow.documents.pages import without_page
 from rwkvflow.documents.sources import HubSource, SourceError, parse_source
 from rwkvflow.documents.yaml.nearest import nearest
+from rwkvflow.engine.parts import is_later
 
 #: Of a repository with more checkpoints, the versions of no more than these are asked for.
 ASKED = 12
@@ -38,8 +39,6 @@ def recipes() -> dict[str, str]:
     """The recipes that ship with rwkvflow by name, each with the first sentence of its first comment."""
     found = {}
     for path in sorted(shipped("recipes").glob("*.yaml")):
-        if path.name.endswith(".lock.yaml"):
-            continue  # in a checkout, what a run wrote beside its recipe
         lines = []
         for line in path.read_text(encoding="utf-8").splitlines():
             if not line.startswith("# "):
@@ -96,7 +95,7 @@ def choices(text: str) -> list[CheckpointChoice] | None:
         listed = Hub.of_environment().sizes(source.repo, source.revision, connection)
     if "config.json" in listed:
         return None
-    names = sorted(name for name in listed if name.endswith((".pth", ".safetensors")))
+    names = sorted(name for name in listed if name.endswith((".pth", ".safetensors")) and not is_later(name))
     if not names:
         raise UsageError(f"{source} has no checkpoint", remedy="name a repository with .pth or .safetensors files")
     found = [f"{source}/{name}" for name in names]

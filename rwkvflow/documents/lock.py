@@ -13,10 +13,9 @@ from pydantic import Field, StringConstraints, field_validator
 
 from rwkvflow.documents.combine import formats_of
 from rwkvflow.documents.formats import consumers, engines, outside
-from rwkvflow.documents.names import FORMER, Part, may_be_given
+from rwkvflow.documents.names import FORMER, Part, may_be_given, part_of
 from rwkvflow.documents.parts import Many, Sha256, Strict
 from rwkvflow.documents.recipe import Git, Image, InitialState, LocalFolder, Lora, Model, Recipe
-from rwkvflow.documents.sources import part_of
 
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Bytes = Annotated[int, Field(ge=0)]

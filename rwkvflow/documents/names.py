@@ -1,4 +1,4 @@
-"""Names in documents: the types of those that become paths, the page of a repository, and what base images are called.
+"""Names in documents: the types of those that become paths, pages of repositories, files in folders, base images.
 
 A recipe that names no base gets the slim image of its Python, of the registry that serves Docker's official images;
 where no registry is reached, the image of Debian packages that `rwkvflow image bootstrap` makes. Which of them it was
@@ -15,6 +15,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from rwkvflow.base.names import checked_part
+from rwkvflow.engine.parts import set_named
 
 #: One part of a path: a file's name, the name of a model or an image, a version.
 Part = Annotated[str, AfterValidator(checked_part)]
@@ -66,3 +67,12 @@ def own_base(python: str) -> str | None:
 def may_be_given(reference: str, python: str) -> bool:
     """Whether a lock may pin this base for a recipe that names none: a lock cannot bring one of its author's choice."""
     return reference in (f"python:{python}-slim", official_base(python), own_base(python))
+
+
+def part_of(folder: str, name: str) -> str:
+    """The source of a file in a folder that a source names; where that names a set by a part, beside that."""
+    start, slash, last = folder.rpartition("/")
+    last, mark, query = last.partition("?")
+    if set_named(last) is not None:
+        return f"{start}{slash}{name}{mark}{query}"
+    return f"{folder.rstrip('/')}/{name}"

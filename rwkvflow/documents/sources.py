@@ -251,11 +251,6 @@ def is_remote(text: str) -> bool:
     return any(text.startswith(f"{scheme}://") for kind in SOURCES if kind.remote for scheme in kind.schemes)
 
 
-def part_of(folder: str, name: str) -> str:
-    """The source of a file in a folder that a source names."""
-    return f"{folder.rstrip('/')}/{name}"
-
-
 def source_problem(text: str, *, folder: bool = False) -> str | None:
     """What is wrong with a source, in words; None where nothing is."""
     try:

@@ -23,7 +23,8 @@ def guess_name(source: str) -> str:
     file = unquote(re.split(r"[/\\]", source.partition("?")[0].rstrip("/"))[-1])
     if source.startswith("hf://") and source.rstrip("/").count("/") == 3:
         file = file.partition("@")[0]  # the repository itself, perhaps at a revision
-    stem = re.sub(r"\.(pth|pt|bin|safetensors)$", "", file, flags=re.IGNORECASE).lower()
+    first = r"-[0-9]{5}-of-[0-9]{5}"  # of several parts
+    stem = re.sub(rf"({first})?\.(pth|pt|bin|safetensors)$|{first}\.gguf$", "", file, flags=re.IGNORECASE).lower()
     words = [
         word
         for word in re.split(r"[-_ ]+", stem)

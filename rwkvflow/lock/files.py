@@ -13,8 +13,11 @@ from rwkvflow.base.errors import FetchError
 from rwkvflow.base.events import Listener, StepProgress
 from rwkvflow.base.hashing import text_digest
 from rwkvflow.documents.lock import LockedFile, LockedPart
-from rwkvflow.documents.sources import Source, parse_source, part_of
+from rwkvflow.documents.names import part_of
+from rwkvflow.documents.sources import Source, parse_source
+from rwkvflow.engine.parts import FileSet
 from rwkvflow.lock.header import refuse_source
+from rwkvflow.lock.sets import files_of_set, listing_beside, set_begun
 from rwkvflow.net.download import check_local, fetch_file, mismatch
 from rwkvflow.net.http import Connection, Policy
 from rwkvflow.net.remote import remote_of
@@ -25,6 +28,7 @@ from rwkvflow.worker.model.origin import TOKENIZERS
 from rwkvflow.worker.read import hf_source
 
 FILES = frozenset({".pth", ".pt", ".safetensors", ".st", ".bin", ".gguf"})  # suffixes of a checkpoint's own file
+WORDS = (TOKENIZER_CONFIG, TEMPLATE)  # of a Hugging Face folder, which the GGUF of a hybrid has in it
 MAX_INDEX = 32 << 20  # bytes of an index of shards
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
@@ -44,19 +48,22 @@ class Files:
     ) -> LockedFile:
         """A checkpoint: as `file`, or a Hugging Face model's folder, of which only what is needed is pinned.
 
-        One that is no version of RWKV is refused by its header, before all of it is downloaded; `ignore` names tensors
-        that are not to count.
+        The first of several parts stands for all of them, which are pinned likewise. One that is no version of RWKV is
+        refused by its header, before all of it is downloaded; `ignore` names tensors that are not to count.
         """
         source = parse_source(text, folder=True)
-        path = source.below(self.folder)
+        path, begun = source.below(self.folder), set_begun(text, source.name)
         if path is not None:
-            return (
-                self._local_folder(name, text, path, sha256, before)
-                if path.is_dir()
-                else self.file(name, text, sha256, before)
-            )
-        if before is not None and before.source == text and sha256 in (None, before.sha256):
+            if path.is_dir():
+                return self._local_folder(name, text, path, sha256, before)
+            if begun is not None and (begun.index is None or path.with_name(begun.index).is_file()):
+                return self._local_folder(name, text, path.parent, sha256, before, begun)
+            return self.file(name, text, sha256, before)
+        known = before is not None and before.source == text and sha256 in (None, before.sha256)
+        if before is not None and known and (begun is None or before.files is not None):
             return before
+        if begun is not None:
+            return self._remote_set(name, text, sha256, begun)
         if source.folders and PurePosixPath(source.name).suffix not in FILES:
             return self._remote_folder(name, text, source, sha256)
         with Connection(self.policy, self.cancel) as connection:
@@ -64,12 +71,18 @@ class Files:
         return self.file(name, text, sha256, before)
 
     def _local_folder(
-        self, name: str, text: str, path: Path, sha256: str | None, before: LockedFile | None
+        self,
+        name: str,
+        text: str,
+        path: Path,
+        sha256: str | None,
+        before: LockedFile | None,
+        begun: FileSet | None = None,
     ) -> LockedFile:
         names = sorted(entry.name for entry in os.scandir(path) if entry.is_file())
         known = (before.files or {}) if before is not None and before.source == text else {}
         parts = {}
-        for part in _wanted(text, names, lambda index: _small(path / index)):
+        for part in _wanted(text, names, lambda index: _small(path / index), begun):
             if not _inside(path, path / part):
                 raise FetchError(
                     f"{part_of(text, part)} is a link that leads out of its folder", remedy="copy the file"
@@ -101,6 +114,28 @@ class Files:
         for part in _wanted(text, [item for item in there.names if "/" not in item], read):
             locked = pin(part)
             parts[part] = LockedPart(sha256=locked.sha256, size=locked.size)
+        return _folder(text, at, parts, sha256)
+
+    def _remote_set(self, name: str, text: str, sha256: str | None, begun: FileSet) -> LockedFile:
+        with Connection(self.policy, self.cancel) as connection:
+            there = listing_beside(text, connection)
+        at = text if there is None else part_of(there.at, begun.names[0])
+
+        def pin(part: str) -> LockedFile:
+            try:
+                return self.file(f"{name}/{part}", part_of(at, part), None, None)
+            except FetchError as error:
+                raise FetchError(f"{text}: {begun.place_of(part)}: {error.message}", remedy=error.remedy) from error
+
+        def read(index: str) -> bytes:
+            found = self.store.path(f"sha256:{self._bytes_of(pin(index)).sha256}")
+            if found is None:
+                raise FetchError(f"{part_of(at, index)} is gone from the store", remedy="try again")
+            return _small(found)
+
+        names = None if there is None else [item for item in there.names if "/" not in item]
+        pins = {part: pin(part) for part in _wanted(text, names, read, begun)}
+        parts = {part: LockedPart(sha256=locked.sha256, size=locked.size) for part, locked in pins.items()}
         return _folder(text, at, parts, sha256)
 
     def _bytes_of(self, locked: LockedFile) -> LockedFile:
@@ -173,18 +208,28 @@ class Files:
         return on_bytes
 
 
-def _wanted(text: str, names: Collection[str], read: Callable[[str], bytes]) -> list[str]:
-    """The files of a folder that a model is read from, sorted: config, index, weights, tokenizer."""
+def _wanted(
+    text: str, names: Collection[str] | None, read: Callable[[str], bytes], begun: FileSet | None = None
+) -> list[str]:
+    """The files of a folder that a model is read from, sorted: config, index, weights, tokenizer; or those of a set."""
+    if begun is not None:
+        found = sorted(files_of_set(text, begun, names, read, (hf_source.CONFIG, *TOKENIZERS, *WORDS)))
+        return _plain(text, found)
+    names = names or ()
     try:
         first = hf_source.wanted(names)
         weights = hf_source.parts(first, read(first), names) if first.endswith(".json") else []
     except WorkerError as error:
         raise FetchError(f"{text}: {error}") from error
     beside = [name for name in (hf_source.CONFIG, *TOKENIZERS) if name in names]
-    words = [name for name in (TOKENIZER_CONFIG, TEMPLATE) if name in names]
+    words = [name for name in WORDS if name in names]
     if words and hf_source.CONFIG in beside and hf_source.is_hybrid(read(hf_source.CONFIG)):
         beside += words  # which a GGUF of one has in it
-    found = sorted({first, *weights, *beside})
+    return _plain(text, sorted({first, *weights, *beside}))
+
+
+def _plain(text: str, found: list[str]) -> list[str]:
+    """The same names. Raises FetchError for one that is none of a model's file."""
     if odd := [name for name in found if not _PLAIN.fullmatch(name)]:
         raise FetchError(f"{text}: no file of a model is called {odd[0]!a}", remedy="rename it, also in the index")
     return found

@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rwkvflow.base.errors import FetchError, LockError, UsageError
-from rwkvflow.documents.sources import Source, SourceError, parse_source, part_of
+from rwkvflow.documents.names import part_of
+from rwkvflow.documents.sources import Source, SourceError, parse_source
+from rwkvflow.engine.parts import FileSet
+from rwkvflow.lock.sets import listing_beside, set_begun
 from rwkvflow.net.http import Authorize, Connection, Policy, TemporaryProblemError
 from rwkvflow.net.remote import RemoteSource, remote_of
 from rwkvflow.worker.errors import UnknownModelError, WorkerError
@@ -122,10 +125,13 @@ def refuse_source(
         source = parse_source(text, folder=True)
     except SourceError:
         return
+    begun = set_begun(text, source.name)
     try:
         path = source.below(folder)
         if path is not None:
             _refuse_local(path, ignore)
+        elif begun is not None:
+            _refuse_missing(text, begun, connection)
         elif source.name.endswith(SUFFIXES):
             with suppress(FetchError, LockError, OSError, TemporaryProblemError):
                 if connection is not None:
@@ -135,6 +141,20 @@ def refuse_source(
                         _refuse_remote(source, ignore, own)
     except UnknownModelError as error:
         raise UsageError(f"{text}: {error}") from error
+
+
+def _refuse_missing(text: str, begun: FileSet, connection: Connection | None) -> None:
+    """Raises UsageError where parts of a model are not where the first is, as far as its server lists them."""
+    names = None
+    with suppress(FetchError, LockError, OSError, TemporaryProblemError):
+        with connection or Connection(Policy(attempts=1, connect_s=5.0, stall_s=10.0), None) as opened:
+            there = listing_beside(text, opened)
+        names = None if there is None else there.names
+    if names is None:
+        return
+    listed = [*begun.names, *([begun.index] if begun.index else [])]
+    if missing := [name for name in listed if name not in names]:
+        raise UsageError(f"{text}: {begun.place_of(missing[0])}, is missing where it lies")
 
 
 def _refuse_local(path: Path, ignore: Sequence[str]) -> None:
@@ -206,19 +226,31 @@ def describe_source(text: str, connection: Connection | None = None) -> dict[str
         raise UsageError(f"{text}: {error}", remedy="give hf://owner/name/file, or an address") from error
     if source.remote is None:
         raise UsageError(f"{text} is a file of this machine")
-    remote = remote_of(source)
-    try:
-        with connection or Connection(Policy(attempts=2, connect_s=10.0, stall_s=30.0), None) as opened:
-            file = _Ranges(remote.url, remote.authorize, opened)
-            kind, shapes = _shapes(file)
-    except _UNREADABLE as error:
-        if isinstance(error, _UnreadableError) and error.status >= 400:
-            raise _refusal(remote, error) from None
-        why = "neither a .pth nor a .safetensors, or its server gives no ranges of it"
-        raise UsageError(f"{text}: {why}", remedy=remedy) from error
-    except TemporaryProblemError as error:
-        raise FetchError(f"{text}: {error}", remedy="try again later") from error
-    return {"file": text, "bytes": file.size, **described(kind, _tensors(shapes), {})}
+    begun = set_begun(text, source.name)
+    names = begun.names if begun else ("",)
+    kind, size = "", 0
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    with connection or Connection(Policy(attempts=2, connect_s=10.0, stall_s=30.0), None) as opened:
+        for name in names:
+            remote = remote_of(parse_source(part_of(text, name))) if begun else remote_of(source)
+            where = f"{text}: {begun.place_of(name)}" if begun else text
+            try:
+                file = _Ranges(remote.url, remote.authorize, opened)
+                kind, more = _shapes(file)
+            except _UNREADABLE as error:
+                if isinstance(error, _UnreadableError) and error.status >= 400:
+                    refusal = _refusal(remote, error)
+                    raise FetchError(f"{where}: {refusal.message}" if begun else refusal.message,
+                                     remedy=refusal.remedy) from None  # fmt: skip
+                why = "neither a .pth nor a .safetensors, or its server gives no ranges of it"
+                raise UsageError(f"{where}: {why}", remedy=remedy) from error
+            except TemporaryProblemError as error:
+                raise FetchError(f"{where}: {error}", remedy="try again later") from error
+            if again := next((tensor for tensor in more if tensor in shapes), None):
+                raise UsageError(f"{where}: tensor {again!a} is in a part before it, too: no parts of one model")
+            size, shapes = size + file.size, shapes | more
+    listed = {"files": list(names)} if begun else {}
+    return {"file": text, **listed, "bytes": size, **described(kind, _tensors(shapes), {})}
 
 
 def _refusal(remote: RemoteSource, error: _UnreadableError) -> FetchError:

@@ -9,8 +9,8 @@ from rwkvflow.base.errors import LockError
 from rwkvflow.base.hashing import file_digest, tree_digest
 from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.documents.lock import LockedFile, LockedPart, adapters_of, calibration_file, files_beside
+from rwkvflow.documents.names import part_of
 from rwkvflow.documents.recipe import Git, LocalFolder
-from rwkvflow.documents.sources import part_of
 from rwkvflow.plan.step import Input, LocalInput, Ref, Step
 from rwkvflow.stages.blueprint import Blueprint
 

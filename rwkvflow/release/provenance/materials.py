@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rwkvflow.base.hashing import file_digest, walk
-from rwkvflow.documents.sources import COMMIT, SourceError, parse_source, part_of
+from rwkvflow.documents.names import part_of
+from rwkvflow.documents.sources import COMMIT, SourceError, parse_source
 
 # A folder's digest is no sha256 of a file, so that nobody takes it for one: see rwkvflow.base.hashing.manifest_digest.
 TREE = "rwkvflowTree1"

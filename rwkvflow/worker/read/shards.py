@@ -7,8 +7,8 @@ Three layouts are known, all with the files in one folder:
     NAME-00001-of-00003.gguf   llama.cpp's shards, numbered from 1; each says split.no (from 0), split.count and
                                split.tensors.count (of all shards); the metadata of the model stands in the first
 
-`open_model` takes any of these, a folder that holds one of them, and a plain file. The Joined that it gives for several
-files is a RawFile of all their bytes, one after another, so that a place in it is one number.
+`open_model` takes any of these, the first part, a folder that holds one of them, and a plain file. The Joined that it
+gives for several files is a RawFile of all their bytes, one after another, so that a place in it is one number.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ MAX_INDEX: Final = 8 << 20  # bytes of an index; one of a hundred thousand tenso
 MAX_SHARDS: Final = 512  # file descriptors that are open at once
 INDEX_SUFFIXES: Final = (".safetensors.index.json", ".bin.index.json")
 shard_name = part_name  # of safetensors, too
+_SHARD: Final = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})(\.safetensors|\.bin)", re.DOTALL)
 # What a folder may hold, most telling first: where one kind is there, the others are copies of the same model.
 _GLOBS: Final = (
     ("*.safetensors.index.json",),
@@ -104,6 +105,11 @@ def open_model(path: Path | str) -> RawFile:
         return Joined(found, [found.with_name(name) for name in names], tensors)
     if (match := PART.fullmatch(found.name)) is not None and int(match[3]) > 1:
         return _gguf(found, match)
+    if (match := _SHARD.fullmatch(found.name)) is not None and int(match[3]) > 1:
+        index = found.with_name(f"{match[1]}{match[4]}.index.json")
+        if index.is_file():  # without one it is read as a file of its own
+            _first(found, match, match[4])
+            return open_model(index)
     return RawFile(found)
 
 
@@ -178,10 +184,17 @@ def weight_map(path: str, raw: bytes) -> dict[str, str]:
     return found
 
 
-def _gguf(path: Path, match: re.Match[str]) -> RawFile:
-    stem, number, count = match[1], int(match[2]), int(match[3])
+def _first(path: Path, match: re.Match[str], suffix: str = ".gguf") -> None:
+    """Raises WorkerError where a file is named as another part than the first."""
+    number, count = int(match[2]), int(match[3])
     if number != 1:
-        raise WorkerError(f"{path}: part {number} of {count}; name the first, {shard_name(stem, 1, count)}")
+        first = shard_name(match[1], 1, count, suffix)
+        raise WorkerError(f"{path}: part {number} of {count}; name the first, {first}")
+
+
+def _gguf(path: Path, match: re.Match[str]) -> RawFile:
+    stem, count = match[1], int(match[3])
+    _first(path, match)
     if count > MAX_SHARDS:
         raise WorkerError(f"{path}: it would be one of {count} files; at most {MAX_SHARDS} are read")
     return Joined(path, [path.with_name(shard_name(stem, i, count)) for i in range(1, count + 1)])
