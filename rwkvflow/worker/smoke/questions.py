@@ -21,6 +21,7 @@ from rwkvflow.worker.errors import WorkerError
 Array = NDArray[np.float32]
 TEXT_TOKENS = 512  # of the text, for the perplexity
 LOGIT_TOKENS = 64  # of the text, after which all logits are compared
+EQUAL_TOKENS = 16  # of the text, for an artifact that holds the checkpoint's own values
 TRUTH_BYTES = 1 << 28  # of the reference's logits that are kept, for the divergence: all 512 rows of 131,072
 LOCAL_HEADER = 30  # bytes of a member's own header in a ZIP file, before its name
 
@@ -36,6 +37,7 @@ class Questions:
     nameless ids that the tokenizer has no token for, which no continuation chooses
     speed    whether tokens of the text are timed
     deferred whether figures are reckoned only of tokens whose logits are not kept: the judge reckons the others
+    equal    tokens of the text that are enough of an artifact whose tensors are the checkpoint's; None: all
     """
 
     text: tuple[int, ...]
@@ -46,6 +48,14 @@ class Questions:
     speed: bool = False
     deferred: bool = False
     nameless: tuple[int, ...] = ()
+    equal: int | None = None
+
+    def of_equal(self) -> Questions:
+        """What is asked of an artifact with equal tensors that only our forward pass runs: see formats.equal."""
+        if self.equal is None:
+            return self
+        text = self.text[: self.equal]
+        return replace(self, text=text, logits=min(self.logits, len(text)), prompts=())
 
     def likeliest(self, logits: NDArray[Any]) -> int:
         """The likeliest id of logits [V] that has a token, of equals the lowest."""
@@ -115,6 +125,14 @@ class SmokeReference:
     def judged(self) -> Questions:
         """The questions beside the reference's logits: for whoever reckons, and for nobody who answers."""
         return replace(self.questions, truth=self.answers.logits)
+
+    def of_equal(self) -> SmokeReference:
+        """The same as far as artifacts with equal tensors are asked."""
+        asked, answers = replace(self.questions, equal=EQUAL_TOKENS).of_equal(), self.answers
+        count = len(asked.text)
+        logits, losses, likeliest = answers.logits[:count], answers.losses[: count - 1], answers.likeliest[:count]
+        brief = replace(answers, logits=logits, losses=losses, likeliest=likeliest, continuations=())
+        return replace(self, questions=asked, answers=brief)
 
 
 # What reading an .npz of anybody's ends in: zipfile's, zlib's and numpy's own, which parses the header of an array.
@@ -211,7 +229,7 @@ def read_questions(path: Path, *, speed: bool) -> tuple[Questions, float | None]
         eps: float | None = content["group_norm_eps"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise WorkerError(f"{path.name} was not written by the reference task: {error}") from None
-    return replace(asked, speed=speed, deferred=True), eps
+    return replace(asked, speed=speed, deferred=True, equal=EQUAL_TOKENS), eps
 
 
 def write_reference(path: Path, reference: SmokeReference) -> None:

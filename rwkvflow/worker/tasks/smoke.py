@@ -1,7 +1,8 @@
 """Task "smoke": what each artifact answered (see the task "ask") is compared with the reference.
 
 Nothing of a recipe's runs here. Inputs: in/reference, in/checkpoint with in/lora and in/state (see origin), in/engine
-(librwkv), in/tokenizer where the recipe names one, and in/answers-<format> of each job. Job parameters: format and
+(librwkv), in/tokenizer where the recipe names one, and in/answers-<format> of each job; of formats that `may_be_equal`
+the artifact as well, which is read and not run. Job parameters: format, input (the artifact's name below in/) and
 limits {"logits", "perplexity"}, where absent the format's own. Parameters: prompts, lora_alpha. Output "smoke": the
 report; it is written for a failed artifact as well, whose job then fails.
 """
@@ -12,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +21,9 @@ from typing import TYPE_CHECKING
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.base import BOUNDED, RUN
+from rwkvflow.worker.formats.equal import are_equal
 from rwkvflow.worker.formats.runtimes import infinite_in
-from rwkvflow.worker.model.origin import tokenizer_of
+from rwkvflow.worker.model.origin import origin_of, tokenizer_of
 from rwkvflow.worker.model.tokenizers import ModelTokenizer, open_tokenizer
 from rwkvflow.worker.protocol import about, emit, progress
 from rwkvflow.worker.smoke import judge
@@ -49,27 +52,38 @@ def run(request: SmokeRequest) -> None:
         about(job["id"])
         progress(done, len(jobs), "artifacts", name)
         try:
-            answers = read_told(Path("in") / f"answers-{name}", reference)
+            answers, asked = _told(job, reference, request["params"])
         except WorkerError as error:
             emit(failed={"job": job["id"], "message": f"{name}: {error}"})
             continue
-        if failure := _judge(job, reference, answers, request["params"], tokenizer, stored[name]):
+        if failure := _judge(job, (reference, asked), answers, request["params"], tokenizer, stored[name]):
             emit(failed={"job": job["id"], "message": failure})
     about(None)
     progress(len(jobs), len(jobs), "artifacts")
 
 
+def _told(job: SmokeJobRequest, reference: SmokeReference, params: AskParams) -> tuple[Answers, SmokeReference]:
+    """The answers, and the reference as far as they go: see formats.equal. Raises WorkerError."""
+    name = job["params"]["format"]
+    told, artifact = Path("in") / f"answers-{name}", Path("in") / job["params"]["input"]
+    if FORMATS[name].may_be_equal and are_equal(origin_of(Path("in"), params), FORMATS[name], artifact):
+        brief = reference.of_equal()
+        with suppress(WorkerError):  # it was asked all
+            return read_told(told, brief), brief
+    return read_told(told, reference), reference
+
+
 def _judge(
     job: SmokeJobRequest,
-    reference: SmokeReference,
+    references: tuple[SmokeReference, SmokeReference],
     answers: Answers,
     params: AskParams,
     tokenizer: ModelTokenizer,
     stored: judge.Stored,
 ) -> str | None:
-    """Writes the report; returns what is wrong with the artifact."""
+    """Writes the report; returns what is wrong with the artifact. `references`: the whole, and as far as was asked."""
     name = job["params"]["format"]
-    item = FORMATS[name]
+    item, (reference, asked) = FORMATS[name], references
     if trouble := judge.shape_problem(reference.answers, answers) or judge.finite(answers):
         return "; ".join([f"{name}: {trouble}", *(judge.overflow(name, reference) if item.half else ())])
     own, usual = job["params"].get("limits"), item.limits
@@ -77,8 +91,14 @@ def _judge(
         "logits": (own and own.get("logits")) or usual.logits,
         "perplexity": (own and own.get("perplexity")) or usual.perplexity,
     }
-    figures = judge.compare(reference.answers, answers)
+    figures = judge.compare(asked.answers, answers)
     failed = judge.problems(name, figures, limits)
+    if asked is not reference:
+        failed += judge.of_equal_problems(item.consumer, figures)
+        figures = judge.of_equal(reference, figures)
+        note = judge.EQUAL.format(consumer=item.consumer, tokens=len(asked.questions.text))
+        same = reference.answers.continuations
+        answers = replace(answers, continuations=same, runtime=False, note=note)
     if item.half == BOUNDED or (item.half == RUN and not answers.runtime):
         failed += judge.overflow(name, reference)
         answers = replace(answers, note="; ".join(filter(None, (answers.note, judge.TYPES_ONLY))))

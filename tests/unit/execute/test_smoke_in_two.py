@@ -1,4 +1,4 @@
-"""Who sees what in a smoke: consumers no reference, the judge no engine of the recipe's and no artifact."""
+"""Who sees what in a smoke: consumers no reference, the judge no engine of the recipe's, nor artifacts that it runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def job(name: str, *, apart: bool) -> Job:
         {"task": "smoke", "params": {"tokens": 1}, "job": {"format": name, "input": kind}},
         {},
         ("smoke",),
-        local={"apart": apart, "compares": not name.startswith("ggml")},
+        local={"apart": apart, "compares": not name.startswith("ggml"), "equal": name == "safetensors"},
     )
     quiet = lambda *told: None  # noqa: E731
     return Job(step, "k", "e", paths, {key: f"sha256:{key}" for key in paths}, quiet, quiet, quiet)
@@ -69,7 +69,7 @@ def test_no_consumer_sees_the_reference_and_the_judge_runs_nothing(tmp_path: Pat
     assert judged[0] == "smoke"
     assert judged[1] == {
         "reference", "tokenizer", "environment", "engine", "checkpoint/a", "lora",
-        "answers-ggml-f16", "answers-ggml-q4_0", "answers-safetensors",
+        "answers-ggml-f16", "answers-ggml-q4_0", "answers-safetensors", "artifact-safetensors",
     }  # fmt: skip
     assert commands.engines[-1] == Path("/in/librwkv"), "librwkv tells the sizes of formats, never the recipe's engine"
     for task, inputs, _ in asked:

@@ -44,6 +44,10 @@ class Mlx(Format):
 
     bits: int = 0
 
+    def computes_in_half(self, architecture: Architecture) -> bool:
+        """A model in fp16: mlx computes in the type of the weights."""
+        return architecture.dtype == "f16"
+
     def refuse(self, architecture: Architecture) -> str | None:
         """Why this format cannot hold the model; None if it can."""
         if refused := super().refuse(architecture):
@@ -155,6 +159,7 @@ _PLAIN = Mlx(
     consumer="safetensors",
     family="mlx",
     is_read_here=True,
+    may_be_equal=True,
     runner=f"{__package__}.run",
     card=f"{__package__}.card",
     limits=Limits(logits=0.02, perplexity=0.002),
@@ -171,6 +176,7 @@ FORMATS = (
         name="mlx-6bit",
         suffix="-MLX-6bit",
         is_read_here=False,
+        may_be_equal=False,
         limits=Limits(logits=0.8, perplexity=0.05),
         quantization="6bit",
         bits=6,

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rwkvflow.worker.errors import WorkerError
+from rwkvflow.worker.formats.equal import as_it_is, can_be_equal
 from rwkvflow.worker.formats.mlx import blocks
 from rwkvflow.worker.formats.mlx.layout import FINER, Mlx
 from rwkvflow.worker.formats.runner import IN_HALF, Task, answer
@@ -54,7 +55,9 @@ def run(task: Task, questions: Questions) -> Answers:
         _compare_config(folder / "config.json", architecture, artifact, task.format.bits)
         compare_held(checkpoint, artifact, wanted)
         view = AsCheckpoint(artifact, wanted, checkpoint.tensors)
-        in_half = architecture.dtype == "f16"
+        in_half = task.format.computes_in_half(architecture)
+        if can_be_equal(task.checkpoint, task.format) and as_it_is(checkpoint.tensors, wanted):
+            questions = questions.of_equal()
         reference = Reference(view, task.group_norm_eps, architecture=architecture, in_half=in_half)
         answers = answer(reference, questions)
     note = "its tensors were compared with the checkpoint's"

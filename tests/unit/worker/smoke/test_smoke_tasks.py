@@ -14,9 +14,11 @@ import pytest
 from rwkvflow.worker.advice import given_by_recipe
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.formats.equal import can_be_equal
 from rwkvflow.worker.formats.runner import Task, run_artifact
 from rwkvflow.worker.protocol import parse
-from rwkvflow.worker.smoke.questions import read_reference
+from rwkvflow.worker.read.open import open_checkpoint
+from rwkvflow.worker.smoke.questions import read_answers, read_reference, write_answers
 from rwkvflow.worker.tasks import ask as ask_task
 from rwkvflow.worker.tasks import reference as reference_task
 from rwkvflow.worker.tasks import smoke as smoke_task
@@ -150,8 +152,93 @@ def test_equal_artifacts_pass_and_the_report_says_so(place: Path, capfd: Any) ->
     assert (report["evaluated"], report["bits_per_weight"]) == ("tensors", 16), "the checkpoint's own, in bf16"
     assert not {"speed", "tokens_per_second"} & report.keys()
     assert [c["prompt"] for c in report["continuations"]] == ["The ", ""]
+    assert all(c["text"] for c in report["continuations"]), "the reference's"
+    # What was run, and what follows from the judge's comparison of tensors.
+    assert report["compared_tokens"] == 16
+    assert "equal, bit for bit: the figures over the text are therefore the reference's own" in report["proof"]
+    assert "was run over the first 16 tokens" in report["proof"]
     assert Path("out/1/smoke.json").read_bytes() == Path("out/0/smoke.json").read_bytes()
     assert sorted(path.name for path in Path("out").iterdir() if path.name.startswith(".")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpoint", "held", "brief"),
+    [
+        ("safetensors-f32", "bf16", "f32", True),  # wider, and the same values
+        ("safetensors-f32", "f16", "f32", True),
+        ("safetensors-f16", "f16", "f16", True),
+        ("safetensors-f16", "f32", "f16", False),  # rounded
+    ],
+)
+def test_an_artifact_with_other_values_is_asked_all(
+    name: str, checkpoint: str, held: str, brief: bool, place: Path, capfd: Any
+) -> None:
+    source = checkpoints.make(Path("in/m.pth"), version="7", vocab=256, seed=3, dtype=checkpoint)
+    source.rename("in/checkpoint")
+    make_reference(capfd)
+    with open_checkpoint(Path("in/checkpoint")) as opened:
+        entries = [checkpoints.array_entry(n, opened.float32(n), held) for n in opened.tensors]
+    checkpoints.write_safetensors(Path("in/a"), entries)
+    assert of("failed", run_smoke(capfd, {"input": "a", "format": name, "limits": None})) == []
+    report = json.loads(Path("out/0/smoke.json").read_text())
+    assert report["compared_tokens"] == (16 if brief else 64)
+    assert ("bit for bit" in report.get("proof", "")) == brief
+    assert report["kl_divergence_tokens"] == len(TEXT)
+
+
+def test_the_judge_believes_no_equality_that_it_has_not_seen(place: Path, capfd: Any) -> None:
+    make_reference(capfd)
+    artifact("good")
+    good = Path("in/good").read_bytes()
+    job: dict[str, Any] = {
+        "id": "smoke/0",
+        "params": {"format": "safetensors", "input": "good"},
+        "outputs": {"smoke": "out/smoke.json"},
+    }
+    ask_task.run(request("ask", {}, [{**job, "outputs": {"answers": "out/answers"}}]))
+    assert of("failed", messages(capfd)) == []
+    Path("out/answers").rename("in/answers-safetensors")
+    told = Path("in/answers-safetensors").read_bytes()
+
+    def judged() -> list[str]:
+        smoke_task.run(request("smoke", {}, [job]))
+        return [failure["message"] for failure in of("failed", messages(capfd))]
+
+    # A command that answers for the checkpoint, and leaves another file: one bit, a name, a shape, or none at all.
+    for content in (good[:-1] + bytes([good[-1] ^ 1]), good.replace(b"head.weight", b"head.weighs"), good[:-1], b""):
+        Path("in/good").write_bytes(content)
+        assert judged() == ["safetensors: its answers are none to the questions that were asked"]
+    Path("in/good").unlink()
+    assert judged() == ["safetensors: its answers are none to the questions that were asked"]
+    # The file is the checkpoint's, but what ran it saw another one: whatever the recipe lets pass.
+    Path("in/good").write_bytes(good)
+    assert judged() == []
+    brief = read_answers(Path("in/answers-safetensors"))
+    write_answers(Path("in/answers-safetensors"), replace(brief, logits=brief.logits[:, ::-1]))
+    job["params"]["limits"] = {"logits": 99.0, "perplexity": 99.0}
+    (failure,) = judged()
+    assert "its tensors are the checkpoint's, bit for bit, but what the safetensors package reads" in failure
+    Path("in/answers-safetensors").write_bytes(told)
+    assert judged() == []
+
+
+def test_what_the_reference_computes_with_must_be_in_the_artifact_as_well(tmp_path: Path) -> None:
+    plain = checkpoints.make(tmp_path / "plain.pth", version="7", vocab=256)
+    entries = checkpoints.entries("7", vocab=256)
+    state = checkpoints.array_entry("blocks.0.att.time_state", np.zeros((2, 64, 64), np.float32), "f32")
+    stateful = tmp_path / "state.pth"
+    checkpoints.write_pth(stateful, [*entries, state])
+    half = checkpoints.make(tmp_path / "half.pth", version="7", vocab=256, dtype="f16")
+    able = {name: item for name, item in FORMATS.items() if item.may_be_equal}
+    assert set(able) == {"safetensors", "safetensors-f16", "safetensors-f32", "mlx"}
+    for item in able.values():
+        assert item.runs_here == frozenset(), "a runtime may come to anything"
+        assert not item.half
+        assert item.is_read_here
+    assert all(can_be_equal(plain, item) for item in able.values())
+    assert [name for name, item in able.items() if not can_be_equal(stateful, item)] == ["mlx"]
+    assert [name for name, item in able.items() if not can_be_equal(half, item)] == ["mlx"], "it computes in fp16"
+    assert not can_be_equal(plain, FORMATS["ggml-f32"])
 
 
 def test_each_bad_artifact_fails_alone_with_its_reason(place: Path, capfd: Any) -> None:
@@ -186,8 +273,7 @@ def test_how_far_it_has_come_is_told_of_each_artifact_and_of_the_reference(place
     told = of("progress", run_smoke(capfd, {"input": "a"}, {"input": "b"}))
     for job in ("smoke/0", "smoke/1"):
         mine = [entry["label"] for entry in told if entry.get("job") == job]
-        assert "emb.weight" in mine, "its tensors are compared"
-        assert "continuation" in mine
+        assert mine.count("emb.weight") == 2, "its tensors are compared, by its consumer and by the judge"
 
 
 def test_a_crash_costs_one_artifact(place: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,13 +313,14 @@ def test_a_crash_costs_one_artifact(place: Path, capfd: Any, monkeypatch: pytest
 def test_limits_are_enforced_and_the_report_is_still_written(place: Path, capfd: Any) -> None:
     make_reference(capfd)
     # A reference of another model: the artifact equals its checkpoint, and answers differently.
-    checkpoints.make(Path("in/m.pth"), version="7", vocab=256, seed=4).rename("in/checkpoint")
-    artifact("a", seed=4)
+    checkpoints.make(Path("in/m.pth"), version="7", vocab=256, seed=4, dtype="f32").rename("in/checkpoint")
+    artifact("a", seed=4, dtype="f16")
+    job = {"input": "a", "format": "safetensors-f16"}
     with given_by_recipe():
-        found = run_smoke(capfd, {"input": "a"}, {"input": "a", "limits": {"logits": 99.0, "perplexity": 99.0}})
+        found = run_smoke(capfd, job, {**job, "limits": {"logits": 99.0, "perplexity": 99.0}})
     (failure,) = of("failed", found)
     assert failure["job"] == "smoke/0"
-    assert "which `smoke: {limits: {safetensors: {logits: …}}}` in the recipe changes" in failure["message"]
+    assert "which `smoke: {limits: {safetensors-f16: {logits: …}}}` in the recipe changes" in failure["message"]
     assert json.loads(Path("out/0/smoke.json").read_text())["passed"] is False
     assert json.loads(Path("out/1/smoke.json").read_text())["passed"] is True
 
