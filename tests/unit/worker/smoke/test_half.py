@@ -54,7 +54,7 @@ def judged(
     job: SmokeJobRequest = {"id": "x", "params": {"format": name, "input": "x"}, "outputs": outputs}
     params: AskParams = {"tokenizer": "auto", "group_norm_eps": None, "prompts": ["a"], "tokens": 2}
     failure = smoke._judge(
-        job, found, replace(found.answers, runtime=runtime), params, PseudoRandom(64, ""), Stored(1, 1)
+        job, (found, found), replace(found.answers, runtime=runtime), params, PseudoRandom(64, ""), Stored(1, 1)
     )
     return failure, json.loads((tmp_path / "smoke.json").read_text())
 
