@@ -10,7 +10,7 @@ namespace {
 
 constexpr uint32_t kGroup = 64;    // values of which the largest is kept
 constexpr uint32_t kBlock = 1024;  // values worked on at a time: they stay in the fastest cache
-constexpr uint32_t kBuckets = 4096;
+constexpr uint32_t kBuckets = 16384;
 constexpr uint32_t kInsertion = 16;  // candidates up to which sorting by insertion is quickest
 constexpr double kNever = -__builtin_inf();
 constexpr double kLeast = -__DBL_MAX__;  // below every value but that
