@@ -19,7 +19,7 @@ SECRET = "plantedPLANTEDplantedPLANTED"  # noqa: S105 - of nobody
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     pytest.importorskip("s3fs", reason="s3fs is not installed")
-    server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    server = pytest.importorskip("moto.server", reason="moto and flask are not installed")
     import boto3
 
     running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)

@@ -194,6 +194,7 @@ def guided(name: str, seconds: int, folder: Path) -> dict[str, object]:
     return told
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("name", GUIDED)
 def test_coverage_leads_further(name: str, tmp_path: Path) -> None:
     """libFuzzer keeps what covers more: it sees into our modules."""
