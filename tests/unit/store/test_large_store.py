@@ -16,6 +16,8 @@ def test_a_store_of_a_million_answers_as_one_of_a_thousand(tmp_path: Path) -> No
     few = asked(fill(tmp_path / "few", 1000), 1000)
     store = fill(tmp_path / "many", MANY)
     many = asked(store, MANY)
+    for what, seconds in few.items():
+        print(f"{what}: {1e6 * seconds:.0f} µs among 1000, {1e6 * many[what]:.0f} µs among {MANY}")
     slower = {what: many[what] / few[what] for what in few if many[what] > 3 * few[what] + 50e-6}
     assert not slower, "times as long, of the processor"
     memory = look_after(store, MANY)
