@@ -132,10 +132,9 @@ def parse_answer(text: Any, wanted: Sequence[str]) -> Answer:
             return Answer(str(entry["worker"])[:200], {}, refused[:WORDS], lost)
         if set(entry["steps"]) != set(wanted):
             raise AnswerError("it is about other steps")
-        steps = {name: _ended(name, entry["steps"][name]) for name in wanted}
+        return Answer(str(entry["worker"])[:200], {name: _ended(name, entry["steps"][name]) for name in wanted})
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RwkvflowError) as error:
         raise AnswerError(f"{type(error).__name__}: {error}") from error
-    return Answer(str(entry["worker"])[:200], steps)
 
 
 def _ended(name: str, value: Mapping[str, Any]) -> Ended:

@@ -101,6 +101,7 @@ def entry(**changes: Any) -> str:
         entry(notes=3),
         entry(status="failed", seconds=10**400),
         json.dumps(json.loads(entry()) | {"steps": {}}),
+        json.dumps({key: value for key, value in json.loads(entry()).items() if key != "worker"}),
         json.dumps(json.loads(entry()) | {"refused": "x", "lost": ["nothing"]}),
     ],
 )
