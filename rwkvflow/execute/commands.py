@@ -27,6 +27,7 @@ from rwkvflow.store.store import Store
 from rwkvflow.worker.protocol import KEY_BYTES, Signer, parse
 
 CHANNEL = ".channel"  # in out/, gone before a command can look
+KILLED = 128 + 9  # exit code of what was ended by signal 9
 NOTES = 64  # of a step
 NOTE_CHARACTERS = 4000
 
@@ -288,4 +289,10 @@ def failure(stage: str, limits: StepLimits, result: Result) -> StepFailed:
             remedy=f"raise stages.{stage}.time in workflow.yaml",
         )
     tail = "\n".join("    " + line for line in result.tail.splitlines()[-12:])
-    return StepFailed(f"its command ended with exit code {result.exit_code}\n{tail}".rstrip())
+    return StepFailed(
+        f"its command ended with exit code {result.exit_code}\n{tail}".rstrip(),
+        remedy="if nothing in it kills itself, run again: what is finished is not done twice; and look at the memory "
+        "that this machine has left"
+        if result.exit_code == KILLED
+        else None,
+    )

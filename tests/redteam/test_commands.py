@@ -307,3 +307,4 @@ def test_out_of_memory_and_killed_by_somebody_are_told_apart(arena: Arena) -> No
     assert "exit code 137" in str(failure)
     assert "memory limit of" not in str(failure)
     assert "signal 9" in str(failure)
+    assert "run again" in str(failure.remedy)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from rwkvflow.execute.base import Job, Work
-from rwkvflow.execute.commands import Listener
+from rwkvflow.execute.commands import Listener, failure
 from rwkvflow.plan.step import Step, StepLimits
+from rwkvflow.sandbox.base import Result
 from rwkvflow.worker import protocol
 
 
@@ -49,3 +50,8 @@ def test_progress_is_that_of_the_step_it_names(
         listener.on_line(line(capsys, job, done))
     assert [(name, told[0]) for name, told in shown] == [("two", 1), ("one", 2), ("one", 3), ("one", 4)]
     assert shown[0][1] == (1, 9, "B", "tensor")
+
+
+def test_what_was_killed_from_outside_says_what_to_do() -> None:
+    assert failure("smoke", StepLimits(), Result(1, 0.0)).remedy is None
+    assert "run again" in str(failure("smoke", StepLimits(), Result(137, 0.0, tail="killed by signal 9")).remedy)
