@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rwkvflow.base.errors import StepFailed
@@ -48,7 +48,7 @@ def configuration(found: Mapping[str, Any]) -> bytes:
     Written after OCI's image specification (config.md): JSON with sorted keys, without what is empty.
     """
     settings = found.get("Config") or {}
-    layers = list((found.get("RootFS") or {}).get("Layers") or ())
+    layers = _layers(found)
     value = {
         **{name: found[key] for key, name in _PLATFORM if found.get(key)},
         "created": CREATED,
@@ -59,16 +59,20 @@ def configuration(found: Mapping[str, Any]) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+def _layers(found: Mapping[str, Any]) -> list[str]:
+    return list((found.get("RootFS") or {}).get("Layers") or ())
+
+
 def image_id(config: bytes) -> str:
     """The id that an engine gives to an image with this configuration."""
     return f"sha256:{hashlib.sha256(config).hexdigest()}"
 
 
-def archive(config: bytes, reference: str) -> bytes:
+def archive(config: bytes, reference: str, layers: Sequence[str]) -> bytes:
     """What `docker load` takes: the configuration and the name, with the names of layers and none of their bytes."""
     name = f"{image_id(config).removeprefix('sha256:')}.json"
-    layers = [f"{layer.removeprefix('sha256:')}/layer.tar" for layer in json.loads(config)["rootfs"]["diff_ids"]]
-    manifest = json.dumps([{"Config": name, "RepoTags": [reference], "Layers": layers}], sort_keys=True).encode()
+    paths = [f"{layer.removeprefix('sha256:')}/layer.tar" for layer in layers]
+    manifest = json.dumps([{"Config": name, "RepoTags": [reference], "Layers": paths}], sort_keys=True).encode()
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as made:
         for entry, data in ((name, config), ("manifest.json", manifest)):
@@ -94,7 +98,7 @@ def settle(reference: str, client: docker.DockerClient, on_line: OnLine) -> None
             return
         why = ""
         try:
-            client.images.load(archive(config, reference))
+            client.images.load(archive(config, reference, _layers(built.attrs)))
         except docker.errors.DockerException as error:
             why = f": {getattr(error, 'explanation', None) or error}"
         name, _, tag = reference.rpartition(":")

@@ -82,8 +82,8 @@ def test_what_decides_what_an_image_does_is_in_it(change: dict[str, Any]) -> Non
 
 def test_the_archive_names_all_layers_and_has_none() -> None:
     config = configuration(FOUND)
-    data = archive(config, "rwkvflow/worker:x")
-    assert data == archive(config, "rwkvflow/worker:x")
+    data = archive(config, "rwkvflow/worker:x", LAYERS)
+    assert data == archive(config, "rwkvflow/worker:x", LAYERS)
     with tarfile.open(fileobj=io.BytesIO(data)) as opened:
         names = opened.getnames()
         held = opened.extractfile("manifest.json")
