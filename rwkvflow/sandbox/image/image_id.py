@@ -8,15 +8,14 @@ So the engine is given another configuration for the same layers, which it has, 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import tarfile
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rwkvflow.base.errors import StepFailed
 from rwkvflow.sandbox.base import OnLine
 from rwkvflow.sandbox.daemon import plain_errors
+from rwkvflow.sandbox.image.archive import ArchiveEntry, stream
 
 if TYPE_CHECKING:
     import docker
@@ -73,13 +72,7 @@ def archive(config: bytes, reference: str, layers: Sequence[str]) -> bytes:
     name = f"{image_id(config).removeprefix('sha256:')}.json"
     paths = [f"{layer.removeprefix('sha256:')}/layer.tar" for layer in layers]
     manifest = json.dumps([{"Config": name, "RepoTags": [reference], "Layers": paths}], sort_keys=True).encode()
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as made:
-        for entry, data in ((name, config), ("manifest.json", manifest)):
-            info = tarfile.TarInfo(entry)
-            info.size = len(data)
-            made.addfile(info, io.BytesIO(data))
-    return out.getvalue()
+    return b"".join(stream([ArchiveEntry(name, config), ArchiveEntry("manifest.json", manifest)]))
 
 
 def settle(reference: str, client: docker.DockerClient, on_line: OnLine) -> None:
