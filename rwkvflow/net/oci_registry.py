@@ -207,21 +207,24 @@ class OciRegistry:
         url = urljoin(self.base, path)
         for attempt in range(2):
             self.told.check()
-            request = self._client.build_request(
-                method,
-                url,
-                headers={**(headers or {}), **self._authorize(url)},
-                content=content() if content else None,
-                extensions={"trace": note_socket},
-            )
+            with self._sound_address():
+                request = self._client.build_request(
+                    method,
+                    url,
+                    headers={**(headers or {}), **self._authorize(url)},
+                    content=content() if content else None,
+                    extensions={"trace": note_socket},
+                )
             try:
-                response = self._client.send(request, stream=True)
-                if follow and response.is_redirect:  # a blob's storage, which gets no credentials from us
-                    target = urljoin(url, response.headers["location"])
+                with self._sound_address():  # httpx looks at a redirect's as well, followed or not
+                    response = self._client.send(request, stream=True)
+                if follow and response.has_redirect_location:  # a blob's storage, which gets no credentials from us
+                    with self._sound_address():
+                        target = urljoin(url, response.headers["location"])
+                        request = self._client.build_request(method, target, headers=self._authorize(target))
                     response.close()
-                    response = self._client.send(
-                        self._client.build_request(method, target, headers=self._authorize(target)), stream=True
-                    )
+                    with self._sound_address():
+                        response = self._client.send(request, stream=True)
             except httpx.TransportError as error:
                 self.told.check()
                 raise TemporaryProblemError(scrub(str(error), *self._secrets()) or type(error).__name__) from error
@@ -234,6 +237,16 @@ class OciRegistry:
                 raise TemporaryProblemError(scrub(str(error), *self._secrets()) or type(error).__name__) from error
             finally:
                 response.close()
+
+    @contextlib.contextmanager
+    def _sound_address(self) -> Iterator[None]:
+        """Around what takes apart an address that the registry named."""
+        import httpx
+
+        try:
+            yield
+        except (httpx.InvalidURL, ValueError) as error:
+            raise PublishError(f"{self.place}: the registry names an address that is none: {error}") from error
 
     def _authorize(self, url: str) -> Mapping[str, str]:
         if origin(url) != origin(self.base):
@@ -252,11 +265,14 @@ class OciRegistry:
         realm = told.get("realm", "")
         if scheme.lower() != "bearer" or not realm:
             return False
-        if urlsplit(realm).scheme != "https" and self.place.secure:
+        with self._sound_address():
+            safe = urlsplit(realm).scheme == "https" or not self.place.secure
+        if not safe:
             raise PublishError(f"{self.place.registry} wants the login to go over plain http, which is refused")
         query = {key: told[key] for key in ("service", "scope") if key in told}
         headers = {"Authorization": f"Basic {_basic(self._login)}"} if self._login else {}
-        answer = self._client.get(realm, params=query, headers=headers)
+        with self._sound_address():
+            answer = self._client.get(realm, params=query, headers=headers)
         if answer.status_code in TEMPORARY:
             raise TemporaryProblemError(f"the login at {urlsplit(realm).hostname}: {answer.status_code}")
         try:
