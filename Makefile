@@ -9,8 +9,16 @@ export NO_MKDOCS_2_WARNING = 1
 demo: $(VENV)/.installed ## Convert tiny models into eight formats each, test them, publish to out/demo
 	$(BIN)/rwkvflow run recipes/demo.yaml
 
+# The checks take a minute of one core, beside the tests, which often wait for a container or a download. What they say
+# is kept until the tests are over: it stands whole at the end, where nobody overlooks it.
 test: $(VENV)/.dev ## Everything that is tested; what fails does not keep the rest from being told
-	@$(MAKE) --keep-going --no-print-directory lint types docs tests
+	@mkdir -p build; failed=0; \
+	$(MAKE) --keep-going --no-print-directory lint types docs >build/checks.log 2>&1 & checks=$$!; \
+	trap 'kill $$checks; exit 130' INT TERM; \
+	$(MAKE) --no-print-directory tests || failed=1; \
+	wait $$checks || failed=1; \
+	echo; echo 'lint, types, docs:'; cat build/checks.log; \
+	exit $$failed
 
 # A file of tests goes to one process whole, as much of what it needs is made once a file; see tests/spent.py. Each of them
 # has a core to itself, where threads of numpy and PyTorch would only wait for one another.

@@ -40,6 +40,7 @@ FOLDERS = {"e2e": 30, "serve": 30, "engine": 20, "redteam": 10}  # tests/unit: 0
 CPU = "seconds of CPU"
 START = pytest.StashKey[float]()
 _spent: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # by file: seconds, of CPU
+_ended: dict[str, tuple[float, str]] = {}  # by worker: when its last test ended, seconds since 1970, and its file
 
 
 @pytest.hookimpl(trylast=True)
@@ -74,7 +75,10 @@ def _cpu() -> float:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Add up, in the process that prints."""
-    spent = _spent[report.nodeid.partition("::")[0]]
+    file = report.nodeid.partition("::")[0]
+    spent = _spent[file]
+    if worker := getattr(report, "worker_id", None):
+        _ended[worker] = max(_ended.get(worker, (0.0, "")), (report.stop, file))
     spent[0] += report.duration
     if report.when == "teardown":
         spent[1] += sum(float(str(value)) for name, value in report.user_properties if name == CPU)
@@ -87,3 +91,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("seconds, and those of CPU, by file")
         for name, (seconds, cpu) in rows:
             terminalreporter.write_line(f"{seconds:9.1f} {cpu:9.1f}  {name}")
+    last = max((end for end, _ in _ended.values()), default=0.0)
+    for worker, (end, file) in sorted(_ended.items()):
+        terminalreporter.write_line(f"{worker} ended {last - end:.0f} s before the last one, with {file}")

@@ -39,6 +39,8 @@ def recipes() -> dict[str, str]:
     """The recipes that ship with rwkvflow by name, each with the first sentence of its first comment."""
     found = {}
     for path in sorted(shipped("recipes").glob("*.yaml")):
+        if path.name.endswith(".lock.yaml"):
+            continue  # in a checkout, what a run wrote beside its recipe
         lines = []
         for line in path.read_text(encoding="utf-8").splitlines():
             if not line.startswith("# "):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,3 +47,19 @@ def test_the_long_ones_begin_first_and_the_table_has_them_all(tmp_path: Path) ->
     cpu = {name: float(used) for _, used, name in rows}
     assert set(cpu) == set(order)
     assert cpu["e2e/test_all_formats.py"] >= 0.3
+
+
+def test_it_is_said_which_worker_had_nothing_to_do_at_the_end(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"test_{name}.py").write_text("def test_it() -> None: pass\n")
+    command = [sys.executable, "-m", "pytest", "-p", "spent", "-p", "xdist", "-p", "no:cacheprovider", "-n", "2"]
+    done = subprocess.run(
+        [*command, "--dist", "loadfile", "--rootdir", ".", "."],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(TESTS), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    assert re.findall(r"^(gw\d) ended \d+ s before the last one, with (test_.\.py)$", done.stdout, re.MULTILINE)

@@ -17,6 +17,13 @@ def test_every_recipe_that_ships_says_what_it_is_for() -> None:
     assert all(len(purpose) > 15 for purpose in found.values()), found
 
 
+def test_a_lock_beside_a_recipe_is_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("demo.yaml", "demo.lock.yaml"):
+        (tmp_path / name).write_text("# What it is. More.\n")
+    monkeypatch.setattr(starts, "shipped", lambda name: tmp_path)
+    assert starts.recipes() == {"demo": "What it is"}
+
+
 @pytest.mark.parametrize("name", starts.recipes())
 def test_a_copied_recipe_is_whole_and_stays_in_its_folder(name: str, tmp_path: Path) -> None:
     written = starts.copy_recipe(name, tmp_path / "mine.yaml")

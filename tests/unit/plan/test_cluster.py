@@ -60,7 +60,7 @@ def test_the_workers_have_the_workflow_whose_limits_were_asked_for(tmp_path: Pat
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.text(st.characters(categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=30))
+@given(st.text(st.characters(categories=("L", "N", "P", "S", "Zs")).filter(str.isprintable), min_size=1, max_size=30))
 def test_no_name_is_part_of_a_command(name: str) -> None:
     text = slurm(ClusterSettings(name, name, 2))
     assert subprocess.run(["bash", "-n"], input=text.encode(), check=False, capture_output=True).returncode == 0
