@@ -212,7 +212,7 @@ def _judged(
             proof.need_memory(place.partial)
         emit(Notice("comparing with the checkpoint in fp32"))
         files = [(place.format, place.partial) for place in wanted]
-        proofs = {found.format: found for found in proof.prove(order.origin, library, files)}
+        proofs = {found.format: found for found in proof.prove(order.origin, library, files, _mix(order))}
     unproved = []
     for place, outcome in whole:
         found = proofs.get(place.format)

@@ -16,6 +16,7 @@ from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.documents.formats import runs_in_librwkv
 
 if TYPE_CHECKING:
+    from rwkvflow.worker.formats.mix import Mix
     from rwkvflow.worker.model.origin import Origin
 
 TEXT = PACKAGE / "worker" / "data" / "smoke.txt"
@@ -49,9 +50,10 @@ def need_memory(path: Path) -> None:
         )
 
 
-def prove(origin: Origin, library: Path, files: Sequence[tuple[str, Path]]) -> Iterator[Proof]:
+def prove(origin: Origin, library: Path, files: Sequence[tuple[str, Path]], mix: Mix | None = None) -> Iterator[Proof]:
     """Run each (format, file) with librwkv on the shipped text and compare it with the fp32 forward pass.
 
+    `mix`: types of single tensors that files were given whose format takes some.
     The formats' own limits are held, which are those of a recipe that names none. Raises RwkvflowError for a
     checkpoint that is broken itself or a file that librwkv refuses.
     """
@@ -80,7 +82,7 @@ def prove(origin: Origin, library: Path, files: Sequence[tuple[str, Path]]) -> I
         with _engine(library) as engine:
             for name, path in files:
                 item = FORMATS[name]
-                item = replace(item, runner=item.quick_runner or item.runner)
+                item = replace(item, runner=item.quick_runner or item.runner, mix=mix if item.mixes else None)
                 with _quiet():
                     answers = run_artifact(Task(path, origin, engine, None, item), questions)
                 if trouble := judge.finite(answers):

@@ -113,6 +113,8 @@ IN_GGML: Final[Mapping[str, str]] = {
     **dict.fromkeys(("q4_0", "q5_0", "q8_0", "iq4_nl"), _SCALE),
     **dict.fromkeys(("q4_1", "q5_1"), _SUM),
 }
+_TAKES_SQUARES: Final = "blk.{}.channel_mix_value.weight"  # by its name in a GGUF, of a layer
+_LAYERS: Final = 128  # more than any model has: a mix may give each its type
 GGML: Final = frozenset({"rwkv.cpp", "llama.cpp"})
 
 
@@ -122,22 +124,29 @@ def infinite_in(item: Format, n_ffn: int, square: float, block: float) -> dict[s
     `square` and `block`: the largest k² of the feed-forward that the reference came to, and the largest sum of 32;
     `n_ffn` of them are multiplied at a time. It is what ggml makes of them before that; librwkv keeps them in fp32.
     """
-    how = IN_GGML.get(_kind_of_rows(item, n_ffn)) if item.family in ("ggml", "gguf") else None
-    if how is None:
+    if item.family not in ("ggml", "gguf"):
         return {}
-    reached = {_WHOLE: square, _SCALE: square / 127, _SUM: max(block, square / 127)}[how]
-    if reached < LARGEST_F16:
+    amounts = {_WHOLE: square, _SCALE: square / 127, _SUM: max(block, square / 127)}
+    kept = {IN_GGML[kind] for kind in _kinds_of_rows(item, n_ffn) if kind in IN_GGML}
+    how = max(sorted(kept), key=amounts.__getitem__, default=_WHOLE)
+    reached = amounts[how]
+    if not kept or reached < LARGEST_F16:
         return {}
     what = {_WHOLE: "k²", _SCALE: "a scale of k²", _SUM: "the sum of 32 k²"}[how] + " of the feed-forward"
     why = f"{what} reaches {reached:.3g}, which is infinite in the fp16 that it multiplies in"
     return {one.name: why for one in RUNTIMES if one.name in GGML and item.family in one.families}
 
 
-def _kind_of_rows(item: Format, cols: int) -> str:
-    """In which type a format holds rows of so many columns; see its layout."""
-    name = (item.quantization or item.name.partition("-")[2]).removesuffix("-from-f32")
+def _kinds_of_rows(item: Format, cols: int) -> set[str]:
+    """In which types a format holds the matrices that take k², whose rows have so many columns; see its layout."""
+    name = (item.quantization or item.name.partition("-")[2]).removesuffix("-mixed").removesuffix("-from-f32")
     name = name.removesuffix("_m").removesuffix("_s") if "_k_" in name else name
-    wanted = BY_NAME_OF_TYPE[name].number
+    usual = BY_NAME_OF_TYPE[name].number
+    given = [item.mix.kind_of(_TAKES_SQUARES.format(layer)) if item.mix else None for layer in range(_LAYERS)]
+    return {_fitting(usual if kind is None else kind, cols) for kind in given}
+
+
+def _fitting(wanted: int, cols: int) -> str:
     for kind in (wanted, NARROWER.get(wanted, wanted)):
         if not cols % BLOCKS[kind][0]:
             return BY_NUMBER[kind].name

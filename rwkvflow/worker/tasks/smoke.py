@@ -29,6 +29,7 @@ from rwkvflow.worker.protocol import about, emit, progress
 from rwkvflow.worker.smoke import judge
 from rwkvflow.worker.smoke.questions import Answers, SmokeReference, read_reference
 from rwkvflow.worker.smoke.told import read_told
+from rwkvflow.worker.tasks.given import given_mix
 from rwkvflow.worker.tasks.outputs import finish
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ def _judge(
         failed += judge.overflow(name, reference)
         answers = replace(answers, note="; ".join(filter(None, (answers.note, judge.TYPES_ONLY))))
     # A runtime that ran the file itself has shown what it does.
-    found = infinite_in(item, reference.n_ffn, reference.square, reference.block)
+    mixed = replace(item, mix=given_mix(name, job["params"].get("mix")))
+    found = infinite_in(mixed, reference.n_ffn, reference.square, reference.block)
     not_for = {one: why for one, why in found.items() if one != item.consumer}
     texts = [tokenizer.decode(tokens) for tokens in answers.continuations]
     continuations = list(zip(params["prompts"], texts, strict=True))

@@ -13,6 +13,7 @@ import pytest
 from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.base import BOUNDED, EMULATED, RUN
 from rwkvflow.worker.formats.chatrwkv.layout import of_strategy
+from rwkvflow.worker.formats.mix import Mix
 from rwkvflow.worker.formats.runner import answer
 from rwkvflow.worker.formats.runtimes import infinite_in
 from rwkvflow.worker.model.tokenizers import PseudoRandom
@@ -144,6 +145,7 @@ def test_a_pass_in_fp16_halves_after_six_layers_as_runtimes_do(tmp_path: Path) -
         ("ggml-f16", ["rwkv.cpp"]),
         ("ggml-q5_1", ["rwkv.cpp"]),
         ("ggml-q4_1-from-f32", ["rwkv.cpp"]),
+        ("gguf-q4_k_m-mixed", []),  # llama.cpp itself has run it
         ("ggml-q8_0", []),  # of which a scale is 127 times as small
         ("ggml-f32", []),
         ("ggml-q4_k", []),
@@ -162,3 +164,32 @@ def test_a_file_is_not_for_what_would_multiply_in_fp16(name: str, runtimes: list
     assert infinite_in(FORMATS["ggml-q4_k"], 256, 1e9, 1e9) == {}
     # Rows that are no whole blocks of 256 are of a type with blocks of 32.
     assert infinite_in(FORMATS["gguf-q4_k_m"], 896, 1e9, 1e9).keys() == {"llama.cpp"}
+
+
+MIXABLE = [name for name, item in FORMATS.items() if item.mixes]
+
+
+@pytest.mark.parametrize(
+    "name", [*FORMATS, *(f"{name}-from-f32" for name in MIXABLE), *(f"{n}-mixed" for n in MIXABLE)]
+)
+def test_of_every_format_it_is_known_what_its_runtimes_take_for_infinite(name: str) -> None:
+    item = FORMATS[name]
+    assert infinite_in(item, 256, 1.0, 1.0) == {}
+    told = infinite_in(item, 256, 1e30, 1e30)
+    assert told.keys() <= {"rwkv.cpp", "llama.cpp"}
+    assert bool(told) <= (item.family in ("ggml", "gguf"))
+
+
+def test_types_of_single_tensors_decide_what_is_infinite() -> None:
+    item = FORMATS["gguf-q4_k_m-mixed"]
+    value = "blk.3.channel_mix_value.weight"
+    for mix, found in (
+        (Mix(), set()),
+        (Mix(exact={value: "f16"}), {"llama.cpp"}),
+        (Mix(rules=((r"channel_mix_value", "q5_1"),)), {"llama.cpp"}),
+        (Mix(rules=((r"channel_mix_key", "f16"),), output="f16"), set()),
+        (Mix(exact={value: "q6_k"}), set()),
+    ):
+        assert infinite_in(replace(item, mix=mix), 256, 66000.0, 66000.0).keys() == found, mix
+    # Of a scale, 127 times as much is needed.
+    assert infinite_in(replace(item, mix=Mix(exact={value: "q8_0"})), 256, 66000.0, 66000.0) == {}
