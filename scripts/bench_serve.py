@@ -78,7 +78,7 @@ def serving(arguments: argparse.Namespace, *options: str) -> Iterator[Server]:
         address = next((line.split()[0] for line in lines if line.startswith("http")), None)
         if address is None:
             sys.exit("the server did not start")
-        with httpx.Client(base_url=address, timeout=600) as client:
+        with _client(address) as client:
             yield Server(client, process.pid)
     finally:
         process.terminate()
@@ -89,7 +89,7 @@ def serving(arguments: argparse.Namespace, *options: str) -> Iterator[Server]:
 def other_server(arguments: argparse.Namespace) -> Iterator[Server]:
     """llama.cpp's server on the GGUF of the same model, or whatever listens at an address."""
     if arguments.against != "llama-server":
-        with httpx.Client(base_url=arguments.against, timeout=600) as client:
+        with _client(arguments.against) as client:
             yield Server(client)
         return
     program = bench_llama.build(arguments.made or arguments.gguf.parent, "llama-server")
@@ -100,7 +100,7 @@ def other_server(arguments: argparse.Namespace) -> Iterator[Server]:
     argv += ["--parallel", "32", "--ctx-size", str(32 * 2048)]
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600) as client:
+        with _client(f"http://127.0.0.1:{port}") as client:
             until = time.monotonic() + 120
             while not _healthy(client):
                 if process.poll() is not None or time.monotonic() > until:
@@ -110,6 +110,11 @@ def other_server(arguments: argparse.Namespace) -> Iterator[Server]:
     finally:
         process.terminate()
         process.wait()
+
+
+def _client(address: str) -> httpx.Client:
+    """A connection that was idle for a second is not used again: llama-server closes it after five."""
+    return httpx.Client(base_url=address, timeout=600, limits=httpx.Limits(keepalive_expiry=1))
 
 
 def _healthy(client: httpx.Client) -> bool:
