@@ -138,9 +138,14 @@ def infinite_in(item: Format, n_ffn: int, square: float, block: float) -> dict[s
 
 
 def _kinds_of_rows(item: Format, cols: int) -> set[str]:
-    """In which types a format holds the matrices that take k², whose rows have so many columns; see its layout."""
+    """In which types a format holds the matrices that take k², whose rows have so many columns; see its layout.
+
+    Of a format from elsewhere that calls itself one of a family nothing is known.
+    """
     name = (item.quantization or item.name.partition("-")[2]).removesuffix("-mixed").removesuffix("-from-f32")
     name = name.removesuffix("_m").removesuffix("_s") if "_k_" in name else name
+    if name not in BY_NAME_OF_TYPE:
+        return set()
     usual = BY_NAME_OF_TYPE[name].number
     given = [item.mix.kind_of(_TAKES_SQUARES.format(layer)) if item.mix else None for layer in range(_LAYERS)]
     return {_fitting(usual if kind is None else kind, cols) for kind in given}

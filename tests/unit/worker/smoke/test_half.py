@@ -191,5 +191,6 @@ def test_types_of_single_tensors_decide_what_is_infinite() -> None:
         (Mix(exact={value: "q6_k"}), set()),
     ):
         assert infinite_in(replace(item, mix=mix), 256, 66000.0, 66000.0).keys() == found, mix
+    assert infinite_in(replace(item, name="gguf-of-mine", quantization=""), 256, 1e30, 1e30) == {}
     # Of a scale, 127 times as much is needed.
     assert infinite_in(replace(item, mix=Mix(exact={value: "q8_0"})), 256, 66000.0, 66000.0) == {}
