@@ -83,6 +83,15 @@ def test_the_same_bytes_whatever_the_pieces(engine: Path, tmp_path: Path) -> Non
     assert outcome.written.size == sum(file.stat().st_size for file in again.iterdir())
 
 
+def test_a_file_with_another_name_elsewhere_is_run_as_well(engine: Path, tmp_path: Path) -> None:
+    """onnx refuses such files; a store whose owner keeps a copy of it by hard links has them."""
+    source, (path,) = make(tmp_path / "a", "6", "f32", engine, "onnx-f32")
+    (tmp_path / "other name").hardlink_to(path / "model.onnx.data")
+    with pytest.raises(onnx.checker.ValidationError, match="hard"):
+        onnx.checker.check_model(str(path / "model.onnx"))
+    assert judge.compare(expected(source), ask("onnx-f32", path, source)).logits < 1e-5
+
+
 def test_damage_is_told(engine: Path, tmp_path: Path) -> None:
     source, (path,) = make(tmp_path / "a", "4", "f32", engine, "onnx-f32")
     good = (path / "model.onnx").read_bytes()

@@ -124,6 +124,30 @@ def test_speed_has_a_column_where_it_was_measured(run: Made, tmp_path: Path) -> 
     assert "on A \\*fast\\* one (2 threads)." in text_of(run)
 
 
+@pytest.mark.parametrize(
+    ("target", "gap", "said"),
+    [
+        ({"bits_per_weight": 4.5}, 0.0012, "No choice treats its worst text better by more than 0.12 %."),
+        ({"size": 900_000_000}, 0.0, "No choice treats its worst text better by more than 0.00 %."),
+        ({"kl": 0.01}, 0.002, "No choice is smaller by more than 0.20 %."),
+        ({"kl": 0.01}, None, "4.500 bits a weight."),
+    ],
+)
+def test_a_search_of_types_is_told_with_its_target(
+    run: Made, tmp_path: Path, target: dict[str, float], gap: float | None, said: str
+) -> None:
+    """As the task `assign` reports it."""
+    told = {"target": target, "counts": {"q4_k": 20, "q6_k": 4}, "bits_per_weight": 4.5, "gap": gap, "texts": {}}
+    path = tmp_path / "types.json"
+    path.write_text(json.dumps(told))
+    run.add("types/tiny7/ggml-q5_1@py3.11", path)
+    (line,) = [line for line in text_of(run).splitlines() if "types chosen by what each matrix loses alone" in line]
+    line = line.replace("\\", "")
+    ((name, value),) = target.items()
+    assert f"loses alone (q4_k: 20, q6_k: 4), for a target of {name}: {value:g}. It has " in line or name == "size"
+    assert line.endswith(said), line
+
+
 def test_files_that_no_runtime_ran_say_how_they_were_proved(run: Made) -> None:
     assert "\n† No runtime of its own ran it" in text_of(run)
     line = next(line for line in text_of(run).splitlines() if line.endswith(": safetensors read it"))

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +28,27 @@ def run(task: Task, questions: Questions) -> Answers:
         runtime: Any = importlib.import_module("onnxruntime")
     except ImportError as error:
         raise WorkerError(f"onnx and onnxruntime cannot be loaded: {error}") from None
-    path = task.artifact.resolve() / MODEL  # neither package follows a link to external data
+    with _of_one_name(task.artifact.resolve()) as folder:
+        return _run(onnx, runtime, folder / MODEL, questions)
+
+
+@contextmanager
+def _of_one_name(folder: Path) -> Iterator[Path]:
+    """The folder, or a copy of it where a file has several names.
+
+    Neither package follows a link to external data, and onnx refuses a file that has another name elsewhere, as one of
+    a store has of which somebody made a copy with hard links.
+    """
+    if all(path.stat().st_nlink == 1 for path in folder.iterdir()):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="onnx-") as copy:
+        for path in folder.iterdir():
+            shutil.copyfile(path, Path(copy) / path.name)
+        yield Path(copy)
+
+
+def _run(onnx: Any, runtime: Any, path: Path, questions: Questions) -> Answers:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
