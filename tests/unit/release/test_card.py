@@ -141,7 +141,10 @@ def test_a_search_of_types_is_told_with_its_target(
     path = tmp_path / "types.json"
     path.write_text(json.dumps(told))
     run.add("types/tiny7/ggml-q5_1@py3.11", path)
-    (line,) = [line for line in text_of(run).splitlines() if "types chosen by what each matrix loses alone" in line]
+    lines = text_of(run).splitlines()
+    (at,) = [at for at, line in enumerate(lines) if "types chosen by what each matrix loses alone" in line]
+    line = lines[at]
+    assert lines[at + 1] == ""
     line = line.replace("\\", "")
     ((name, value),) = target.items()
     assert f"loses alone (q4_k: 20, q6_k: 4), for a target of {name}: {value:g}. It has " in line or name == "size"
