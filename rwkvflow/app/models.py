@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -19,7 +19,9 @@ from rwkvflow.lock.sets import set_begun
 from rwkvflow.release.names import CATALOGUE, QUALITY
 
 if TYPE_CHECKING:
+    from rwkvflow.documents.lock import LockedFile, LockedPart
     from rwkvflow.release.choose import Runnable
+    from rwkvflow.store.store import Store
 
 FOLDER = "models"  # below the store: one folder a source, with source.json and the files
 CHAT_FORMAT = "ggml-q8_0"  # what checkpoints are run as: nearly as good as F16, and half of it to read a token
@@ -70,7 +72,6 @@ def folder_of(text: str, root: Path) -> Path:
 
 def _fetch(text: str, folder: Path, target: Path, root: Path, emit: Listener, cancel: threading.Event | None) -> Path:
     from rwkvflow.lock.files import Files
-    from rwkvflow.net.download import fetch_file
     from rwkvflow.net.http import Policy
     from rwkvflow.store.store import Store
 
@@ -98,16 +99,7 @@ def _fetch(text: str, folder: Path, target: Path, root: Path, emit: Listener, ca
 
     with clear_errors(f"fetching {target.name}"):
         folder.mkdir(parents=True, exist_ok=True)
-        stored = Store(root).path(f"sha256:{found.sha256}")
-        fetch_file(
-            found.resolved if stored is None else str(stored),
-            target,
-            sha256=found.sha256,
-            size=found.size,
-            recipe_folder=Path.cwd(),
-            on_bytes=on_bytes,
-            cancel=cancel,
-        )
+        _bring(files.store, found.resolved, target, found, on_bytes, cancel)
         facts = {"source": text, "resolved": found.resolved, "sha256": found.sha256, "size": found.size}
         write_json(folder / "source.json", facts)
     return target
@@ -118,7 +110,6 @@ def _fetch_set(
 ) -> Path:
     """All parts, whose size is known before the first byte of them; what is there of the same hash stays."""
     from rwkvflow.lock.files import Files
-    from rwkvflow.net.download import fetch_file
     from rwkvflow.net.http import Policy
     from rwkvflow.store.store import Store
 
@@ -150,21 +141,35 @@ def _fetch_set(
             if _has(folder / name, pin.size) and (kept_parts.get(name) or [""])[0] == pin.sha256:
                 on_bytes(pin.size)
                 continue
-            stored = Store(root).path(f"sha256:{pin.sha256}")
-            fetch_file(
-                part_of(found.resolved, name) if stored is None else str(stored),
-                folder / name,
-                sha256=pin.sha256,
-                size=pin.size,
-                recipe_folder=Path.cwd(),
-                on_bytes=on_bytes,
-                cancel=cancel,
-            )
+            _bring(files.store, part_of(found.resolved, name), folder / name, pin, on_bytes, cancel)
         facts = {"source": text, "resolved": found.resolved, "sha256": found.sha256, "size": found.size}
         write_json(
             folder / "source.json", {**facts, "parts": {name: [pin.sha256, pin.size] for name, pin in parts.items()}}
         )
     return first
+
+
+def _bring(
+    store: Store,
+    resolved: str,
+    target: Path,
+    pin: LockedFile | LockedPart,
+    on_bytes: Callable[[int], None],
+    cancel: threading.Event | None,
+) -> None:
+    """Make a file of what the store has under its hash, else of what its source has."""
+    from rwkvflow.net.download import fetch_file
+
+    stored = store.path(f"sha256:{pin.sha256}")
+    fetch_file(
+        resolved if stored is None else str(stored),
+        target,
+        sha256=pin.sha256,
+        size=pin.size,
+        recipe_folder=Path.cwd(),
+        on_bytes=on_bytes,
+        cancel=cancel,
+    )
 
 
 def _has(path: Path, size: int) -> bool:

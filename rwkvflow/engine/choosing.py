@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rwkvflow.engine.binding import Library, Model
 from rwkvflow.engine.errors import EngineError
-from rwkvflow.engine.sampling import LARGEST_SEED, NOT_FINITE, Sampler, Sampling, rated
+from rwkvflow.engine.sampling import NOT_FINITE, Sampler, Sampling, check_seed, rated
 
 Floats = NDArray[np.float32]
 Bits = NDArray[np.uint32]  # [ceil(n_vocab / 32)]: a bit for each id, lowest first
@@ -163,8 +163,7 @@ class LibraryChooser:
         bias: Mapping[int, float] | None = None,
     ) -> LibrarySampler:
         """See Chooser."""
-        if not 0 <= seed <= LARGEST_SEED:
-            raise ValueError(f"seed {seed}: it is from 0 to 2^64 - 1")
+        check_seed(seed)
         if exist is not self._exist[0]:
             self._exist = (exist, None if exist is None else self._mask(bits_of(exist)))
         made = LibrarySampler(self, self.library.call("rwkvflow_sampler_create", seed), self._exist[1])

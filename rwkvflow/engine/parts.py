@@ -46,9 +46,7 @@ class FileSet:
     @property
     def names(self) -> tuple[str, ...]:
         """What its parts are called, in order."""
-        return tuple(
-            f"{self.stem}-{number:05d}-of-{self.count:05d}{self.suffix}" for number in range(1, self.count + 1)
-        )
+        return tuple(part_name(self.stem, number, self.count, self.suffix) for number in range(1, self.count + 1))
 
     @property
     def index(self) -> str | None:

@@ -60,13 +60,18 @@ class Sampling:
             raise ValueError(f"penalty decay {self.decay:g}: it is from 0 to 1")
 
 
+def check_seed(seed: int) -> None:
+    """Raises ValueError for a seed that is none."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"seed {seed}: it is from 0 to 2^64 - 1")
+
+
 class Random:
     """xoshiro256**, seeded by splitmix64 (Blackman and Vigna, public domain algorithms)."""
 
     def __init__(self, seed: int) -> None:
         """`seed`: 0 to 2^64 - 1. Raises ValueError."""
-        if not 0 <= seed <= LARGEST_SEED:
-            raise ValueError(f"seed {seed}: it is from 0 to 2^64 - 1")
+        check_seed(seed)
         state = []
         for _ in range(4):
             seed = (seed + 0x9E3779B97F4A7C15) & MASK

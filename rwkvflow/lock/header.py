@@ -13,7 +13,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -130,30 +130,25 @@ def refuse_source(
         path = source.below(folder)
         if path is not None:
             _refuse_local(path, ignore)
-        elif begun is not None:
-            _refuse_missing(text, begun, connection)
-        elif source.name.endswith(SUFFIXES):
-            with suppress(FetchError, LockError, OSError, TemporaryProblemError):
-                if connection is not None:
-                    _refuse_remote(source, ignore, connection)
+        elif begun is not None or source.name.endswith(SUFFIXES):
+            policy = Policy(attempts=1, connect_s=5.0, stall_s=10.0)
+            own = Connection(policy, None) if connection is None else nullcontext(connection)
+            with suppress(FetchError, LockError, OSError, TemporaryProblemError), own as opened:
+                if begun is not None:
+                    _refuse_missing(text, begun, opened)
                 else:
-                    with Connection(Policy(attempts=1, connect_s=5.0, stall_s=10.0), None) as own:
-                        _refuse_remote(source, ignore, own)
+                    _refuse_remote(source, ignore, opened)
     except UnknownModelError as error:
         raise UsageError(f"{text}: {error}") from error
 
 
-def _refuse_missing(text: str, begun: FileSet, connection: Connection | None) -> None:
+def _refuse_missing(text: str, begun: FileSet, connection: Connection) -> None:
     """Raises UsageError where parts of a model are not where the first is, as far as its server lists them."""
-    names = None
-    with suppress(FetchError, LockError, OSError, TemporaryProblemError):
-        with connection or Connection(Policy(attempts=1, connect_s=5.0, stall_s=10.0), None) as opened:
-            there = listing_beside(text, opened)
-        names = None if there is None else there.names
-    if names is None:
+    there = listing_beside(text, connection)
+    if there is None:
         return
     listed = [*begun.names, *([begun.index] if begun.index else [])]
-    if missing := [name for name in listed if name not in names]:
+    if missing := [name for name in listed if name not in there.names]:
         raise UsageError(f"{text}: {begun.place_of(missing[0])}, is missing where it lies")
 
 

@@ -34,10 +34,7 @@ def can_be_equal(source: Path | Origin, item: Format) -> bool:
     if not item.may_be_equal:
         return False
     with open_checkpoint(source) as checkpoint:
-        architecture = architecture_of(checkpoint.tensors)
-        held = item.held(architecture, checkpoint.tensors)
-        lost = any(is_state(name) for name in checkpoint.tensors if name not in held)
-        return not lost and not item.computes_in_half(architecture)
+        return _to_be_equal(checkpoint, item) is not None
 
 
 def as_it_is(tensors: Mapping[str, TensorInfo], wanted: Mapping[str, Held]) -> bool:
@@ -56,15 +53,24 @@ def are_equal(source: Path | Origin, item: Format, artifact: Path) -> bool:
 
     Raises WorkerError for a checkpoint that cannot be read; an artifact that cannot is another.
     """
-    if not can_be_equal(source, item):
+    if not item.may_be_equal:
         return False
     with open_checkpoint(source) as checkpoint:
-        wanted = item.held(architecture_of(checkpoint.tensors), checkpoint.tensors)
+        if (wanted := _to_be_equal(checkpoint, item)) is None:
+            return False
         try:
             with Checkpoint(artifact) as found:
                 return _equal(checkpoint, found, wanted)
         except (WorkerError, OSError):
             return False
+
+
+def _to_be_equal(checkpoint: Checkpoint, item: Format) -> Mapping[str, TensorInfo] | None:
+    """What an artifact holds that can be equal; None for one that cannot."""
+    architecture = architecture_of(checkpoint.tensors)
+    held = item.held(architecture, checkpoint.tensors)
+    lost = any(is_state(name) for name in checkpoint.tensors if name not in held)
+    return None if lost or item.computes_in_half(architecture) else held
 
 
 def _equal(checkpoint: Checkpoint, found: Checkpoint, wanted: Mapping[str, TensorInfo]) -> bool:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import numpy as np
 
 from rwkvflow.worker.reference.half import exact, like
-from rwkvflow.worker.reference.primitives import Array, Get, State, linear, note_peaks, row, shift, sigmoid, silu
+from rwkvflow.worker.reference.primitives import Array, Get, State, linear, note_peaks, row, sigmoid, silu
+from rwkvflow.worker.reference.v6 import log_decay, mixed_inputs
 
 LEAST_LOG_DECAY = np.float32(-5)  # QRWKV-6's code stops there; llama.cpp does not, and trained models stay above it
 
@@ -32,13 +33,7 @@ def time_mix_6(get: Get, x: Array, state: State, heads: int, bias: frozenset[str
     share keys and values. No bonus and no head norm; the gate is a sigmoid.
     """
     tokens = len(x)
-    delta = shift(x, state, "att") - x
-    low = np.tanh((x + delta * row(get("att.time_maa_x"))) @ get("att.time_maa_w1"))
-    # [T, 5·R] to [5, T, R]; time_maa_w2 is [5, R, C], in the order r, k, v, w, g
-    shifts = low.reshape(tokens, 5, -1).swapaxes(0, 1) @ get("att.time_maa_w2")
-    mixed = {
-        letter: x + delta * (row(get(f"att.time_maa_{letter}")) + shifts[index]) for index, letter in enumerate("rkvwg")
-    }
+    mixed = mixed_inputs(get, x, state, "rkvwg")
 
     def projected(name: str) -> Array:
         found = linear(mixed[name[0]], get(f"att.{name}.weight"))
@@ -47,8 +42,7 @@ def time_mix_6(get: Get, x: Array, state: State, heads: int, bias: frozenset[str
     r = projected("receptance").reshape(tokens, heads, -1)
     size = r.shape[-1]
     k, v = (_repeated(projected(name).reshape(tokens, -1, size), heads) for name in ("key", "value"))
-    log_log = row(get("att.time_decay")) + np.tanh(mixed["w"] @ get("att.time_decay_w1")) @ get("att.time_decay_w2")
-    w = np.exp(np.maximum(-np.exp(exact(log_log)), LEAST_LOG_DECAY)).reshape(tokens, heads, size)
+    w = np.exp(np.maximum(log_decay(get, mixed["w"]), LEAST_LOG_DECAY)).reshape(tokens, heads, size)
     out = _recurrence(r, k * like(x, 1 - w), v, w, state)
     return linear(out * sigmoid(linear(mixed["g"], get("att.gate.weight"))), get("att.output.weight"))
 

@@ -20,23 +20,36 @@ from rwkvflow.worker.reference.primitives import (
 from rwkvflow.worker.reference.v5 import recurrence
 
 
+def mixed_inputs(get: Get, x: Array, state: State, order: str) -> dict[str, Array]:
+    """What each of five matrices is given, by its letter: x [T, C] mixed with the token before, as the data say.
+
+    `order`: of their letters in time_maa_w2 [5, D, C].
+    """
+    delta = shift(x, state, "att") - x
+    low = np.tanh((x + delta * row(get("att.time_maa_x"))) @ get("att.time_maa_w1"))
+    shifts = low.reshape(len(x), 5, -1).swapaxes(0, 1) @ get("att.time_maa_w2")  # [T, 5·D] to [5, T, D]
+    return {
+        letter: x + delta * (row(get(f"att.time_maa_{letter}")) + shifts[index]) for index, letter in enumerate(order)
+    }
+
+
+def log_decay(get: Get, x: Array) -> Array:
+    """The logarithm of what is kept of the state, below 0: x [T, C], mixed for it; returns [T, C]."""
+    log_log = row(get("att.time_decay")) + np.tanh(x @ get("att.time_decay_w1")) @ get("att.time_decay_w2")
+    kept: Array = -np.exp(exact(log_log))
+    return kept
+
+
 def time_mix(get: Get, x: Array, state: State, heads: int, eps: float) -> Array:
     """x [T, C] after ln1; returns [T, C]."""
     tokens = len(x)
-    delta = shift(x, state, "att") - x
-    low = np.tanh((x + delta * row(get("att.time_maa_x"))) @ get("att.time_maa_w1"))
-    # [T, 5·D] to [5, T, D]; time_maa_w2 is [5, D, C], in the order w, k, v, r, g
-    shifts = low.reshape(tokens, 5, -1).swapaxes(0, 1) @ get("att.time_maa_w2")
-    mixed = {
-        letter: x + delta * (row(get(f"att.time_maa_{letter}")) + shifts[index]) for index, letter in enumerate("wkvrg")
-    }
+    mixed = mixed_inputs(get, x, state, "wkvrg")
     size = get("att.key.weight").shape[0] // heads
     r = linear(mixed["r"], get("att.receptance.weight")).reshape(tokens, heads, size)
     k = linear(mixed["k"], get("att.key.weight")).reshape(tokens, heads, size)
     v = linear(mixed["v"], get("att.value.weight")).reshape(tokens, heads, size)
     g = silu(linear(mixed["g"], get("att.gate.weight")))
-    log_log = row(get("att.time_decay")) + np.tanh(mixed["w"] @ get("att.time_decay_w1")) @ get("att.time_decay_w2")
-    decay = np.exp(-np.exp(exact(log_log))).reshape(tokens, heads, size)
+    decay = np.exp(log_decay(get, mixed["w"])).reshape(tokens, heads, size)
     out = recurrence(r, k, v, decay, get("att.time_faaaa").reshape(heads, size), state)
     y = head_norm(out, get("att.ln_x.weight"), get("att.ln_x.bias"), eps)
     return linear(y * g, get("att.output.weight"))
