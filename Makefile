@@ -78,6 +78,7 @@ locked: $(VENV)/bin/python ## Install exactly the pinned development environment
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
+	touch $(VENV)/.made-by-make
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python scripts/install.py .

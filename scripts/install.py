@@ -4,14 +4,19 @@
 
 uv reads none of pip's configuration, so its indexes, links, certificates and proxy are handed over. Of PyTorch the CPU
 build is taken: PyPI's for Linux brings gigabytes of CUDA. Where uv cannot do it, pip does.
+
+What nothing here uses is left out (EXCLUDED), or removed from an environment that the Makefile has made (UNUSED); any
+other is left as it is. uv's cache would keep it, so it has none afterwards, unless UV_CACHE_DIR names one.
 """
 
 from __future__ import annotations
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +29,16 @@ OPTIONS = {
     "constraint": "--constraint",
     "trusted-host": "--allow-insecure-host",
 }
+# What a dependency asks for, and uses in ways that are none of ours: a blog's dates, a graph's partition.
+EXCLUDED = ("babel", "networkx")  # of mkdocs-material, of torch
+# What no test opens, as folders or files of a package: PyTorch's own tests and the headers for its extensions, CMake's
+# other programs, headers of systems that librwkv is not built for.
+UNUSED = {
+    "torch": ("test", "include", "bin/test_*", "bin/*Test"),
+    "cmake": ("data/bin/ctest", "data/bin/cpack"),
+    "ziglang": ("lib/libc/include/*bsd*",),
+}
+OURS = ".made-by-make"  # a file in the environment; see Makefile
 
 
 def pip_settings(text: str) -> dict[str, str]:
@@ -35,6 +50,16 @@ def pip_settings(text: str) -> dict[str, str]:
         if equals and section in ("global", "install", ":env:"):
             found[("global", "install", ":env:").index(section), name] = str(ast.literal_eval(value))
     return {name: value for (_, name), value in sorted(found.items())}
+
+
+def trim(packages: Path) -> None:
+    """Remove what is not used, from the folder with the packages."""
+    for package, patterns in UNUSED.items():
+        for path in [path for pattern in patterns for path in (packages / package).glob(pattern)]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def uv_command(settings: dict[str, str], what: str) -> tuple[list[str], dict[str, str]]:
@@ -58,15 +83,30 @@ def uv_command(settings: dict[str, str], what: str) -> tuple[list[str], dict[str
 
 def main() -> None:
     """See the module."""
-    what = sys.argv[1]
-    if subprocess.run([*PIP, "install", "--quiet", "uv>=0.9"], cwd=ROOT, check=False).returncode == 0:
+    what, prefix = sys.argv[1], Path(sys.prefix)
+    install(what, prefix)
+    if (prefix / OURS).is_file():
+        trim(Path(sysconfig.get_path("platlib")))
+
+
+def install(what: str, prefix: Path) -> None:
+    """By uv, or else by pip. Raises SystemExit where neither can."""
+    if subprocess.run([*PIP, "install", "--quiet", "uv>=0.9.8"], cwd=ROOT, check=False).returncode == 0:
         said = subprocess.run([*PIP, "config", "list"], capture_output=True, text=True, check=False).stdout
         argv, environment = uv_command(pip_settings(said), what)
         argv[:1] = [sys.executable, "-m", "uv"]
-        if subprocess.run(argv, cwd=ROOT, env=environment, check=False).returncode == 0:
+        cache, excluded = prefix / ".cache", prefix / ".excluded"
+        environment.setdefault("UV_CACHE_DIR", str(cache))
+        excluded.write_text("\n".join(EXCLUDED), encoding="utf-8")
+        done = subprocess.run([*argv, "--excludes", str(excluded)], cwd=ROOT, env=environment, check=False)
+        shutil.rmtree(cache, ignore_errors=True)
+        excluded.unlink()
+        if done.returncode == 0:
             return
         print("uv cannot install it here: pip does", file=sys.stderr)
-    raise SystemExit(subprocess.run([*PIP, "install", "--quiet", "-e", what], cwd=ROOT, check=False).returncode)
+    code = subprocess.run([*PIP, "install", "--quiet", "-e", what], cwd=ROOT, check=False).returncode
+    if code:
+        raise SystemExit(code)
 
 
 if __name__ == "__main__":

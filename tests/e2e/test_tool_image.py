@@ -13,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from packaging.version import Version
 
+from rwkvflow.documents.destinations import OciDestination
 from rwkvflow.documents.load import load_lock
 from rwkvflow.documents.lock import LockedBase
+from rwkvflow.net.http import Policy
+from rwkvflow.net.oci_registry import OciRegistry
+from rwkvflow.net.progress import Told
 from scripts import build_image
 from tests.e2e.cli import DEMO, ROOT, Project
 from tests.e2e.conftest import CACHE
 from tests.helpers import network
+from tests.helpers.registry import serve
 
 pytestmark = [pytest.mark.docker, pytest.mark.soak]
 TAG = "rwkvflow:test"
@@ -128,6 +135,67 @@ def _on_the_host(work: Path) -> dict[str, str]:
     done = Project(folder, CACHE / "store")("run", "recipes/demo.yaml", "--sandbox", "host")
     assert done.code == 0, done.err
     return files(folder / "out" / "demo")
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[str]:
+    yield from serve(tmp_path / "registry")
+
+
+def in_registry(name: str, tag: str) -> tuple[str, dict[str, Any]]:
+    """Digest and content of a manifest."""
+    with OciRegistry(OciDestination.parse(f"oci://{name}:{tag}"), Policy(), Told()) as found:
+        manifest = found.manifest(tag)
+    assert manifest is not None
+    return manifest[0], manifest[1]
+
+
+def test_a_release_builds_the_same_once_more_and_pushes_it(
+    image: str, wheel: Path, client: Any, registry: str, tmp_path: Path
+) -> None:
+    """The very command of the workflow, with a registry of our own."""
+    document = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
+    (step,) = [step for step in document["jobs"]["image"]["steps"] if step.get("id") == "push"]
+    (tmp_path / "dist").mkdir()
+    shutil.copy(wheel, tmp_path / "dist")
+    (tmp_path / "dist" / "rwkvflow-1-py3-none-musllinux_1_2_x86_64.whl").touch()
+    (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    environment = {
+        **os.environ,
+        **step["env"],
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "REGISTRY": registry,
+        "GITHUB_REPOSITORY": "Some-One/Rwkvflow",
+        "GITHUB_OUTPUT": str(tmp_path / "output"),
+        "RWKVFLOW_STORE": str(CACHE),
+    }
+    name = f"{registry}/some-one/rwkvflow"
+    version = Version(wheel.name.split("-")[1])
+    made = f"rwkvflow:{str(version).replace('+', '-')}"
+    argv = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]]
+    done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    try:
+        assert client.images.get(made).id == client.images.get(image).id, "built twice, each time from nothing"
+        told = dict(line.split("=", 1) for line in (tmp_path / "output").read_text().splitlines())
+        digest, manifest = in_registry(name, build_image.tags(version)[0])
+        assert told == {"name": name, "digest": digest}
+        assert manifest["config"]["digest"] == client.images.get(image).id
+        build_image.push(made, name, Version("9.9.9"))
+        assert {in_registry(name, tag)[0] for tag in ("v9.9.9", "latest")} == {digest}
+    finally:
+        client.images.remove(made)
+    pulled = f"{name}@{digest}"
+    try:
+        assert str(version) in docker(pulled, "--version")
+    finally:
+        client.images.remove(pulled)
+
+
+def test_latest_is_no_pre_release() -> None:
+    assert build_image.tags(Version("1.2.0")) == ["v1.2.0", "latest"]
+    assert build_image.tags(Version("1.2.0rc1")) == ["v1.2.0rc1"]
+    assert build_image.tags(Version("0+gabc")) == ["v0-gabc"]
 
 
 def test_what_it_needs_is_what_its_wheel_says(wheel: Path) -> None:

@@ -169,4 +169,22 @@ def test_the_release_workflow_is_valid_and_builds_what_is_there() -> None:
         assert pinned in runs, "a release is built by the compiler that the tests have"
     assert publish["permissions"] == {"id-token": "write"}
     assert publish["needs"] == "build"
-    assert "password" not in RELEASE.read_text(), "trusted publishing has none"
+    assert "password" not in str(publish), "trusted publishing has none"
+
+
+def test_the_image_of_a_release_is_pushed_when_its_wheels_are_published() -> None:
+    """What is pushed, and how, is tried in test_tool_image.py."""
+    jobs = yaml.safe_load(RELEASE.read_text())["jobs"]
+    image = jobs["image"]
+    assert image["needs"] == "publish"
+    assert [name for name, job in jobs.items() if "packages" in job.get("permissions", {})] == ["image"]
+    steps = {step.get("name", step.get("uses", "").partition("@")[0]): step for step in image["steps"]}
+    assert "github.token" in steps["Log in"]["env"]["TOKEN"]
+    assert not [step for step in steps.values() if "${{" in step.get("run", "")], "never part of a command"
+    attest = steps["actions/attest-build-provenance"]["with"]
+    assert attest == {
+        "subject-name": "${{ steps.push.outputs.name }}",
+        "subject-digest": "${{ steps.push.outputs.digest }}",
+        "push-to-registry": True,
+    }
+    assert steps["Build and push"]["shell"] == steps["Log in"]["shell"] == "bash", "what fails in a pipe fails"

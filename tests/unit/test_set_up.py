@@ -48,6 +48,29 @@ def test_without_places_of_its_own_pytorch_is_its_cpu_build() -> None:
     assert "--no-index" in argv
 
 
+def test_what_nothing_uses_goes_and_the_rest_stays(tmp_path: Path) -> None:
+    stays = ["torch/bin/torch_shm_manager", "torch/testing/a.py", "cmake/data/bin/cmake", "numpy/include/a.h"]
+    stays += [f"ziglang/lib/libc/include/{name}/a.h" for name in ("any-linux-any", "generic-musl", "any-windows-any")]
+    goes = [
+        "torch/bin/test_api",
+        "torch/bin/FileStoreTest",
+        "torch/test/a",
+        "torch/include/a/b.h",
+        "cmake/data/bin/ctest",
+    ]
+    goes += ["ziglang/lib/libc/include/x86_64-openbsd-none/a.h", "ziglang/lib/libc/netbsd/a.c"]
+    for name in (*stays, *goes):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for _ in range(2):  # whatever is there
+        install.trim(tmp_path)
+        assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()) == sorted(stays)
+
+
+def test_only_what_make_has_made_is_trimmed() -> None:
+    assert f"touch $(VENV)/{install.OURS}\n" in (install.ROOT / "Makefile").read_text(encoding="utf-8")
+
+
 def test_what_a_package_takes_counts_once(tmp_path: Path) -> None:
     for name in ("one", "other"):
         info = tmp_path / f"{name}-1.dist-info"

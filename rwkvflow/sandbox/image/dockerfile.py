@@ -115,13 +115,16 @@ def render_dockerfile(
     )
 
 
-def render_tool_dockerfile(base: LockedBase, python: str, version: str) -> str:
-    """The Dockerfile of rwkvflow itself; its context has base/, and in site/ the files of all wheels."""
+def render_tool_dockerfile(base: LockedBase, python: str, version: str, source: str | None = None) -> str:
+    """The Dockerfile of rwkvflow itself; its context has base/ and site/, copied to the root, with the files of all
+    wheels below site/opt/rwkvflow/site. `source` is where the sources are, if anybody said it.
+    """
     labels = {
         "org.opencontainers.image.title": "rwkvflow",
         "org.opencontainers.image.description": "Converts RWKV checkpoints as a recipe says, with proof",
         "org.opencontainers.image.version": version,
         "org.opencontainers.image.licenses": "Apache-2.0",
+        **({"org.opencontainers.image.source": source} if source else {}),
     }
     return _rendered("rwkvflow.Dockerfile.j2", base, python, {**_of_base(base), **labels})
 
