@@ -31,10 +31,11 @@ OPTIONS = {
 }
 # What a dependency asks for, and uses in ways that are none of ours: a blog's dates, a graph's partition.
 EXCLUDED = ("babel", "networkx")  # of mkdocs-material, of torch
-# What no test opens, as folders or files of a package: PyTorch's own tests and the headers for its extensions, CMake's
-# other programs, headers of systems that librwkv is not built for.
+# What no test opens, as folders or files of a package: tests of PyTorch and ONNX, headers for PyTorch's extensions,
+# CMake's other programs, headers of systems that librwkv is not built for.
 UNUSED = {
     "torch": ("test", "include", "bin/test_*", "bin/*Test"),
+    "onnx": ("backend/test",),
     "cmake": ("data/bin/ctest", "data/bin/cpack"),
     "ziglang": ("lib/libc/include/*bsd*",),
 }

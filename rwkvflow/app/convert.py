@@ -66,18 +66,36 @@ def told_of(source: str) -> About | None:
     return about_of(about(None, guess_name(source), source)) if is_remote(source) else None
 
 
-def carry_out(order: Order, emit: Listener) -> Iterator[str]:
-    """Lines that say what was written, and how near it is to the checkpoint.
+def foresee(order: Order, source: str) -> None:
+    """Refuse what would be refused with the checkpoint at hand, before it is downloaded from `source`.
 
-    Raises UsageError for a place that is taken, SmokeFailed where a file is over its format's limits: it is then not
-    put in place, and the others are.
+    `order` names it as the file that it will be. Raises UsageError for a place that is taken or of another format, and
+    for a version, as the header says it, that a format cannot hold; RwkvflowError for a file besides that is none.
     """
-    from rwkvflow.worker.conversion.convert import ConversionJob
-    from rwkvflow.worker.conversion.convert import convert as run
-    from rwkvflow.worker.errors import NoSpaceError, WorkerError
-    from rwkvflow.worker.formats import FORMATS
-    from rwkvflow.worker.formats.base import Split
+    from rwkvflow.lock.header import tensors_of_source
+    from rwkvflow.worker.errors import WorkerError
     from rwkvflow.worker.formats.gguf.imatrix import read_imatrix
+    from rwkvflow.worker.model.architecture import architecture_of
+
+    _sound_places(order)
+    try:
+        _mix(order)
+        if order.imatrix:
+            read_imatrix(order.imatrix)
+    except WorkerError as error:
+        raise RwkvflowError(str(error)) from error
+    if (tensors := tensors_of_source(source)) is None:
+        return
+    try:
+        version = architecture_of(tensors).version
+    except WorkerError:
+        return  # said of the file itself, with all that is known of it then
+    _can_hold(version, order.formats, order.origin.path.name)
+
+
+def _sound_places(order: Order) -> list[_Place]:
+    """Where the files go. Raises UsageError for places that cannot be, and for options that no format has a use for."""
+    from rwkvflow.worker.formats import FORMATS
 
     if order.imatrix and not any(FORMATS[name].weighs for name in order.formats):
         raise UsageError(
@@ -91,6 +109,22 @@ def carry_out(order: Order, emit: Listener) -> Iterator[str]:
             check_output(target, order.reads, force=order.force)
         if place.split_to is None:
             _fits(place.target, place.format)
+    return places
+
+
+def carry_out(order: Order, emit: Listener) -> Iterator[str]:
+    """Lines that say what was written, and how near it is to the checkpoint.
+
+    Raises UsageError for a place that is taken, SmokeFailed where a file is over its format's limits: it is then not
+    put in place, and the others are.
+    """
+    from rwkvflow.worker.conversion.convert import ConversionJob
+    from rwkvflow.worker.conversion.convert import convert as run
+    from rwkvflow.worker.errors import NoSpaceError, WorkerError
+    from rwkvflow.worker.formats.base import Split
+    from rwkvflow.worker.formats.gguf.imatrix import read_imatrix
+
+    places = _sound_places(order)
     version = _look(order.origin, order.formats)
     try:
         weights = read_imatrix(order.imatrix) if order.imatrix else None
@@ -178,10 +212,8 @@ def _fits(target: Path, name: str) -> None:
 def _look(source: Origin, formats: Sequence[str]) -> str:
     """The model's version. Says what is wrong with it, or with these formats of it, before librwkv is looked for."""
     from rwkvflow.worker.errors import WorkerError
-    from rwkvflow.worker.formats import FORMATS, able_to_hold
     from rwkvflow.worker.model.architecture import architecture_of
     from rwkvflow.worker.model.strangers import refuse_unknown
-    from rwkvflow.worker.model.variants import version_named
     from rwkvflow.worker.read.open import open_checkpoint
 
     try:
@@ -190,12 +222,20 @@ def _look(source: Origin, formats: Sequence[str]) -> str:
             refuse_unknown(checkpoint.tensors, architecture)
     except WorkerError as error:
         raise RwkvflowError(str(error)) from error
-    if bad := [name for name in formats if architecture.version not in FORMATS[name].versions]:
-        raise UsageError(
-            f"{source.path.name} is {version_named(architecture.version)}, which {' and '.join(bad)} cannot hold",
-            remedy=f"these can: {able_to_hold(architecture.version)}",
-        )
+    _can_hold(architecture.version, formats, source.path.name)
     return architecture.version
+
+
+def _can_hold(version: str, formats: Sequence[str], name: str) -> None:
+    """Raise UsageError where a format holds no model of this version."""
+    from rwkvflow.worker.formats import FORMATS, able_to_hold
+    from rwkvflow.worker.model.variants import version_named
+
+    if bad := [each for each in formats if version not in FORMATS[each].versions]:
+        raise UsageError(
+            f"{name} is {version_named(version)}, which {' and '.join(bad)} cannot hold",
+            remedy=f"these can: {able_to_hold(version)}",
+        )
 
 
 def _judged(

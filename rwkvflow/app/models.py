@@ -65,6 +65,15 @@ def fetched(
     return _fetch(text, folder, folder / (source.name or "model"), root, emit, cancel)
 
 
+def place_of(text: str, root: Path) -> Path:
+    """Where `fetched` puts the file of a source elsewhere, or begins to. Raises UsageError for a name that is none."""
+    try:
+        source = parse_source(text, folder=True)
+    except SourceError as error:
+        raise UsageError(f"{text}: {error}") from error
+    return folder_of(text, root) / (source.name or "model")
+
+
 def folder_of(text: str, root: Path) -> Path:
     """Where what is made of a source is kept."""
     return root / FOLDER / text_digest(text).removeprefix("sha256:")[:16]

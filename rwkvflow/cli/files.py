@@ -23,6 +23,8 @@ from rwkvflow.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rwkvflow.app.push import Push
 
 SHOWN = 20  # tensors that `compare` lists without --all
@@ -154,9 +156,11 @@ def convert(
     With --push, the recipe OUT.yaml is written and run: every format is then tested by what its users run it with, and
     OUT is a release, as is the repository. --sandbox is for that alone.
     """
-    from rwkvflow.app.convert import Order, carry_out, told_of
+    from rwkvflow.app.convert import Order, carry_out, foresee, told_of
+    from rwkvflow.app.models import place_of
     from rwkvflow.app.push import Push
     from rwkvflow.display import display_for
+    from rwkvflow.documents.sources import is_remote
     from rwkvflow.store.store import default_root
     from rwkvflow.worker.model.origin import Origin
 
@@ -175,28 +179,33 @@ def convert(
         return
     root = store or default_root()
     several = len(sources) > 1 or len(formats) > 1
+
+    def order(source: str, path: Path, files: Sequence[Path]) -> Order:
+        read = [item for item in (path, *files, lora, init, state, library, imatrix) if item is not None]
+        return Order(
+            Origin(path, lora, alpha, state, ignore, init),
+            tuple(item for item in read if item != path or not path.is_dir()),
+            formats,
+            target,
+            several or str(target).endswith(("/", os.sep)),
+            split=size,
+            force=force,
+            check=not no_check,
+            threads=threads,
+            library=library,
+            store=store,
+            imatrix=imatrix,
+            tensor_types=tensor_types,
+            dry_run=dry_run,
+            about=told_of(source),
+        )
+
     with closing(display_for(as_json=False, verbose=False)) as display:
+        for source in filter(is_remote, sources):
+            foresee(order(source, place_of(source, root), ()), source)
         for source in sources:
             path = model_path(source, root, display)
-            read = [item for item in (path, *_files(path), lora, init, state, library, imatrix) if item is not None]
-            order = Order(
-                Origin(path, lora, alpha, state, ignore, init),
-                tuple(item for item in read if item != path or not path.is_dir()),
-                formats,
-                target,
-                several or str(target).endswith(("/", os.sep)),
-                split=size,
-                force=force,
-                check=not no_check,
-                threads=threads,
-                library=library,
-                store=store,
-                imatrix=imatrix,
-                tensor_types=tensor_types,
-                dry_run=dry_run,
-                about=told_of(source),
-            )
-            for line in carry_out(order, display):
+            for line in carry_out(order(source, path, _files(path)), display):
                 click.echo(line)
 
 

@@ -99,11 +99,12 @@ def open_model(name: str | Path, options: dict[str, Any], form: str | None = Non
     from rwkvflow.engine.threads import default_threads
     from rwkvflow.store.store import default_root
 
-    library, root = library_of(options), options["store"] or default_root()
+    root = options["store"] or default_root()
     with contextlib.closing(display_for(as_json=False, verbose=False)) as display:
-        path = playable(
-            model_path(str(name), root, display), root, display, library, options["threads"], form or CHAT_FORMAT
-        )
+        path = model_path(str(name), root, display)  # a wrong name is told before a library is built for it
+    library = library_of(options)
+    with contextlib.closing(display_for(as_json=False, verbose=False)) as display:
+        path = playable(path, root, display, library, options["threads"], form or CHAT_FORMAT)
     opened = Library(library)
     return Model(path, opened, options["threads"] or default_threads(opened), options["group_norm_eps"])
 

@@ -75,6 +75,43 @@ def test_one_line_makes_proved_files(call: Call, net: StandIn, tmp_path: Path) -
     assert models.kept(tmp_path / "store") == []
 
 
+OLD = ROOT / "recipes" / "demo" / "rwkv4-demo.pth"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((SOURCE, "o.bin", "--format", "gguf-q4_0"), "o.bin ends as another format does"),
+        ((SOURCE, "there.gguf", "--format", "gguf-q4_0"), "there.gguf exists already"),
+        (("hf://owner/model/old.pth", "o.gguf", "--format", "gguf-f16"), "old.pth is version 4, which gguf-f16 cannot"),
+        ((SOURCE, "o.gguf", "--format", "gguf-f16", "--imatrix", "there.gguf"), "gguf-f16 is not quantized with one"),
+        ((SOURCE, "o.gguf", "--format", "gguf-q4_0", "--imatrix", "there.gguf"), "there.gguf: neither a GGUF nor"),
+        ((SOURCE, "o.gguf", "--format", "gguf-q4_0", "--tensor-type", "x"), "--tensor-type: x is not REGEX=TYPE"),
+        ((SOURCE, "hf://owner/model/old.pth", "out/", "--format", "gguf-f16"), "old.pth is version 4"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_downloaded(
+    call: Call, net: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], says: str
+) -> None:
+    net.hub.create("owner/model").commit({"old.pth": OLD.read_bytes()})
+    monkeypatch.chdir(tmp_path)
+    Path("there.gguf").write_bytes(b"mine")
+    done = call("convert", *words)
+    assert says in str(done.exception) + done.output
+    assert done.exit_code
+    assert not (tmp_path / "store").exists()
+    assert Path("there.gguf").read_bytes() == b"mine"
+
+
+def test_a_wrong_name_is_said_before_a_library_is_built(
+    call: Call, net: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rwkvflow.app.library.find_library", lambda *_: pytest.fail("looked for"))
+    done = call("chat", "hf://owner/model/deep/RWKV7-demo.pth")
+    assert isinstance(done.exception, FetchError)
+    assert "did you mean 'deep/rwkv7-demo.pth'?" in str(done.exception)
+
+
 def test_chat_with_the_hubs_checkpoint(call: Call, net: StandIn, tmp_path: Path) -> None:
     words = ("chat", SOURCE, "-n", "8", "--seed", "1", "--tokenizer", "bytes")
     first = call(*words, stdin="Hello\n/reset\nHello\n/nonsense\n/save\n//etc\n/quit\nnever read\n")
