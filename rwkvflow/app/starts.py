@@ -11,6 +11,7 @@ from pathlib import Path
 from rwkvflow.base.errors import FetchError, UsageError
 from rwkvflow.base.outputs import write_text
 from rwkvflow.base.shipped import shipped
+from rwkvflow.base.text import bytes_text
 from rwkvflow.documents.pages import without_page
 from rwkvflow.documents.sources import HubSource, SourceError, parse_source
 from rwkvflow.documents.yaml.nearest import nearest
@@ -31,7 +32,7 @@ class CheckpointChoice:
 
     def __str__(self) -> str:
         version = f"RWKV-{self.version}" if self.version else ""
-        size = f"{self.size / 1e9:.2f} GB" if self.size else ""
+        size = bytes_text(self.size) if self.size else ""
         return f"{self.source}  {version}  {size}".rstrip()
 
 

@@ -1,4 +1,4 @@
-"""Text from outside, made fit to be shown: what could move a cursor, hide or reverse other text is written out."""
+"""Text from outside, made fit to be shown: what could move a cursor, hide or reverse other text is spelt out. Sizes."""
 
 from __future__ import annotations
 
@@ -43,3 +43,11 @@ def _escape(match: re.Match[str]) -> str:
         return f"\\u{code:04x}"
     high, low = divmod(code - 0x10000, 0x400)
     return f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"
+
+
+def bytes_text(size: int) -> str:
+    """1870457 → "1.87 MB": thousands, as disks, hubs and the plots of a card count."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= limit:
+            return f"{size / limit:.2f} {unit}"
+    return f"{size} B"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rwkvflow.base.text import shown_line
+from rwkvflow.base.text import bytes_text, shown_line
 from rwkvflow.worker.model.variants import label_of
 from rwkvflow.worker.model.versions import HYBRIDS
 
@@ -20,7 +20,7 @@ def describe_lines(description: Mapping[str, Any], *, tensors: bool) -> Iterator
 def _lines(description: Mapping[str, Any], tensors: bool) -> Iterator[str]:
     size, count = description["bytes"], description["parameters"]
     parts = f" in {len(files)} files" if (files := description.get("files")) else ""
-    yield f"{description['file']}: {description['format']}, {_bytes(size)}{parts}, {_count(count)} parameters"
+    yield f"{description['file']}: {description['format']}, {bytes_text(size)}{parts}, {_count(count)} parameters"
     architecture = description["architecture"]
     if architecture:
         known = {key: value for key, value in architecture.items() if value not in (None, [], {})}
@@ -35,7 +35,8 @@ def _lines(description: Mapping[str, Any], tensors: bool) -> Iterator[str]:
     if description["problem"]:
         yield f"  no RWKV architecture: {description['problem']}"
     for name, entry in description["types"].items():
-        yield f"  {name:<16} {entry['tensors']} tensors, {_count(entry['parameters'])} values, {_bytes(entry['bytes'])}"
+        values = f"{_count(entry['parameters'])} values, {bytes_text(entry['bytes'])}"
+        yield f"  {name:<16} {entry['tensors']} tensors, {values}"
     for index, (key, value) in enumerate(description["metadata"].items()):
         if index == SHOWN and not tensors:
             yield f"  … and {len(description['metadata']) - SHOWN} more; --json shows all"
@@ -45,7 +46,7 @@ def _lines(description: Mapping[str, Any], tensors: bool) -> Iterator[str]:
         width = max((len(tensor["name"]) for tensor in description["tensors"]), default=0)
         for tensor in description["tensors"]:
             shape = " × ".join(map(str, tensor["shape"])) or "scalar"
-            yield f"  {tensor['name']:<{width}}  {tensor['dtype']:<5} {shape:<18} {_bytes(tensor['bytes'])}"
+            yield f"  {tensor['name']:<{width}}  {tensor['dtype']:<5} {shape:<18} {bytes_text(tensor['bytes'])}"
     else:
         yield f"  {len(description['tensors'])} tensors; --tensors lists them"
 
@@ -55,10 +56,3 @@ def _count(count: int) -> str:
         if count >= limit:
             return f"{count / limit:.2f}{unit}"
     return str(count)
-
-
-def _bytes(size: int) -> str:
-    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= limit:
-            return f"{size / limit:.2f} {unit}"
-    return f"{size} B"

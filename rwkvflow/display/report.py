@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rwkvflow import __version__
-from rwkvflow.base.text import shown
+from rwkvflow.base.text import bytes_text, shown
 from rwkvflow.display.report_data import ArtifactRow, RunData
 from rwkvflow.display.words import duration
 from rwkvflow.documents.formats import family_of
@@ -56,7 +56,7 @@ def report_html(run: RunData) -> str:
     )
     environment.filters |= {
         "duration": duration,
-        "bytes": bytes_text,
+        "bytes": size_text,
         "figure": figure,
         "mark": lambda status: MARKS.get(status, "–"),
         "kind": diff_kind,
@@ -146,7 +146,7 @@ def _panels(items: Sequence[ArtifactRow], cost: Cost) -> Sequence[tuple[str, boo
 def _point(item: ArtifactRow, size: int, cost: Cost, value: float) -> PlotPoint:
     return PlotPoint(
         _label(item.format),
-        f"{item.id}: {bytes_text(size)}, {cost.words.partition(',')[0]} {value:.3g}{cost.unit}",
+        f"{item.id}: {size_text(size)}, {cost.words.partition(',')[0]} {value:.3g}{cost.unit}",
         size,
         value,
         hollow=item.smoke.get("evaluated") == "tensors",
@@ -178,14 +178,9 @@ def figure(value: object, form: str, factor: float = 1.0) -> str:
     return "–" if number is None else form % (number * factor + 0.0)
 
 
-def bytes_text(size: int | None) -> str:
-    """1870457 → "1.87 MB"."""
-    if size is None:
-        return "–"
-    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= limit:
-            return f"{size / limit:.2f} {unit}"
-    return f"{size} B"
+def size_text(size: int | None) -> str:
+    """Bytes; a dash where nobody knows how many."""
+    return "–" if size is None else bytes_text(size)
 
 
 def diff_kind(line: str) -> str:

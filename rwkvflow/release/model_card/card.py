@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rwkvflow.base.text import shown
+from rwkvflow.base.text import bytes_text, shown
 from rwkvflow.documents.formats import family_of
 from rwkvflow.release.artifacts import Row
 from rwkvflow.release.choose import Runnable, best_for_some, of_rows
@@ -82,7 +82,7 @@ def environment_of() -> Environment:
         autoescape=False,  # Markdown; what comes from recipes passes a filter
     )
     environment.filters |= {
-        "size": human_size,
+        "size": bytes_text,
         "cell": cell,
         "figure": figure,
         "percent": percent,
@@ -213,16 +213,6 @@ def _machines(rows: Sequence[Row]) -> list[str]:
     found = {(speed.get("cpu") or "", speed.get("threads")) for speed in speeds}
     ordered = sorted(found, key=lambda one: (one[0], -(one[1] or 0)))
     return [f"{cpu} ({threads} thread{'s' if threads != 1 else ''})" if threads else cpu for cpu, threads in ordered]
-
-
-def human_size(size: int) -> str:
-    """1536 → "1.5 KiB"."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.2f} GiB"
 
 
 def human_count(count: object) -> str:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rwkvflow.base.text import shown
 from rwkvflow.cli import cli
-from rwkvflow.display.report import bytes_text, diff_kind, figure, report_html
+from rwkvflow.display.report import diff_kind, figure, report_html, size_text
 from rwkvflow.display.report_data import ArtifactRow, RunData, gather
 from rwkvflow.release.plot import PlotPoint, draw
 from tests.helpers.runs import Past
@@ -241,8 +241,8 @@ def test_without_divergences_the_perplexity_is_shown_and_what_gains_costs_nothin
 
 
 def test_words() -> None:
-    assert bytes_text(None) == "–"
-    assert bytes_text(1870457) == "1.87 MB"
+    assert size_text(None) == "–"
+    assert size_text(1870457) == "1.87 MB"
     assert figure("no number", "%.2f") == "–"
     assert figure(float("nan"), "%.2f") == "–"
     assert figure(0.0123, "%+.2f %%", 100) == "+1.23 %"

@@ -20,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rwkvflow.base.errors import PublishError
-from rwkvflow.base.text import shown
+from rwkvflow.base.text import bytes_text, shown
 from rwkvflow.release.artifacts import Row
-from rwkvflow.release.model_card.card import cell, human_count, human_size, quoted, share, small
+from rwkvflow.release.model_card.card import cell, human_count, quoted, share, small
 from rwkvflow.release.model_card.front_matter import yaml_text
 from rwkvflow.release.model_card.runtimes import first_commands, ollama_tag, runtimes
 from rwkvflow.worker.formats.runtimes import RUNTIMES
@@ -403,7 +403,7 @@ def test_figures_in_words() -> None:
 
 
 def test_sizes_and_counts_in_words() -> None:
-    assert [human_size(size) for size in (0, 1023, 1536, 3 << 30)] == ["0 B", "1023 B", "1.5 KiB", "3.00 GiB"]
+    assert [bytes_text(size) for size in (0, 999, 1536, 3 << 30)] == ["0 B", "999 B", "1.54 kB", "3.22 GB"]
     assert [human_count(n) for n in (7, 62400, 191034368, 1_500_000_000, None)] == [
         "7",
         "62.4 K",

@@ -58,7 +58,7 @@ def test_no_template_goes_on_for_ever(text: str, monkeypatch: pytest.MonkeyPatch
 
 def test_a_template_knows_nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "canary")
-    assert render_apart("{{ name }} {{ numbers | sum }} {{ 1536 | size }}\n", TOLD) == "demo 3 1.5 KiB\n"
+    assert render_apart("{{ name }} {{ numbers | sum }} {{ 1536 | size }}\n", TOLD) == "demo 3 1.54 kB\n"
     text = "{% for key, value in numbers.__dict__ %}{% endfor %}"
     with pytest.raises(PublishError) as caught:
         render_apart(text, TOLD)
