@@ -130,7 +130,7 @@ def build(wheel: Path, tag: str, python: str, base_name: str | None, store: Path
     ]
     limits = StepLimits(time_s=1800)
     ImageBuild(client, limits, print, threading.Event()).run(entries, tag, {})
-    built = client.images.get(tag).id
+    built = str(client.images.get(tag).id)
     settle(tag, client, print)
     if client.images.get(tag).id != built:
         client.images.remove(built)  # and with it what the next build would take for its own: each one begins anew
