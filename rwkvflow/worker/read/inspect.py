@@ -18,6 +18,7 @@ from rwkvflow.worker.read import ggml_source
 from rwkvflow.worker.read.ggml_file import read_ggml_index
 from rwkvflow.worker.read.gguf_file import read_gguf_index
 from rwkvflow.worker.read.graph import ncnn_file, onnx_file
+from rwkvflow.worker.read.packed.packed_file import HEAD, kind_of, read_packed_index
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.shards import Joined, open_model
 
@@ -38,21 +39,23 @@ def describe(path: Path | str) -> dict[str, Any]:
     """What a file holds, as JSON takes it.
 
     Keys: file (its name), files (names of its parts, only where it is split), bytes (of all of them), format ("pth",
-    "safetensors", "ggml", "gguf", "onnx", "ncnn"), architecture (Architecture.to_dict(), or None; of ONNX and ncnn
-    what the .config beside them says), problem (why there is no architecture, or None), parameters (how many values),
-    types ({dtype: {"tensors", "parameters", "bytes"}}), metadata (what else the file says), tensors ([{"name", "dtype",
-    "shape", "bytes"}]).
+    "safetensors", "ggml", "gguf", "onnx", "ncnn", "prefab", "faster-rwkv"), architecture (Architecture.to_dict(), or
+    None; of ONNX and ncnn what the .config beside them says, of the last two what the file does), problem (why there is
+    no architecture, or None), parameters (how many values), types ({dtype: {"tensors", "parameters", "bytes"}}),
+    metadata (what else the file says), tensors ([{"name", "dtype", "shape", "bytes"}]).
     Raises WorkerError for a file of no known format, or a broken one.
     """
     if (graph := _graph(Path(path))) is not None:
         return graph
     with open_model(path) as file:
-        head, size, name = file.bytes_at(0, min(file.size, 4)), file.size, file.name
+        head, size, name = file.bytes_at(0, min(file.size, HEAD)), file.size, file.name
         parts = [part.name for part in file.parts] if isinstance(file, Joined) else []
-    if head == b"fmgg":
+    if head[:4] == b"fmgg":
         body = _ggml(path)
-    elif head == b"GGUF":
+    elif head[:4] == b"GGUF":
         body = _gguf(path)
+    elif kind_of(head):
+        body = _packed(path)
     else:
         body = _checkpoint(path)
     return {"file": name, **({"files": parts} if parts else {}), "bytes": size, **body}
@@ -168,6 +171,17 @@ def _gguf(path: Path | str) -> dict[str, Any]:
         "problem": None if kind else "it does not say its general.architecture",
         "metadata": {"version": index.version, **index.metadata},
         **_tensors((tensor, tensor.type) for tensor in index.tensors.values()),
+    }
+
+
+def _packed(path: Path | str) -> dict[str, Any]:
+    index = read_packed_index(path)
+    return {
+        "format": index.kind,
+        "architecture": index.architecture,
+        "problem": None,
+        "metadata": {},
+        **_tensors((tensor, tensor.type) for tensor in index.tensors),
     }
 
 
