@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -20,6 +21,14 @@ from rwkvflow.sandbox.pythons import installed
 GIB = 1 << 30
 ENOUGH_DISK = 5 * GIB  # an image with torch, its wheels, and a small model in eight formats
 ENOUGH_MEMORY = 2 * GIB  # the largest tensor of a 14B model as F32, twice
+# What some commands need besides: modules, what for, and the extra that brings them; None: rwkvflow itself does.
+PACKAGES: tuple[tuple[str, tuple[str, ...], str, str | None], ...] = (
+    ("tokenizers", ("tokenizers", "rwkv"), "a tokenizer.json, and World's vocabulary", None),
+    ("s3", ("s3fs",), "s3://", "s3"),
+    ("signing", ("model_signing", "cryptography", "OpenSSL"), "signatures and keys", "sign"),
+    ("serving", ("starlette", "uvicorn", "llguidance", "prometheus_client"), "serve", "serve"),
+    ("dask", ("distributed", "cryptography"), "--executor dask", "dask"),
+)
 KNOWN = ("linux-x86_64", "linux-aarch64", "macos-arm64", "macos-x86_64")
 
 
@@ -36,7 +45,7 @@ class Check:
 def examine(store: Path) -> list[Check]:
     """All checks, in the order in which a person would look. `store` need not exist yet."""
     found = [_python(), _platform(), *_container(), *_docker(), _bootstrap(), _pythons(), _walls(), _uv()]
-    return [*found, _disk(store), _memory(), _token()]
+    return [*found, *map(_package, PACKAGES), _disk(store), _memory(), _token()]
 
 
 def _python() -> Check:
@@ -65,6 +74,18 @@ def _uv() -> Check:
         return Check("uv", "ok", f"{find_uv()} resolves wheels")
     except RwkvflowError as error:
         return Check("uv", "missing", error.message, error.remedy)
+
+
+def _package(item: tuple[str, tuple[str, ...], str, str | None]) -> Check:
+    """An extra that is not there is no fault: the message says what for it would be needed."""
+    name, modules, what, extra = item
+    absent = [module for module in modules if importlib.util.find_spec(module) is None]
+    if not absent:
+        return Check(name, "ok", f"{what}: {', '.join(modules)}")
+    message = f"not installed, and needed for {what}: {', '.join(absent)}"
+    if extra is None:
+        return Check(name, "warn", message, "install rwkvflow anew: it requires them")
+    return Check(name, "ok", message, f"pip install 'rwkvflow[{extra}]'")
 
 
 def _docker() -> list[Check]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,14 @@ import pytest
 from rwkvflow.base.errors import EnvironmentMissing, UsageError
 from rwkvflow.base.hashing import tree_digest
 from rwkvflow.base.shipped import PACKAGE
+from rwkvflow.cli.serve import NEEDED
 from rwkvflow.documents.recipe import Recipe
 from rwkvflow.documents.workflow import Workflow
 from rwkvflow.sandbox import daemon
 from rwkvflow.sandbox.choose import brings_code, choose
 from rwkvflow.sandbox.daemon import is_orphan, owner_labels, remedy_for, unreachable
 from rwkvflow.sandbox.docker import user_for
-from rwkvflow.sandbox.doctor import examine
+from rwkvflow.sandbox.doctor import PACKAGES, examine
 from rwkvflow.sandbox.isolation.walls import Walls, of_python, walls
 
 
@@ -196,3 +200,25 @@ def test_doctor_without_an_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "hf_secret" not in str(checks)
     assert not (tmp_path / "not").exists()
     assert all(check.remedy for check in checks.values() if check.status != "ok")
+
+
+def test_doctor_says_which_packages_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = {check.name: check for check in examine(tmp_path)}
+    for name, modules, _, _ in PACKAGES:
+        assert there[name].status == "ok"
+        assert all(module in there[name].message for module in modules), "all of them are in the environment of tests"
+        assert there[name].remedy is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    gone = {check.name: check for check in examine(tmp_path)}
+    assert gone["s3"].message == "not installed, and needed for s3://: s3fs"
+    assert (gone["s3"].status, gone["s3"].remedy) == ("ok", "pip install 'rwkvflow[s3]'")
+    assert gone["tokenizers"].status == "warn"
+
+
+def test_what_doctor_looks_for_is_what_an_extra_brings() -> None:
+    document = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    brought = {**document["optional-dependencies"], None: document["dependencies"]}
+    for _, modules, _, extra in PACKAGES:
+        names = {re.split(r"[^A-Za-z0-9_-]", item)[0].lower().replace("-", "_") for item in brought[extra]}
+        assert {{"OpenSSL": "pyopenssl"}.get(module, module) for module in modules} <= names
+    assert next(modules for name, modules, _, _ in PACKAGES if name == "serving") == NEEDED
