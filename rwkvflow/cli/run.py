@@ -51,19 +51,20 @@ def run(recipe: Path, as_json: bool, verbose: bool, **options: Any) -> None:
     """
     from rwkvflow.app import pipeline
     from rwkvflow.display import display_for
+    from rwkvflow.execute.cluster.connection import Certificates, check_asked
     from rwkvflow.execute.cluster.fitness import parse_executor
 
     executor = parse_executor(options["executor"], insecure=options["executor_insecure"])
+    files = (options["tls_ca"], options["tls_cert"], options["tls_key"])
+    certificates = Certificates(*(str(path) if path else None for path in files))
+    check_asked(executor, certificates)
     with closing(display_for(as_json=as_json, verbose=verbose)) as display:
         prepared = pipeline.prepare(request_of(recipe, options), display)
         if executor.kind == "local":
             finished = pipeline.execute(prepared, display)
         else:
             from rwkvflow.app.clusters.connect import Cluster, elsewhere
-            from rwkvflow.execute.cluster.dask import Certificates
 
-            files = (options["tls_ca"], options["tls_cert"], options["tls_key"])
-            certificates = Certificates(*(str(path) if path else None for path in files))
             with elsewhere(prepared, Cluster(executor, certificates), display) as cluster:
                 finished = pipeline.execute(prepared, display, elsewhere=cluster)
     finished.check()

@@ -34,8 +34,8 @@ def why_not() -> str | None:
     return None
 
 
-def certificates(folder: Path) -> dict[str, Path]:
-    """An authority and one certificate by it: ca, cert, key."""
+def certificates(folder: Path, days: tuple[int, int] = (-1, 2)) -> dict[str, Path]:
+    """An authority and one certificate by it: ca, cert, key. `days`: from now, of their validity."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -56,8 +56,8 @@ def certificates(folder: Path) -> dict[str, Path]:
             .issuer_name(name("ca"))
             .public_key(keys[who].public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=2))
+            .not_valid_before(now + timedelta(days=days[0]))
+            .not_valid_after(now + timedelta(days=days[1]))
             .add_extension(x509.BasicConstraints(ca=who == "ca", path_length=None), critical=True)
             .sign(keys["ca"], hashes.SHA256())
         )

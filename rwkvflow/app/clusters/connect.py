@@ -19,7 +19,7 @@ from rwkvflow.execute.cluster.fitness import AWAY, Executor, WantedWorker, need_
 from rwkvflow.store.remote import Remote
 
 if TYPE_CHECKING:
-    from rwkvflow.execute.cluster.dask import Certificates
+    from rwkvflow.execute.cluster.connection import Certificates
     from rwkvflow.execute.cluster.elsewhere import Elsewhere
 
 
@@ -39,7 +39,8 @@ def elsewhere(prepared: Prepared, cluster: Cluster, emit: Listener) -> Iterator[
     """
     from rwkvflow import __version__
     from rwkvflow.app.clusters import on_worker
-    from rwkvflow.execute.cluster.dask import DaskCrew, connect
+    from rwkvflow.execute.cluster.connection import connect
+    from rwkvflow.execute.cluster.dask import DaskCrew
     from rwkvflow.execute.cluster.elsewhere import Elsewhere
 
     blueprint, store = prepared.blueprint, prepared.store

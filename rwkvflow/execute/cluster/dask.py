@@ -8,19 +8,15 @@ task that runs. What is sent is text and the names of two functions; see `app.cl
 from __future__ import annotations
 
 import contextlib
-import logging
 import queue
-import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rwkvflow.base.errors import EnvironmentMissing, RwkvflowError, StepFailed, UsageError
+from rwkvflow.base.errors import EnvironmentMissing, StepFailed
 from rwkvflow.execute.cluster.fitness import (
-    Executor,
     Greeting,
     Need,
     WantedWorker,
@@ -37,18 +33,10 @@ if TYPE_CHECKING:
 
 LOOK_S = 1.0  # how often it is looked who is there
 GREET_S = 20.0  # how long those who are there at first may take to answer
+SLOW_S = 120.0  # the same, where without them a step could not be carried out: loaded machines, slow file servers
 LEFT_S = 60.0  # without anybody who is fit for so long, a step fails
 UNPLACED_S = 5.0  # a task that no worker has for so long is given out anew
 STOP_S = 20.0  # how long workers may take to stop their commands
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """Files of PEM for TLS; None: what Dask's own configuration says."""
-
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
 
 
 class DaskCrew:
@@ -70,10 +58,11 @@ class DaskCrew:
         self._greet, self._greeting, self._carry_out = greet, greeting, carry_out
         self._guard = threading.Lock()  # held for a moment only: the client's own thread takes it, too
         self._asking = threading.Lock()
-        self._seen: set[str] = set()  # addresses of those who were greeted, or are being greeted
+        self._seen: dict[str, str] = {}  # names by address, of those who were greeted, or are being greeted
         self._fit: dict[str, Greeting] = {}  # by address
         self._unfit: dict[str, str] = {}  # by address, why
         self._listeners: dict[str, queue.SimpleQueue[Any]] = {}  # by token of a task
+        self._patience = 0.0  # until then, those who have not answered are waited for
         self._done = threading.Event()
         self._placed: tuple[float, frozenset[str]] = (0.0, frozenset())
         self._watch = threading.Thread(target=self._look_out, name="rwkvflow-cluster", daemon=True)
@@ -81,7 +70,7 @@ class DaskCrew:
     def __enter__(self) -> DaskCrew:
         self._client.subscribe_topic(self._topic, self._hear)
         self._look()
-        end = time.monotonic() + GREET_S
+        end, self._patience = time.monotonic() + GREET_S, time.monotonic() + SLOW_S
         while time.monotonic() < end and not self._known():
             time.sleep(0.05)
         self._watch.start()
@@ -101,17 +90,24 @@ class DaskCrew:
             return dict(self._fit)
 
     def unfit(self) -> dict[str, str]:
-        """Why others cannot, by address."""
+        """Why others cannot, by address; also those who have not answered yet."""
         with self._guard:
-            return dict(self._unfit)
+            words = "it has not said yet what it is"
+            silent = {at: f"{name}: {words}" for at, name in self._seen.items() if at not in self._fit}
+            return silent | self._unfit
 
     def refuse(self, needs: Mapping[str, Need]) -> None:
         """Raises EnvironmentMissing where a step, by its id, can be carried out by nobody who is there."""
-        fit = self.fit()
-        for step, need in needs.items():
-            if all(lacks(worker, need) for worker in fit.values()):
-                error = refusal(need, fit, self.unfit())
-                raise EnvironmentMissing(f"{step}: {error.message}", remedy=error.remedy)
+        while (step := self._beyond(needs)) and self._seen and not self._known() and time.monotonic() < self._patience:
+            time.sleep(0.05)
+        if step:
+            error = refusal(needs[step], self.fit(), self.unfit())
+            raise EnvironmentMissing(f"{step}: {error.message}", remedy=error.remedy)
+
+    def _beyond(self, needs: Mapping[str, Need]) -> str:
+        """The first step that nobody can carry out, as far as one knows; "" for none."""
+        fit = self.fit().values()
+        return next((step for step, need in needs.items() if all(lacks(worker, need) for worker in fit)), "")
 
     def capacity(self) -> float:
         """The cores of all who can work."""
@@ -135,17 +131,16 @@ class DaskCrew:
     def _look(self) -> None:
         workers = self._client.scheduler_info(n_workers=-1)["workers"]
         with self._guard:
-            for gone in self._seen - set(workers):
-                self._seen.discard(gone)
+            for gone in self._seen.keys() - set(workers):
+                del self._seen[gone]
                 self._fit.pop(gone, None)
                 self._unfit.pop(gone, None)
             new = [address for address in workers if address not in self._seen]
-            self._seen.update(new)
+            self._seen.update({address: f"{workers[address].get('name', '')} at {address}" for address in new})
         for address in new:  # each by itself: one that does not answer keeps nobody waiting
-            threading.Thread(target=self._meet, args=(address, workers[address]), daemon=True).start()
+            threading.Thread(target=self._meet, args=(address, self._seen[address]), daemon=True).start()
 
-    def _meet(self, address: str, facts: Mapping[str, Any]) -> None:
-        name = f"{facts.get('name', '')} at {address}"
+    def _meet(self, address: str, name: str) -> None:
         try:
             said = self._client.run(self._greet, self._greeting, workers=[address], on_error="return").get(address)
             if isinstance(said, ImportError):
@@ -158,6 +153,8 @@ class DaskCrew:
         except Exception as error:
             problem = f"it does not answer as rwkvflow does: {type(error).__name__}: {error}"
         with self._guard:
+            if address not in self._seen:
+                return  # it is gone again
             if problem is not None:
                 self._unfit[address] = f"{name}: {problem}"
             else:
@@ -300,71 +297,3 @@ class DaskCrew:
                 if event is not None and event["kind"] != "ended":
                     told(event)
                 event = heard.get_nowait()
-
-
-@contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Processes that are started here do not hear Ctrl-C, which a terminal sends to all: this one stops them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-# ---- connecting ------------------------------------------------------------------------------------------------
-
-
-def connect(executor: Executor, certificates: Certificates, cores: int) -> tuple[Client, Callable[[], object]]:
-    """A client of the cluster that --executor names, and what ends a cluster of one's own.
-
-    Raises UsageError where packages or certificates are missing, EnvironmentMissing where nobody answers.
-    """
-    try:
-        import distributed
-        from distributed.security import Security
-    except ImportError as error:
-        raise UsageError(
-            f"--executor dask needs a package that is not installed: {error.name}",
-            remedy="pip install 'rwkvflow[dask]'",
-        ) from error
-    try:
-        if executor.kind == "own":
-            workers = executor.workers or min(2, cores)
-            with _deaf():
-                cluster = distributed.LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=max(1, cores // workers),
-                    host="127.0.0.1",
-                    memory_limit=0,
-                    dashboard_address="127.0.0.1:0",
-                    silence_logs=logging.CRITICAL,
-                    security=Security.temporary(),  # other users of this machine must not be able to connect
-                )
-            return distributed.Client(cluster, set_as_default=False), cluster.close
-        given = {
-            "tls_ca_file": certificates.ca,
-            "tls_client_cert": certificates.cert,
-            "tls_client_key": certificates.key,
-        }
-        tls = executor.address.startswith("tls://")
-        files = {name: path for name, path in given.items() if path is not None}
-        security = Security(require_encryption=True, **files) if tls else None
-        if security is not None and (security.tls_ca_file is None or security.tls_client_cert is None):
-            raise UsageError(
-                f"{executor.address} is spoken to by TLS, and there are no certificates",
-                remedy="--tls-ca, --tls-cert and --tls-key, or distributed.comm.tls in Dask's configuration",
-            )
-        timeout = 15
-        client = distributed.Client(executor.address, security=security, timeout=timeout, set_as_default=False)
-        return client, lambda: None
-    except RwkvflowError:
-        raise
-    except Exception as error:
-        raise EnvironmentMissing(
-            f"no scheduler answers at {executor.address or 'this machine'}: {type(error).__name__}: {error}",
-            remedy="see that it runs, and that its certificates are signed by the same authority",
-        ) from error

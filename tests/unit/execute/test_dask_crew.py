@@ -136,6 +136,53 @@ def test_what_nobody_can_do_is_refused_before_anything_is_given_out() -> None:
     assert client.given == []
 
 
+class SlowClient(FakeClient):
+    """One whose workers take their time to say what they are."""
+
+    def run(self, function: Any, text: str, *, workers: list[str], on_error: str) -> dict[str, Any]:
+        if not self.answers.wait(timeout=30):
+            raise TimeoutError
+        return super().run(function, text, workers=workers, on_error=on_error)
+
+    def __init__(self, said: dict[str, Any], task: Callable[[FakeClient, FakeFuture], None]) -> None:
+        super().__init__(said, task)
+        self.answers = threading.Event()
+
+    def unsubscribe_topic(self, topic: str) -> None:
+        """As the client does."""
+
+    def close(self) -> None:
+        """As the client does."""
+
+
+def entered(client: SlowClient) -> DaskCrew:
+    return DaskCrew(
+        client,
+        WANTED, topic="topic", greet=lambda text: text, greeting="", carry_out=lambda text: text,
+    )  # fmt: skip
+
+
+def test_workers_that_are_slow_to_answer_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loaded machine takes half a minute to import what a greeting needs; the cluster has workers nevertheless."""
+    monkeypatch.setattr(dask, "GREET_S", 0.1)
+    client = SlowClient({"tcp://one": WORKER.to_text()}, well)
+    with entered(client) as made:
+        assert made.fit() == {}
+        threading.Timer(0.3, client.answers.set).start()
+        made.refuse({"a": Need(4)})
+        assert list(made.fit()) == ["tcp://one"]
+
+
+def test_workers_that_never_answer_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask, "GREET_S", 0.1)
+    monkeypatch.setattr(dask, "SLOW_S", 0.3)
+    client = SlowClient({"tcp://one": WORKER.to_text()}, well)
+    with entered(client) as made:
+        with pytest.raises(EnvironmentMissing, match="tcp://one at tcp://one: it has not said yet what it is"):
+            made.refuse({"a": NEED})
+        client.answers.set()
+
+
 def test_a_cluster_that_loses_all_its_workers_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask, "LEFT_S", 0.3)
     client = FakeClient({"tcp://one": WORKER.to_text()}, well)
