@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +21,13 @@ from rwkvflow.store.keys import load_signer
 from rwkvflow.store.record import Output, parse_record, record_json
 from tests.e2e.cli import Project, Ran
 from tests.e2e.test_matrix import Farm, farm
+from tests.helpers.bucket import client, served
 from tests.helpers.hosts import Hosts, hosts, why_not
 
 pytest.importorskip("distributed")
 pytest.importorskip("cryptography")
-boto3 = pytest.importorskip("boto3")
-moto_server = pytest.importorskip("moto.server")
+pytest.importorskip("boto3")
+pytest.importorskip("moto.server")
 pytest.importorskip("s3fs")
 
 pytestmark = [
@@ -88,33 +88,18 @@ class Place:
             timer.cancel()
         logs = "".join(f"\n== {path.name}\n{path.read_text()[-3000:]}" for path in self.hosts.folder.glob("*.log"))
         ran = Ran(process.returncode, "".join(lines), err + (logs if process.returncode else ""))
-        failed = [f"{event['step']}: {event['message']}\n" for event in ran.events if event.get("status") == "failed"]
-        return replace(ran, err="".join(failed) + ran.err)
+        told = [f"{event['step']}: {event['message']}\n" for event in ran.events if event.get("status") == "failed"]
+        told += [f"{event['message']}\n" for event in ran.events if event["event"] == "Notice"][-100:]
+        return replace(ran, err="".join(told) + ran.err)
 
 
 @pytest.fixture
 def place(many: Farm, tmp_path: Path) -> Iterator[Place]:
-    with hosts(tmp_path, ["one", "two", "three"]) as made:
-        server = moto_server.ThreadedMotoServer(ip_address=made.gateway, port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        # A process has one set of buckets, however many servers: those of the test before are still there.
-        urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"", timeout=30).close()
-        env = {
-            "FSSPEC_S3_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "user",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
-        access = {"aws_access_key_id": "user", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
-        bucket = boto3.client("s3", endpoint_url=env["FSSPEC_S3_ENDPOINT_URL"], **access)
-        bucket.create_bucket(Bucket="bucket")
+    with hosts(tmp_path, ["one", "two", "three"]) as made, served(made.gateway) as env:
         made.env = env
         made.begin((many.one.store / "environments").resolve())
         made.wait()
-        yield Place(many, made, bucket, env, tmp_path / "home")
-        server.stop()
+        yield Place(many, made, client(env), env, tmp_path / "home")
 
 
 def worker_of(event: dict[str, Any]) -> str:
@@ -265,7 +250,7 @@ def test_nobody_gets_in_without_a_certificate(place: Place, tmp_path: Path) -> N
     argv = ["run", "recipe.yaml", "--locked", *HOST, "--remote", "s3://bucket/store"]
     strange = place.home(*argv, "--executor", f"dask={place.hosts.address}", *tls(other), env=place.env)
     assert strange.code == 4, strange.err
-    assert "no scheduler answers" in strange.err
+    assert "its certificate is not one that --tls-ca" in strange.err
     plain = place.home(*argv, "--executor", f"dask={place.hosts.address.replace('tls', 'tcp')}", env=place.env)
     assert plain.code == 2
     assert "has no TLS" in plain.err
