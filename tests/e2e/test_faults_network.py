@@ -6,6 +6,7 @@ it. Both end with the right bytes, whatever happens; the store at home is whole,
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -111,10 +112,10 @@ def test_a_network_that_fails_costs_nothing_but_time(trial: Trial, kind: Kind, w
 
 @pytest.mark.soak
 def test_three_hundred_faults_of_a_network(trial: Trial, request: Any) -> None:
-    seed = random.randrange(1 << 32)
+    seed = int(os.environ.get("RWKVFLOW_FAULTS_SEED", random.randrange(1 << 32)))
     chance = random.Random(seed)
     came: Counter[str] = Counter()
-    for number in range(300):
+    for number in range(int(os.environ.get("RWKVFLOW_FAULTS", "300"))):
         kind, way = chance.choice(KINDS), chance.choice(["sending", "taking"])
         came[kind] += trial.check(kind, way, chance.randrange(trial.sent if way == "sending" else trial.taken))
         print(f"seed {seed}: {number + 1} runs, faults that came {dict(came)}", flush=True)

@@ -8,15 +8,12 @@ each kind here, a thousand in soak. Faults of a network are in tests/e2e/test_fa
 
 from __future__ import annotations
 
-import errno
 import os
 import random
-import signal
-import time
+import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,17 +25,30 @@ from rwkvflow.plan.step import Ref, Step, StepLimits
 from rwkvflow.store.collect import verify
 from rwkvflow.store.remote import Remote
 from rwkvflow.store.store import Store
+from tests.helpers.faults import Fault, Kind
 
-#: By kind, at how many points of a run of the plan it can happen, or a few more.
-KINDS = {
-    "worker killed": 60,
+#: By kind, at how many points of a run of the plan it can happen, or a few more; and what comes to one of two workers.
+KINDS: dict[Kind, int] = {
     "killed": 70,
     "full disk": 46,
+    "disk stays full": 46,
+    "clock jumps back": 70,
+    "clock jumps ahead": 70,
     "remote fails": 26,
+    "remote is gone": 26,
+    "remote is full": 20,
     "remote garbles": 26,
-    "clock jumps": 70,
 }
-
+WORKERS: dict[Kind, int] = {"killed": 60, "disk stays full": 46, "clock jumps back": 60, "clock jumps ahead": 60}
+ALL = [(kind, worker) for worker, kinds in ((False, KINDS), (True, WORKERS)) for kind in kinds]
+MUST_END = (
+    "clock jumps back",
+    "clock jumps ahead",
+    "remote fails",
+    "remote is gone",
+    "remote is full",
+    "remote garbles",
+)
 
 WHOLE = "dba(a)(b)ca(a)(c)"  # what the plan makes
 TTL_S = 1.5  # of the claims of workers
@@ -79,83 +89,46 @@ def run(root: Path, remote: Path, *, ttl: float | None = None) -> str:
     return path.read_text()
 
 
-class Fault:
-    """Patches what a run does to disks, in a child, so that a fault comes at the k-th time."""
-
-    def __init__(self, kind: str, point: int) -> None:
-        self.kind, self.left = kind, point
-        from fsspec.implementations.local import LocalFileSystem
-
-        if kind in ("killed", "worker killed", "full disk", "clock jumps"):
-            self._wrap(os, "fsync")
-            self._wrap(Path, "rename")
-            self._wrap(Path, "hardlink_to")
-        if kind != "full disk":
-            for name in ("put_file", "mv", "pipe_file", "info"):
-                self._wrap(LocalFileSystem, name)
-
-    def _wrap(self, owner: Any, name: str) -> None:
-        known: Callable[..., Any] = getattr(owner, name)
-
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            self.left -= 1
-            if self.left == 0:
-                self._happen(args)
-            return known(*args, **kwargs)
-
-        setattr(owner, name, wrapped)
-
-    def _happen(self, args: Sequence[Any]) -> None:
-        if self.kind in ("killed", "worker killed"):
-            os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(10)
-        if self.kind == "full disk":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if self.kind == "remote fails":
-            raise ConnectionResetError("cut")
-        if self.kind == "clock jumps":
-            now = time.time()
-            time.time = lambda: now - 1e8
-        for path in (Path(str(arg)) for arg in args):
-            if self.kind == "remote garbles" and path.is_file() and "/remote/" in str(path):
-                data = bytearray(path.read_bytes())
-                data[len(data) // 2] ^= 1
-                path.write_bytes(data)
-
-
-def fault(kind: str, point: int, root: Path, remote: Path) -> None:
-    """A run in a child, with a fault; whatever becomes of it. A worker has another beside it, which must end well."""
-    ttl = TTL_S if kind == "worker killed" else None
+def fault(kind: Kind, point: int, root: Path, remote: Path, *, worker: bool) -> bool:
+    """A run in a child, with a fault; whether it ended well. A worker has another beside it, which must end well."""
+    ttl = TTL_S if worker else None
     child = os.fork()
     if child == 0:
+        code = 1
         try:
             Fault(kind, point)
-            run(root, remote, ttl=ttl)
+            code = 0 if run(root, remote, ttl=ttl) == WHOLE else 1
+        except BaseException:
+            if kind in MUST_END:
+                traceback.print_exc()
         finally:
-            os._exit(0)
+            os._exit(code)
     if ttl:
         assert run(root.with_name("other"), remote, ttl=ttl) == WHOLE, f"{kind} at {point}, for the other worker"
-    os.waitpid(child, 0)
+    return os.waitpid(child, 0)[1] == 0
 
 
-def check(kind: str, point: int, folder: Path) -> None:
+def check(kind: Kind, point: int, folder: Path, *, worker: bool = False) -> None:
     root, remote = folder / "mine", folder / "remote"
-    fault(kind, point, root, remote)
+    what = f"{'worker: ' if worker else ''}{kind} at {point}"
+    ended = fault(kind, point, root, remote, worker=worker)
+    assert ended or kind not in MUST_END, what
     store = Store(root)
     with store.using():
-        assert verify(store) == [], f"{kind} at {point}"
+        assert verify(store) == [], what
         assert list((root / "tmp").iterdir()) == []
-    assert run(root, remote) == WHOLE, f"{kind} at {point}"
-    assert run(folder / "yours", remote) == WHOLE, f"{kind} at {point}, for somebody else"
+    assert run(root, remote) == WHOLE, what
+    assert run(folder / "yours", remote) == WHOLE, f"{what}, for somebody else"
     with Store(folder / "yours").using():
         assert verify(Store(folder / "yours")) == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_faults_of_each_kind_at_any_point(kind: str, tmp_path: Path) -> None:
-    random.seed(kind)
-    for number, point in enumerate(sorted(random.sample(range(1, KINDS[kind]), 3))):
-        check(kind, point, tmp_path / str(number))
+@pytest.mark.parametrize(("kind", "worker"), ALL)
+def test_faults_of_each_kind_at_any_point(kind: Kind, worker: bool, tmp_path: Path) -> None:
+    chance = random.Random(f"{kind} {worker}")
+    points = (WORKERS if worker else KINDS)[kind]
+    for number, point in enumerate(sorted(chance.sample(range(1, points), 2))):
+        check(kind, point, tmp_path / str(number), worker=worker)
 
 
 @pytest.mark.soak
@@ -166,8 +139,9 @@ def test_a_thousand_faults(tmp_path: Path) -> None:
     chance = random.Random(seed)
     tried: Counter[str] = Counter()
     for number in range(1000):
-        kind = chance.choice(sorted(KINDS))
-        check(kind, chance.randrange(1, KINDS[kind]), tmp_path / str(number))
+        kind, worker = chance.choice(ALL)
+        point = chance.randrange(1, (WORKERS if worker else KINDS)[kind])
+        check(kind, point, tmp_path / str(number), worker=worker)
         shutil.rmtree(tmp_path / str(number), ignore_errors=True)
-        tried[kind] += 1
+        tried[f"{'worker: ' if worker else ''}{kind}"] += 1
         print(f"seed {seed}: {number + 1} faults {dict(tried)}", flush=True)
