@@ -35,8 +35,9 @@ def compile_all(folder):
 
     mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
     compileall.compile_dir(folder, quiet=2, invalidation_mode=mode, workers=0)  # 0: a process a core
-    for path in [Path(folder), *sorted(Path(folder).rglob("*"))]:
-        if path.is_dir() or path.suffix == ".pyc":
+    for made in sorted(Path(folder).rglob("__pycache__")):
+        # No other folder: some storage drivers keep what was touched in the layer, others only what became different.
+        for path in [*sorted(made.iterdir()), made, made.parent]:
             os.utime(str(path), TIMES)
 
 

@@ -5,7 +5,9 @@ The engine that dies is one of the tests' own; see tests/helpers/private_engine.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tarfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +67,54 @@ def test_two_engines_give_an_image_the_same_id(
     assert kept == {"User": "65534:65534", "Cmd": ["python3"], "WorkingDir": "/job", "Entrypoint": None}
     assert one["Config"]["Labels"]["org.rwkvflow.tag"] == "1d" * 32
     assert str(tmp_path) not in json.dumps([one["Config"], other["Config"]]), "no name of this machine's folders"
+
+
+def layers_of(engine: Any, name: str, folder: Path) -> list[list[tuple[Any, ...]]]:
+    """What is in each layer of an image but the first, in its order: names, kinds, modes, owners, times, contents."""
+    folder.mkdir()
+    with (folder / "saved.tar").open("wb") as file:
+        for chunk in engine.images.get(name).save():
+            file.write(chunk)
+    found = []
+    with tarfile.open(folder / "saved.tar") as saved:
+        listed = saved.extractfile("manifest.json")
+        assert listed is not None
+        for layer in json.load(listed)[0]["Layers"][1:]:
+            with tarfile.open(fileobj=saved.extractfile(layer)) as inside:
+                found.append([(one.get_info(), _digest(inside, one)) for one in inside.getmembers()])
+    return found
+
+
+def _digest(archive: tarfile.TarFile, member: tarfile.TarInfo) -> str:
+    file = archive.extractfile(member) if member.isreg() else None
+    return hashlib.sha256(file.read()).hexdigest() if file is not None else ""
+
+
+@pytest.mark.soak
+def test_another_storage_driver_changes_the_order_within_a_layer_and_nothing_else(
+    client: Any, base: LockedBase, tmp_path: Path
+) -> None:
+    """overlay2 lists a layer folder by folder, vfs by whole names: "a-1/x" stands behind "a/x", or before it."""
+    found = {}
+    with private_engine("--storage-driver", "vfs") as engine:
+        other = engine.client()
+        assert other.info()["Driver"] == "vfs" != client.info()["Driver"]
+        other.images.load(client.images.get(base.reference).save(named=base.reference))
+        for name, one in (("a", client), ("b", other)):
+            spec = small_environment(base, tmp_path / name, tag="4d" * 32)
+            DockerSandbox(one).build(spec, NONE, _ignore, NEVER)
+            found[name] = layers_of(one, reference(spec.tag), tmp_path / f"{name}-saved")
+        DockerSandbox(client).remove(spec.tag)
+    assert len(found["a"]) == len(found["b"]) == 6
+
+    def named(entry: Any) -> str:
+        return str(entry[0]["name"]).rstrip("/")
+
+    for mine, theirs in zip(found["a"], found["b"], strict=True):
+        assert sorted(mine, key=named) == sorted(theirs, key=named)
+        assert [named(entry).split("/") for entry in mine] == sorted(named(entry).split("/") for entry in mine)
+        assert list(map(named, theirs)) == sorted(map(named, theirs))
+    assert [mine == theirs for mine, theirs in zip(found["a"], found["b"], strict=True)].count(False) == 1, "the wheels"
 
 
 @pytest.mark.soak

@@ -1,6 +1,6 @@
 # Made by rwkvflow; change the recipe instead of this file.
 # Base: registry.example:5000/team/python@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
-# stage.py: sha256:1396b9d5b15e0fd9aa5fad6db9e0c3bff3a396ae37b061760469d3f119cecca4
+# stage.py: sha256:980fcd639beed175111c0465f56b599e5b6030917a147a5a8a635bd4fb6cc6d4
 FROM registry.example:5000/team/python@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef AS base
 USER 0:0
 ENTRYPOINT []

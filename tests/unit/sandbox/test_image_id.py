@@ -185,12 +185,18 @@ def test_what_is_no_file_is_not_placed(tmp_path: Path) -> None:
         script["place"](str(tmp_path / "made"), str(tmp_path / "root"), "x")
 
 
-def test_bytecode_and_its_folders_have_no_time(tmp_path: Path) -> None:
+def test_bytecode_and_its_folders_have_no_time_and_others_are_not_touched(tmp_path: Path) -> None:
+    """A folder that is touched and stays as it was is in a layer with some storage drivers, and with others not."""
     script = runpy.run_path(str(shipped("images/stage.py")))
-    (tmp_path / "site" / "a").mkdir(parents=True)
-    (tmp_path / "site" / "a" / "b.py").write_text("x = 1\n")
-    os.utime(tmp_path / "site" / "a" / "b.py", (0, 0))
-    script["compile_all"](str(tmp_path / "site"))
-    found = {path.name: path.stat().st_mtime for path in [tmp_path / "site", *(tmp_path / "site").rglob("*")]}
+    site = tmp_path / "site"
+    for name in ("a/b.py", "a-1.0.dist-info/METADATA"):
+        (site / name).parent.mkdir(parents=True)
+        (site / name).write_text("x = 1\n")
+    for path in [*site.rglob("*"), site]:
+        os.utime(path, (0, 0))
+    before = {path: path.stat().st_ctime_ns for path in (site, site / "a-1.0.dist-info")}
+    script["compile_all"](str(site))
+    found = {path.name: path.stat().st_mtime for path in [site, *site.rglob("*")]}
     assert any(name.endswith(".pyc") for name in found)
     assert set(found.values()) == {0.0}
+    assert {path: path.stat().st_ctime_ns for path in before} == before
