@@ -120,8 +120,9 @@ class Hub:
     def sizes(self, repo: str, revision: str | None, connection: Connection) -> dict[str, int | None]:
         """The bytes of each file of a repository; None where the hub does not say. Raises FetchError."""
         info = self._info(HubSource(repo, "README.md", revision), connection, files_metadata=True)
-        sizes = {entry.rfilename: entry.size for entry in info.siblings or ()}
-        return {name: sizes[name] if isinstance(sizes[name], int) else None for name in self._listed(info)}
+        names = self._listed(info)
+        sizes = (entry.size for entry in info.siblings or ())
+        return {name: size if isinstance(size, int) else None for name, size in zip(names, sizes, strict=True)}
 
     def _listed(self, info: Any) -> list[str]:
         """The names of a repository's files. Raises FetchError for one that is no name of a file."""

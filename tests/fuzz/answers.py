@@ -3,52 +3,119 @@
 from __future__ import annotations
 
 import json
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from tests.fuzz.mutate import SEPARATOR
 from tests.fuzz.reader import Reader, either
 
 DIGEST = "sha256:" + "0" * 64
+HEADERS = (
+    *(
+        b"200\n",
+        b"302\n",
+        b"401\n",
+        b"404\n",
+        b"429\n",
+        b"503\n",
+        b"WWW-Authenticate: Bearer ",
+        b"WWW-Authenticate: Basic ",
+    ),
+    *(b'realm="https://auth.test/t"', b"Location: ", b"//cdn.test/x", b"/x", b"Retry-After: 5", b"Content-Length: 9"),
+    *(
+        b"Content-Encoding: gzip",
+        b"Content-Type: text/html; charset=x",
+        b"X-Error-Code: ",
+        b"X-Error-Message: ",
+        b"ETag: ",
+    ),
+    *(
+        b"X-Linked-Size: ",
+        b"X-Linked-ETag: ",
+        b"X-Repo-Commit: ",
+        b"Transfer-Encoding: chunked",
+        b"Link: <https://x>; rel=next",
+    ),
+)
 _KEPT: dict[str, Any] = {}
 
 
-def _answering(answer: Any) -> Any:
+@contextmanager
+def _answering(answer: Any) -> Iterator[None]:
     """httpx gets these answers, and no network."""
     import httpx
 
-    return mock.patch.object(httpx, "Client", partial(httpx.Client, transport=httpx.MockTransport(answer)))
+    client = partial(httpx.Client, transport=httpx.MockTransport(answer))
+    with _no_certificates(), mock.patch.object(httpx, "Client", client):
+        yield
+
+
+def _no_certificates() -> Any:
+    """Nobody is connected to: reading all certificates of the system would be four fifths of an execution."""
+    if "context" not in _KEPT:
+        _KEPT["context"] = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    return mock.patch.object(ssl, "create_default_context", return_value=_KEPT["context"])
+
+
+def _parts(data: bytes) -> list[bytes]:
+    return data.split(SEPARATOR)
 
 
 def _manifests(folder: Path) -> list[bytes]:
     bundle = "application/vnd.dev.sigstore.bundle.v0.3+json"
     layer = {"mediaType": bundle, "digest": DIGEST, "size": 2}
-    index = {
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": [{"digest": DIGEST}],
-    }
+    kind = "application/vnd.oci.image.index.v1+json"
+    index = {"schemaVersion": 2, "mediaType": kind, "manifests": [{"digest": DIGEST}]}
     parts = [
         {"schemaVersion": 2, "layers": [layer], "config": {}},
         {**index, "layers": [layer], "subject": {"digest": "SUBJECT"}},
     ]
-    return [json.dumps(part).encode() for part in parts]
+    row = {
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": DIGEST,
+        "size": 9,
+        "artifactType": bundle,
+    }
+    about = {
+        "schemaVersion": 2,
+        "config": {},
+        "layers": [{**layer, "digest": "BLOB"}],
+        "subject": {"digest": "SUBJECT"},
+    }
+    answers = [parts[0], {**index, "manifests": [row]}, about, {"mediaType": bundle}]
+    whole = [json.dumps(part).encode() for part in answers]
+    tag = [whole[0], b'{"errors": []}', whole[2], whole[3], whole[1]]  # no list of referrers: the fallback tag
+    return [*(json.dumps(part).encode() for part in parts), SEPARATOR.join(whole), SEPARATOR.join(tag)]
 
 
 def _registry(data: bytes, folder: Path) -> None:
-    """A registry that gives the same answer to everything; what it says is its subject is the image."""
+    """A registry that says this of a tag, of what refers to it, of that, of a blob, and of the fallback tag.
+
+    What is not there is answered as what stands before it. What it says is its subject is the image.
+    """
     import httpx
 
     from rwkvflow.base.hashing import text_digest
     from rwkvflow.net.http import Policy
     from rwkvflow.net.oci_referrers import attached
 
-    about = data.replace(b"SUBJECT", text_digest(data).encode())
+    parts = _parts(data)
+    digests = {b"SUBJECT": text_digest(parts[0]).encode(), b"BLOB": text_digest(parts[min(3, len(parts) - 1)]).encode()}
 
     def answer(request: httpx.Request) -> httpx.Response:
-        tag = request.url.path.endswith("/manifests/v1")
-        return httpx.Response(200, content=data if tag else about)
+        path = request.url.path
+        if path.endswith("/manifests/v1"):
+            return httpx.Response(200, content=parts[0])
+        at = 1 if "/referrers/" in path else 3 if "/blobs/" in path else 4 if "/manifests/sha256-" in path else 2
+        about = parts[min(at, len(parts) - 1)]
+        for name, digest in digests.items():
+            about = about if at == 3 else about.replace(name, digest)
+        return httpx.Response(404 if at == 1 and b'"errors"' in about else 200, content=about)
 
     with _answering(answer):
         list(attached("oci://registry.test/team/model:v1", 50, Policy(attempts=1)))
@@ -56,28 +123,47 @@ def _registry(data: bytes, folder: Path) -> None:
 
 def _configs(folder: Path) -> list[bytes]:
     config = {"architecture": "amd64", "os": "linux", "config": {"Env": ["A=b"]}, "rootfs": {"diff_ids": [DIGEST]}}
+    machine = {"os": "linux", "architecture": "amd64"}
+    rows = [
+        {"digest": DIGEST, "platform": {**machine, "architecture": "arm64"}},
+        {"digest": "MANIFEST", "platform": machine},
+    ]
+    whole = [{"manifests": rows}, {"config": {"digest": "CONFIG", "size": 9}, "layers": []}, config]
     return [
         json.dumps({**config, "config": {"digest": "SELF", "mediaType": "x"}}).encode(),
         json.dumps(config).encode(),
+        *(SEPARATOR.join(json.dumps(part).encode() for part in whole[start:]) for start in (0, 1)),
     ]
 
 
 def _config(data: bytes, folder: Path) -> None:
-    """An image's configuration, before it is pulled: the manifest is right, and what it names is a stranger's."""
+    """An image's configuration, before it is pulled: an index, a manifest and a configuration, or the last of these.
+
+    A digest pins the first; what is in it is a stranger's, and so is all that it names.
+    """
     import httpx
 
+    from rwkvflow.base.errors import UsageError
     from rwkvflow.base.hashing import text_digest
     from rwkvflow.net.http import Policy
     from rwkvflow.net.oci_image import image_config
 
-    manifest = json.dumps({"config": {"digest": text_digest(data)}}).encode()
+    parts = _parts(data)[-3:]
+    if len(parts) == 1:
+        parts.insert(0, b'{"config": {"digest": "CONFIG"}}')
+    parts[-2] = parts[-2].replace(b"CONFIG", text_digest(parts[-1]).encode())
+    parts[0] = parts[0].replace(b"MANIFEST", text_digest(parts[-2]).encode())
+    known = {text_digest(part): part for part in parts}
 
     def answer(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, content=manifest if "/manifests/" in request.url.path else data)
+        found = known.get(request.url.path.rpartition("/")[2])
+        return httpx.Response(404 if found is None else 200, content=found or b"")
 
     with _answering(answer):
-        image_config("registry.test/a", text_digest(manifest), "linux-x86_64", Policy(attempts=1))
-        image_config("registry.test/a", text_digest(data), "linux-x86_64", Policy(attempts=1))
+        found = image_config("registry.test/a", text_digest(parts[0]), "linux-x86_64", Policy(attempts=1))
+        other = image_config("registry.test/a", text_digest(parts[-1]), "linux-x86_64", Policy(attempts=1))
+    if found is None and other is None:
+        raise UsageError("there is no such image")
 
 
 def _challenges(folder: Path) -> list[bytes]:
@@ -86,11 +172,21 @@ def _challenges(folder: Path) -> list[bytes]:
         b'500\nRetry-After: 1\n\n{"errors":[{"code":"DENIED","message":"no"}]}',
         b'200\nContent-Length: 3\n\n{"schemaVersion": 2}',
         b"302\nLocation: https://cdn.test/blob\n\n",
+        SEPARATOR.join(
+            (
+                b'401\nWWW-Authenticate: Bearer realm="https://auth.test/token?a=b",service="registry",scope="r:a:pull"\n\n',
+                b'200\n\n{"token": "x", "access_token": "y", "expires_in": 60}',
+                b"307\nLocation: /v2/elsewhere?x=y\n\n",
+                b'200\nContent-Length: 20\nDocker-Content-Digest: x\n\n{"schemaVersion": 2 }',
+                b"429\nRetry-After: Wed, 21 Oct 2026 07:28:00 GMT\n\n",
+                b'401\nWWW-Authenticate: Basic realm="r"\n\n{"errors":[{"code":"UNAUTHORIZED","message":"no"}]}',
+            )
+        ),
     ]
 
 
 def _challenge(data: bytes, folder: Path) -> None:
-    """Status, headers and body of every answer are a stranger's."""
+    """Status, headers and body of every answer are a stranger's: one after another, and the last again and again."""
     import httpx
 
     from rwkvflow.base.errors import PublishError
@@ -99,12 +195,10 @@ def _challenge(data: bytes, folder: Path) -> None:
     from rwkvflow.net.oci_registry import OciRegistry
     from rwkvflow.net.progress import Told
 
-    first, _, rest = data.partition(b"\n")
-    head, _, body = rest.partition(b"\n\n")
-    status = int(first) if first.isdigit() and len(first) == 3 and first >= b"200" else 200
-    headers = [tuple(line.split(b": ", 1)) for line in head.split(b"\n") if b": " in line]
+    answers = [_answer(part) for part in _parts(data)]
 
     def answer(request: httpx.Request) -> httpx.Response:
+        status, headers, body = answers.pop(0) if len(answers) > 1 else answers[0]
         return httpx.Response(status, headers=headers, content=body)  # type: ignore[arg-type]
 
     place = OciDestination.parse("oci://registry.test/team/model:v1")
@@ -113,12 +207,21 @@ def _challenge(data: bytes, folder: Path) -> None:
         either(PublishError, calls)
 
 
+def _answer(data: bytes) -> tuple[int, list[tuple[bytes, ...]], bytes]:
+    """Status, headers and body of "200\\nName: value\\n\\nbody"."""
+    first, _, rest = data.partition(b"\n")
+    head, _, body = rest.partition(b"\n\n")
+    status = int(first) if first.isdigit() and len(first) == 3 and first >= b"200" else 200
+    return status, [tuple(line.split(b": ", 1)) for line in head.split(b"\n") if b": " in line], body
+
+
 def _hub_answers(folder: Path) -> list[bytes]:
     lfs = {"sha256": "0" * 64, "size": 3, "pointerSize": 1}
-    info = {
+    siblings: list[Any] = [{"rfilename": "x.pth", "size": 3, "lfs": lfs}]
+    info: dict[str, Any] = {
         **{"id": "a/b", "modelId": "a/b", "sha": "0" * 40, "private": False, "tags": []},
         "lastModified": "2026-01-01T00:00:00.000Z",
-        "siblings": [{"rfilename": "x.pth", "size": 3, "lfs": lfs}],
+        "siblings": siblings,
         "branches": [{"name": "main", "ref": "refs/heads/main", "targetCommit": "0" * 40}],
     }
     tree = [
@@ -130,11 +233,26 @@ def _hub_answers(folder: Path) -> list[bytes]:
             "lfs": {"oid": "0" * 64, "size": 3, "pointerSize": 1},
         }
     ]
-    return [json.dumps(info).encode(), json.dumps(tree).encode()]
+    more = [
+        {"rfilename": name, "size": None, "blobId": "2" * 40} for name in ("a/b.safetensors", "README.md", "x.json")
+    ]
+    refs = {"branches": info["branches"], "tags": [{"name": "v1", "ref": "refs/tags/v1", "targetCommit": "1" * 40}]}
+    whole = [json.dumps(part).encode() for part in ({**info, "siblings": [*siblings, *more]}, refs)]
+    errors = [
+        b"404\nX-Error-Code: EntryNotFound\nX-Error-Message: Entry not found\n\n",
+        b"404\nX-Error-Code: RevisionNotFound\n\n{}",
+        b"403\nX-Error-Code: GatedRepo\nX-Error-Message: no\n\n",
+        b"401\nX-Error-Message: Invalid credentials\n\n",
+        b'200\nETag: "x"\nX-Linked-ETag: "%s"\nX-Linked-Size: 3\nX-Repo-Commit: %s\n\n' % (b"a" * 64, b"0" * 40),
+        b"302\nLocation: https://cdn.test/x\nX-Linked-Size: 3\nX-Repo-Commit: %s\n\n" % (b"0" * 40),
+    ]
+    return [json.dumps(info).encode(), json.dumps(tree).encode(), *(SEPARATOR.join([*whole, one]) for one in errors)]
 
 
 def _hub(data: bytes, folder: Path) -> None:
-    """The hub's answers, through its own library."""
+    """The hub's answers, through its own library: of a repository, of its revisions, and of a file of it."""
+    import httpx
+
     from rwkvflow.base.errors import RwkvflowError
     from rwkvflow.documents.sources import HubSource
     from rwkvflow.net.http import Connection, Policy
@@ -142,9 +260,26 @@ def _hub(data: bytes, folder: Path) -> None:
 
     http = _http_of_the_hub()
     clients = library()
-    clients.set_client_factory(lambda: http.Client(transport=http.MockTransport(lambda request: _json(http, data))))
+    parts = _parts(data)
+
+    def answer(request: Any) -> Any:
+        path = request.url.path
+        at = 0 if len(parts) < 3 else 1 if path.endswith("/refs") else 0 if path.startswith("/api/") else 2
+        if at < 2:
+            return _json(http, parts[min(at, len(parts) - 1)])
+        status, headers, body = _answer(parts[2])
+        return http.Response(status, headers=headers, content=body)
+
+    def get(url: str, **options: Any) -> Any:
+        return httpx.Response(200, content=parts[min(1, len(parts) - 1)])
+
+    clients.set_client_factory(lambda: http.Client(transport=http.MockTransport(answer)))
     hub = Hub("https://hub.test", None)
-    with Connection(Policy(attempts=1), None) as connection:
+    with (
+        _no_certificates(),
+        mock.patch.object(httpx, "get", get),
+        Connection(Policy(attempts=1), None) as connection,
+    ):
         calls = (
             lambda: hub.files("a/b", None, connection),
             lambda: hub.sizes("a/b", None, connection),
@@ -155,13 +290,11 @@ def _hub(data: bytes, folder: Path) -> None:
 
 def _http_of_the_hub() -> Any:
     """The HTTP library that huggingface_hub was made with."""
-    import inspect
-
     from huggingface_hub.utils import _http
 
-    return inspect.getmodule(type(_http.default_client_factory()).__mro__[0]) and __import__(
-        type(_http.default_client_factory()).__module__.partition(".")[0]
-    )
+    if "http" not in _KEPT:
+        _KEPT["http"] = __import__(type(_http.default_client_factory()).__module__.partition(".")[0])
+    return _KEPT["http"]
 
 
 def _json(http: Any, data: bytes) -> Any:
@@ -181,7 +314,27 @@ def _indexes(folder: Path) -> list[bytes]:
     html = (
         f'<base href="/x/"><a href="../f/a-2.0-py3-none-any.whl#sha256={"a" * 64}" data-requires-python="&gt;=3">x</a>'
     )
-    return [b"json" + json.dumps({"files": rows, "meta": {"api-version": "1.1"}}).encode(), b"html" + html.encode()]
+    names = (
+        "a-3.0-cp311-cp311-manylinux_2_28_x86_64.whl",
+        "A-1!2.0rc1-1-py2.py3-none-any.whl",
+        "a-1.tar.gz",
+        "a-2.0.zip",
+    )
+    more = [
+        {
+            **{"filename": name, "url": f"https://files.test/{name}", "hashes": {}, "yanked": number == 1, "size": 3},
+            **{"requires-python": "<4,>=3.9,!=3.10.*", "core-metadata": {"sha256": "c" * 64}, "provenance": None},
+        }
+        for number, name in enumerate(names)
+    ]
+    meta = {"api-version": "1.1"}
+    links = "".join(f'<a href="//f.test/{name}#sha256={"d" * 64}" data-yanked>{name}</a><br>' for name in names)
+    return [
+        b"json" + json.dumps({"files": rows, "meta": meta}).encode(),
+        b"html" + html.encode(),
+        json.dumps({"files": [*more, *rows], "meta": meta, "versions": ["1.0"], "name": "a"}).encode(),
+        f"<!DOCTYPE html><html><body>{links}{html}</body></html>".encode(),
+    ]
 
 
 def _index(data: bytes, folder: Path) -> None:
@@ -191,10 +344,11 @@ def _index(data: bytes, folder: Path) -> None:
     from rwkvflow.net.packages.pip_settings import PipSettings
     from rwkvflow.net.packages.target import Target
 
-    kind = "application/vnd.pypi.simple.v1+json" if data[:4] == b"json" else "text/html"
+    named = data[:4] in (b"json", b"html")
+    kind = "application/vnd.pypi.simple.v1+json" if data[:4] == b"json" or data[:1] == b"{" else "text/html"
 
     def answer(request: httpx.Request) -> httpx.Response:
-        return httpx.Response(200, headers={"content-type": kind}, content=data[4:])
+        return httpx.Response(200, headers={"content-type": kind}, content=data[4:] if named else data)
 
     settings = PipSettings(indexes=("https://u:p@index.test/simple",))
     target = Target("3.11", "linux-x86_64")
@@ -388,9 +542,14 @@ READERS = {
     ),
     "image-config": Reader("configurations of images", ("net/oci_image",), _configs, _config, text=True),
     "challenge": Reader(
-        "status and headers of registries", ("net/oci_registry", "net/http"), _challenges, _challenge, text=True
+        "status and headers of registries",
+        ("net/oci_registry", "net/http"),
+        _challenges,
+        _challenge,
+        text=True,
+        words=HEADERS,
     ),
-    "hub": Reader("the hub's answers", ("net/hub",), _hub_answers, _hub, text=True),
+    "hub": Reader("the hub's answers", ("net/hub",), _hub_answers, _hub, text=True, words=HEADERS),
     "index": Reader("pages of package indexes", ("net/packages/package_index",), _indexes, _index, text=True),
     "git": Reader("what git tells of a repository", ("net/git",), _ls_remote, _git, text=True),
     "request": Reader(

@@ -13,6 +13,7 @@ Prints a line of JSON for each reader: executions, how many of them were read, a
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import hashlib
 import importlib
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from tests.fuzz.reader import Reader
 
 REGRESSIONS = Path(__file__).resolve().parent / "regressions"
+PACKAGE = Path(__file__).resolve().parents[2] / "rwkvflow"
 SECONDS = 5.0
 ROOM = 512 << 20
 
@@ -53,11 +55,12 @@ class Fuzzer:
         self.found: dict[str, str] = {}
         (self.scratch / "seeds").mkdir(parents=True)
         self.seeds = list(reader.seeds(self.scratch / "seeds"))
+        self.words = (*reader.words, *literals(reader.modules))
 
     def one(self, data: bytes) -> bool:
         """Read an input; whether it was read and not refused."""
         folder = self.scratch / "now"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         self.executions += 1
         start = time.process_time()
         problem: BaseException | None = None
@@ -70,7 +73,8 @@ class Fuzzer:
         except (Exception, TooLong) as error:
             problem = error
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if next(folder.iterdir(), None) is not None:  # making and removing one takes longer than most readers
+                shutil.rmtree(folder, ignore_errors=True)
         if problem is None and time.process_time() - start > SECONDS:
             problem = TooLong(f"{time.process_time() - start:.0f} s")
         if problem is not None:
@@ -138,6 +142,17 @@ def regressions(name: str) -> list[bytes]:
     return [path.read_bytes() for path in sorted(folder.iterdir())] if folder.is_dir() else []
 
 
+def literals(modules: Sequence[str]) -> list[bytes]:
+    """The short texts in the sources of modules below rwkvflow/: names of keys, headers, media types."""
+    found: set[str] = set()
+    for module in modules:
+        tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+        found |= {
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+    return [text.encode("utf-8", "replace") for text in sorted(found) if 1 < len(text) <= 60 and text.count(" ") < 2]
+
+
 def warm(fuzzer: Fuzzer) -> None:
     """Read the seeds, which imports what there is to import. Raises AssertionError where one is refused by mistake."""
     read = [fuzzer.one(seed) for seed in fuzzer.seeds]
@@ -154,7 +169,7 @@ def plain(fuzzer: Fuzzer, seconds: float, seed: int) -> None:
     pool = list(fuzzer.seeds)
     end = time.process_time() + seconds
     while time.process_time() < end:
-        data = changed(dice.choice(pool), fuzzer.seeds, fuzzer.reader.words, fuzzer.reader.text, dice)
+        data = changed(dice.choice(pool), fuzzer.seeds, fuzzer.words, fuzzer.reader.text, dice)
         before = fuzzer.read
         fuzzer.one(data)
         if fuzzer.read > before and len(pool) < 300 and len(data) <= 1 << 15:
@@ -181,7 +196,7 @@ def guided(fuzzer: Fuzzer, seconds: float, corpus: Path, tell: Path) -> None:
         if dice.random() < 0.5:
             found: bytes = atheris.Mutate(data, most)
             return found
-        return changed(bytes(data), fuzzer.seeds, fuzzer.reader.words, fuzzer.reader.text, dice)[:most]
+        return changed(bytes(data), fuzzer.seeds, fuzzer.words, fuzzer.reader.text, dice)[:most]
 
     corpus.mkdir(parents=True, exist_ok=True)
     tell.parent.mkdir(parents=True, exist_ok=True)

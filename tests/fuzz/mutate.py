@@ -70,19 +70,39 @@ BRACKETS += (
     b"\\u0000",
 )
 MOST = 1 << 17
+SEPARATOR = b"\n=====\n"  # between the parts of an input that are different files or answers
 
 
 def changed(data: bytes, others: Sequence[bytes], words: Sequence[bytes], text: bool, dice: random.Random) -> bytes:
     """One to four changes; `others` are files whose parts may be taken, `words` what such files are made of."""
     out = data
     for _ in range(dice.randint(1, 4)):
-        if dice.random() < 0.4 and (found := _json(out, dice)) is not None:
-            out = found
-        elif text or dice.random() < 0.15:
-            out = _text(out, others, words, dice)
-        else:
-            out = _binary(out, others, dice)
+        parts = out.split(SEPARATOR)
+        if len(parts) > 1 and dice.random() < 0.15:
+            out = SEPARATOR.join(_parts(parts, others, dice))
+            continue
+        at = dice.randrange(len(parts))
+        parts[at] = _changed(parts[at], others, words, text, dice)
+        out = SEPARATOR.join(parts)
     return out[:MOST]
+
+
+def _changed(data: bytes, others: Sequence[bytes], words: Sequence[bytes], text: bool, dice: random.Random) -> bytes:
+    if dice.random() < 0.4 and (found := _json(data, words, dice)) is not None:
+        return found
+    if text or dice.random() < 0.15:
+        return _text(data, others, words, dice)
+    return _binary(data, others, dice)
+
+
+def _parts(parts: list[bytes], others: Sequence[bytes], dice: random.Random) -> list[bytes]:
+    """One of the parts is gone, twice there, or that of another input."""
+    at, kind = dice.randrange(len(parts)), dice.randint(0, 2)
+    if kind == 0:
+        return parts[:at] + parts[at + 1 :]
+    if kind == 1:
+        return [*parts[:at], parts[dice.randrange(len(parts))], *parts[at:]]
+    return [*parts[:at], dice.choice(dice.choice(others).split(SEPARATOR)) if others else b"", *parts[at + 1 :]]
 
 
 def _stretch(data: bytes, dice: random.Random, most: int = 64) -> tuple[int, int]:
@@ -141,7 +161,7 @@ def _text(data: bytes, others: Sequence[bytes], words: Sequence[bytes], dice: ra
     return b"\n".join(lines)
 
 
-def _json(data: bytes, dice: random.Random) -> bytes | None:
+def _json(data: bytes, words: Sequence[bytes], dice: random.Random) -> bytes | None:
     """A change of one value of a document; None for what is none."""
     if not data[:4096].lstrip().startswith((b"{", b"[")) or len(data) > MOST:
         return None
@@ -161,8 +181,19 @@ def _json(data: bytes, dice: random.Random) -> bytes | None:
     walk(content, 0)
     if not places:
         return json.dumps(dice.choice(ODD_VALUES)).encode()
+    _change(places, words, dice)
+    text = json.dumps(content)
+    if dice.random() < 0.05:
+        deep = dice.choice((70, 1200, 30000))
+        text = text.replace("null", "[" * deep + "]" * deep, 1) if "null" in text else "[" * deep
+    return text.encode()
+
+
+def _change(places: Sequence[tuple[Any, Any]], words: Sequence[bytes], dice: random.Random) -> None:
+    """Change one value, or one key, in place."""
     inside, key = dice.choice(places)
-    kind = dice.randint(0, 4)
+    word = dice.choice(words).decode("utf-8", "replace") if words else "a"
+    kind = dice.randint(0, 6)
     if kind == 0:
         del inside[key]
     elif kind == 1:
@@ -170,13 +201,15 @@ def _json(data: bytes, dice: random.Random) -> bytes | None:
         if not isinstance(other[at], dict | list):  # else it would hold itself
             inside[key] = other[at]
     elif kind == 2 and isinstance(inside, dict):
-        inside[dice.choice(("", "a", "..", str(key) + "s", "\ud800", "__class__"))] = inside.pop(key)
+        inside[dice.choice(("", "a", "..", str(key) + "s", "\ud800", "__class__", word))] = inside.pop(key)
     elif kind == 3 and isinstance(inside, list):
-        inside.insert(key, dice.choice(ODD_VALUES))
+        inside.insert(key, dice.choice((*ODD_VALUES, inside[key])) if dice.random() < 0.7 else word)
+    elif kind == 4 and isinstance(inside, dict):
+        inside[word] = dice.choice(ODD_VALUES)
+    elif kind == 5 and isinstance(inside[key], str):
+        text = inside[key]
+        at = dice.randint(0, len(text))
+        piece = dice.choice((word, "/", "..", ":", "@", "#", "%2f", " ", "\n", "\0", "é", "0", "=", ",", ";", '"'))
+        inside[key] = text[:at] + piece + text[at + dice.choice((0, 0, 1, 4)) :]
     else:
-        inside[key] = dice.choice(ODD_VALUES)
-    text = json.dumps(content)
-    if dice.random() < 0.05:
-        deep = dice.choice((70, 1200, 30000))
-        text = text.replace("null", "[" * deep + "]" * deep, 1) if "null" in text else "[" * deep
-    return text.encode()
+        inside[key] = dice.choice((dice.choice(ODD_VALUES), word, [inside[key]], {word: inside[key]}))
