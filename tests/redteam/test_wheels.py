@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rwkvflow.base.hashing import file_digest
 from rwkvflow.documents.load import load_lock, load_recipe
 from rwkvflow.documents.lock import Lock, LockedWheel, recipe_digest
 from rwkvflow.documents.lock_text import dump_lock
+from rwkvflow.sandbox.pythons import find_python
 from tests.e2e.cli import Project, project
 from tests.e2e.conftest import CACHE
 from tests.wheels import make_wheel
@@ -85,6 +87,12 @@ def poison(made: Project, folder: Path, files: dict[str, str], *, named: bool) -
     dump_lock(Lock.model_validate(data), made.folder / "recipe.lock.yaml")
 
 
+def has_its_own_sitecustomize() -> bool:
+    """Debian's Python has one in its standard library, which comes before those of packages."""
+    argv = [str(find_python("3.11")), "-I", "-S", "-c", "import sitecustomize"]
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="walls are Linux's")
 @pytest.mark.parametrize(
     ("way", "named"), [("sitecustomize", True), ("a .pth file", False)], ids=["the recipe's", "the lock's alone"]
@@ -98,6 +106,8 @@ def test_a_package_cannot_forge_a_verdict(warm: tuple[Project, str], tmp_path: P
     lines = [IMPOSSIBLE if line.startswith("smoke:") else line for line in text.splitlines()]
     made.write("recipe.yaml", "\n".join([*lines, ""]))
     made.write("recipe.lock.yaml", (honest.folder / "recipe.lock.yaml").read_text(encoding="utf-8"))
+    if sandbox == "host" and has_its_own_sitecustomize():
+        way = "a .pth file"
     poison(made, tmp_path, WAYS[way], named=named)
     done = made("run", "recipe.yaml", "--locked", "--sandbox", sandbox, "--json")
     ended = {e["step"]: e for e in done.events if e["event"] == "StepFinished"}
