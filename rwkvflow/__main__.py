@@ -16,14 +16,24 @@ def main() -> None:
     """Run the command line; exits with the codes of rwkvflow.base.errors."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     signal.signal(signal.SIGTERM, _terminate)
-    for stream in (sys.stdout, sys.stderr):  # half a surrogate pair, from metadata or a file's name, is shown as \udc80
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            settle(stream)
     try:
         sys.exit(_run())
     except KeyboardInterrupt:  # while starting, or while it is said that it was interrupted
         print("interrupted; what is finished is kept, run the same command to go on", file=sys.stderr)
         sys.exit(130)
+
+
+def settle(stream: io.TextIOWrapper) -> None:
+    """Write UTF-8 where Windows would take a code page, which has no place for most names, and its own line ends.
+
+    Half a surrogate pair, from metadata or a file's name, is shown as \\udc80. PYTHONIOENCODING is left alone.
+    """
+    if sys.platform == "win32" and "PYTHONIOENCODING" not in os.environ and not stream.isatty():
+        stream.reconfigure(encoding="utf-8", newline="\n")  # a pipe carries the same bytes everywhere
+    stream.reconfigure(errors="backslashreplace")
 
 
 def _run() -> int | str | None:
@@ -52,6 +62,11 @@ def _run() -> int | str | None:
         code = error.exit_code
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - nobody listens any more; keep Python from complaining
+        code = 1
+    except OSError as error:  # a place that the user named, and that the system does not want: no fault of rwkvflow's
+        if error.filename is None:
+            raise
+        print(shown(f"error: {error.filename2 or error.filename}: {error.strerror}"), file=sys.stderr)
         code = 1
     return code
 

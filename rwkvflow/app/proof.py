@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,21 +78,20 @@ def prove(origin: Origin, library: Path, files: Sequence[tuple[str, Path]], mix:
                 truth = answer(forward, questions)
         if trouble := judge.finite(truth):
             raise RwkvflowError(f"the checkpoint itself is broken: in fp32, {trouble}")
-        with _engine(library) as engine:
-            for name, path in files:
-                item = FORMATS[name]
-                item = replace(item, runner=item.quick_runner or item.runner, mix=mix if item.mixes else None)
-                with _quiet():
-                    answers = run_artifact(Task(path, origin, engine, None, item), questions)
-                if trouble := judge.finite(answers):
-                    yield Proof(name, float("nan"), float("nan"), float("nan"), (trouble,))
-                    continue
-                figures = judge.compare(truth, answers)
-                limits = {"logits": FORMATS[name].limits.logits, "perplexity": FORMATS[name].limits.perplexity}
-                found = tuple(judge.problems(name, figures, limits))
-                not_for = infinite_in(item, forward.architecture.n_ffn, forward.peaks.square, forward.peaks.block)
-                remarks = tuple(f"not for {runtime}: {why}" for runtime, why in not_for.items())
-                yield Proof(name, figures.perplexity, figures.rise, figures.logits, found, remarks)
+        for name, path in files:
+            item = FORMATS[name]
+            item = replace(item, runner=item.quick_runner or item.runner, mix=mix if item.mixes else None)
+            with _quiet():
+                answers = run_artifact(Task(path, origin, library, None, item), questions)
+            if trouble := judge.finite(answers):
+                yield Proof(name, float("nan"), float("nan"), float("nan"), (trouble,))
+                continue
+            figures = judge.compare(truth, answers)
+            limits = {"logits": FORMATS[name].limits.logits, "perplexity": FORMATS[name].limits.perplexity}
+            found = tuple(judge.problems(name, figures, limits))
+            not_for = infinite_in(item, forward.architecture.n_ffn, forward.peaks.square, forward.peaks.block)
+            remarks = tuple(f"not for {runtime}: {why}" for runtime, why in not_for.items())
+            yield Proof(name, figures.perplexity, figures.rise, figures.logits, found, remarks)
     except WorkerError as error:
         raise RwkvflowError(str(error)) from error
 
@@ -101,12 +99,3 @@ def prove(origin: Origin, library: Path, files: Sequence[tuple[str, Path]], mix:
 def _quiet() -> redirect_stdout[io.StringIO]:
     """Keeps the worker's messages, which nobody reads here, off standard output."""
     return redirect_stdout(io.StringIO())
-
-
-@contextmanager
-def _engine(library: Path) -> Iterator[Path]:
-    """The folder with lib/ that the formats' runners take an engine from."""
-    with tempfile.TemporaryDirectory(prefix="rwkvflow-engine-") as folder:
-        (Path(folder) / "lib").mkdir()
-        (Path(folder) / "lib" / f"librwkv{library.suffix}").symlink_to(library.absolute())
-        yield Path(folder)

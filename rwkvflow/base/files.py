@@ -90,9 +90,9 @@ def remove(path: Path) -> None:
     """
     if not machine.HAS_FOLDER_HANDLES:  # Windows
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path, onerror=_again)
         else:
-            path.unlink(missing_ok=True)
+            _unlink(path)
         return
     try:
         top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -119,6 +119,21 @@ def remove(path: Path) -> None:
         os.close(top)
     with contextlib.suppress(OSError):
         path.rmdir()
+
+
+def _unlink(path: Path) -> None:
+    """Windows does not remove files that are read-only."""
+    try:
+        path.unlink(missing_ok=True)
+    except PermissionError:
+        path.chmod(stat.S_IWRITE)
+        path.unlink(missing_ok=True)
+
+
+def _again(what: object, path: str, error: object) -> None:
+    """What shutil.rmtree could not do: once more without the read-only mark. What cannot be removed stays."""
+    with contextlib.suppress(OSError):
+        _unlink(Path(path))
 
 
 _LIFTED = ".removing-"
@@ -163,10 +178,10 @@ def _opened(name: str, above: int) -> Iterator[int | None]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, how: int) -> Iterator[IO[str]]:
-    """A lock (machine.lock) on a file that its last holder may unlink: re-opened until name and handle agree.
+def locked(path: Path, how: int, *, leave: bool = True) -> Iterator[IO[str]]:
+    """A lock (machine.lock) on a file that its holders may unlink: re-opened until name and handle agree.
 
-    Raises BlockingIOError where another has it and `how` is AT_ONCE.
+    Without `leave` the file is gone afterwards. Raises BlockingIOError where another has it and `how` is AT_ONCE.
     """
     while True:
         file = path.open("a")
@@ -187,5 +202,10 @@ def locked(path: Path, how: int) -> Iterator[IO[str]]:
     try:
         yield file
     finally:
+        if not leave and machine.REMOVES_OPEN_FILES:  # while nobody else can have it, so that none loses theirs
+            path.unlink(missing_ok=True)
         machine.unlock(file)
         file.close()
+        if not leave and not machine.REMOVES_OPEN_FILES:
+            with contextlib.suppress(PermissionError):  # of whoever waits for it: theirs to remove
+                path.unlink(missing_ok=True)

@@ -25,6 +25,8 @@ except ImportError:  # Windows
 SHARED, EXCLUSIVE, AT_ONCE = 1, 2, 4
 #: Whether folders can be opened, and files named below an open one: what removes a tree safely while others change it.
 HAS_FOLDER_HANDLES = os.open in os.supports_dir_fd and hasattr(os, "O_DIRECTORY") and hasattr(os, "O_NOFOLLOW")
+#: Whether what is open can be removed, or another file be put in its place: not on Windows.
+REMOVES_OPEN_FILES = sys.platform != "win32" and fcntl is not None
 _soft: dict[int, Any] = {}  # by file: its lock, where the system has none
 
 
@@ -108,18 +110,20 @@ def memory() -> int | None:
             return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
     except (OSError, StopIteration, ValueError):
         pass
-    return _memory_of_windows() if sys.platform == "win32" else total_memory()
+    return _memory_of_windows("available") if sys.platform == "win32" else total_memory()
 
 
 def total_memory() -> int | None:
-    """Bytes of memory that this machine has; None: unknown, as on Windows."""
+    """Bytes of memory that this machine has; None: unknown."""
+    if sys.platform == "win32":
+        return _memory_of_windows("total")
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None
 
 
-def _memory_of_windows() -> int | None:  # pragma: no cover - GlobalMemoryStatusEx, learn.microsoft.com
+def _memory_of_windows(what: str) -> int | None:  # pragma: no cover - GlobalMemoryStatusEx, learn.microsoft.com
     class Status(ctypes.Structure):
         _fields_ = [
             ("dwLength", ctypes.c_uint32),
@@ -129,7 +133,7 @@ def _memory_of_windows() -> int | None:  # pragma: no cover - GlobalMemoryStatus
 
     status = Status(dwLength=ctypes.sizeof(Status))
     kernel = getattr(ctypes, "WinDLL")("kernel32")  # noqa: B009
-    return int(status.available) if kernel.GlobalMemoryStatusEx(ctypes.byref(status)) else None
+    return int(getattr(status, what)) if kernel.GlobalMemoryStatusEx(ctypes.byref(status)) else None
 
 
 def share_blocks(source: IO[bytes], target: int) -> None:

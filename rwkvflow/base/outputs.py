@@ -114,12 +114,21 @@ def beside(target: Path) -> Path:
 
 
 def put(partial: Path, target: Path) -> None:
-    """Put a finished file or folder in its place, and remove what `check_output` let be replaced there."""
-    if partial.is_dir() or (target.is_dir() and not target.is_symlink()):
-        swap(partial, target)
-        remove(partial)
-    else:
-        partial.replace(target)
+    """Put a finished file or folder in its place, and remove what `check_output` let be replaced there.
+
+    Raises UsageError where the system does not let that be: Windows keeps what any program has open.
+    """
+    try:
+        if partial.is_dir() or (target.is_dir() and not target.is_symlink()):
+            swap(partial, target)
+            remove(partial)
+        else:
+            partial.replace(target)
+    except PermissionError as error:
+        raise UsageError(
+            f"{target} cannot be replaced: {error.strerror}",
+            remedy="end what has it open, such as `rwkvflow serve`, or name another file",
+        ) from error
 
 
 def write_text(target: Path, text: str, sources: Iterable[Path], *, force: bool) -> None:

@@ -97,7 +97,7 @@ def measure_bandwidth(threads: int) -> dict[str, Any]:
     import numpy as np
 
     size = max(64 << 20, BUFFER // threads)
-    find = ctypes.CDLL(None).memchr
+    find = (ctypes.CDLL("msvcrt") if sys.platform == "win32" else ctypes.CDLL(None)).memchr
     find.argtypes, find.restype = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], ctypes.c_void_p
     gate = threading.Barrier(threads + 1)
 

@@ -55,10 +55,7 @@ class PartialFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # a full disk has been reported by then
-                self._file.close()
-            self._file = None
+        self._close()
         if self.done == 0:
             self.discard()
 
@@ -98,14 +95,22 @@ class PartialFile:
         """Make it the destination, durably."""
         self.flush()
         sync(self.path)
+        self._close()
         self.path.replace(self.destination)
         sync(self.destination.parent)
         self.note.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Keep nothing."""
+        self._close()
         self.path.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
+
+    def _close(self) -> None:  # Windows neither moves nor removes what is open
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a full disk has been reported by then
+                self._file.close()
+            self._file = None
 
     def _count(self, chunk: bytes) -> None:
         self.done += len(chunk)
@@ -121,13 +126,10 @@ def alone(destination: Path, cancel: threading.Event | None) -> Iterator[None]:
     while True:
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(locked(path, EXCLUSIVE | AT_ONCE))
+                stack.enter_context(locked(path, EXCLUSIVE | AT_ONCE, leave=False))
             except BlockingIOError:
                 if (cancel or threading.Event()).wait(0.1):
                     raise Interrupted("the download was stopped") from None
                 continue
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
+            yield
             return

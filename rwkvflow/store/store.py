@@ -301,21 +301,19 @@ class Store:
     def scratch(self) -> Iterator[Path]:
         """An empty folder on the store's file system, removed afterwards (by a later run after kill -9)."""
         folder = self.root / "tmp" / uuid.uuid4().hex
-        with locked(folder.with_suffix(".lock"), EXCLUSIVE):
+        with locked(folder.with_suffix(".lock"), EXCLUSIVE, leave=False):
             with clear_errors("making a scratch folder"):
                 folder.mkdir()
             try:
                 yield folder
             finally:
                 remove(folder)
-                folder.with_suffix(".lock").unlink(missing_ok=True)
 
     def _sweep(self) -> None:
         for lock in (self.root / "tmp").glob("*.lock"):
             try:
-                with locked(lock, EXCLUSIVE | AT_ONCE):
+                with locked(lock, EXCLUSIVE | AT_ONCE, leave=False):
                     remove(lock.with_suffix(""))
-                    lock.unlink(missing_ok=True)
             except (BlockingIOError, FileNotFoundError):
                 continue
 

@@ -340,7 +340,7 @@ def test_a_checkpoint_cut_short_while_it_is_read(engine: Path, tmp_path: Path) -
 
 def test_a_library_without_the_functions_is_refused(tmp_path: Path) -> None:
     source = checkpoints.make(tmp_path / "x.pth", version="4")
-    with pytest.raises(WorkerError, match=r"no librwkv\.so or librwkv\.dylib in engine/lib"):
+    with pytest.raises(WorkerError, match=r"no librwkv\.so, librwkv\.dylib or librwkv\.dll in engine/lib"):
         make(source, tmp_path / "engine", tmp_path, "ggml-f32")
     (tmp_path / "engine" / "lib").mkdir(parents=True)
     (tmp_path / "engine" / "lib" / "librwkv.so").write_bytes(b"not a library")

@@ -52,7 +52,7 @@ _READ = _EXECUTE | _READ_FILE | _READ_DIR
 _NET_BIND, _NET_CONNECT = 1, 2
 _SCOPE_ABSTRACT_SOCKETS, _SCOPE_SIGNALS = 1, 2
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc: Any = None if sys.platform == "win32" else ctypes.CDLL(None, use_errno=True)
 
 
 def main(argv: list[str]) -> NoReturn:

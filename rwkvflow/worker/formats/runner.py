@@ -41,7 +41,7 @@ class Task:
 
     artifact        the file or folder
     checkpoint      what it was made of
-    engine          folder with lib/librwkv.*; other software that was built stands beside it
+    engine          folder with lib/librwkv.*, beside which other software stands that was built; or librwkv itself
     group_norm_eps  epsilon of the head group norm where the recipe gives one
     format          what the artifact is
     """

@@ -12,7 +12,7 @@ from rwkvflow.worker.errors import WorkerError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SUFFIXES = (".so", ".dylib")
+SUFFIXES = (".so", ".dylib", ".dll")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of mallopt(3)
 
 
@@ -21,7 +21,7 @@ class Native:
 
     def __init__(self, engine: Path) -> None:
         """`engine` is an engine folder (lib/librwkv.so in it) or the library itself. Raises WorkerError."""
-        library = engine if engine.is_file() else find_library(engine)
+        library = find_library(engine)
         try:
             # A path without a slash would be looked up in the system's library folders.
             self._lib = ctypes.CDLL(str(library.resolve()))
@@ -105,10 +105,12 @@ def keep_memory() -> None:
 
 
 def find_library(engine: Path, stem: str = "librwkv") -> Path:
-    """The library in an engine folder. Raises WorkerError when there is none."""
+    """The library in an engine folder; `engine` itself where that is a library. Raises WorkerError for none."""
+    if engine.is_file():
+        return engine
     names = [stem + suffix for suffix in SUFFIXES]
     for name in names:
         path = engine / "lib" / name
         if path.is_file():
             return path
-    raise WorkerError(f"no {' or '.join(names)} in {engine.name}/lib")
+    raise WorkerError(f"no {', '.join(names[:-1])} or {names[-1]} in {engine.name}/lib")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import stat
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from rwkvflow.__main__ import settle
 from rwkvflow.app.pipeline import Finished
-from rwkvflow.base import process
+from rwkvflow.base import machine, process
 from rwkvflow.base.errors import (
     EnvironmentMissing,
     FetchError,
@@ -25,13 +27,15 @@ from rwkvflow.base.errors import (
     StoreError,
     UsageError,
 )
-from rwkvflow.base.files import read_json, write_json
+from rwkvflow.base.files import locked, read_json, write_json
+from rwkvflow.base.outputs import put
 from rwkvflow.cli import cli
 from rwkvflow.execute.base import Outcome
 from rwkvflow.publish.folder import _own_disk
 from rwkvflow.sandbox import pythons
 from rwkvflow.store.store import default_root
 
+DEMO = Path(__file__).resolve().parents[3] / "recipes" / "demo" / "rwkv7-demo.pth"
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -196,3 +200,57 @@ def test_a_prompt_of_any_bytes_is_text() -> None:
 
     assert _whole("a\udcffb") == "a\ufffdb"
     assert _whole("\udce6\udcbc\udca2 é") == "漢 é"
+
+
+def test_a_pipe_of_windows_carries_the_bytes_of_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONIOENCODING", raising=False)
+    monkeypatch.setattr(sys, "platform", "win32")
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding="cp1252", newline="\r\n")
+    settle(stream)
+    print("模型 é \udc80", file=stream, flush=True)
+    assert written.getvalue() == "模型 é \\udc80\n".encode()
+
+
+def test_a_code_page_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
+    monkeypatch.setattr(sys, "platform", "win32")
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding="cp1252")
+    settle(stream)
+    print("模é", file=stream, flush=True)
+    assert written.getvalue() == b"\\u6a21\xe9\n"
+
+
+def test_a_place_that_the_system_refuses_is_said(tmp_path: Path) -> None:
+    """As Windows refuses con.gguf, and drives that are not there."""
+    target = tmp_path / ("x" * 300 + ".gguf")
+    words = [sys.executable, "-m", "rwkvflow", "convert", str(DEMO), str(target), "--format", "gguf-f16", "--no-check"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "File name too long" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_another_program_has_open_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "new").write_bytes(b"new")
+
+    def refuse(path: Path, target: Path) -> None:
+        raise PermissionError(errno.EACCES, "Access denied", str(path), 5, str(target))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(UsageError, match=r"m\.gguf cannot be replaced: Access denied") as caught:
+        put(tmp_path / "new", tmp_path / "m.gguf")
+    assert "rwkvflow serve" in str(caught.value.remedy)
+
+
+def test_a_lock_that_is_not_left_is_gone_and_serves_all_who_wait(tmp_path: Path) -> None:
+    for removes in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(machine, "REMOVES_OPEN_FILES", removes)
+            with locked(tmp_path / "lock", machine.EXCLUSIVE, leave=False):
+                assert (tmp_path / "lock").exists()
+                with pytest.raises(BlockingIOError), locked(tmp_path / "lock", machine.EXCLUSIVE | machine.AT_ONCE):
+                    raise AssertionError
+            assert not (tmp_path / "lock").exists()

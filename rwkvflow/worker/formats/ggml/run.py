@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from rwkvflow.worker.formats.runner import Task, continued, one_by_one, threads_
 from rwkvflow.worker.protocol import progress
 from rwkvflow.worker.smoke.questions import Answers, Questions
 from rwkvflow.worker.smoke.scores import Scores
+from rwkvflow.worker.write.native import find_library
 
 CHUNK = 64  # tokens of the text at a time, whose logits are held
 BOTH = 8  # tokens that are read in both ways, which must agree bit for bit
@@ -26,7 +26,7 @@ def run(task: Task, questions: Questions) -> Answers:
     try:
         with Model(
             task.artifact,
-            library=_library(task.engine),
+            library=find_library(task.engine),
             threads=threads,
             group_norm_eps=task.group_norm_eps,
         ) as model:
@@ -65,10 +65,3 @@ def read_together(model: Model, questions: Questions, scores: Scores) -> None:
         scores.take(logits)
         state = after
         progress(start + len(tokens), len(text), "tokens")
-
-
-def _library(engine: Path) -> Path:
-    found = sorted(path for path in (engine / "lib").glob("librwkv.*") if path.suffix in (".so", ".dylib"))
-    if not found:
-        raise WorkerError("the engine has no lib/librwkv.so: its build step kept no library")
-    return found[0]
