@@ -146,7 +146,7 @@ class LocalExecutor:
         if record is not None and self._elsewhere(node, key, record):
             node.brought, node.state, node.cores = True, StepState.RUNNING, 0.0
             self._running[name] = node
-            self._pool.submit(self._bring, name, record)
+            self._pool.submit(self._bring, name, key, record)
             return
         wanted = self._read(step)
         there = all(self._nodes[need].level is Strength.PRESENT for need in wanted)
@@ -188,12 +188,12 @@ class LocalExecutor:
             and (probe is None or probe(node.step, key, record.outputs))
         )
 
-    def _bring(self, name: str, record: Record) -> None:
+    def _bring(self, name: str, key: str, record: Record) -> None:
         """In a worker thread. Whatever comes of it, the step is looked at again."""
         with contextlib.suppress(Exception):
-            brought, away = self.store.bring(record.outputs.values()), self._away(self._nodes[name].step)
-            if away and not brought:
-                away.again(record.outputs.values())
+            lost = [output for output in record.outputs.values() if not self.store.bring([output])]
+            if lost and (away := self._away(self._nodes[name].step)):
+                away.again(key, lost)
         self._ended.put({name: None})
 
     def _share(self, step: Step, key: str, record: Record, *, again: bool = False) -> None:

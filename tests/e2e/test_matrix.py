@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -170,7 +171,7 @@ def test_a_cluster_of_this_machine_gives_the_same_bytes(many: Farm) -> None:
     assert {step.partition("/")[0] for step in done.steps("done")} == {"convert", "smoke", "publish"}
     assert "2 workers with" in done.out
     lines = [event["line"] for event in done.events if event["event"] == "StepLog"]
-    assert any(line.startswith("on ") for line in lines), "who did it is told"
+    assert any(re.match(r"on [01] on \S", line) for line in lines), "who did it is told, by name"
 
 
 def test_workers_with_stores_of_their_own_give_the_same_bytes(many: Farm, tmp_path: Path) -> None:

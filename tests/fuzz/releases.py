@@ -271,7 +271,7 @@ def _answers_of_workers(folder: Path) -> list[bytes]:
     said = {"protocol": 1, "worker": "a", "steps": {"x": done}, "refused": "", "lost": []}
     every = [said, {**said, "steps": {"x": failed}}, {**said, "refused": "full disk", "lost": ["sha256:" + "cd" * 32]}]
     every += [
-        {"kind": "started", "worker": "a"},
+        {"kind": "started", "name": "a"},
         {"kind": "log", "step": "x", "lines": ["one", "two"]},
         {"kind": "progress", "step": "x", "done": 1, "total": 2, "unit": "B", "label": "l"},
     ]

@@ -87,7 +87,7 @@ class Elsewhere:
         self._lacking: set[str] = set()  # steps whose outputs have to be brought here, so that they can be sent
         self._damaged: set[str] = set()
         self._tries: Counter[str] = Counter()  # by key, how often inputs had to be sent again
-        self._vain: Counter[str] = Counter()  # by digest, how often it could not be had
+        self._vain: Counter[tuple[str, str]] = Counter()  # by key and digest, how often it could not be had
 
     def takes(self, step: Step) -> bool:
         """Whether a cluster carries this step out."""
@@ -120,7 +120,7 @@ class Elsewhere:
             record = self.store.lookup(item[1], expected(item[0]))  # another run may have finished it meanwhile
             if record is not None and self._obtainable(record.outputs.values()):
                 outcomes[item[0].id] = self._outcome("cached", item[1], record)
-            elif record is not None and any(self._vain[output.digest] >= TRIES for output in record.outputs.values()):
+            elif record is not None and any(self._vain[item[1], o.digest] >= TRIES for o in record.outputs.values()):
                 error = StepFailed("what it makes does not stay in the remote store", remedy=WHO_ELSE)
                 outcomes |= _failed([item], error)
             else:
@@ -129,11 +129,14 @@ class Elsewhere:
             return outcomes | {step.id: None for step, _, _ in todo}
         return outcomes | self._perform(todo, desk) if todo else outcomes
 
-    def again(self, outputs: Iterable[Output]) -> None:
-        """What a step made could not be had from the remote store: it is made again, and written again."""
+    def again(self, key: str, outputs: Iterable[Output]) -> None:
+        """Of what a step made, these could not be had from the remote store: it is made again, and written again.
+
+        Several steps may make the same bytes; one spoilt file is then missed by each of them.
+        """
         with self._guard:
             for output in outputs:
-                self._vain[output.digest] += 1
+                self._vain[key, output.digest] += 1
                 self._there.discard(output.digest)
                 self._damaged.add(output.digest)
 

@@ -70,7 +70,7 @@ class Outbox:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Outbox:
-        self._send({"kind": "started", "worker": self._worker.name})
+        self._send({"kind": "started", "name": self._worker.name})  # Dask puts an address under "worker"
         self._thread.start()
         return self
 

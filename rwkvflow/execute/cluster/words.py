@@ -179,7 +179,7 @@ def parse_event(value: Any) -> dict[str, Any] | None:
         return None
     kind, step = value["kind"], str(value.get("step", ""))
     if kind == "started":
-        return {"kind": kind, "worker": shown(str(value.get("worker", "")))[:200]}
+        return {"kind": kind, "worker": shown(str(value.get("name", "")))[:200]}
     if kind == "log":
         lines = value.get("lines")
         return {"kind": kind, "step": step, "lines": [str(line) for line in lines]} if isinstance(lines, list) else None

@@ -123,7 +123,11 @@ def test_odd_events_are_dropped_and_others_are_fit_to_show() -> None:
     for odd in [*odds, {"kind": "unheard of"}]:
         assert parse_event(odd) is None
     assert parse_event({"kind": "progress", "done": float("nan")}) is None
-    assert parse_event({"kind": "started", "worker": "\x1b[31mw"}) != {"kind": "started", "worker": "\x1b[31mw"}
+    assert parse_event({"kind": "started", "name": "w on h", "worker": "tls://1.2.3.4:5"}) == {
+        "kind": "started",
+        "worker": "w on h",
+    }, "Dask itself says under which address it runs, and a person knows names"
+    assert parse_event({"kind": "started", "name": "\x1b[31mw"}) != {"kind": "started", "worker": "\x1b[31mw"}
     progress = parse_event({"kind": "progress", "step": "a", "done": 1, "total": None, "unit": "B"})
     assert progress == {"kind": "progress", "step": "a", "done": 1.0, "total": None, "unit": "B", "label": ""}
 

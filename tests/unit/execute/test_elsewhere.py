@@ -80,7 +80,8 @@ class FakeCrew:
         ended = {}
         for name, key in message.steps.items():
             held = ""
-            for need in sorted(value.step for value in PLAN.steps[name].inputs.values() if isinstance(value, Ref)):
+            inputs = PLAN.steps[name].inputs.values() if name in PLAN.steps else ()
+            for need in sorted(value.step for value in inputs if isinstance(value, Ref)):
                 output = message.known[need][1].outputs["out"]
                 if remote is not None and output.digest in self.known_bytes:
                     remote.doubt([output], damaged=True)
@@ -90,7 +91,7 @@ class FakeCrew:
                 assert path is not None
                 held += f"({path.read_text()})"
             with store.scratch() as folder:
-                (folder / "x").write_text(name + held)
+                (folder / "x").write_text("same" if name.startswith("s") else name + held)
                 output = store.put_file(folder / "x")
             if remote is not None:
                 remote.doubt([o for o in [output] if o.digest in message.damaged], damaged=True)
@@ -304,6 +305,27 @@ def test_documents_that_somebody_spoils_are_sent_again(tmp_path: Path, url: str)
     assert home.text(outcomes["p"]) == EXPECTED
     assert Store(tmp_path / "later").path(home.bundle.digest) is None
     assert Remote(url, print).bring(home.bundle, Store(tmp_path / "later")), "what it has is whole again"
+
+
+def test_one_file_that_many_steps_made_may_be_spoilt_once(tmp_path: Path, url: str) -> None:
+    """Each of them misses it, which is no sign of somebody who spoils it again and again."""
+    names = [f"s{number}" for number in range(6)]
+    plan = Plan([*(step(name) for name in names), step("p", *names, action="publish")], ["p"])
+    home = Home(tmp_path, url)
+    spoilt: list[Path] = []
+
+    def spoil(message: Message, text: str) -> str:
+        if len(home.crew.messages) == len(names) and not spoilt:
+            spoilt.extend((tmp_path / "remote").glob("blobs/*/*"))
+            for path in spoilt:
+                path.chmod(0o644)
+                path.write_bytes(b"x" * path.stat().st_size)
+        return text
+
+    home.crew.answers = [spoil] * len(names)
+    outcomes = home.run(plan)
+    assert spoilt
+    assert {name: outcome.error for name, outcome in outcomes.items() if not outcome.ok} == {}
 
 
 def test_a_store_that_somebody_spoils_again_and_again_ends_the_step(tmp_path: Path, url: str) -> None:
