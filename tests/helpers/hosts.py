@@ -130,6 +130,15 @@ class Host:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
 
+    def commands(self) -> list[str]:
+        """What runs there, as it was called."""
+        listed = subprocess.run(["ip", "netns", "pids", self.space], capture_output=True, text=True, check=True)
+        found = []
+        for pid in listed.stdout.split():
+            with contextlib.suppress(OSError):
+                found.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
+        return [line for line in found if line]
+
     def cut(self) -> None:
         """No packet comes or goes any more."""
         subprocess.run(["ip", "link", "set", self.link, "down"], check=True)
