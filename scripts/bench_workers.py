@@ -4,7 +4,9 @@
     compute  steps that use a known time of the processor; with more workers than cores, they share those
     demo     `rwkvflow work` on the demo's recipe: real conversions, references and smoke tests, each worker with a
              store of its own, in which environment and engine are there already
+    dask     the same with `rwkvflow run --executor dask=N`, whose workers have the store of the run
 
+--workers says how many of them, --base a folder in which environment and engine are kept for the next time.
 Workers are processes that share a folder as their remote store. The ideal is the work, spread over the workers, or over
 the cores where steps compute and there are fewer of those; for the demo, what one worker takes without a remote store.
 """
@@ -74,12 +76,12 @@ def _worker(root: Path, remote: Path, plan: Plan, action: Callable[[], None]) ->
         raise RwkvflowError("a step failed")
 
 
-def bench_steps(what: str, action: Callable[[], None], most: int | None) -> None:
+def bench_steps(what: str, action: Callable[[], None], most: int | None, numbers: Sequence[int]) -> None:
     """Steps of a known length, by several workers."""
     limits = StepLimits(cores=1)
     steps = [Step(f"s{n}", "test", "sandbox", {"n": n}, {}, ("out",), limits=limits) for n in range(STEPS)]
     plan = Plan(steps, [step.id for step in steps])
-    for workers in WORKERS:
+    for workers in numbers:
         with tempfile.TemporaryDirectory() as folder:
             start = time.monotonic()
             children = []
@@ -98,11 +100,10 @@ def bench_steps(what: str, action: Callable[[], None], most: int | None) -> None
             _row(what, workers, time.monotonic() - start, STEPS * SECONDS / min(workers, most or workers))
 
 
-def bench_demo() -> None:
+def bench_demo(what: str, numbers: Sequence[int], base: Path) -> None:
     """The demo's recipe, by several workers."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        base = folder / "base"
         shutil.copytree(ROOT / "recipes" / "demo", folder / "recipes" / "demo")
         shutil.copy(ROOT / "recipes" / "demo.yaml", folder / "recipes")
         recipe = "recipes/demo.yaml"
@@ -132,25 +133,36 @@ def bench_demo() -> None:
 
         wait([run(base, "engine", "build", recipe)])
         alone = wait([run(machine("alone"), "run", recipe, "--locked")])
-        _row("demo", 1, alone, alone)
-        for workers in WORKERS:
+        _row("alone", 1, alone, alone)
+        for workers in numbers:
+            ideal = alone / min(workers, CORES)
+            if what == "dask":
+                run_ = run(machine("dask"), "run", recipe, "--locked", "--executor", f"dask={workers}")
+                _row(what, workers, wait([run_]), ideal)
+                continue
             remote = folder / f"remote{workers}"
             stores = [machine(number) for number in range(workers)]
             seconds = wait([run(store, "work", recipe, "--locked", "--remote", f"file://{remote}") for store in stores])
-            _row("demo", workers, seconds, alone / min(workers, CORES))
+            _row(what, workers, seconds, ideal)
 
 
 def main() -> None:
     """Run what is named."""
-    known: dict[str, Callable[[], None]] = {
-        "sleep": lambda: bench_steps("sleep", _waits, None),
-        "compute": lambda: bench_steps("compute", _computes, CORES),
-        "demo": bench_demo,
-    }
+    known = ("sleep", "compute", "demo", "dask")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", choices=[*known, []], help="all without")
-    for name in parser.parse_args().what or known:
-        known[name]()
+    parser.add_argument("--workers", default=",".join(map(str, WORKERS)), help="how many; default: %(default)s")
+    parser.add_argument("--base", type=Path, help="a store that is kept, with environment and engine")
+    options = parser.parse_args()
+    numbers = [int(word) for word in options.workers.split(",")]
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in options.what or known:
+            if name == "sleep":
+                bench_steps(name, _waits, None, numbers)
+            elif name == "compute":
+                bench_steps(name, _computes, CORES, numbers)
+            else:
+                bench_demo(name, numbers, (options.base or Path(scratch) / "base").absolute())
 
 
 if __name__ == "__main__":
