@@ -103,7 +103,7 @@ def _zig(target: str, root: Path, tools: Path) -> Toolchain:
     zig, cmake, ninja = _package("ziglang", "zig"), _package("cmake", "data/bin/cmake"), _ninja()
     packages = str(zig.parent.parent)
     flags = [
-        "-target", target, f"-mcpu={baseline_cpu(platform_name)}",
+        "-target", target, f"-mcpu={baseline_cpu(platform_name)}", "-g0",  # else zig writes what -s takes out again
         "-Wno-date-time", f"-ffile-prefix-map={packages}={NEUTRAL}/toolchain",
     ]  # fmt: skip
     for script, command in (("cc", "cc"), ("c++", "c++")):
@@ -112,7 +112,9 @@ def _zig(target: str, root: Path, tools: Path) -> Toolchain:
         _script(tools / script, [str(zig), script])
     cross = platform_name != host_platform()
     file = tools / "zig.cmake"
-    file.write_text(_zig_file(platform_name, root, tools, cross), encoding="utf-8")
+    # Where zig's own libraries are as sources: images/llama.cpp compiles what it needs of them.
+    text = _zig_file(platform_name, root, tools, cross) + f"set(RWKVFLOW_ZIG_LIB [==[{zig.parent}/lib]==])\n"
+    file.write_text(text, encoding="utf-8")
     cache = os.environ.get(CACHE_VARIABLE)
     env = _environment(root) | {
         "ZIG_GLOBAL_CACHE_DIR": str(Path(cache).resolve()) if cache else str(root / "zig-cache"),
@@ -171,6 +173,8 @@ def _zig_file(platform_name: str, root: Path, tools: Path, cross: bool) -> str:
             f"set(CMAKE_{language}_BYTE_ORDER LITTLE_ENDIAN)",
             f'set(CMAKE_{language}_COMPILER_ABI "{abi}")',
         ]
+    # What a project has CMake try out is compiled like the rest: zig makes its runtime once, and not for debugging too.
+    lines.append("set(CMAKE_TRY_COMPILE_CONFIGURATION Release)")
     if system == "macos":
         lines += ['set(CMAKE_OSX_SYSROOT "")', 'set(CMAKE_INSTALL_NAME_TOOL "/bin/true" CACHE FILEPATH "")']
     # Nothing of the machine's own libraries and headers; what the project itself has built may be found.
