@@ -68,6 +68,7 @@ LEFT_OUT = (
     (r"\bg\+\+|\bgcc\b|clang|C\+\+ compiler|toolchain system|readelf", "that need the system's compiler (g++, clang)"),
     ("chromium|npm", "that need a browser (chromium)"),
     ("docker-registry|debootstrap|dockerd|openssl|slurm|no make|no ninja|bcrypt", "that need another program"),
+    ("processor runs the avx512 kernels itself", "of kernels that run here without an emulator"),
     ("takes root|cannot be mounted|not the network|network namespace", "that need root"),
     ("fixtures|names no clone", "that need files from outside of the project"),
     ("package index|cannot bring|not installed|not here", "that need a package that could not be had"),

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,12 @@ def test_a_format_from_outside_is_made_proved_and_published(tmp_path: Path) -> N
     card = (made.folder / "out" / "README.md").read_text(encoding="utf-8")
     assert "Blobs (`.blob`)" in card
     (line,) = [line for line in card.splitlines() if "numpy.fromfile" in line]
-    shown = subprocess.run(["bash", "-c", line], cwd=made.folder / "out", capture_output=True, text=True, check=True)
+    ours = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }  # `python`, and numpy
+    argv = ["bash", "-c", line]
+    shown = subprocess.run(argv, cwd=made.folder / "out", env=ours, capture_output=True, text=True, check=True)
     assert int(shown.stdout) * 2 == (made.folder / "out" / "tiny4" / "tiny4-F16.blob").stat().st_size
     lock = (made.folder / "recipe.lock.yaml").read_text(encoding="utf-8")
     assert re.search(r"formats:\n\s+rwkvflow-blob:\n\s+version: .?1\.2", lock)

@@ -274,8 +274,11 @@ def test_a_mistake_is_told_with_place_remedy_and_code(
     (folder / "r.yaml").write_text(mistake.recipe.replace("MODEL", "m.pth"))
     words = [sys.executable, "-m", "rwkvflow", *mistake.words]
     if mistake.full:
+        apart = ["unshare", "--user", "--map-root-user", "--mount"]
+        if subprocess.run([*apart, "true"], capture_output=True, check=False).returncode:
+            pytest.skip("a small file system cannot be mounted here: no user namespaces, as in most containers")
         mount = 'mount -t tmpfs -o size=1m none small && exec "$@"'
-        words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh", *words]
+        words = [*apart, "sh", "-c", mount, "sh", *words]
     given = {"RWKVFLOW_LIBRARY": str(librwkv.with_zig(request.config) / "librwkv.so")} if mistake.full else {}
     done = subprocess.run(
         words,
