@@ -121,6 +121,10 @@ def verify(target: str, key: Path | None, again: bool, as_json: bool, **options:
             f"--require-rebuilds {wanted} needs as many people whom you trust",
             remedy="name them: --rebuilder ann=ann.pub",
         )
+    if options["attest"] is not None:
+        from rwkvflow.release.provenance.signature import private_key
+
+        private_key(options["attest"], ed25519=True)  # before what takes long
     offer: list[str] = []
     with _here(target) as folder:
         found = _checked(folder, key)

@@ -90,6 +90,9 @@ def _raw(text: str) -> bytes:
     return raw
 
 
+NAME_A_KEY = "give its text, ed25519:…, or its PEM file; `rwkvflow cache keys --of FILE` prints that of a private key"
+
+
 def parse_public(said: str) -> str:
     """The text of a public key that is given as text or as a PEM file. Raises UsageError for all else."""
     text = said.strip()
@@ -100,7 +103,7 @@ def parse_public(said: str) -> str:
     except (ValueError, OSError, binascii.Error):  # a text may be too long, or too odd, for the name of a file
         raise UsageError(
             f"{text[:80]!a} is no public key of a store",
-            remedy="give its text, ed25519:…, or its PEM file; `rwkvflow cache keys` prints yours",
+            remedy=NAME_A_KEY,
         ) from None
     return text
 
@@ -112,8 +115,10 @@ def _from_pem(path: Path) -> str:
 
     try:
         key: Any = serialization.load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is no public key: {error}") from None
+    except OSError as error:
+        raise UsageError(f"the key cannot be read: {path}: {error.strerror}", remedy=NAME_A_KEY) from None
+    except ValueError:  # what the library says of it helps nobody
+        raise UsageError(f"{path} is no public key", remedy=NAME_A_KEY) from None
     if not isinstance(key, Ed25519PublicKey):
         raise UsageError(f"{path} is no ed25519 key", remedy=MAKE_A_KEY)
     return public_text(key.public_bytes_raw())

@@ -105,10 +105,21 @@ def add(root: Path, said: str, name: str = "") -> TrustedKey:
 
 
 def revoke(root: Path, said: str, before: str, why: str = "") -> TrustedKey:
-    """Let a key count only for what it signed before a time; `said` is the key or the name that it was given."""
+    """Let a key count only for what it signed before a time; `said` is the key or the name that it was given.
+
+    Of a name that several keys had, the one that is trusted is meant, else the last. Raises UsageError for other texts.
+    """
     keys = {item.key: item for item in kept_keys(root)}
-    named = [item.key for item in keys.values() if item.name == said and not item.before]
-    key = named[0] if named else parse_public(said)
+    named = [item.key for item in sorted(keys.values(), key=lambda item: item.before) if item.name == said]
+    key = next((one for one in named if not keys[one].before), named[-1] if named else None)
+    if key is None:
+        try:
+            key = parse_public(said)
+        except UsageError as error:
+            names = ", ".join(sorted({item.name for item in keys.values() if item.name})) or "none"
+            raise UsageError(
+                f"{error.message}, nor the name of one that is kept: {names}", remedy=error.remedy
+            ) from None
     known = keys.get(key, TrustedKey(key))
     keys[key] = _stricter(known, TrustedKey(key, known.name, before, why))
     _keep(root, keys)

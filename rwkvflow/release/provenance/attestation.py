@@ -115,6 +115,9 @@ def bundle(payload: bytes, signature: bytes, material: Mapping[str, Any]) -> byt
     return (json.dumps(content, sort_keys=True) + "\n").encode()
 
 
+PUBLIC_HALF = "name its PEM file, which the private key gives: openssl pkey -in ann.key -pubout -out ann.pub"
+
+
 def hint(key: AnyPublicKey) -> str:
     """Hex sha256 of a public key's PEM."""
     return hashlib.sha256(public_pem(key)).hexdigest()
@@ -128,11 +131,16 @@ def load_public(path: Path) -> AnyPublicKey:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        key = serialization.load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        raise UsageError(f"{path} is no public key: {error}") from None
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"the public key cannot be read: {path}: {error.strerror}", remedy=PUBLIC_HALF) from None
+    try:
+        key = serialization.load_pem_public_key(data)
+    except (ValueError, UnsupportedAlgorithm):  # what the library says of it helps nobody
+        private = " but a private one" if b"PRIVATE KEY-----" in data else ""
+        raise UsageError(f"{path} is no public key{private}", remedy=PUBLIC_HALF) from None
     if isinstance(key, EllipticCurvePublicKey) and key.curve.name not in HASHES:
-        raise UsageError(f"{path}: no key on the curve P-256, P-384 or P-521")
+        raise UsageError(f"{path}: no key on the curve P-256, P-384 or P-521", remedy="take another key")
     if not isinstance(key, EllipticCurvePublicKey | Ed25519PublicKey):
         raise UsageError(f"{path} is no key that signs attestations", remedy="take P-256 or ed25519")
     return key

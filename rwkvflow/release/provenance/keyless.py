@@ -44,7 +44,12 @@ class KeylessVerifier:
                 self._verifier = Verifier(trusted_root=TrustedRoot.from_file(str(trust_root)))
         except Exception as error:  # the package raises whatever its parsers and its network raise
             where = "Sigstore's public instance" if trust_root is None else str(trust_root)
-            raise UsageError(f"{where} gives no trust root: {_reason(error)}") from error
+            remedy = (
+                "it is fetched from the internet; --trust-root names a file that was fetched before"
+                if trust_root is None
+                else "name a trusted_root.json of Sigstore"
+            )
+            raise UsageError(f"{where} gives no trust root: {_reason(error)}", remedy=remedy) from error
 
     def signer(self, attestation: Attestation, identities: Sequence[Identity]) -> str:
         """Which of these identities signed it. Raises AttestationProblem."""

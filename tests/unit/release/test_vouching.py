@@ -265,6 +265,28 @@ def test_verify_writes_an_attestation_and_says_how_to_offer_it(
     assert "--rebuild" in text
 
 
+def test_a_key_that_cannot_sign_is_told_before_anything_is_made_again(
+    world: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(rebuild, "rebuild", lambda *_, **__: pytest.fail("it was made again"))
+    (tmp_path / "x.key").write_text("no key\n")
+    code, text = verify(world, "--rebuild", "--attest", str(tmp_path / "x.key"))
+    assert code != 0
+    assert "x.key is no private key that can be used" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("keys/ann.key", "is no public key but a private one"), ("none.pub", "cannot be read"), ("release", "read")],
+)
+def test_what_is_no_public_key_is_told_with_what_to_do(world: Path, name: str, said: str) -> None:
+    with pytest.raises(UsageError) as error:
+        rebuilders_of([f"ann={world / name}"], [])
+    assert said in error.value.message
+    assert "Errno" not in error.value.message
+    assert "openssl pkey" in str(error.value.remedy)
+
+
 # ---- identities that sign without a key -----------------------------------------------------------------------------
 
 

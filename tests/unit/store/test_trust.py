@@ -310,8 +310,21 @@ def test_keys_are_made_trusted_and_revoked(tmp_path: Path) -> None:
     run(store, "trust", again, "--name", "ann")  # the key is changed, and what the old one signed stays
     assert len(trust.kept_keys(store)) == 2
     assert "nothing that it signed" in run(store, "revoke", "ann")
+    assert {item.key: item.before for item in trust.kept_keys(store)} == {key: "2026-11-30T00:00:00Z", again: NEVER}
+    assert key in run(store, "revoke", "ann"), "of a name that no trusted key has, the last is meant"
+    assert {item.before for item in trust.kept_keys(store)} == {NEVER}
+    with pytest.raises(UsageError, match=r"'bob' is no public key of a store, nor the name of one that is kept: ann"):
+        trust.revoke(store, "bob", NEVER)
     with pytest.raises(StoreError):
         new_key(file)
+
+
+def test_what_is_no_key_is_said_without_a_librarys_words(tmp_path: Path) -> None:
+    (tmp_path / "x.pem").write_text("no key\n")
+    with pytest.raises(UsageError) as error:
+        trust.add(tmp_path / "store", str(tmp_path / "x.pem"), "ann")
+    assert error.value.message == f"{tmp_path / 'x.pem'} is no public key"
+    assert "cache keys --of" in str(error.value.remedy)
 
 
 def test_a_damaged_list_of_keys_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
