@@ -24,6 +24,7 @@ from rwkvflow.publish.base import Changes, FileChange, Given, Proven, Published,
 from rwkvflow.release.artifacts import ReleaseFile
 from rwkvflow.release.names import STATE, SUMS
 from rwkvflow.release.release import Release
+from rwkvflow.store.address import ask_for_no_leave
 
 T = TypeVar("T")
 READ_BACK = 8 << 20  # bytes; larger files are read back by their size only
@@ -48,6 +49,7 @@ class RemoteFolderPublisher:
             import fsspec
 
             self._fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+            ask_for_no_leave(self._fs)
         except (ImportError, ValueError) as error:
             raise PublishError(
                 f"{self.url} needs a package that is not installed: {error}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -42,4 +43,21 @@ def open_url(url: str) -> tuple[Any, str]:
         ) from error
     except Exception as error:
         raise UsageError(f"the remote store {redacted(url)} cannot be opened: {type(error).__name__}") from error
+    ask_for_no_leave(system)
     return system, str(root).rstrip("/")
+
+
+def ask_for_no_leave(system: Any) -> None:
+    """Let S3's client send a file without waiting for the server's "100 Continue".
+
+    aiohttp waits for that without any time limit: a server that is gone in this moment would keep a run for ever.
+    """
+    if "s3" not in system.protocol or getattr(system, "session", "") is not None:
+        return
+    with contextlib.suppress(ImportError, AttributeError):
+        from aiobotocore.session import AioSession  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        from botocore.handlers import add_expect_header
+
+        session = AioSession(**system.kwargs)
+        session.unregister("before-call.s3", add_expect_header)
+        system.session = session

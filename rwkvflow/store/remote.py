@@ -13,6 +13,7 @@ recorded. Trouble with the remote never ends a run; it goes on without.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import threading
 import time
@@ -34,6 +35,7 @@ from rwkvflow.store.store import Store
 from rwkvflow.store.tree_archive import ArchiveError, pack, unpack
 from rwkvflow.store.trust import Trust, TrustedKey
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 T = TypeVar("T")
 Tell = Callable[[str], None]
 MISSING_FOR_S = 5.0  # how long an absent record is taken to stay absent
@@ -68,6 +70,7 @@ class Remote:
         self._missing_for_s = MISSING_FOR_S
         self._damaged: set[str] = set()
         self._troubles = {"reading": 0, "writing": 0}  # a remote that may only be read is a usual thing
+        self.no_room = ""  # why the store at home cannot take what this one has; "" where it could
         self._fs, self._root = open_url(url)
         self._rename = bool(RENAMED & protocols(self._fs))
         self._said: set[str] = set()
@@ -337,6 +340,8 @@ class Remote:
         except (Damaged, RwkvflowError):
             raise
         except Exception as error:  # each kind of file system has errors of its own
+            if kind == "reading" and isinstance(error, OSError) and error.errno in FULL:
+                self.no_room = self._words(error)  # here, as nothing is written there
             with self._guard:
                 self._troubles[kind] += 1
                 count = self._troubles[kind]

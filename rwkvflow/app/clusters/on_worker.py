@@ -151,6 +151,8 @@ def _carry_out(message: Message, name: str, outbox: Outbox, cancel: threading.Ev
             return Answer(name, {step: Ended("cancelled") for step in message.steps})
         if guard.other:
             return Answer(name, refused=guard.other)
+        if guard.lost and remote is not None and remote.no_room:
+            return Answer(name, refused=f"its store has no room: {remote.no_room}")
         if guard.lost:
             return Answer(name, refused="it cannot get what the steps need", lost=tuple(sorted(guard.lost)))
         failures = [f"{step}: {found.error}" for step, found in outcomes.items() if found.status == "failed"]
