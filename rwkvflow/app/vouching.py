@@ -79,7 +79,7 @@ class Vouched:
         missing = [name for name in rebuilders.names if name not in self.by]
         said = f"{', '.join(sorted(self.by)) or 'nobody'} vouches for it"
         lacking = f"nothing that counts came from {', '.join(missing)}" if missing else "nobody else is trusted"
-        return f"{wanted} rebuilds by trusted people are asked for, and {len(self.by)} are here: {said}; {lacking}"
+        return f"rebuilds by trusted people: {wanted} asked for, {len(self.by)} here: {said}; {lacking}"
 
 
 def rebuilders_of(

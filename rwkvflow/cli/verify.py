@@ -126,18 +126,19 @@ def verify(target: str, key: Path | None, again: bool, as_json: bool, **options:
 
         private_key(options["attest"], ed25519=True)  # before what takes long
     offer: list[str] = []
+    lacks = False
     with _here(target) as folder:
         found = _checked(folder, key)
         if again and not found.problems:
             offer = _rebuild(folder, target, options, found)
         if wanted is not None and not found.problems:
-            _require(folder, wanted, options, found)
-    _tell(found, target, as_json)
+            lacks = not _require(folder, wanted, options, found)
+    _tell(found, target, as_json, lacks=lacks)
     for line in offer if not as_json else ():
         click.echo(line)
 
 
-def _tell(found: Findings, target: str, as_json: bool) -> None:
+def _tell(found: Findings, target: str, as_json: bool, *, lacks: bool) -> None:
     """Print what was found. Raises PublishError for problems and for faults."""
     told = {"name": found.name, "files": found.files, "bytes": found.bytes}
     if as_json:
@@ -152,6 +153,11 @@ def _tell(found: Findings, target: str, as_json: bool) -> None:
             click.echo(f"WRONG   {line}")
         for line in found.faults:
             click.echo(f"FAULT   {line}")
+    if lacks:
+        raise PublishError(
+            f"{target}: too few have made it again",
+            remedy="have others run `rwkvflow verify --rebuild --attest KEY`; --attestations names where they say so",
+        )
     if found.problems:
         count = len(found.problems)
         raise PublishError(
@@ -237,8 +243,8 @@ def _rebuild(folder: Path, target: str, options: dict[str, Any], found: Findings
     return [f"{path} says so; to offer it to whoever published the release:", *offers(found.name, path, target)]
 
 
-def _require(folder: Path, wanted: int, options: dict[str, Any], found: Findings) -> None:
-    """Hold the release against who else made it."""
+def _require(folder: Path, wanted: int, options: dict[str, Any], found: Findings) -> bool:
+    """Hold the release against who else made it; whether they are enough."""
     from rwkvflow.app.vouching import rebuilders_of, vouched
 
     rebuilders = rebuilders_of(options["rebuilders"], options["identities"], options["trust_root"])
@@ -248,6 +254,7 @@ def _require(folder: Path, wanted: int, options: dict[str, Any], found: Findings
     found.notes += vouching.notes
     if (problem := vouching.problem(wanted, rebuilders)) is not None:
         found.problems.append(shown(problem))
+    return problem is None
 
 
 @click.command()

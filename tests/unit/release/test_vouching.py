@@ -108,7 +108,8 @@ def test_two_trusted_people_are_enough_and_one_is_not(world: Path) -> None:
         world, "--require-rebuilds", "2", "--attestations", str(world / "fewer"), *rebuilders(world, "ann", "bob")
     )
     assert code == 9
-    assert "ann vouches for it; nothing that counts came from bob" in text
+    assert "2 asked for, 1 here: ann vouches for it; nothing that counts came from bob" in text
+    assert "too few have made it again" in text, "and not: download it again"
     code, text = verify(world, *asked, *rebuilders(world, "ann"))
     assert code == 2
     assert "as many people" in text
