@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rwkvflow.base.errors import RwkvflowError, UsageError
+from rwkvflow.base.errors import RwkvflowError, StoreError, UsageError
 from rwkvflow.base.hashing import file_digest, text_digest, tree_digest
 from rwkvflow.store.address import of_folder, open_url, redacted
 from rwkvflow.store.conditional import create, protocols
@@ -337,6 +337,9 @@ class Remote:
             return None
         try:
             result = action()
+        except StoreError as error:
+            self.no_room = error.message
+            raise
         except (Damaged, RwkvflowError):
             raise
         except Exception as error:  # each kind of file system has errors of its own
