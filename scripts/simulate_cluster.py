@@ -557,8 +557,19 @@ def main() -> None:
                     ),
                     flush=True,
                 )  # fmt: skip
+                print(f"        {limit(done.share, done.waited)}", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"simulated in {time.process_time() - start:.0f} s of the processor, with {peak:.1f} GiB")
+
+
+def limit(share: float, waited: Mapping[str, float]) -> str:
+    """What the workers' time went into besides work, the largest first: what would have to become faster."""
+    whole = sum(waited.values())
+    if not whole or share >= 0.9:
+        return f"the limit is the work itself: {100 * share:.0f} % of all workers' time"
+    first = sorted(waited.items(), key=lambda item: -item[1])[:3]
+    parts = ", ".join(f"{what} {100 * seconds / whole:.0f} %" for what, seconds in first)
+    return f"the limit is {first[0][0]}; where the time that was no work went: {parts}"
 
 
 if __name__ == "__main__":

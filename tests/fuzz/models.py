@@ -310,6 +310,12 @@ def _faster_rwkv(path: Path) -> None:
         artifact.float32(name)
 
 
+def _packed(path: Path) -> object:
+    from rwkvflow.worker.read.packed.packed_file import read_packed_index
+
+    return read_packed_index(path)
+
+
 def _prefab_seeds(folder: Path) -> list[bytes]:
     return [convert(checkpoints.make(folder / "7.pth", "7", **SIZES), "prefab-f16", folder / "7.prefab").read_bytes()]
 
@@ -631,6 +637,12 @@ READERS = {
         ("worker/formats/prefab/run",),
         _prefab_seeds,
         at("x.prefab", _prefab),
+    ),
+    "packed": Reader(
+        "what a .prefab and a .fr hold, described",
+        ("worker/read/packed/packed_file", "worker/read/packed/values"),
+        lambda folder: [*_prefab_seeds(folder), *_fr_seeds(folder)],
+        at("x", _packed),
     ),
     "safetensors-package": Reader(
         "artifacts, through safetensors itself",
