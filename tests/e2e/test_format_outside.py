@@ -43,7 +43,7 @@ def test_a_format_from_outside_is_made_proved_and_published(tmp_path: Path) -> N
     ours = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-    }  # `python`, and numpy
+    }
     argv = ["bash", "-c", line]
     shown = subprocess.run(argv, cwd=made.folder / "out", env=ours, capture_output=True, text=True, check=True)
     assert int(shown.stdout) * 2 == (made.folder / "out" / "tiny4" / "tiny4-F16.blob").stat().st_size
