@@ -237,6 +237,8 @@ int main(int argc, char **argv) {
                 for (const uint32_t tokens : some)
                     if (!skipped(cols, tokens)) check_shape(k, type, 21, cols, tokens);
             if (!quick) check_shape(k, type, 21, 4096, kMostTokens);
+            // More rows than are worked on together, and a rest; columns in parts, and a rest.
+            if (!quick) check_shape(k, type, kFloatRows + 21, 3 * kFloatPart - 256, 19);
         }
         for (const uint32_t cols : odd)
             for (const uint32_t tokens : some)

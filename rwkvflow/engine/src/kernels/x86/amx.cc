@@ -199,26 +199,16 @@ template <int TYPE>
 void matmul_type(const Product &p) {
     constexpr uint32_t kRows = kPanels * kLanes;
     const Matrix &w = *p.w;
-    const size_t blocks = w.cols / 32;
-    uint8_t *const bytes = static_cast<uint8_t *>(p.scratch);
-    float *const floats = reinterpret_cast<float *>(bytes + kPanels * blocks * 32 * kLanes);
     Panel panels[kPanels];
-    for (uint32_t i = 0; i < kPanels; ++i)
-        panels[i] = {bytes + i * blocks * 32 * kLanes, floats + i * blocks * kLanes,
-                     floats + (kPanels + i * kHalves<TYPE>)*blocks * kLanes, blocks};
+    panels_in<TYPE>(p.scratch, w.cols / 32, panels);
     const uint8_t *at = w.data + w.row_bytes * p.row0;
     tiles_begin(kShapes<TYPE>);
     for (uint32_t row = p.row0; row < p.row1; row += kRows) {
         const uint32_t rest = p.row1 - row, rows = rest < kRows ? rest : kRows,
                        later = rest - rows < kRows ? rest - rows : kRows;
-        for (uint32_t i = 0; i < kPanels; ++i) {
-            // Where there are no rows left for a panel it gets the last one.
-            const uint32_t first = i * kLanes < rows ? i * kLanes : rows - 1, own = rows - first;
-            pack<TYPE>(panels[i], at + w.row_bytes * first, static_cast<size_t>(w.row_bytes),
-                       own < kLanes ? own : uint32_t{kLanes});
-        }
+        pack_panels<TYPE>(panels, at, static_cast<size_t>(w.row_bytes), rows);
         at += w.row_bytes * rows;
-        const Next next = {at, w.row_bytes * later};
+        const Next next = {at, w.row_bytes, w.row_bytes, later};
         for (uint32_t t = 0; t < p.tokens; t += kTile) {
             const uint32_t left = p.tokens - t, some = left < kTile ? left : uint32_t{kTile};
             next.prefetch(t, some, p.tokens);
@@ -227,9 +217,6 @@ void matmul_type(const Product &p) {
     }
     tiles_end();  // or the system has more to save, and the processor keeps the unit awake
 }
-
-// Memory is there for twice that.
-static_assert(kScratchRows * 4 >= kPanels * kLanes * (1 + (1 + kHalves<kQ6_K>)*sizeof(float) / 32.0));
 
 bool has_tiles(int32_t type) {
     switch (type) {
