@@ -21,6 +21,7 @@ import socket
 import struct
 import sys
 from contextlib import suppress
+from functools import cache
 from typing import Any, NoReturn
 
 with suppress(ImportError):  # on Windows there are neither these nor walls
@@ -52,7 +53,11 @@ _READ = _EXECUTE | _READ_FILE | _READ_DIR
 _NET_BIND, _NET_CONNECT = 1, 2
 _SCOPE_ABSTRACT_SOCKETS, _SCOPE_SIGNALS = 1, 2
 
-_libc: Any = None if sys.platform == "win32" else ctypes.CDLL(None, use_errno=True)
+
+@cache
+def _libc() -> Any:
+    """The program's own C library, which only a system with walls has: so not when this is imported."""
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def main(argv: list[str]) -> NoReturn:
@@ -90,7 +95,7 @@ def start(spec: dict[str, Any], command: list[str]) -> NoReturn:
 
 def probe() -> dict[str, Any]:
     """{"namespaces": bool, "readonly": bool, "landlock": its version or 0}, each tried in a process of its own."""
-    version = _libc.syscall(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION))
+    version = _libc().syscall(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION))
     return {
         "namespaces": _works(enter_namespaces),
         "readonly": _works(_readonly_namespace),
@@ -103,7 +108,7 @@ def _works(function: Any) -> bool:
     if not pid:
         code = 1
         try:
-            if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
+            if _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
                 function()
                 code = 0
         except OSError:
@@ -158,9 +163,9 @@ def _wait(pid: int) -> NoReturn:
 
 def _mount_proc() -> None:
     """A /proc of these processes alone, where the kernel lets us; inside of some containers it does not."""
-    if _libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None) == 0:
+    if _libc().mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None) == 0:
         flags = ctypes.c_ulong(_MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
-        _libc.mount(b"proc", b"/proc", b"proc", flags, None)
+        _libc().mount(b"proc", b"/proc", b"proc", flags, None)
 
 
 def make_readonly(write: list[str]) -> None:
@@ -186,20 +191,20 @@ def _mount(source: bytes | None, target: bytes, flags: int) -> None:
 def _set_mount(path: bytes, flags: int, *, added: int = 0, removed: int = 0) -> None:
     attributes = struct.pack("QQQQ", added, removed, 0, 0)
     arguments = (ctypes.c_int(_AT_FDCWD), path, ctypes.c_uint32(flags), attributes, ctypes.c_size_t(len(attributes)))
-    if _libc.syscall(_MOUNT_SETATTR, *arguments):
+    if _libc().syscall(_MOUNT_SETATTR, *arguments):
         raise OSError(ctypes.get_errno(), f"mount_setattr: {os.strerror(ctypes.get_errno())}")
 
 
 def drop_capabilities() -> None:
     """None can be had any more, by executing what as root would give them either."""
     for number in range(64):
-        if _libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0):
+        if _libc().prctl(_PR_CAPBSET_DROP, number, 0, 0, 0):
             if ctypes.get_errno() == errno.EINVAL:
                 break  # beyond the last
             if os.getuid():
                 break  # without privileges there are none to drop
             raise OSError(ctypes.get_errno(), "capabilities cannot be dropped")
-    _libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    _libc().prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header = struct.pack("Ii", 0x20080522, 0)  # version 3, this process
     _call("capset", header, bytes(24))
 
@@ -209,7 +214,7 @@ def drop_capabilities() -> None:
 
 def restrict(read: list[str], write: list[str], *, network: bool) -> None:
     """From now on only these folders and files can be opened; with `network`, no TCP port either (interface 4)."""
-    version = _libc.syscall(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION))
+    version = _libc().syscall(_CREATE, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION))
     if version < 1:
         raise OSError(ctypes.get_errno(), "Landlock is not there")
     every = (1 << 13) - 1
@@ -217,13 +222,13 @@ def restrict(read: list[str], write: list[str], *, network: bool) -> None:
     ports = _NET_BIND | _NET_CONNECT if network and version >= 4 else 0
     scopes = _SCOPE_ABSTRACT_SOCKETS | _SCOPE_SIGNALS if version >= 6 else 0
     attributes = struct.pack("QQQ", every, ports, scopes)[: 8 if version < 4 else 16 if version < 6 else 24]
-    ruleset = _libc.syscall(_CREATE, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
+    ruleset = _libc().syscall(_CREATE, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0))
     if ruleset < 0:
         raise OSError(ctypes.get_errno(), "Landlock refuses the rules")
     for paths, rights in ((read, _READ & every), (write, every)):
         for path in paths:
             _allow(ruleset, path, rights)
-    if _libc.syscall(_RESTRICT, ctypes.c_int(ruleset), ctypes.c_uint32(0)):
+    if _libc().syscall(_RESTRICT, ctypes.c_int(ruleset), ctypes.c_uint32(0)):
         raise OSError(ctypes.get_errno(), "Landlock refuses this process")
     os.close(ruleset)
 
@@ -237,14 +242,14 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
         if not os.path.isdir(path):  # noqa: PTH112 - see above
             rights &= _FILE_RIGHTS
         rule = struct.pack("=Qi", rights, handle)
-        if _libc.syscall(_ADD, ctypes.c_int(ruleset), ctypes.c_int(_PATH_BENEATH), rule, ctypes.c_uint32(0)):
+        if _libc().syscall(_ADD, ctypes.c_int(ruleset), ctypes.c_int(_PATH_BENEATH), rule, ctypes.c_uint32(0)):
             raise OSError(ctypes.get_errno(), f"Landlock refuses {path}")
     finally:
         os.close(handle)
 
 
 def _call(name: str, *arguments: Any) -> None:
-    if getattr(_libc, name)(*arguments):
+    if getattr(_libc(), name)(*arguments):
         raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
 
 
