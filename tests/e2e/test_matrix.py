@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -198,6 +203,41 @@ def test_workers_with_stores_of_their_own_give_the_same_bytes(many: Farm, tmp_pa
     assert {step.partition("/")[0] for step in done.steps("done")} == {"convert", "smoke", "publish"}
     assert (worker / "cluster").is_dir(), "it was there"
     assert len(list((tmp_path / "remote" / "index").glob("*/*.json"))) >= 4
+
+
+def at_work(store: Path) -> list[str]:
+    """The commands that are carried out with a store, whatever namespaces they have."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (process / "cmdline").read_text().replace("\0", " ")
+            if str(store) in line or str(store) in str((process / "cwd").readlink()):
+                found.append(line)
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_ctrl_c_stops_the_commands_of_a_clusters_workers(many: Farm) -> None:
+    pytest.importorskip("distributed")
+    machine = partly(many, "stopped")
+    busy: list[str] = []
+
+    def moment(event: dict[str, Any]) -> bool:
+        if event["event"] == "StepLog" and event["step"].startswith("convert") and event["line"].startswith("on "):
+            busy.extend(at_work(machine.store))
+            return True
+        return False
+
+    done = machine.until(moment, signal.SIGINT, "run", "recipe.yaml", "--locked", *HOST, "--executor", "dask=2")
+    assert done.code == 130, done.err
+    assert "interrupted; what is finished is kept" in done.err
+    end = time.monotonic() + 30
+    while left := at_work(machine.store):
+        assert time.monotonic() < end, left
+        time.sleep(0.2)
+    again = machine("run", "recipe.yaml", "--locked", *HOST)
+    assert again.code == 0, again.err
+    assert machine.files() == many.one.files()
 
 
 def test_poisoned_remote_is_noticed_and_mended(many: Farm) -> None:
