@@ -331,7 +331,7 @@ class Worker(LocalExecutor):
     def submit(self, function: Callable[..., None], *arguments: Any) -> None:
         """What a pool of threads is asked to do."""
         if function == self._bring:
-            name, record = arguments
+            name, _, record = arguments
             self._fetch(name, record)
         else:
             self._command(arguments[0])

@@ -67,7 +67,7 @@ def told_of(source: str) -> About | None:
 
 
 def foresee(order: Order, source: str) -> None:
-    """Refuse what would be refused with the checkpoint at hand, before it is downloaded from `source`.
+    """Refuse what would be refused with the checkpoint at hand, before it is downloaded from `source`, if it has to be.
 
     `order` names it as the file that it will be. Raises UsageError for a place that is taken or of another format, and
     for a version, as the header says it, that a format cannot hold; RwkvflowError for a file besides that is none.
@@ -84,8 +84,8 @@ def foresee(order: Order, source: str) -> None:
             read_imatrix(order.imatrix)
     except WorkerError as error:
         raise RwkvflowError(str(error)) from error
-    if (tensors := tensors_of_source(source)) is None:
-        return
+    if order.origin.path.exists() or (tensors := tensors_of_source(source)) is None:
+        return  # it was fetched before, and nothing is asked of whoever has it; or its header cannot be had by itself
     try:
         version = architecture_of(tensors).version
     except WorkerError:
