@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -110,6 +110,13 @@ def start(argv: list[str], log: Path, env: Mapping[str, str]) -> Process:
     return Process(log, process)
 
 
+def kill_all(pids: Iterable[int]) -> None:
+    """End processes at once, as far as they are still there."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 @dataclass
 class Host:
     """One host: a namespace, an address, a store, and a worker."""
@@ -124,17 +131,19 @@ class Host:
     def kill(self) -> None:
         """As a power cut: its worker, the nanny and every command of theirs are gone."""
         assert self.worker is not None
-        listed = subprocess.run(["ip", "netns", "pids", self.space], capture_output=True, text=True, check=True)
+        found = self.pids()
         self.worker.kill()
-        for pid in listed.stdout.split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+        kill_all(found)
+
+    def pids(self) -> list[int]:
+        """Of all that runs there."""
+        listed = subprocess.run(["ip", "netns", "pids", self.space], capture_output=True, text=True, check=True)
+        return [int(pid) for pid in listed.stdout.split()]
 
     def commands(self) -> list[str]:
         """What runs there, as it was called."""
-        listed = subprocess.run(["ip", "netns", "pids", self.space], capture_output=True, text=True, check=True)
         found = []
-        for pid in listed.stdout.split():
+        for pid in self.pids():
             with contextlib.suppress(OSError):
                 found.append(Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " "))
         return [line for line in found if line]

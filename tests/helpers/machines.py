@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.helpers.hosts import Host, Process, hosts, start
+from tests.helpers.hosts import Host, Process, hosts, kill_all, start
 
 OWN = ("etc", "opt", "run")  # below /, that a machine has for itself
 #: Makes a root of what this machine has and what the other has for itself, and carries a command out there.
@@ -81,20 +79,13 @@ class Machine:
         """The last of what its programs said."""
         return "".join(f"\n== {path}\n{path.read_text()[-3000:]}" for path in sorted(self.home.parent.glob("*.log")))
 
-    def pids(self) -> list[int]:
-        """Of all that runs there."""
-        listed = subprocess.run(["ip", "netns", "pids", self.host.space], capture_output=True, text=True, check=False)
-        return [int(pid) for pid in listed.stdout.split()]
-
     def processes(self) -> str:
         """The commands that run there, one a line."""
         return "\n".join(self.host.commands())
 
     def end(self) -> None:
         """End all that runs there."""
-        for pid in self.pids():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_all(self.host.pids())
         for process in self.started:
             process.end()
 
@@ -126,8 +117,3 @@ def machines(folder: Path, names: Sequence[str], own: Sequence[str] = ()) -> Ite
         finally:
             for machine in found.values():
                 machine.end()
-
-
-def quoted(words: Sequence[str]) -> str:
-    """As a shell reads them."""
-    return " ".join(map(shlex.quote, words))

@@ -23,6 +23,7 @@ from rwkvflow.worker.read.torch_file import pickle_reader
 from rwkvflow.worker.read.torch_file.pickle_reader import PickleReader
 from tests.helpers import checkpoints
 from tests.helpers.checkpoints import Pickle, array_entry
+from tests.helpers.flipped import flipped
 
 FILES = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -302,13 +303,9 @@ def test_a_truncated_file_says_so(tmp_path: Path) -> None:
 @FILES
 @given(st.data())
 def test_flipped_bytes(small: Path, data: st.DataObject) -> None:
-    raw = bytearray(small.read_bytes())
-    for _ in range(data.draw(st.integers(1, 3))):
-        raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
-    flipped = small.with_name("flipped" + small.suffix)
-    flipped.write_bytes(raw)
-    outcome = error_of(flipped)
-    assert outcome is None or flipped.name in outcome
+    changed = flipped(small, data, "flipped" + small.suffix)
+    outcome = error_of(changed)
+    assert outcome is None or changed.name in outcome
 
 
 @FILES

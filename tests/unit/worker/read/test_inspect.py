@@ -17,6 +17,7 @@ from rwkvflow.worker.read.ggml_file import TYPES, read_ggml_index
 from rwkvflow.worker.read.gguf_file import read_gguf_index
 from rwkvflow.worker.read.inspect import describe
 from tests.helpers import checkpoints
+from tests.helpers.flipped import flipped
 
 FILES = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -288,13 +289,9 @@ def test_every_truncation(small: Path) -> None:
 @FILES
 @given(st.data())
 def test_flipped_bytes(small: Path, data: st.DataObject) -> None:
-    raw = bytearray(small.read_bytes())
-    for _ in range(data.draw(st.integers(1, 3))):
-        raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
-    flipped = small.with_name("flipped")
-    flipped.write_bytes(raw)
+    changed = flipped(small, data)
     try:
-        found = describe(flipped)
+        found = describe(changed)
     except WorkerError as error:
         found = {"file": str(error)}
     assert "flipped" in found["file"]

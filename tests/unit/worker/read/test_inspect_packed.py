@@ -18,6 +18,7 @@ from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.read.inspect import describe
 from rwkvflow.worker.read.packed.packed_file import read_packed_index
 from tests.helpers import checkpoints
+from tests.helpers.flipped import flipped
 
 cbor2 = pytest.importorskip("cbor2")
 msgpack = pytest.importorskip("msgpack")
@@ -152,13 +153,9 @@ def test_every_truncation(small: Path) -> None:
 @FILES
 @given(st.data())
 def test_flipped_bytes(small: Path, data: st.DataObject) -> None:
-    raw = bytearray(small.read_bytes())
-    for _ in range(data.draw(st.integers(1, 3))):
-        raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
-    flipped = small.with_name("flipped")
-    flipped.write_bytes(raw)
+    changed = flipped(small, data)
     try:
-        found = describe(flipped)
+        found = describe(changed)
     except WorkerError as error:
         found = {"file": str(error)}
     assert "flipped" in found["file"]
