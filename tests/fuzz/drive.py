@@ -159,16 +159,16 @@ def warm(fuzzer: Fuzzer) -> None:
     assert fuzzer.read, f"{fuzzer.name}: none of {len(read)} real files is read: {fuzzer.found}"
 
 
-def plain(fuzzer: Fuzzer, seconds: float, seed: int) -> None:
-    """Regressions, then changes of the seeds, for so many seconds of the processor."""
+def plain(fuzzer: Fuzzer, seconds: float, seed: int, least: int) -> None:
+    """Regressions, then changes of the seeds: for so many seconds of the processor, and `least` of them at least."""
     from tests.fuzz.mutate import changed
 
     dice = random.Random(f"{seed} {fuzzer.name}")
     for data in regressions(fuzzer.name):
         fuzzer.one(data)
     pool = list(fuzzer.seeds)
-    end = time.process_time() + seconds
-    while time.process_time() < end:
+    end, first = time.process_time() + seconds, fuzzer.executions
+    while time.process_time() < end or fuzzer.executions - first < least:
         data = changed(dice.choice(pool), fuzzer.seeds, fuzzer.words, fuzzer.reader.text, dice)
         before = fuzzer.read
         fuzzer.one(data)
@@ -235,6 +235,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="of readers; all where none is named")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each")
+    parser.add_argument("--least", type=int, default=1, help="changes for each, however slow the machine")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guided", action="store_true")
     parser.add_argument("--findings", type=Path, default=Path("build/fuzz/findings"))
@@ -252,7 +253,7 @@ def main(argv: Sequence[str]) -> int:
             bound_memory()
             if chosen.guided:
                 guided(fuzzer, chosen.seconds, chosen.corpus / name, chosen.findings / f"{name}.json")
-            plain(fuzzer, chosen.seconds, chosen.seed)
+            plain(fuzzer, chosen.seconds, chosen.seed, chosen.least)
             unbound_memory()
             print(json.dumps(fuzzer.told()), flush=True)
             wrong = wrong or bool(fuzzer.found)

@@ -117,9 +117,9 @@ def run(*arguments: str, timeout: float) -> list[dict[str, object]]:
 
 def test_a_moment_of_each(tmp_path: Path) -> None:
     """All that was found once, and changes of real files: refused by name, or read."""
-    told = run("--seconds", "0.08", "--findings", str(tmp_path), timeout=300)
+    told = run("--seconds", "0.08", "--least", "3", "--findings", str(tmp_path), timeout=1200)
     assert [row["reader"] for row in told] == list(READERS)
-    few = [row for row in told if not isinstance(row["executions"], int) or row["executions"] < 5]
+    few = [row for row in told if not isinstance(row["executions"], int) or row["executions"] < 4]  # a seed besides
     assert few == []
 
 
