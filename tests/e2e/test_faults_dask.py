@@ -5,17 +5,19 @@ remote store in a folder. The fault comes to the worker that takes it, when that
 for the k-th time. The run itself has to end with the right bytes; its store is whole, and somebody else gets the same.
 
 A worker whose clock jumps back says nothing for as long: Dask waits by that clock. The scheduler takes it for lost.
+Where a run fails, its diary says what the fault met, what the run told, and what Dask's scheduler and nannies did.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import shutil
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,34 @@ KINDS: dict[Kind, int] = {
 }
 
 
+class Diary(logging.Handler):
+    """The last that was told, by whomever, with the seconds since the run began."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._lines: deque[str] = deque(maxlen=400)
+        self._start = time.monotonic()
+
+    def begin(self) -> None:
+        """A run begins; what went before it counts too, for a fault may come late."""
+        self._lines.append(f"---- {time.monotonic() - self._start:.2f} s, and from 0 on:")
+        self._start = time.monotonic()
+
+    def add(self, what: object) -> None:
+        """Something was told."""
+        self._lines.append(f"{time.monotonic() - self._start:.2f} {what}")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Dask logs something."""
+        self.add(f"{record.name}: {record.getMessage()[:1000]}")
+
+    def __str__(self) -> str:
+        return "".join(f"\n    {line}" for line in self._lines)
+
+
+DIARY = Diary()
+
+
 @pytest.fixture(scope="module")
 def crew() -> Iterator[Any]:
     import dask
@@ -65,7 +95,7 @@ def crew() -> Iterator[Any]:
             host="127.0.0.1",
             memory_limit=0,
             dashboard_address="127.0.0.1:0",
-            silence_logs=50,
+            silence_logs=logging.INFO,
         )
     client = distributed.Client(cluster, set_as_default=False)
     wanted = WantedWorker(SAID.version, SAID.code, SAID.platform, SAID.sandbox)
@@ -73,7 +103,9 @@ def crew() -> Iterator[Any]:
         client, wanted, topic=TOPIC, greet=faulty_worker.greet, greeting="{}", carry_out=faulty_worker.carry_out,
         close=cluster.close,
     ) as made:  # fmt: skip
+        logging.getLogger("distributed").addHandler(DIARY)
         yield made
+        logging.getLogger("distributed").removeHandler(DIARY)
 
 
 def two_are_there(crew: Any) -> None:
@@ -85,36 +117,41 @@ def two_are_there(crew: Any) -> None:
 
 def check(crew: Any, kind: Kind, point: int, folder: Path) -> bool:
     """Whether the fault came at all; everything else is asserted."""
-    two_are_there(crew)
+    DIARY.begin()
+    try:
+        two_are_there(crew)
+        carry_out(crew, kind, point, folder)
+    except BaseException as error:
+        came = folder / "came"
+        met = came.read_text() if came.exists() else "it did not come"
+        error.add_note(f"{kind} at {point}: {met}; fit {crew.fit()}, others {crew.unfit()}{DIARY}")
+        raise
+    return (folder / "came").exists()
+
+
+def carry_out(crew: Any, kind: Kind, point: int, folder: Path) -> None:
+    """A run, and a second one by somebody else."""
     home, remote, what = folder / "home", folder / "remote", f"{kind} at {point}"
     home.mkdir(parents=True)
     (folder / "fault.json").write_text(json.dumps([kind, point]))
-    before = set(crew.fit())
-    store, told = Store(home), list[str]()
-    store.remote = shared = Remote(f"file://{remote}", told.append)
+    store = Store(home)
+    store.remote = shared = Remote(f"file://{remote}", DIARY.add)
     with store.scratch() as scratch:
         (scratch / "x").write_text("documents")
         bundle = store.put_file(scratch / "x")
     away = Elsewhere(
         store, crew, [bundle], topic=TOPIC, sandbox="host", need=lambda step: Need(), remote=shared, url=shared.url
     )
-    executor = LocalExecutor(
-        store, {}, {}, lambda event: None, run="r", cores=2, elsewhere=away, cancel=threading.Event()
-    )
+    executor = LocalExecutor(store, {}, {}, DIARY.add, run="r", cores=2, elsewhere=away, cancel=threading.Event())
     with store.using():
         outcomes = executor.run(plan())
-        assert outcomes["d"].ok, f"{what}: {[str(one.error) for one in outcomes.values()]} {told}"
+        assert outcomes["d"].ok, f"{what}: {[str(one.error) for one in outcomes.values()]}"
         path = store.path(outcomes["d"].outputs["file"].digest)
         assert path is not None
         assert path.read_text() == WHOLE, what
         assert verify(store) == [], what
     assert list((home / "tmp").iterdir()) == [], what
     assert run_here(folder / "yours", remote) == WHOLE, f"{what}, for somebody else"
-    came = (folder / "came").exists()
-    if kind == "killed":
-        crew._look()
-        came = bool(before - set(crew.fit()))
-    return came
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "clock jumps back"])  # which lasts LOST

@@ -30,8 +30,9 @@ YEARS = 1e8  # seconds that a clock jumps, some three years
 class Fault:
     """Patches what this process does to disks, so that a fault comes at the k-th time. Not for several at once."""
 
-    def __init__(self, kind: Kind, point: int) -> None:
-        self.kind, self.left = kind, point
+    def __init__(self, kind: Kind, point: int, tell: Callable[[str], None] = lambda words: None) -> None:
+        """tell: is told what happens at which boundary, in words, the moment before."""
+        self.kind, self.left, self._tell = kind, point, tell
         self._undo: list[Callable[[], None]] = []
         from fsspec.implementations.local import LocalFileSystem
 
@@ -62,15 +63,16 @@ class Fault:
         known: Callable[..., Any] = getattr(owner, name)
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            self.left -= 1
-            if self.left == 0 or (self.left < 0 and self.kind in LASTING):
-                self._happen(args)
+            left = self.left = self.left - 1
+            if left == 0 or (left < 0 and self.kind in LASTING):
+                self._happen(name, args)
             return known(*args, **kwargs)
 
         setattr(owner, name, wrapped)
         self._undo.append(lambda: setattr(owner, name, known))
 
-    def _happen(self, args: Sequence[Any]) -> None:
+    def _happen(self, name: str, args: Sequence[Any]) -> None:
+        self._tell(f"{self.kind} at {name} of {', '.join(map(str, args))}")
         if self.kind == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(10)

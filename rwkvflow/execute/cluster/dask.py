@@ -61,6 +61,7 @@ class DaskCrew:
         self._seen: dict[str, str] = {}  # names by address, of those who were greeted, or are being greeted
         self._fit: dict[str, Greeting] = {}  # by address
         self._unfit: dict[str, str] = {}  # by address, why
+        self._lost: dict[str, tuple[float, Greeting]] = {}  # by name, when; those who have not come back
         self._listeners: dict[str, queue.SimpleQueue[Any]] = {}  # by token of a task
         self._patience = 0.0  # until then, those who have not answered are waited for
         self._done = threading.Event()
@@ -133,8 +134,9 @@ class DaskCrew:
         with self._guard:
             for gone in self._seen.keys() - set(workers):
                 del self._seen[gone]
-                self._fit.pop(gone, None)
                 self._unfit.pop(gone, None)
+                if (lost := self._fit.pop(gone, None)) is not None:
+                    self._lost[lost.name] = (time.monotonic(), lost)
             new = [address for address in workers if address not in self._seen]
             self._seen.update({address: f"{workers[address].get('name', '')} at {address}" for address in new})
         for address in new:  # each by itself: one that does not answer keeps nobody waiting
@@ -159,6 +161,7 @@ class DaskCrew:
                 self._unfit[address] = f"{name}: {problem}"
             else:
                 self._fit[address] = worker
+                self._lost.pop(worker.name, None)
 
     # ---- one task ----------------------------------------------------------------------------------------------
 
@@ -201,9 +204,10 @@ class DaskCrew:
                     future.add_done_callback(lambda _: heard.put(None))
                 else:
                     nobody = nobody or now
-                    if without:
-                        raise EnvironmentMissing("no other worker can carry it out")
-                    if (self.fit() and now - nobody > 2 * LOOK_S) or now - nobody > LEFT_S:
+                    soon = not without and now - nobody <= 2 * LOOK_S
+                    if not soon and (now - nobody > LEFT_S or not self._expected(need, now)):
+                        if without:
+                            raise EnvironmentMissing("no other worker can carry it out")
                         raise refusal(need, self.fit(), self.unfit())
             self._tell(heard, told)
             if future is None:
@@ -217,6 +221,13 @@ class DaskCrew:
             elif now - given > UNPLACED_S and not self._is_placed(future.key, now):
                 self._client.cancel([future], force=True)
                 future = None
+
+    def _expected(self, need: Need, now: float) -> bool:
+        """Whether one who can do it may be there in a moment: started again, or about to say what it is."""
+        with self._guard:
+            silent = len(self._fit) + len(self._unfit) < len(self._seen)
+            lost = any(now - since <= LEFT_S and not lacks(worker, need) for since, worker in self._lost.values())
+            return silent or lost or not self._fit
 
     def _submit(self, message: Message, need: Need, able: Mapping[str, Greeting]) -> Any:
         first = next(iter(message.steps))

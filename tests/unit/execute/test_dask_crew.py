@@ -193,6 +193,49 @@ def test_a_cluster_that_loses_all_its_workers_ends_the_wait(monkeypatch: pytest.
         perform(made)
 
 
+@pytest.mark.parametrize("refused", [True, False], ids=["another has refused it", "the others are too small"])
+def test_a_worker_that_is_started_again_is_waited_for(monkeypatch: pytest.MonkeyPatch, refused: bool) -> None:
+    """One refuses, or is too small; the other is lost just then. Its nanny takes seconds to start it again."""
+    monkeypatch.setattr(dask, "LOOK_S", 0.05)
+    client = FakeClient(
+        {"tcp://one": WORKER.to_text(), "tcp://two": replace(WORKER, name="two", cores=8).to_text()}, well
+    )
+    made = crew(client)
+    del client.said["tcp://two"]
+    made._look()
+    assert list(made.fit()) == ["tcp://one"]
+
+    def back() -> None:
+        client.said["tcp://three"] = replace(WORKER, name="two", cores=8).to_text()
+        made._look()
+
+    timer = threading.Timer(0.5, back)
+    timer.start()
+    need, without = (NEED, ["tcp://one"]) if refused else (Need(8), [])
+    assert made.perform(MESSAGE, need, lambda event: None, threading.Event(), without)[0] == "answer"
+    timer.join()
+    assert client.given[0]["workers"] == ["tcp://three"]
+
+
+def test_one_that_is_lost_for_good_or_is_back_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = FakeClient({"tcp://one": WORKER.to_text(), "tcp://two": replace(WORKER, name="two").to_text()}, well)
+    made = crew(client)
+    del client.said["tcp://two"]
+    made._look()
+    client.said["tcp://three"] = replace(WORKER, name="two").to_text()
+    made._look()
+    while not made._known():
+        pass
+    with pytest.raises(EnvironmentMissing, match="no other worker"):  # at once: LEFT_S is a minute
+        perform(made, without=("tcp://one", "tcp://three"))
+    monkeypatch.setattr(dask, "LEFT_S", 0.3)
+    del client.said["tcp://three"]
+    made._look()
+    with pytest.raises(EnvironmentMissing, match="no other worker"):
+        perform(made, without=("tcp://one",))
+    assert client.given == []
+
+
 def test_a_task_that_no_worker_has_is_given_out_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dask keeps a task whose workers are gone for ever, although others like them have come."""
     monkeypatch.setattr(dask, "UNPLACED_S", 0.3)
