@@ -133,7 +133,7 @@ def github_reusable(settings: CiSettings) -> str:
     """
     _check(settings)
     setup: list[dict[str, Any]] = [
-        {"uses": "actions/checkout@v4"},
+        {"uses": "actions/checkout@v4", "with": {"persist-credentials": False}},  # no token in .git/config
         {"uses": "actions/setup-python@v5", "with": {"python-version": "3.11"}},
         {"name": "Install", "run": _INSTALL},
     ]

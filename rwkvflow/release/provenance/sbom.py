@@ -221,14 +221,15 @@ def _licensed(component: Component, license_id: str | None) -> None:
 
 def _add_cards(content: dict[str, Any], rows: Sequence[Row], params: Mapping[str, Any]) -> None:
     cards = {f"artifact/{row.path}": _card(row) for row in rows}
-    for name in params["models"]:
+    for name, pin in params["models"].items():
         facts = next((row.facts for row in rows if row.model == name and row.facts), {})
         unknown = [{"name": "rwkvflow:notKnown", "value": field} for field in NOT_KNOWN]
-        cards[f"model/{name}"] = {
+        known: dict[str, Any] = {
             "modelParameters": _parameters(facts),
             "considerations": {"technicalLimitations": [UNTESTED]},
             "properties": [*_sizes(facts), *unknown],
         }
+        cards |= {f"model/{name}" + (f"/{part}" if part else ""): known for part in pin.get("files", {"": pin})}
     for component in content["components"]:
         if card := cards.get(component["bom-ref"]):
             component["modelCard"] = card

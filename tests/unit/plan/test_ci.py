@@ -103,6 +103,41 @@ def test_only_the_job_that_signs_may_and_it_runs_nothing_else(tmp_path: Path) ->
     assert all(job["runs-on"] == "ubuntu-24.04" for job in document["jobs"].values()), "GitHub's own machines"
 
 
+SLSA = {
+    "Choose an appropriate build platform": "1–3",
+    "Follow a consistent build process": "1–3",
+    "Distribute provenance": "1–3",
+    "Provenance exists": "1–3",
+    "Provenance is authentic": "2–3",
+    "Provenance is unforgeable": "3",
+    "Hosted": "2–3",
+    "Isolated: ephemeral, builds do not influence one another": "3",
+    "Isolated: no secrets of the platform in reach of a build": "3",
+    "Isolated: caches hold what was put into them": "3",
+    "Isolated: no service through which somebody could influence a build": "3",
+}  # of version 1.0, "Producing artifacts": of the producer, of provenance, and of the platform's isolation
+PAGE = RECIPES.parent / "docs" / "guides" / "releases.md"
+
+
+def test_the_page_has_each_requirement_of_slsa_and_the_workflow_what_it_says_of_it(tmp_path: Path) -> None:
+    pytest.importorskip("check_jsonschema")
+    section = PAGE.read_text(encoding="utf-8").partition("\n## Provenance by GitHub")[2]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("| ")]
+    said = {row[0]: row for row in rows[2:]}
+    assert {name: row[1] for name, row in said.items()} == SLSA
+    caller, document = pair(SETTINGS, tmp_path)
+    made = [step for name in ("plan", "make", "publish") for step in document["jobs"][name]["steps"]]
+    checkouts = [step for step in made if step.get("uses", "").startswith("actions/checkout@")]
+    assert len(checkouts) == 3
+    assert all(step["with"] == {"persist-credentials": False} for step in checkouts), "no token lies beside a build"
+    assert SETTINGS.secrets == ("HF_TOKEN",)
+    assert "`HF_TOKEN`" in said["Isolated: no secrets of the platform in reach of a build"][3]
+    assert set(caller["on"]) == {"workflow_dispatch"}
+    assert caller["on"]["workflow_dispatch"] == {}, "nobody gives a build an input"
+    assert set(document["on"]["workflow_call"]) == {"secrets"}
+    assert not [job for job in document["jobs"].values() if "services" in job or "container" in job]
+
+
 def test_a_workflow_that_runs_by_itself_makes_the_lock_anew_and_once(tmp_path: Path) -> None:
     pytest.importorskip("check_jsonschema")
     caller, document = pair(CiSettings("demo", "recipes/demo.yaml", "rwkvflow==0.1.0", schedule="17 4 * * 1"), tmp_path)

@@ -12,7 +12,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from rwkvflow.documents.lock import Lock, files_beside
 from rwkvflow.release.provenance.materials import Material
-from rwkvflow.release.provenance.sbom import _material
+from rwkvflow.release.provenance.sbom import NOT_KNOWN, _material
 from tests.helpers.releases import COMMIT, WHEEL, Made, made
 
 
@@ -112,6 +112,20 @@ def test_a_source_package_that_was_built_is_a_part(run: Made) -> None:
     assert (found["name"], found["version"]) == ("llama-cpp-python", "0.3.36")
     assert found["purl"] == "pkg:pypi/llama-cpp-python@0.3.36"
     assert found["hashes"] == [{"alg": "SHA-256", "content": "ab" * 32}]
+
+
+def test_each_part_of_a_checkpoint_says_what_is_not_known_of_the_model(run: Made) -> None:
+    whole = run.params["models"]["tiny7"]
+    parts_ = {f"model-{number}.safetensors": {"sha256": f"{number}" * 64, "size": 1} for number in (1, 2)}
+    run.params["models"]["tiny7"] = {**whole, "source": f"hf://someone/tiny7@{COMMIT}/", "files": parts_}
+    found = parts(run)
+    for name in parts_:
+        card = found[f"model/tiny7/{name}"]["modelCard"]
+        unknown = {item["value"] for item in card["properties"] if item["name"] == "rwkvflow:notKnown"}
+        assert unknown == set(NOT_KNOWN)
+        assert card["modelParameters"]["modelArchitecture"] == "RWKV-7"
+    models = {name for name in found if name.startswith("model/")}
+    assert all("modelCard" in found[name] for name in models), "each checkpoint has one"
 
 
 OWASP = """
