@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 LOOK_S = 1.0  # how often it is looked who is there
 GREET_S = 20.0  # how long those who are there at first may take to answer
 SLOW_S = 120.0  # the same, where without them a step could not be carried out: loaded machines, slow file servers
+AGAIN_S = 10.0  # after so long a worker is asked again whose trouble may have passed
 LEFT_S = 60.0  # without anybody who is fit for so long, a step fails
 UNPLACED_S = 5.0  # a task that no worker has for so long is given out anew
 STOP_S = 20.0  # how long workers may take to stop their commands
@@ -61,6 +62,7 @@ class DaskCrew:
         self._seen: dict[str, str] = {}  # names by address, of those who were greeted, or are being greeted
         self._fit: dict[str, Greeting] = {}  # by address
         self._unfit: dict[str, str] = {}  # by address, why
+        self._again: dict[str, float] = {}  # by address, when the unfit are asked again whose trouble may pass
         self._lost: dict[str, tuple[float, Greeting]] = {}  # by name, when; those who have not come back
         self._listeners: dict[str, queue.SimpleQueue[Any]] = {}  # by token of a task
         self._patience = 0.0  # until then, those who have not answered are waited for
@@ -135,31 +137,42 @@ class DaskCrew:
             for gone in self._seen.keys() - set(workers):
                 del self._seen[gone]
                 self._unfit.pop(gone, None)
+                self._again.pop(gone, None)
                 if (lost := self._fit.pop(gone, None)) is not None:
                     self._lost[lost.name] = (time.monotonic(), lost)
             new = [address for address in workers if address not in self._seen]
             self._seen.update({address: f"{workers[address].get('name', '')} at {address}" for address in new})
-        for address in new:  # each by itself: one that does not answer keeps nobody waiting
-            threading.Thread(target=self._meet, args=(address, self._seen[address]), daemon=True).start()
+            new += [address for address, due in self._again.items() if due <= time.monotonic()]
+            for address in new:
+                self._again.pop(address, None)
+            asked = [(address, self._seen[address]) for address in new]
+        for one in asked:  # each by itself: one that does not answer keeps nobody waiting
+            threading.Thread(target=self._meet, args=one, daemon=True).start()
 
     def _meet(self, address: str, name: str) -> None:
+        passing = False  # a link that was down, a store that did not answer: of that moment, not of the worker
         try:
             said = self._client.run(self._greet, self._greeting, workers=[address], on_error="return").get(address)
             if isinstance(said, ImportError):
                 problem: str | None = f"it has no rwkvflow ({said})"
             elif isinstance(said, BaseException):
-                problem = f"{type(said).__name__}: {said}"
+                problem, passing = f"{type(said).__name__}: {said}", isinstance(said, OSError)
             else:
                 worker = parse_greeting(said)
                 problem = unfit(worker, self._wanted)
+                passing = problem == worker.problem
         except Exception as error:
+            passing = isinstance(error, OSError)
             problem = f"it does not answer as rwkvflow does: {type(error).__name__}: {error}"
         with self._guard:
             if address not in self._seen:
                 return  # it is gone again
             if problem is not None:
                 self._unfit[address] = f"{name}: {problem}"
+                if passing:
+                    self._again[address] = time.monotonic() + AGAIN_S
             else:
+                self._unfit.pop(address, None)
                 self._fit[address] = worker
                 self._lost.pop(worker.name, None)
 

@@ -260,6 +260,8 @@ class Elsewhere:
 
     def _taken(self, answer: Answer, todo: Sequence[Item], desk: Desk) -> dict[str, Outcome | None] | str:
         """The outcomes, or why the answer does not count."""
+        if not desk.cancel.is_set() and any(ended.status == "cancelled" for ended in answer.steps.values()):
+            return "it was told to end while it was at it"  # not by this run, but by who ended or retired the worker
         outcomes: dict[str, Outcome | None] = {}
         for step, key, _ in todo:
             ended = answer.steps[step.id]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -234,6 +235,39 @@ def test_one_that_is_lost_for_good_or_is_back_is_not_waited_for(monkeypatch: pyt
     with pytest.raises(EnvironmentMissing, match="no other worker"):
         perform(made, without=("tcp://one",))
     assert client.given == []
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [TimeoutError("Timed out trying to connect"), replace(WORKER, problem="it does not see the store").to_text()],
+    ids=["a link", "a store"],
+)
+def test_one_whose_trouble_has_passed_is_fit(monkeypatch: pytest.MonkeyPatch, trouble: object) -> None:
+    """A loaded machine takes no connection, a store does not answer: of that moment, and not for the whole run."""
+    monkeypatch.setattr(dask, "AGAIN_S", 0.2)
+    client = FakeClient({"tcp://one": trouble}, well)
+    made = crew(client)
+    assert list(made.unfit()) == ["tcp://one"]
+    client.said["tcp://one"] = WORKER.to_text()
+    made._look()
+    assert made.fit() == {}, "not at once"
+    end = time.monotonic() + 30
+    while not made.fit() and time.monotonic() < end:
+        made._look()
+        time.sleep(0.01)
+    assert perform(made) == ("answer", "tcp://one")
+    assert made.unfit() == {}
+
+
+def test_one_that_is_another_version_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask, "AGAIN_S", 0.0)
+    client = FakeClient({"tcp://one": replace(WORKER, version="0.9").to_text()}, well)
+    made = crew(client)
+    client.said["tcp://one"] = WORKER.to_text()
+    for _ in range(3):
+        made._look()
+        time.sleep(0.05)
+    assert made.fit() == {}
 
 
 def test_a_task_that_no_worker_has_is_given_out_anew(monkeypatch: pytest.MonkeyPatch) -> None:

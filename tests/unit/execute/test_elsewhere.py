@@ -211,8 +211,9 @@ def lie(**changes: str) -> Callable[[Message, str], object]:
         lambda message, text: "rubbish",
         lambda message, text: None,
         lambda message, text: Answer("w", refused="its disk is full").to_text(),
+        lambda message, text: Answer("w", {name: Ended("cancelled") for name in message.steps}).to_text(),
     ],
-    ids=["bytes that are not there", "no answer", "nothing", "a full disk"],
+    ids=["bytes that are not there", "no answer", "nothing", "a full disk", "a worker that is told to end"],
 )
 def test_an_answer_that_does_not_count_goes_to_another_worker(
     tmp_path: Path, url: str, odd: Callable[[Message, str], object], shared: bool
