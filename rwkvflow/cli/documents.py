@@ -56,9 +56,10 @@ def render(recipe: Path, image_name: str | None, **options: Any) -> None:
 @click.command()
 @click.argument("source", required=False)
 @click.option("-o", "--output", type=DocumentPath(exists=False), help="File to write; default: standard output")
+@click.option("--full", is_flag=True, help="Write every key of a recipe: what it means, and its default")
 @click.option("--from", "name", metavar="NAME", help="Copy a recipe that ships with rwkvflow, with its checkpoints")
 @click.option("--list", "as_list", is_flag=True, help="List the recipes that ship with rwkvflow")
-def init(source: str | None, output: Path | None, name: str | None, as_list: bool) -> None:
+def init(source: str | None, output: Path | None, full: bool, name: str | None, as_list: bool) -> None:
     """Write a commented recipe for a checkpoint.
 
     SOURCE is a path, https://…, hf://owner/name/file, or owner/name: a repository of the hub, whose checkpoints are
@@ -73,6 +74,8 @@ def init(source: str | None, output: Path | None, name: str | None, as_list: boo
         return
     if (source is None) == (name is None):
         raise UsageError("init takes a SOURCE, or --from NAME", remedy="rwkvflow init --list lists the names")
+    if name is not None and full:
+        raise UsageError("--full is for a SOURCE; --from copies a recipe as it is")
     if name is not None:
         written = starts.copy_recipe(name, output or Path(f"{name}.yaml"))
         click.echo(f"{', '.join(map(str, written))} written; next: rwkvflow run {written[0]}", err=True)
@@ -83,6 +86,13 @@ def init(source: str | None, output: Path | None, name: str | None, as_list: boo
 
     text = recipe_template(source, hybrid=is_hybrid(source, Path()))
     _refuse_unknown(source)
+    if full:
+        from rwkvflow.documents.load import recipe_from_text
+        from rwkvflow.documents.yaml.full import full_text
+
+        where = output or Path("recipe.yaml")
+        head = "# A recipe for rwkvflow with every key. What stands behind #, without a space, is to be switched on.\n"
+        text = f"{head}\n{full_text(recipe_from_text(text, str(where), where.parent))}"
     if output is None:
         click.echo(text, nl=False)
         return

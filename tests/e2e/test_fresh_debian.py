@@ -77,5 +77,5 @@ def test_the_demo_and_then_all_tests(debian: str) -> None:
     assert "that need a Docker engine (none answers)" in left_out
     assert "that need an emulator" in left_out
     assert "`.ci/run` insists on all" in left_out
-    assert megabytes(debian) < 2000, "with the bytecode that the tests have written"
+    assert megabytes(debian) < 1650, "with the bytecode that the tests have written"
     inside(debian, "test ! -e .venv/.cache -a ! -e .venv/.excluded", "someone")
