@@ -36,10 +36,10 @@ SHOWN = 20  # tensors that `compare` lists without --all
 @click.option("--tensors", is_flag=True, help="List all tensors")
 @click.option("--prompts", is_flag=True, help="Show how conversations are written for RWKV's chat models")
 def inspect(file: str, as_json: bool, tensors: bool, prompts: bool) -> None:
-    """Describe a model file, or a checkpoint on the hub or the web without downloading it.
+    """Describe a model file, or one on the hub or the web without downloading it.
 
-    No code in it is run. Of a checkpoint that is elsewhere (hf://owner/name/file or an address) the header is read, in
-    ranges.
+    No code in it is run. Of a .pth, .safetensors or .gguf that is elsewhere (hf://owner/name/file or an address) the
+    header is read, in ranges.
     """
     from rwkvflow.display.inspect import describe_lines
     from rwkvflow.documents.sources import is_remote

@@ -1,8 +1,8 @@
 """What a checkpoint elsewhere is, from its header: a few ranges of it, before all of it is downloaded.
 
-The names and shapes of a .safetensors stand at its beginning, those of a .pth in a record that the directory at its
-end points to. Where a server gives no ranges, or the file is of another kind, nothing is said here: whoever converts it
-looks at it again.
+The names and shapes of a .safetensors stand at its beginning, those of a GGUF behind what it says of itself, those of a
+.pth in a record that the directory at its end points to. Where a server gives no ranges, or the file is of another
+kind, nothing is said here: whoever converts it looks at it again.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import json
 import re
 import struct
 import zipfile
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +25,7 @@ from rwkvflow.lock.sets import listing_beside, set_begun
 from rwkvflow.net.http import Authorize, Connection, Policy, TemporaryProblemError
 from rwkvflow.net.remote import RemoteSource, remote_of
 from rwkvflow.worker.errors import UnknownModelError, WorkerError
+from rwkvflow.worker.read.rawfile import RawFile
 
 if TYPE_CHECKING:
     from rwkvflow.worker.model.tensorinfo import TensorInfo
@@ -209,12 +210,11 @@ def is_hybrid(text: str, folder: Path, connection: Connection | None = None) -> 
 def describe_source(text: str, connection: Connection | None = None) -> dict[str, Any]:
     """What rwkvflow.worker.read.inspect.describe says of a file, of one on the hub or the web, from its header alone.
 
-    Raises UsageError where that does not say it: a file of another kind, or a server that gives no ranges. Raises
-    FetchError where there is no such file, or it may not be read.
+    Raises UsageError where that does not say it: a file of another kind or a broken one, or a server that gives no
+    ranges. Raises FetchError where there is no such file, or it may not be read.
     """
     from rwkvflow.worker.read.inspect import described
 
-    remedy = "download it, and inspect the file"
     try:
         source = parse_source(text)
     except SourceError as error:
@@ -224,28 +224,74 @@ def describe_source(text: str, connection: Connection | None = None) -> dict[str
     begun = set_begun(text, source.name)
     names = begun.names if begun else ("",)
     kind, size = "", 0
+    ggufs: list[_Ranges] = []
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
     with connection or Connection(Policy(attempts=2, connect_s=10.0, stall_s=30.0), None) as opened:
         for name in names:
             remote = remote_of(parse_source(part_of(text, name))) if begun else remote_of(source)
             where = f"{text}: {begun.place_of(name)}" if begun else text
-            try:
+            with _told(where, remote, whole=begun is None):
                 file = _Ranges(remote.url, remote.authorize, opened)
+                size += file.size
+                if file.read(4) == b"GGUF":
+                    ggufs.append(file)
+                    continue
                 kind, more = _shapes(file)
-            except _UNREADABLE as error:
-                if isinstance(error, _UnreadableError) and error.status >= 400:
-                    refusal = _refusal(remote, error)
-                    raise FetchError(f"{where}: {refusal.message}" if begun else refusal.message,
-                                     remedy=refusal.remedy) from None  # fmt: skip
-                why = "neither a .pth nor a .safetensors, or its server gives no ranges of it"
-                raise UsageError(f"{where}: {why}", remedy=remedy) from error
-            except TemporaryProblemError as error:
-                raise FetchError(f"{where}: {error}", remedy="try again later") from error
             if again := next((tensor for tensor in more if tensor in shapes), None):
                 raise UsageError(f"{where}: tensor {again!a} is in a part before it, too: no parts of one model")
-            size, shapes = size + file.size, shapes | more
-    listed = {"files": list(names)} if begun else {}
-    return {"file": text, **listed, "bytes": size, **described(kind, _tensors(shapes), {})}
+            shapes |= more
+        listed = {"files": list(names)} if begun else {}
+        if not ggufs:
+            return {"file": text, **listed, "bytes": size, **described(kind, _tensors(shapes), {})}
+        with _told(text, remote, whole=begun is None):
+            return {"file": text, **listed, "bytes": size, **_described_gguf(text, names, ggufs)}
+
+
+@contextmanager
+def _told(where: str, remote: RemoteSource, *, whole: bool) -> Iterator[None]:
+    """Says what reading a header ends in; `where` is the place, and `whole` whether `remote` names that, too."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        if isinstance(error, _UnreadableError) and error.status >= 400:
+            refusal = _refusal(remote, error)
+            message = refusal.message if whole else f"{where}: {refusal.message}"
+            raise FetchError(message, remedy=refusal.remedy) from None
+        why = "none of .pth, .safetensors and .gguf, or its server gives no ranges of it"
+        raise UsageError(f"{where}: {why}", remedy="download it, and inspect the file") from error
+    except WorkerError as error:
+        raise UsageError(f"{where}: {error}") from error
+    except TemporaryProblemError as error:
+        raise FetchError(f"{where}: {error}", remedy="try again later") from error
+
+
+class _RangesFile(RawFile):
+    """A file of a server as readers of files take it."""
+
+    def __init__(self, name: str, ranges: _Ranges) -> None:
+        self.path, self.name, self.size, self._ranges = Path(name), name, ranges.size, ranges
+
+    def close(self) -> None:
+        """Nothing is open of it."""
+
+    def into(self, buffer: memoryview, offset: int) -> None:
+        """Fills a writable buffer of bytes from `offset` on. Raises what reading a header raises."""
+        self._ranges.seek(offset)
+        data = self._ranges.read(len(buffer))
+        if len(data) < len(buffer):
+            raise _UnreadableError
+        buffer[:] = data
+
+
+def _described_gguf(text: str, names: Sequence[str], found: Sequence[_Ranges]) -> dict[str, Any]:
+    from rwkvflow.worker.read.gguf_file import read_open
+    from rwkvflow.worker.read.inspect import described_gguf
+    from rwkvflow.worker.read.shards import Joined
+
+    if len(found) < len(names):
+        raise WorkerError("some of its parts are GGUF files, and some are not")
+    files = [_RangesFile(name or text.rpartition("/")[2], ranges) for name, ranges in zip(names, found, strict=True)]
+    return described_gguf(read_open(files[0] if len(files) == 1 else Joined.of(files[0].path, files)))
 
 
 def _refusal(remote: RemoteSource, error: _UnreadableError) -> FetchError:
@@ -290,6 +336,7 @@ def _tensors(shapes: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, Tensor
 
 def _shapes(file: _Ranges) -> tuple[str, dict[str, tuple[str, tuple[int, ...]]]]:
     """The kind of a checkpoint, and dtype and shape of each of its tensors."""
+    file.seek(0)
     head = file.read(9)
     if head[:4] == b"PK\3\4":
         return "pth", _of_zip(file)

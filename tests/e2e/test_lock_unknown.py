@@ -15,6 +15,10 @@ from rwkvflow.base.errors import FetchError, UsageError
 from rwkvflow.cli import cli
 from rwkvflow.lock import header
 from rwkvflow.lock.header import refuse_source
+from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.model.architecture import architecture_of
+from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.read.gguf_file import read_gguf_index
 from rwkvflow.worker.read.inspect import describe
 from tests.helpers import checkpoints
 from tests.standin import StandIn
@@ -88,10 +92,45 @@ def test_a_checkpoint_elsewhere_is_described_by_its_header(net: StandIn, tmp_pat
     same = ("bytes", "format", "architecture", "problem", "parameters", "types", "tensors")
     assert {key: there[key] for key in same} == {key: here[key] for key in same}
     assert all(request.headers.get("range") for request in net.requests() if request.method == "GET")
-    with pytest.raises(UsageError, match=r"neither a \.pth nor a \.safetensors"):
+    with pytest.raises(UsageError, match=r"none of \.pth, \.safetensors and \.gguf"):
         header.describe_source("hf://owner/model/notes.pth")
     with pytest.raises(FetchError, match="absent"):
         header.describe_source("hf://owner/model/absent.pth")
+
+
+def gguf(path: Path) -> bytes:
+    """A large one, with tensors of zeros."""
+    shapes = checkpoints.shapes("7", width=64, vocab=LARGE // 128)
+    tensors = {name: TensorInfo(name, "bf16", shape) for name, shape in shapes.items()}
+    layout = FORMATS["gguf-f16"].layout(architecture_of(tensors), tensors)  # type: ignore[attr-defined]
+    content = bytearray(layout.size)
+    for at, data in layout.literals:
+        content[at : at + len(data)] = data
+    path.write_bytes(content)
+    return bytes(content)
+
+
+def test_a_gguf_elsewhere_is_described_by_what_stands_before_its_data(net: StandIn, tmp_path: Path) -> None:
+    data = gguf(tmp_path / "m.gguf")
+    flipped = data[:8] + b"\xff" * 8 + data[16:]
+    net.hub.create("owner/model").commit(
+        {"m.gguf": data, "short.gguf": data[:-9], "odd.gguf": flipped, "a.gguf": b"GG"}
+    )
+    here, there = describe(tmp_path / "m.gguf"), header.describe_source("hf://owner/model/m.gguf")
+    assert there == {**here, "file": "hf://owner/model/m.gguf"}
+    asked = {request.headers.get("range", "") for request in net.requests() if request.method == "GET"}
+    spans = [text.removeprefix("bytes=").split("-") for text in asked]
+    begin = min(tensor.offset for tensor in read_gguf_index(tmp_path / "m.gguf").tensors.values())
+    assert sum(int(last) - int(first) + 1 for first, last in spans) <= begin + header.BLOCK < len(data) / 2
+    for name, said in (("short", "lies outside the file"), ("odd", "it claims"), ("a", r"none of \.pth")):
+        with pytest.raises(UsageError, match=said) as caught:
+            header.describe_source(f"hf://owner/model/{name}.gguf")
+        assert f"hf://owner/model/{name}.gguf" in caught.value.message
+    with pytest.raises(FetchError, match="absent"):
+        header.describe_source("hf://owner/model/absent.gguf")
+    run = CliRunner().invoke(cli, ["inspect", "hf://owner/model/m.gguf"])
+    assert run.exit_code == 0, run.exception
+    assert "rwkv7" in run.output
 
 
 def test_what_wraps_a_model_is_off_its_names_elsewhere_too(net: StandIn, tmp_path: Path) -> None:

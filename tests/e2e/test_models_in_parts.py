@@ -129,9 +129,8 @@ def test_a_part_that_is_missing_is_named_by_all(kind: str, sets: Sets, net: Stan
         lambda: fetched(source, tmp_path / "store", lambda event: None),  # convert, chat, generate and the like
         lambda: locked(source, tmp_path),  # recipes
         lambda: refuse_source(source, tmp_path),  # init
+        lambda: describe_source(source),
     ]
-    if kind == "safetensors":  # of a GGUF elsewhere, the header is not read
-        asks.append(lambda: describe_source(source))
     for ask in asks:
         with pytest.raises(RwkvflowError) as caught:
             ask()
@@ -199,12 +198,33 @@ def test_a_recipes_source_is_pinned_part_by_part(kind: str, sets: Sets, net: Sta
     ]
 
 
-def test_a_set_elsewhere_is_described_whole(sets: Sets, net: StandIn) -> None:
-    found = describe_source(published(net, sets["safetensors"]))
-    wanted = describe(sets["safetensors"])
-    assert found["files"] == parts_of(sets["safetensors"])
+@BY_KIND
+def test_a_set_elsewhere_is_described_whole(kind: str, sets: Sets, net: StandIn) -> None:
+    found = describe_source(published(net, sets[kind]))
+    wanted = describe(sets[kind])
+    assert found["files"] == parts_of(sets[kind])
     assert found["bytes"] == wanted["bytes"]
     assert len(found["tensors"]) == len(wanted["tensors"])
+    if kind == "gguf":  # of transformers' names the config.json says what they are
+        assert found["architecture"] == wanted["architecture"]
+        assert found["metadata"] == wanted["metadata"]
+
+
+def test_parts_elsewhere_that_are_of_several_models_or_kinds_are_refused(sets: Sets, net: StandIn) -> None:
+    first, second, *rest = parts_of(sets["gguf"])
+    contents = {name: (sets["gguf"] / name).read_bytes() for name in (first, second, *rest)}
+    for number, (wrong, said) in enumerate(
+        (
+            (contents[first], "no parts of one model"),
+            ((sets["safetensors"] / parts_of(sets["safetensors"])[0]).read_bytes(), "some are not"),
+            (contents[second][:100], "broken GGUF file"),
+            (b"nothing", "none of .pth"),
+        )
+    ):
+        net.hub.create(f"o/r{number}").commit({**contents, second: wrong})
+        with pytest.raises(UsageError) as caught:
+            describe_source(f"hf://o/r{number}/{first}")
+        assert said in caught.value.message
 
 
 def test_a_first_shard_here_is_the_model(sets: Sets) -> None:

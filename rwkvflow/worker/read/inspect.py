@@ -16,7 +16,7 @@ from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.model.versions import HYBRIDS
 from rwkvflow.worker.read import ggml_source
 from rwkvflow.worker.read.ggml_file import read_ggml_index
-from rwkvflow.worker.read.gguf_file import read_gguf_index
+from rwkvflow.worker.read.gguf_file import GgufIndex, read_gguf_index
 from rwkvflow.worker.read.graph import ncnn_file, onnx_file
 from rwkvflow.worker.read.packed.packed_file import HEAD, kind_of, read_packed_index
 from rwkvflow.worker.read.rawfile import RawFile
@@ -53,7 +53,7 @@ def describe(path: Path | str) -> dict[str, Any]:
     if head[:4] == b"fmgg":
         body = _ggml(path)
     elif head[:4] == b"GGUF":
-        body = _gguf(path)
+        body = described_gguf(read_gguf_index(path))
     elif kind_of(head):
         body = _packed(path)
     else:
@@ -155,8 +155,8 @@ def _ggml(path: Path | str) -> dict[str, Any]:
     }
 
 
-def _gguf(path: Path | str) -> dict[str, Any]:
-    index = read_gguf_index(path)
+def described_gguf(index: GgufIndex) -> dict[str, Any]:
+    """The keys of `describe` but file, files and bytes, for a GGUF with this index."""
     kind = index.metadata.get("general.architecture")
     prefix = f"{kind}."
     version = _VERSION.fullmatch(str(kind))

@@ -51,12 +51,7 @@ class Joined(RawFile):
 
     def __init__(self, path: Path, parts: Sequence[Path], weight_map: Mapping[str, str] | None = None) -> None:
         """Raises WorkerError naming the file that is missing or not a plain one."""
-        self.path = path
-        self.name = path.name
-        self.weight_map = weight_map
-        self.parts: list[RawFile] = []
-        self.starts: list[int] = []
-        self.size = 0
+        self._begin(path, weight_map)
         try:
             for index, part in enumerate(parts, 1):
                 if not is_there(part):
@@ -64,12 +59,30 @@ class Joined(RawFile):
                         f"{path}: its part {index} of {len(parts)}, {part.name}, is missing. "
                         "Download or copy it beside the others."
                     )
-                self.starts.append(self.size)
-                self.parts.append(RawFile(part))
-                self.size += self.parts[-1].size
+                self._add(RawFile(part))
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def of(cls, path: Path, parts: Sequence[RawFile]) -> Joined:
+        """Of parts that are open already; closing it closes them."""
+        joined = cls.__new__(cls)
+        joined._begin(path, None)
+        for part in parts:
+            joined._add(part)
+        return joined
+
+    def _begin(self, path: Path, weight_map: Mapping[str, str] | None) -> None:
+        self.path, self.name, self.weight_map = path, path.name, weight_map
+        self.parts: list[RawFile] = []
+        self.starts: list[int] = []
+        self.size = 0
+
+    def _add(self, part: RawFile) -> None:
+        self.starts.append(self.size)
+        self.parts.append(part)
+        self.size += part.size
 
     def close(self) -> None:
         """Closes all of them."""
