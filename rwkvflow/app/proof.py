@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from rwkvflow.base import machine
 from rwkvflow.base.errors import EnvironmentMissing, RwkvflowError
 from rwkvflow.base.shipped import PACKAGE
+from rwkvflow.base.text import bytes_text
 from rwkvflow.documents.formats import runs_in_librwkv
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def need_memory(path: Path) -> None:
     size, free = path.stat().st_size, machine.memory()
     if free is not None and size > free:
         raise EnvironmentMissing(
-            f"running {path.name} to prove it takes {size / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free",
+            f"running {path.name} to prove it takes {bytes_text(size)} of memory, {bytes_text(free)} are free",
             remedy="free some, or say --no-check",
         )
 

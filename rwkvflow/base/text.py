@@ -45,9 +45,9 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\u{0xD800 + high:04x}\\u{0xDC00 + low:04x}"
 
 
-def bytes_text(size: int) -> str:
+def bytes_text(size: float) -> str:
     """1870457 → "1.87 MB": thousands, as disks, hubs and the plots of a card count."""
     for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= limit:
+        if size >= 0.999995 * limit:  # 1.00 with two digits
             return f"{size / limit:.2f} {unit}"
-    return f"{size} B"
+    return f"{size:.0f} B"

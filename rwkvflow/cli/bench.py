@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rwkvflow.base.errors import UsageError
+from rwkvflow.base.text import bytes_text
 from rwkvflow.cli.models import (
     engine_errors,
     engine_options,
@@ -73,7 +74,7 @@ def bench(
             content["ratios"] = [_ratios(*pair) for pair in _pairs(rows)]
         click.echo(json.dumps(content, indent=2))
         return
-    click.echo(f"{threads} threads; this machine reads {speed / 1e9:.1f} GB/s")
+    click.echo(f"{threads} threads; this machine reads {bytes_text(speed)}/s")
     for line in _table(rows, speed, against):
         click.echo(line)
     for pair in _pairs(rows) if against else ():
@@ -106,13 +107,13 @@ def _table(rows: Sequence[Measured], speed: float, against: Path | None) -> list
                 row.model.name,
                 *(["--against" if row.library == against else row.library.name] if named else []),
                 row.kind,
-                f"{row.size / 1e6:.1f} MB",
+                bytes_text(row.size),
                 f"{sorted(row.load)[len(row.load) // 2] * 1e3:.1f} ms",
                 f"{row.token * 1e3:.2f} ms",
                 f"{1 / row.token:.1f}/s",
                 f"{rate:.0f}/s" if rate else "",
                 f"{row.share(speed):.0%}",
-                f"{row.peak / 1e6:.1f} MB" if row.peak is not None else "",
+                bytes_text(row.peak) if row.peak is not None else "",
             ]
         )
     left = 3 if named else 2

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from rwkvflow.base.errors import UsageError
-from rwkvflow.base.text import shown
+from rwkvflow.base.text import bytes_text, shown
 from rwkvflow.cli.options import recipe_argument, request_of, run_options, store_option
 
 
@@ -54,8 +54,8 @@ def cache_ls(store: Any, as_json: bool) -> None:
         return
     for entry in rows:
         steps = shown(", ".join(entry.steps[:3])) or "(unused)"
-        click.echo(f"{entry.digest[7:19]}  {entry.size / 1e6:>10.1f} MB  {steps}")
-    click.echo(f"{sum(entry.size for entry in rows) / 1e6:.1f} MB in {store.root}")
+        click.echo(f"{entry.digest[7:19]}  {bytes_text(entry.size):>10}  {steps}")
+    click.echo(f"{bytes_text(sum(entry.size for entry in rows))} in {store.root}")
 
 
 @cache.command("verify")
@@ -102,8 +102,8 @@ def cache_gc(store: Any, older_than: float | None, max_size: str | None, dry_run
             on_entry=_counter("removed"),
             on_look=_counter("looked at"),
         )
-    freed = sum(entry.size for entry in gone) / 1e6
-    click.echo(f"{len(gone)} {'would be ' if dry_run else ''}removed, {freed:.1f} MB")
+    freed = bytes_text(sum(entry.size for entry in gone))
+    click.echo(f"{len(gone)} {'would be ' if dry_run else ''}removed, {freed}")
 
 
 @cache.command("forget-remote")
@@ -237,9 +237,9 @@ def cache_models(store: Any, empty: bool) -> None:
     from rwkvflow.app.models import forget, kept
 
     if empty:
-        click.echo(f"{forget(store.root) / 1e6:.1f} MB removed")
+        click.echo(f"{bytes_text(forget(store.root))} removed")
         return
     found = kept(store.root)
     for model in found:
-        click.echo(shown(f"{model.size / 1e6:>10.1f} MB  {model.source}  {model.folder}"))
-    click.echo(f"{sum(model.size for model in found) / 1e6:.1f} MB in {len(found)} models")
+        click.echo(shown(f"{bytes_text(model.size):>10}  {model.source}  {model.folder}"))
+    click.echo(f"{bytes_text(sum(model.size for model in found))} in {len(found)} models")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rwkvflow.base.errors import PublishError, UsageError
-from rwkvflow.base.text import json_shown, shown
+from rwkvflow.base.text import bytes_text, json_shown, shown
 
 if TYPE_CHECKING:
     from rwkvflow.release.check import Findings
@@ -171,7 +171,7 @@ def _tell(found: Findings, target: str, as_json: bool, *, lacks: bool) -> None:
             remedy="publish it again from its recipe with this version of rwkvflow, and do not use those files",
         )
     if not as_json:
-        click.echo(f"{found.name}: {found.files} files, {found.bytes / 1e6:.1f} MB, all as published")
+        click.echo(f"{found.name}: {found.files} files, {bytes_text(found.bytes)}, all as published")
 
 
 @contextmanager
@@ -295,11 +295,11 @@ def choose(release: str, size: str, runtime: str | None, model: str | None, as_j
             loss = "not measured" if item.kl_divergence is None else f"KL {item.kl_divergence:.2g}"
             speed = "" if item.speed_class is None else f"{item.speed_class:g}x"
             mark = "*" if item is chosen else " " if item.memory <= memory else "-"
-            line = f"{mark} {shown(item.path):<{width}}  {item.size / 1e6:9.1f} MB  about {item.memory / 1e9:.2f} GB"
+            line = f"{mark} {shown(item.path):<{width}}  {bytes_text(item.size):>9}  about {bytes_text(item.memory):>9}"
             click.echo(f"{line}  {speed:>5}  {loss:<12}  {shown(', '.join(item.runtimes))}")
     if chosen is None:
         least = min(found, key=lambda item: item.memory)
-        raise UsageError(f"nothing fits into {size}: {least.path} takes about {least.memory / 1e9:.2f} GB")
+        raise UsageError(f"nothing fits into {size}: {least.path} takes about {bytes_text(least.memory)}")
 
 
 def _bytes(text: str) -> int:

@@ -34,6 +34,7 @@ from rwkvflow.base.events import (
     StepStarted,
     fit_to_show,
 )
+from rwkvflow.base.text import bytes_text
 from rwkvflow.display.words import duration, figures, headline, one_line, summary
 
 DRAWN_PER_SECOND = 1
@@ -62,9 +63,9 @@ class Whole:
     bytes_of: dict[str, float] = field(default_factory=dict)
 
     def amount(self) -> str:
-        """ "3 of 12 steps, 45.0 MB"."""
+        """ "3 of 12 steps, 45.00 MB"."""
         moved = sum(self.bytes_of.values())
-        return f"{self.ended} of {self.steps} steps" + (f", {moved / 1e6:.1f} MB" if moved else "")
+        return f"{self.ended} of {self.steps} steps" + (f", {bytes_text(moved)}" if moved else "")
 
     def left(self, now: float) -> str:
         """How long the rest takes, if its steps are like those so far; nothing before there are any."""
@@ -77,8 +78,8 @@ class RateColumn(ProgressColumn):
     """Bytes a second and the time left, of a task that counts bytes; of others the time left, where it is known."""
 
     def render(self, task: Task) -> Text:
-        """ "12.3 MB/s, 4.0 s left"."""
-        told = [f"{task.speed / 1e6:.1f} MB/s"] if task.speed and task.fields.get("unit") == "B" else []
+        """ "12.34 MB/s, 4.0 s left"."""
+        told = [f"{bytes_text(task.speed)}/s"] if task.speed and task.fields.get("unit") == "B" else []
         if task.time_remaining and not task.finished and task.fields.get("unit") is not None:
             told.append(f"{duration(task.time_remaining)} left")
         return Text(", ".join(told), style="dim")
@@ -211,8 +212,8 @@ class LiveDisplay:
 
 
 def amount(event: StepProgress) -> str:
-    """ "12.3 / 45.0 MB", "3 / 8", or nothing where it is unknown."""
+    """ "12.34 MB / 1.05 GB", "3 / 8", or nothing where it is unknown."""
     if event.unit == "B":
-        total = f" / {event.total / 1e6:.1f}" if event.total else ""
-        return f"{event.done / 1e6:.1f}{total} MB"
+        total = f" / {bytes_text(event.total)}" if event.total else ""
+        return f"{bytes_text(event.done)}{total}"
     return f"{event.done:g} / {event.total:g}" if event.total else ""

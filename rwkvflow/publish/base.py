@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from rwkvflow.base.errors import PublishError, StoreError
 from rwkvflow.base.hashing import file_digest
+from rwkvflow.base.text import bytes_text
 from rwkvflow.net.progress import Told
 from rwkvflow.release.artifacts import ReleaseFile
 from rwkvflow.release.release import Release
@@ -45,7 +46,7 @@ class Changes:
         lines = [f"{self.to}: nothing to do" if not self.changes and not self.notes else f"{self.to}:"]
         lines += [f"  {note}" for note in self.notes]
         for change in sorted(self.changes, key=lambda change: change.path):
-            size = "" if change.kind == "delete" else f"  {change.size / 1e6:.1f} MB"
+            size = "" if change.kind == "delete" else f"  {bytes_text(change.size)}"
             lines.append(f"  {_MARKS[change.kind]} {change.path}{size}")
         if self.unchanged:
             lines.append(f"  = {self.unchanged} file{'s' if self.unchanged > 1 else ''} there already")

@@ -22,6 +22,7 @@ from rwkvflow.base import machine
 from rwkvflow.base.errors import PublishError, StoreError
 from rwkvflow.base.files import is_full, read_json, remove, sync, write_json
 from rwkvflow.base.outputs import swap
+from rwkvflow.base.text import bytes_text
 from rwkvflow.publish.base import refuse_others
 from rwkvflow.release.names import PROVENANCE, SIGNATURE, STATE, SUMS
 from rwkvflow.release.provenance.statement import stated_name
@@ -202,7 +203,7 @@ def _write(
         done += file.size
         on_bytes(done, total)
     for why, size in copied.items():
-        on_line(f"{size / 1e9:.2f} GB were copied: {why}")
+        on_line(f"{bytes_text(size)} were copied: {why}")
     for folder in {path.parent for path in fresh.rglob("*")}:
         sync(folder)
     files = {file.path: _stamp(fresh / file.path) for file in release.files}

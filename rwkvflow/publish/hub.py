@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from rwkvflow.base.errors import PublishError
 from rwkvflow.base.hashing import CHUNK
+from rwkvflow.base.text import bytes_text
 from rwkvflow.documents.destinations import HubDestination
 from rwkvflow.net.http import Policy, TemporaryProblemError
 from rwkvflow.net.progress import Told
@@ -289,9 +290,9 @@ def refuse_too_large(release: Release) -> None:
     """Raise PublishError for a file that the hub would store but let nobody download."""
     for file in release.files:
         if file.size > LARGEST:
-            most = LARGEST / 1e9
+            size, most = bytes_text(file.size), bytes_text(LARGEST)
             raise PublishError(
-                f"{file.path} has {file.size / 1e9:.1f} GB, and the hub serves no file of more than {most:.0f} GB",
+                f"{file.path} has {size}, and the hub serves no file of more than {most}",
                 remedy="leave its format out of this recipe, or publish it to a folder or a bucket",
             )
 

@@ -66,7 +66,7 @@ def test_the_store_is_listed_found_intact_and_not_collected(run: Run, tmp_path: 
         "reference/tiny7@py3.11",
     }
     assert run("cache", "verify").stdout == "all intact\n"
-    assert run("cache", "gc").stdout == "0 removed, 0.0 MB\n"
+    assert run("cache", "gc").stdout == "0 removed, 0 B\n"
     digest = rows[0]["digest"].removeprefix("sha256:")
     flip(tmp_path / "store" / "blobs" / digest[:2] / digest)
     damaged = run("cache", "verify")

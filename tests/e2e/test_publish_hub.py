@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from rwkvflow.base.errors import FetchError, PublishError, StoreError
+from rwkvflow.base.text import bytes_text
 from rwkvflow.cli import cli
 from rwkvflow.net.progress import Told
 from rwkvflow.publish.hub import LARGEST, HubOptions, HubPublisher, weight_suffixes
@@ -97,7 +98,7 @@ def test_the_plan_says_it_beforehand_and_changes_nothing(net: StandIn) -> None:
     publisher = HubPublisher(REPO, HubOptions(private=True, tag="v1"), POLICY)
     plan = publisher.plan(release(OLD))
     assert plan.lines()[:3] == [f"hf://{REPO}:", "  creates the private repository", "  sets the tag v1"]
-    assert "  + gone/gone.bin  0.0 MB" in plan.lines()
+    assert f"  + gone/gone.bin  {bytes_text(len(OLD['gone/gone.bin']))}" in plan.lines()
     publisher.apply(release(OLD), Told())
     assert publisher.plan(release(OLD)).lines()[0] == f"hf://{REPO}: nothing to do"
     net.seen.clear()
@@ -178,7 +179,7 @@ def test_a_file_over_the_hubs_limit_is_refused_before_anything_is_asked(net: Sta
     with large.open("wb") as file:
         file.truncate(LARGEST + 1)
     file_of = type(made.files[0])("large.bin", "sha256:" + "0" * 64, LARGEST + 1, large)
-    with pytest.raises(PublishError, match=r"large\.bin has 50\.0 GB"):
+    with pytest.raises(PublishError, match=r"large\.bin has 50\.00 GB"):
         HubPublisher(REPO, policy=POLICY).apply(Release("tiny", (*made.files, file_of), ()), Told())
     assert net.seen == []
 

@@ -100,5 +100,8 @@ def check_room(
 
 
 def shown_bytes(size: int) -> str:
-    """For messages."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
+    """For messages, in the words of rwkvflow.base.text.bytes_text, which is not there in a sandbox."""
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= 0.999995 * limit:  # 1.00 with two digits
+            return f"{size / limit:.2f} {unit}"
+    return f"{size} B"

@@ -57,7 +57,7 @@ def test_a_run_tells_how_far_it_is_and_how_long_it_takes(monkeypatch: pytest.Mon
     monkeypatch.setattr(Clock, "now", 110.0)
     display(StepFinished("b", "fetch", "done", 10.0))
     assert display._whole is not None
-    assert display._whole.amount() == "2 of 4 steps, 30.0 MB"
+    assert display._whole.amount() == "2 of 4 steps, 30.00 MB"
     assert display._whole.left(Clock.now) == "about 20.0 s left"  # ten seconds a step; what was cached tells nothing
     display._progress.refresh()
     display.close()
@@ -68,7 +68,7 @@ def test_work_without_a_run_has_a_bar_until_it_is_done() -> None:
     """A download, or a conversion without a recipe: nobody says that it begins."""
     text = shown(StepProgress("fetch/m.pth", 1e6, 4e6, "B", "downloading"), width=120)
     assert "fetch/m.pth" in text
-    assert "1.0 / 4.0 MB" in text
+    assert "1.00 MB / 4.00 MB" in text
     out = io.StringIO()
     display = LiveDisplay(Console(file=out, force_terminal=True, width=120))
     for done in (1e6, 4e6):

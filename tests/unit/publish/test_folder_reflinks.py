@@ -13,6 +13,7 @@ import pytest
 
 from rwkvflow.base.errors import StoreError
 from rwkvflow.base.hashing import file_digest
+from rwkvflow.base.text import bytes_text
 from rwkvflow.publish import folder
 from rwkvflow.release.artifacts import ReleaseFile
 from rwkvflow.release.release import Release
@@ -80,7 +81,7 @@ def test_a_copy_is_made_and_the_reason_told(
     monkeypatch.setattr(fcntl, "ioctl", ioctl)
     files, lines = publish(tmp_path)
     assert files["m/m.bin"] == LARGE
-    assert lines == [f"0.00 GB were copied: {why}"]
+    assert lines == [f"{bytes_text(len(LARGE))} were copied: {why}"]
 
 
 def test_on_this_file_system_the_bytes_arrive(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from rwkvflow.release.artifacts import Row
 from rwkvflow.release.model_card.card import cell, human_count, quoted, share, small
 from rwkvflow.release.model_card.front_matter import yaml_text
 from rwkvflow.release.model_card.runtimes import first_commands, ollama_tag, runtimes
+from rwkvflow.worker.conversion.jobs import shown_bytes
 from rwkvflow.worker.formats.runtimes import RUNTIMES
 from tests.helpers import checkpoints
 from tests.helpers.releases import Made, made
@@ -403,7 +404,10 @@ def test_figures_in_words() -> None:
 
 
 def test_sizes_and_counts_in_words() -> None:
-    assert [bytes_text(size) for size in (0, 999, 1536, 3 << 30)] == ["0 B", "999 B", "1.54 kB", "3.22 GB"]
+    sizes = (0, 999, 1000, 1536, 999_999, 151_000_000, 3 << 30)
+    told = ["0 B", "999 B", "1.00 kB", "1.54 kB", "1.00 MB", "151.00 MB", "3.22 GB"]
+    assert [bytes_text(size) for size in sizes] == told
+    assert [shown_bytes(size) for size in sizes] == told, "the worker has no base, and says it alike"
     assert [human_count(n) for n in (7, 62400, 191034368, 1_500_000_000, None)] == [
         "7",
         "62.4 K",
