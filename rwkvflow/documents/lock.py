@@ -67,7 +67,7 @@ class LockedWheels(Strict):
     toolchain: Many[LockedWheel] = Field(
         default=(), description="ziglang, cmake, ninja; empty for the system toolchain"
     )
-    installer: Many[LockedWheel] = Field(default=(), description="pip itself; no longer used")
+    installer: Many[LockedWheel] = Field(default=(), description="pip itself, in locks of before; not used")
 
     @field_validator("worker", "toolchain", "installer")
     @classmethod

@@ -15,7 +15,8 @@ from rwkvflow.base.errors import LockError
 from rwkvflow.base.shipped import shipped
 from rwkvflow.documents.lock import Lock, LockedPackage, LockedWheel
 
-ROLES = ("installer", "toolchain", "worker")
+ROLES = ("toolchain", "worker")
+INSTALLER = "pip"  # in locks that were made before images got the files of wheels as they are
 CONSUMERS = "consumers"  # a role of pins.yaml that is no role of a lock: what formats ask for joins the worker's wheels
 
 # What the worker itself imports, or reads the World vocabulary from: all that converts and judges.
@@ -108,8 +109,8 @@ def strangers(lock: Lock) -> list[str]:
     found = []
     for image, locked in sorted(lock.images.items()):
         for platform, wheels in sorted(locked.platforms.items()):
-            for role in ("installer", "toolchain"):
-                known = {canonicalize_name(name) for name in _pins()[role]}
+            for role, pins in (("installer", [INSTALLER]), ("toolchain", _pins()["toolchain"])):
+                known = {canonicalize_name(name) for name in pins}
                 found += [
                     f"images.{image} ({platform}): {wheel.name} is no {role} of rwkvflow's"
                     for wheel in getattr(wheels, role)

@@ -50,8 +50,9 @@ def wheelhouse() -> Path:
     folder = CACHE / "wheels"
     folder.mkdir(parents=True, exist_ok=True)
     roles = pinned("3.11")
-    wanted = [*roles["installer"], *roles["worker"], *(item for item in roles["toolchain"] if item.startswith("ninja"))]
-    if len(list(folder.glob("*.whl"))) != len(wanted):
+    wanted = [*roles["worker"], *(item for item in roles["toolchain"] if item.startswith("ninja"))]
+    there = {"==".join(path.name.split("-")[:2]).replace("_", "-") for path in folder.glob("*.whl")}
+    if not {item.replace("_", "-") for item in wanted} <= there:
         argv = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         argv += ["--python-version=3.11", "--implementation=cp", "--dest", str(folder)]
         for tag in ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_27_x86_64", "manylinux_2_28_x86_64"):

@@ -32,7 +32,7 @@ from rwkvflow.net.partial import alone
 
 PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 WITHOUT_TORCH = frozenset(
-    {"pip", "ziglang", "cmake", "ninja", "numpy", "safetensors", "tokenizers", "pyrwkv-tokenizer", "gguf"}
+    {"ziglang", "cmake", "ninja", "numpy", "safetensors", "tokenizers", "pyrwkv-tokenizer", "gguf"}
 )
 _CUDA = re.compile(r"(nvidia|cuda|pytorch-triton)-.*|triton|nvidia")
 
