@@ -13,7 +13,7 @@ from rwkvflow.app.library import find_library
 from rwkvflow.base.errors import RwkvflowError, SmokeFailed, StoreError, UsageError
 from rwkvflow.base.events import Listener, Notice, StepProgress
 from rwkvflow.base.files import remove
-from rwkvflow.base.outputs import beside, check_output, is_own, mark, put
+from rwkvflow.base.outputs import beside, check_output, is_own, mark, put, refuse_name
 from rwkvflow.documents.formats import file_name, folder_name, suffixes
 
 if TYPE_CHECKING:
@@ -291,6 +291,7 @@ def _placed(place: _Place, outcome: ConversionOutcome, found: proof.Proof | None
 def _places(order: Order) -> list[_Place]:
     from rwkvflow.worker.formats import FORMATS
 
+    refuse_name(order.target)
     source = order.origin.path
     model = re.sub(r"(-00001-of-[0-9]{5})?(\.(safetensors|bin)\.index\.json|\.[^.]*)$", "", source.resolve().name)
     inside = order.folder or (order.target.is_dir() and not is_own(order.target))

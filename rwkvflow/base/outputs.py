@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import stat
 import sys
@@ -21,6 +22,7 @@ from rwkvflow.base.files import read_json, remove, write_json
 
 MARKER = ".rwkvflow.json"  # in every folder that rwkvflow wrote
 _WRITTEN = "written"  # key of the marker: names of the folder's files
+LONGEST = 255  # units of UTF-16 in a name of Windows and macOS; Linux allows as many bytes, which are never fewer
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -31,6 +33,7 @@ def is_there(path: Path) -> bool:
 
 def check_output(target: Path, sources: Iterable[Path], *, force: bool, remedy: str | None = None) -> None:
     """Raises UsageError unless a command that reads `sources` (files or folders) may write `target`."""
+    refuse_name(target)
     refuse_sources(target, sources)
     if not is_there(target):
         return
@@ -41,6 +44,30 @@ def check_output(target: Path, sources: Iterable[Path], *, force: bool, remedy: 
         _check_folder(target)
     elif not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
         raise UsageError(f"{target} is neither a file nor a folder, and is not replaced", remedy="name another file")
+
+
+def refuse_name(target: Path) -> None:
+    """Raises UsageError for a name that is too long, before there is something to call so.
+
+    A folder that is still to be made cannot be asked: its file system is that of the one that it will stand in.
+    """
+    whole = target.absolute()
+    for path in (whole, *whole.parents):
+        try:
+            if len(path.name.encode("utf-16-le", "surrogatepass")) > 2 * LONGEST:
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+            there = next((folder for folder in path.parents if _is_folder(folder)), path)
+            os.lstat(there / path.name)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise UsageError(f"{target}: {error.strerror}", remedy="choose a shorter name") from error
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether there is such a folder; also of a name that none can have."""
+    with contextlib.suppress(OSError):
+        return stat.S_ISDIR(path.stat().st_mode)
+    return False
 
 
 def refuse_sources(target: Path, sources: Iterable[Path]) -> None:

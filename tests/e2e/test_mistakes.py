@@ -190,6 +190,12 @@ MISTAKES = (
         full=True,
     ),
     Mistake(
+        "a name that is too long",
+        ("convert", "m.pth", "x" * 300 + ".bin", "--format", "ggml-f32"),
+        ("File name too long", "choose a shorter name"),
+        2,
+    ),
+    Mistake(
         "no Docker",
         ("run", "r.yaml", "--sandbox", "docker"),
         ("no Docker engine answers at unix:///nowhere", "--sandbox host"),

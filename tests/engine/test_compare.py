@@ -9,7 +9,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rwkvflow.cli import cli
+from rwkvflow.worker.formats import FORMATS
+from rwkvflow.worker.maps import web_rwkv
 from rwkvflow.worker.read.compare import compare
+from rwkvflow.worker.read.open import open_checkpoint
 from tests.engine import encoder
 from tests.helpers import checkpoints
 
@@ -53,6 +56,49 @@ def test_a_file_of_web_rwkv_is_compared_and_described_under_the_authors_names(
     told = json.loads(call_inspect(file))
     assert (told["architecture"]["version"], told["problem"]) == ({"5.1": "5.2"}.get(version, version), None)
     assert {item.kind for item in compare(file, source)} <= {"equal", "values"}
+
+
+#: What a format may be off by, of the size of a tensor: fp16, and blocks with 256 or 16 levels.
+PACKED = {"prefab-f16": 1e-3, "prefab-int8": 0.02, "prefab-nf4": 0.2, "faster-rwkv-f16": 2e-3, "faster-rwkv-f32": 1e-6}
+
+
+@pytest.mark.parametrize("version", ["4", "5.0", "5.1", "5.2", "6", "7"])
+@pytest.mark.parametrize("name", PACKED)
+def test_what_web_rwkv_and_faster_rwkv_load_is_compared_with_the_checkpoint(
+    tmp_path: Path, library: Path, name: str, version: str
+) -> None:
+    """All of it, under the author's names: halved, turned, in blocks, with decays worked out, ln0 in the embedding."""
+    if version not in FORMATS[name].versions:
+        pytest.skip("the format cannot hold this version")
+    source = checkpoints.make(tmp_path / "m.pth", version, "bf16", layers=8, width=128, vocab=99)
+    file = converted(source, library, name)
+    for one, other in ((source, file), (file, source)):
+        found = {item.name: item for item in compare(one, other)}
+        assert {item.kind for item in found.values()} <= {"equal", "values"}
+        assert max(item.relative for item in found.values()) < PACKED[name]
+        equal = sum(item.kind == "equal" for item in found.values())
+        assert equal > len(found) / 3, "what is stored as it was is as it was"
+    with open_checkpoint(source) as checkpoint:
+        norm = {"blocks.0.ln0.weight", "blocks.0.ln0.bias"} if name.startswith("faster") else set()
+        assert {web_rwkv.name_in_file(item) for item in found} == {
+            web_rwkv.name_in_file(item) for item in set(checkpoint.tensors) - norm
+        }
+    assert {item.kind for item in compare(file, file)} == {"equal"}
+
+
+@pytest.mark.parametrize("name", ["prefab-nf4", "prefab-int8", "faster-rwkv-f16"])
+def test_a_few_other_bytes_in_such_a_file_are_found(tmp_path: Path, library: Path, name: str) -> None:
+    version = "5.2" if name.startswith("faster") else "7"
+    one = checkpoints.make(tmp_path / "one.pth", version, "bf16", layers=2, width=128, vocab=96)
+    file = converted(one, library, name)
+    before = list(compare(one, file))
+    with file.open("r+b") as content:
+        content.seek(file.stat().st_size // 2)
+        data = content.read(64)
+        content.seek(file.stat().st_size // 2)
+        content.write(bytes(255 - byte for byte in data))
+    (changed,) = set(compare(one, file)) - set(before)
+    assert changed.relative > max(item.relative for item in before if item.name == changed.name)
 
 
 def test_a_gguf_tells_its_version_by_its_architecture(source: Path, library: Path) -> None:

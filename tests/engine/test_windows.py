@@ -101,8 +101,10 @@ def test_files_and_answers_are_those_of_linux(there: Windows, folder: Path, libr
 
 
 def test_what_windows_refuses_is_said(there: Windows, folder: Path) -> None:
-    for name in ("con.gguf", "q:m.gguf", "нет/" + "x" * 300 + ".gguf"):
-        assert ran(there, folder, "convert", MODEL, name, "--format", "gguf-f16", code=1).startswith("error: ")
+    for name, code in (("con.gguf", 1), ("q:m.gguf", 1), ("нет/" + "x" * 300 + ".gguf", 2)):
+        told = ran(there, folder, "convert", MODEL, name, "--format", "gguf-f16", code=code)
+        assert told.startswith("error: "), "before the work"
+    assert not (folder / "нет").exists()
 
 
 def test_one_at_a_time_by_the_systems_locks(there: Windows, folder: Path) -> None:

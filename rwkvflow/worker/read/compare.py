@@ -1,8 +1,9 @@
 """How two model files differ, tensor by tensor, whatever their formats.
 
-Files of rwkv.cpp, llama.cpp and web-rwkv are compared under the author's names and shapes, quantized tensors by the
-values that they stand for; any other .pth or safetensors file under the names that it has. A matrix that one of them
-has the other way round is turned, and one value a head meets a head full of it.
+Files of rwkv.cpp, llama.cpp, web-rwkv (.prefab, too) and faster-rwkv are compared under the author's names and shapes,
+quantized tensors by the values that they stand for; any other .pth or safetensors file under the names that it has. A
+matrix that one of them has the other way round is turned, one value a head meets a head full of it, and an embedding
+that ln0 is folded into meets one that it is folded into here.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ from numpy.typing import NDArray
 
 from rwkvflow.worker.errors import WorkerError
 from rwkvflow.worker.maps import web_rwkv
+from rwkvflow.worker.model.rounding import layer_norm, rounded
 from rwkvflow.worker.read import ggml_source, gguf_source
 from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.dequantize import BLOCK_BYTES, dequantize
+from rwkvflow.worker.read.packed.packed_file import HEAD, kind_of, read_packed_open
+from rwkvflow.worker.read.packed.packed_source import author_tensors
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.shards import open_model
 
+EMBEDDING, LN0 = "emb.weight", ("blocks.0.ln0.weight", "blocks.0.ln0.bias")
 PIECE = 1 << 22  # values compared at a time
 
 
@@ -50,11 +55,13 @@ class _ComparedTensor:
     dtype: str
     shape: tuple[int, ...]
     rows: Callable[[int, int | None], NDArray[np.float32]]
+    folded: bool = False
 
 
 def compare(first: Path, second: Path) -> Iterator[Difference]:
     """Every tensor in the first file's order, then those of the second alone. Raises WorkerError."""
-    with _open(first) as ours, _open(second) as theirs:
+    with _open(first) as one, _open(second) as other:
+        ours, theirs = _folded(one, other), _folded(other, one)
         # A bonus is time_first in versions 4 to 5.1, and in web-rwkv's files of all.
         known = {web_rwkv.name_in_file(name): b for name, b in theirs.items()}
         for name, a in ours.items():
@@ -74,6 +81,26 @@ def compare(first: Path, second: Path) -> Iterator[Difference]:
         for name, b in theirs.items():
             if web_rwkv.name_in_file(name) in known:
                 yield Difference(name, "second", ("", b.dtype), ((), b.shape))
+
+
+def _folded(tensors: Mapping[str, _ComparedTensor], other: Mapping[str, _ComparedTensor]) -> dict[str, _ComparedTensor]:
+    """The tensors, with ln0 in the embedding where the other file has it there."""
+    found = dict(tensors)
+    embedding, norm = found.get(EMBEDDING), [found.get(name) for name in LN0]
+    if EMBEDDING not in other or not other[EMBEDDING].folded or embedding is None or embedding.folded:
+        return found
+    weight, bias = norm
+    if weight is None or bias is None:
+        return found
+    whole = embedding
+
+    def rows(start: int, count: int | None) -> NDArray[np.float32]:
+        values, (w, b) = whole.rows(start, count), (part.rows(0, None).reshape(-1) for part in (weight, bias))
+        return np.asarray(rounded(whole.dtype, layer_norm(values, w, b)), np.float32)
+
+    for name in LN0:
+        del found[name]
+    return {**found, EMBEDDING: replace(embedding, rows=rows, folded=True)}
 
 
 def _turned(tensor: _ComparedTensor) -> _ComparedTensor:
@@ -144,6 +171,13 @@ def _open(path: Path) -> Iterator[Mapping[str, _ComparedTensor]]:
             index = (ggml_source if head == b"fmgg" else gguf_source).read_index(file, quantized)
             with Checkpoint(path, index) as checkpoint:
                 yield {**_plain(checkpoint), **{name: _quantized(file, name, t) for name, t in quantized.items()}}
+            return
+        if kind_of(file.bytes_at(0, min(file.size, HEAD))):
+            index_of = read_packed_open(file)
+            yield {
+                name: _ComparedTensor(tensor.dtype, tensor.shape, tensor.rows, tensor.folded)
+                for name, tensor in author_tensors(file, index_of).items()
+            }
             return
     with Checkpoint(path) as checkpoint:
         yield _plain(checkpoint)

@@ -102,6 +102,23 @@ def test_a_file_of_a_split_source_is_no_output(tmp_path: Path) -> None:
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["x" * 300 + ".bin", "я" * 128 + ".bin", "new/" + "x" * 256, "x" * 300 + "/new/m.bin"])
+def test_a_name_that_no_file_can_have_is_refused_before_the_work(name: str, model: Path, tmp_path: Path) -> None:
+    before = tree(tmp_path)
+    done = CliRunner().invoke(
+        cli, ["convert", str(model), str(tmp_path / name), "--format", "safetensors", "--no-check"]
+    )
+    assert isinstance(done.exception, UsageError)
+    assert "too long" in str(done.exception)
+    assert "shorter" in (done.exception.remedy or "")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["x" * 251 + ".bin", "new/deep/m.bin", "in/m.pth/m.bin"])
+def test_whatever_else_a_place_may_be_its_name_is_none_of_that(name: str, model: Path, tmp_path: Path) -> None:
+    check_output(tmp_path / name, (), force=False)
+
+
 def test_a_folder_of_the_users_is_never_replaced(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     (folder / "deep").mkdir(parents=True)

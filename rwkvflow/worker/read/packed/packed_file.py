@@ -20,12 +20,17 @@ _TYPES: Final = {1: "u8", 2: "f16", 4: "f32"}
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """A tensor; `nbytes` with what belongs to its blocks."""
+    """A tensor; `nbytes` with what belongs to its blocks.
+
+    data  where its values are: one place; of an embedding in a `.fr` one for each row; of int8 the bytes and the ends
+          of the blocks, of nf4 the levels, the values and the scales
+    """
 
     name: str
     type: str
     shape: tuple[int, ...]
     nbytes: int
+    data: tuple[Blob, ...] = ()
 
 
 @dataclass
@@ -47,15 +52,20 @@ def kind_of(head: bytes) -> str | None:
 def read_packed_index(path: Path | str) -> PackedIndex:
     """Reads all but the data. Raises WorkerError for what is neither, or a broken one."""
     with RawFile(path) as file:
-        kind = kind_of(file.bytes_at(0, min(file.size, HEAD)))
-        if kind is None:
-            raise WorkerError(f"{file.name}: neither a .prefab nor a .fr")
-        content = Packed(file).whole(cbor if kind == "prefab" else msgpack)
-        read: Callable[[dict[str, Any]], PackedIndex] = _prefab if kind == "prefab" else _faster_rwkv
-        try:
-            return read(content)
-        except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError) as error:
-            raise WorkerError(f"{file.name}: not as a {kind} is: {type(error).__name__}: {error}") from None
+        return read_packed_open(file)
+
+
+def read_packed_open(file: RawFile) -> PackedIndex:
+    """The index of an open file. Raises what read_packed_index raises."""
+    kind = kind_of(file.bytes_at(0, min(file.size, HEAD)))
+    if kind is None:
+        raise WorkerError(f"{file.name}: neither a .prefab nor a .fr")
+    content = Packed(file).whole(cbor if kind == "prefab" else msgpack)
+    read: Callable[[dict[str, Any]], PackedIndex] = _prefab if kind == "prefab" else _faster_rwkv
+    try:
+        return read(content)
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError) as error:
+        raise WorkerError(f"{file.name}: not as a {kind} is: {type(error).__name__}: {error}") from None
 
 
 def _prefab(content: dict[str, Any]) -> PackedIndex:
@@ -74,14 +84,15 @@ def _fields(found: Any, name: str) -> Iterator[PackedTensor]:
         return
     if "shape" in found and isinstance(found.get("data"), Blob):
         shape, size = _shape(found), found["data"].size
-        yield PackedTensor(name, _TYPES[size // math.prod(shape)], shape, size)
+        yield PackedTensor(name, _TYPES[size // math.prod(shape)], shape, size, (found["data"],))
         return
-    for kind, width in (("Int8", 1), ("Fp4", 2)):
+    for kind, width, order in (("Int8", 1, "wm"), ("Fp4", 2, "qwm")):
         if kind in found:
             parts = found[kind]
             shape = _shape(parts["w"])
             size = sum(part["data"].size for part in parts.values())
-            yield PackedTensor(name, "int8" if width == 1 else "nf4", (*shape[:-1], shape[-1] * width), size)
+            data = tuple(parts[key]["data"] for key in order)
+            yield PackedTensor(name, "int8" if width == 1 else "nf4", (*shape[:-1], shape[-1] * width), size, data)
             return
     for key, item in found.items():
         yield from _fields(item, name if key == "Fp16" else f"{name}.{key}".lstrip("."))
@@ -106,11 +117,14 @@ def _faster_rwkv(content: dict[str, Any]) -> PackedIndex:
     architecture |= {key: content[key] for key in _NUMBERS if key in content}
     rows = [_tensor("emb.weight", row) for row in content["embd_weights"]]
     first = rows[0]
-    whole = PackedTensor(first.name, first.type, (len(rows), *first.shape), sum(row.nbytes for row in rows))
+    if any((row.type, row.shape) != (first.type, first.shape) for row in rows):
+        raise ValueError("rows of the embedding differ in type or size")
+    data = tuple(blob for row in rows for blob in row.data)
+    whole = PackedTensor(first.name, first.type, (len(rows), *first.shape), sum(row.nbytes for row in rows), data)
     weights = [_tensor(name, tensor) for name, tensor in content["weights"].items()]
     return PackedIndex("faster-rwkv", architecture, [whole, *weights])
 
 
 def _tensor(name: str, tensor: Mapping[str, Any]) -> PackedTensor:
     kind = str(tensor["dtype"]).replace("torch.float", "f").replace("torch.bfloat", "bf")
-    return PackedTensor(name, kind, tuple(map(_count, tensor["shape"])), tensor["data"].size)
+    return PackedTensor(name, kind, tuple(map(_count, tensor["shape"])), tensor["data"].size, (tensor["data"],))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rwkvflow.worker.formats import FORMATS
 from rwkvflow.worker.formats.prefab.layout import Prefab
 from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.tensorinfo import TensorInfo
+from rwkvflow.worker.read.compare import compare
 from rwkvflow.worker.read.inspect import describe
 from rwkvflow.worker.read.packed.packed_file import read_packed_index
 from tests.helpers import checkpoints
@@ -120,6 +122,29 @@ def test_an_fr_that_lies(tmp_path: Path, changed: dict[str, Any], words: str) ->
         describe(fr(tmp_path / "m.fr", **changed))
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"weights": {"a": {"dtype": "torch.float16", "data": bytes(6), "shape": [2, 2]}}}, "a has not the data of"),
+        ({"weights": {"a": {"dtype": "torch.int8", "data": bytes(4), "shape": [4]}}}, "a has not the data of"),
+        ({"weights": {"x.att.key.weight": model_of_fr()["embd_weights"][0]}}, ""),
+        ({"weights": {"x.att.output.weight": model_of_fr()["embd_weights"][0]}}, "not as a faster-rwkv is"),
+        ({"weights": {"x.9999999999.att.output.weight": model_of_fr()["embd_weights"][0]}}, "no name of a tensor"),
+        (
+            {"embd_weights": [*model_of_fr()["embd_weights"], {**model_of_fr()["embd_weights"][0], "shape": [4, 2]}]},
+            "rows",
+        ),
+    ],
+)
+def test_an_fr_that_lies_about_its_data_is_not_compared(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
+    path = fr(tmp_path / "m.fr", **changed)
+    if not words:
+        assert {item.kind for item in compare(path, path)} == {"equal"}
+        return
+    with pytest.raises(WorkerError, match=words):
+        list(compare(path, path))
+
+
 def test_more_values_than_there_are_bytes_take_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "m.fr"
     path.write_bytes(b"\x81\xacembd_weights\xdd\xff\xff\xff\xff")
@@ -159,3 +184,11 @@ def test_flipped_bytes(small: Path, data: st.DataObject) -> None:
     except WorkerError as error:
         found = {"file": str(error)}
     assert "flipped" in found["file"]
+
+
+@FILES
+@given(st.data())
+def test_flipped_bytes_are_compared_or_refused(small: Path, data: st.DataObject) -> None:
+    changed = flipped(small, data)
+    with contextlib.suppress(WorkerError):
+        assert {item.kind for item in compare(small, changed)} <= {"equal", "values", "shape", "first", "second"}
