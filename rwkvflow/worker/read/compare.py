@@ -1,9 +1,9 @@
 """How two model files differ, tensor by tensor, whatever their formats.
 
-Files of rwkv.cpp, llama.cpp, web-rwkv (.prefab, too) and faster-rwkv are compared under the author's names and shapes,
-quantized tensors by the values that they stand for; any other .pth or safetensors file under the names that it has. A
-matrix that one of them has the other way round is turned, one value a head meets a head full of it, and an embedding
-that ln0 is folded into meets one that it is folded into here.
+Files of rwkv.cpp, llama.cpp, web-rwkv (.prefab, too), faster-rwkv and the rwkv package are compared under the author's
+names and shapes, quantized tensors by the values that they stand for; any other .pth or safetensors file under the
+names that it has. A matrix that one of them has the other way round is turned, one value a head meets a head full of
+it, and an embedding that ln0 is folded into meets one that it is folded into here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from rwkvflow.worker.read import ggml_source, gguf_source
 from rwkvflow.worker.read.checkpoint import Checkpoint
 from rwkvflow.worker.read.dequantize import BLOCK_BYTES, dequantize
 from rwkvflow.worker.read.packed.packed_file import HEAD, kind_of, read_packed_open
-from rwkvflow.worker.read.packed.packed_source import author_tensors
+from rwkvflow.worker.read.packed.packed_source import AuthorTensor, author_tensors, of_package
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.shards import open_model
 
@@ -48,14 +48,6 @@ class Difference:
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     largest: float = 0.0
     relative: float = 0.0
-
-
-@dataclass(frozen=True)
-class _ComparedTensor:
-    dtype: str
-    shape: tuple[int, ...]
-    rows: Callable[[int, int | None], NDArray[np.float32]]
-    folded: bool = False
 
 
 def compare(first: Path, second: Path) -> Iterator[Difference]:
@@ -83,7 +75,7 @@ def compare(first: Path, second: Path) -> Iterator[Difference]:
                 yield Difference(name, "second", ("", b.dtype), ((), b.shape))
 
 
-def _folded(tensors: Mapping[str, _ComparedTensor], other: Mapping[str, _ComparedTensor]) -> dict[str, _ComparedTensor]:
+def _folded(tensors: Mapping[str, AuthorTensor], other: Mapping[str, AuthorTensor]) -> dict[str, AuthorTensor]:
     """The tensors, with ln0 in the embedding where the other file has it there."""
     found = dict(tensors)
     embedding, norm = found.get(EMBEDDING), [found.get(name) for name in LN0]
@@ -103,23 +95,23 @@ def _folded(tensors: Mapping[str, _ComparedTensor], other: Mapping[str, _Compare
     return {**found, EMBEDDING: replace(embedding, rows=rows, folded=True)}
 
 
-def _turned(tensor: _ComparedTensor) -> _ComparedTensor:
+def _turned(tensor: AuthorTensor) -> AuthorTensor:
     """A matrix the other way round, as some formats hold the low-rank ones, which are small."""
 
     def rows(start: int, count: int | None) -> NDArray[np.float32]:
         return tensor.rows(0, None).T[start : None if count is None else start + count]
 
-    return _ComparedTensor(tensor.dtype, tensor.shape[::-1], rows)
+    return AuthorTensor(tensor.dtype, tensor.shape[::-1], rows)
 
 
-def _spread(tensor: _ComparedTensor, shape: tuple[int, ...]) -> _ComparedTensor:
+def _spread(tensor: AuthorTensor, shape: tuple[int, ...]) -> AuthorTensor:
     """A vector as a matrix with its values in columns: versions 5.0 and 5.1 have one a head, and 5.2 a head of them."""
 
     def rows(start: int, count: int | None) -> NDArray[np.float32]:
         values = tensor.rows(0, None).reshape(-1)[start : None if count is None else start + count]
         return np.broadcast_to(values.reshape(-1, *[1] * (len(shape) - 1)), (len(values), *shape[1:]))
 
-    return _ComparedTensor(tensor.dtype, shape, rows)
+    return AuthorTensor(tensor.dtype, shape, rows)
 
 
 def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -127,7 +119,7 @@ def _flat(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in shape if size != 1)
 
 
-def _values(name: str, a: _ComparedTensor, b: _ComparedTensor) -> Difference:
+def _values(name: str, a: AuthorTensor, b: AuthorTensor) -> Difference:
     largest = squares = own = 0.0
     same = True
     for start, rows in _slices(a.shape):
@@ -163,7 +155,7 @@ def _slices(shape: tuple[int, ...]) -> Iterator[tuple[int, int | None]]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Mapping[str, _ComparedTensor]]:
+def _open(path: Path) -> Iterator[Mapping[str, AuthorTensor]]:
     with open_model(path) as file:
         head = file.bytes_at(0, min(file.size, 4))
         quantized: dict[str, Any] = {}
@@ -173,17 +165,15 @@ def _open(path: Path) -> Iterator[Mapping[str, _ComparedTensor]]:
                 yield {**_plain(checkpoint), **{name: _quantized(file, name, t) for name, t in quantized.items()}}
             return
         if kind_of(file.bytes_at(0, min(file.size, HEAD))):
-            index_of = read_packed_open(file)
-            yield {
-                name: _ComparedTensor(tensor.dtype, tensor.shape, tensor.rows, tensor.folded)
-                for name, tensor in author_tensors(file, index_of).items()
-            }
+            yield author_tensors(file, read_packed_open(file))
             return
     with Checkpoint(path) as checkpoint:
-        yield _plain(checkpoint)
+        plain = _plain(checkpoint)
+        halved_every = checkpoint.metadata.get("_rescale_layer")  # of the rwkv package's own files
+        yield plain if halved_every is None else of_package(checkpoint.name, plain, halved_every)
 
 
-def _plain(checkpoint: Checkpoint) -> dict[str, _ComparedTensor]:
+def _plain(checkpoint: Checkpoint) -> dict[str, AuthorTensor]:
     def rows(name: str) -> Callable[[int, int | None], NDArray[np.float32]]:
         return lambda start, count: checkpoint.float32(name, start, count)
 
@@ -194,7 +184,7 @@ def _plain(checkpoint: Checkpoint) -> dict[str, _ComparedTensor]:
 
     authors = web_rwkv.author_names(checkpoint.tensors) or checkpoint.tensors
     return {
-        info.name: _ComparedTensor(
+        info.name: AuthorTensor(
             info.dtype,
             tuple(info.shape),
             swapped(name) if authors is not checkpoint.tensors and web_rwkv.is_swapped(name) else rows(name),
@@ -203,7 +193,7 @@ def _plain(checkpoint: Checkpoint) -> dict[str, _ComparedTensor]:
     }
 
 
-def _quantized(file: RawFile, name: str, tensor: Any) -> _ComparedTensor:
+def _quantized(file: RawFile, name: str, tensor: Any) -> AuthorTensor:
     if tensor.type not in BLOCK_BYTES:
         raise WorkerError(f"{file.name}: {name} is {tensor.type}, which cannot be read here")
 
@@ -213,4 +203,4 @@ def _quantized(file: RawFile, name: str, tensor: Any) -> _ComparedTensor:
         data = file.bytes_at(tensor.offset + start * row, (stop - start) * row)
         return dequantize(tensor.type, data).reshape(stop - start, *tensor.shape[1:])
 
-    return _ComparedTensor(tensor.type, tensor.shape, rows)
+    return AuthorTensor(tensor.type, tensor.shape, rows)

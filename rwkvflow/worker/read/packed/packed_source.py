@@ -1,7 +1,8 @@
-"""What a `.prefab` and a `.fr` hold under the author's names, shapes and values, as far as they can be had again.
+"""What a `.prefab`, a `.fr` and a `.pth` of the rwkv package hold under the author's names, shapes and values.
 
-Halvings are undone, and so are exponentials; a matrix stands the author's way round; rows that fill an embedding up are
-gone. Blocks stand for the values that web-rwkv makes of them. A `.fr` has ln0 in its embedding, which stays there.
+As far as these can be had again: halvings are undone, and so are exponentials; a matrix stands the author's way round;
+rows that fill an embedding up are gone. Blocks and bytes stand for the values that their runtime makes of them. A `.fr`
+and a `.pth` of the package have ln0 in their embedding, which stays there.
 """
 
 from __future__ import annotations
@@ -86,23 +87,80 @@ def _of_place(
     yield names[0], _changed(tensor, place.change, 2**halvings)
 
 
+def of_package(name: str, found: Mapping[str, AuthorTensor], halved_every: object) -> dict[str, AuthorTensor]:
+    """The author's tensors of a .pth that the rwkv package made, which is called `name`. Raises WorkerError."""
+    decay = next((tensor.shape for key, tensor in found.items() if key.endswith(".time_decay")), ())
+    if len(decay) < 2:
+        version = "4" if decay else "7"
+    elif any(".time_maa" in key for key in found):
+        version = "6"
+    elif not any(".gate." in key for key in found):
+        version = "5"
+    else:
+        version = "5.1" if math.prod(decay[1:]) == 1 else "5.2"
+    if version == "7":
+        return dict(found)
+    try:
+        if not isinstance(halved_every, int) or not 0 <= halved_every < MOST_LAYERS:
+            raise ValueError(f"{halved_every!r} is no number of layers")
+        return dict(_as_package(_of_bytes(found), version, halved_every))
+    except (ValueError, IndexError, KeyError) as error:
+        raise WorkerError(f"{name}: not as the rwkv package writes it: {error}") from None
+
+
 def _of_fr(found: Mapping[str, AuthorTensor], model: Mapping[str, Any]) -> Iterator[tuple[str, AuthorTensor]]:
-    version = str(model["version"])
+    halved_every = RESCALE_EVERY if any(tensor.dtype == "f16" for tensor in found.values()) else 0
+    return _as_package(found, str(model["version"]), halved_every)
+
+
+def _as_package(
+    found: Mapping[str, AuthorTensor], version: str, halved_every: int
+) -> Iterator[tuple[str, AuthorTensor]]:
+    """As ChatRWKV's converter makes them of versions 4 to 6, for its own files and those of faster-rwkv."""
     for name, tensor in found.items():
         if name == "emb.weight":
             yield name, replace(tensor, folded=True)
+        elif name.endswith(".time_decay") and version == "6":
+            yield name, _reshaped(tensor, (math.prod(tensor.shape),))
         elif name.endswith(".time_decay"):
             yield name, _changed(tensor, NEGATIVE_EXP if version == "4" else EXP_NEGATIVE_EXP, 1)
         elif name.endswith(".time_first"):  # from 5.1 on the author calls it time_faaaa, and takes it as it is
             yield name, _changed(tensor, EXP if version == "5" else None, 1)
         else:
-            halved = tensor.dtype == "f16" and name.endswith(("att.output.weight", "ffn.value.weight"))
+            halved = halved_every and name.endswith(("att.output.weight", "ffn.value.weight"))
             layer = int(name.split(".")[1]) if halved else 0
             if not 0 <= layer < MOST_LAYERS:
                 raise ValueError(f"{name!a} is no name of a tensor")
-            times = 2 ** (layer // RESCALE_EVERY)
             turned = len(tensor.shape) == 2 and name.endswith(_TURNED)
-            yield name, _changed(_turned(tensor) if turned else tensor, None, times)
+            yield name, _changed(_turned(tensor) if turned else tensor, None, 2 ** (layer // (halved_every or 1)))
+
+
+def _of_bytes(found: Mapping[str, AuthorTensor]) -> dict[str, AuthorTensor]:
+    """With the values of matrices in bytes: (q + 0.5) rx ry + mx + my, x for columns and y for rows."""
+    scales = ("_mx", "_rx", "_my", "_ry")
+    made = {}
+    for name, tensor in found.items():
+        if tensor.dtype == "u8":
+            mx, rx, my, ry = (found[name + scale] for scale in scales)
+            sizes = tuple(math.prod(part.shape) for part in (mx, my, rx, ry))
+            if sizes != tensor.shape[::-1] * 2:
+                raise ValueError(f"{name!a} has scales of another size")
+            made[name] = replace(tensor, rows=_rows_of_bytes(tensor, mx, rx, my, ry))
+        elif not name.endswith(scales):
+            made[name] = tensor
+    return made
+
+
+def _rows_of_bytes(
+    tensor: AuthorTensor, mx: AuthorTensor, rx: AuthorTensor, my: AuthorTensor, ry: AuthorTensor
+) -> Callable[[int, int | None], Values]:
+    def rows(start: int, count: int | None) -> Values:
+        low, scale = _whole(my).reshape(-1, 1), _whole(ry).reshape(-1, 1)
+        part = slice(start, None if count is None else start + count)
+        bytes_ = tensor.rows(start, count) + np.float32(0.5)
+        return np.asarray(bytes_ * scale[part] * _whole(rx).reshape(-1) + low[part] + _whole(mx).reshape(-1))
+
+    return rows
 
 
 # ---- what is made of them --------------------------------------------------------------------------------------------

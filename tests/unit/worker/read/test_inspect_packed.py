@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.read.compare import compare
 from rwkvflow.worker.read.inspect import describe
 from rwkvflow.worker.read.packed.packed_file import read_packed_index
+from rwkvflow.worker.read.packed.packed_source import AuthorTensor, of_package
 from tests.helpers import checkpoints
 from tests.helpers.flipped import flipped
 
@@ -143,6 +145,33 @@ def test_an_fr_that_lies_about_its_data_is_not_compared(tmp_path: Path, changed:
         return
     with pytest.raises(WorkerError, match=words):
         list(compare(path, path))
+
+
+def author(dtype: str, *shape: int) -> AuthorTensor:
+    def rows(start: int, count: int | None) -> Any:
+        return np.zeros(shape, "<f4")[start : None if count is None else start + count]
+
+    return AuthorTensor(dtype, shape, rows)
+
+
+@pytest.mark.parametrize(
+    ("more", "halved_every", "words"),
+    [
+        ({}, "six", "'six' is no number of layers"),
+        ({}, 10**9, "is no number of layers"),
+        ({"att.output.weight": author("f16", 4, 4)}, 6, "not as the rwkv package writes it"),
+        ({"blocks.1.ffn.key.weight": author("u8", 4, 4)}, 6, "blocks.1.ffn.key.weight_mx"),
+        (
+            {"w": author("u8", 4, 6), **{f"w_{part}": author("f16", 4) for part in ("mx", "rx", "my", "ry")}},
+            6,
+            "scales of another size",
+        ),
+        ({"w": author("u8", 4), **{f"w_{part}": author("f16", 4) for part in ("mx", "rx", "my", "ry")}}, 6, "scales"),
+    ],
+)
+def test_a_pth_that_lies_about_who_made_it(more: dict[str, AuthorTensor], halved_every: object, words: str) -> None:
+    with pytest.raises(WorkerError, match=words):
+        of_package("m.pth", {"blocks.0.att.time_decay": author("f32", 8), **more}, halved_every)
 
 
 def test_more_values_than_there_are_bytes_take_no_memory(tmp_path: Path) -> None:
