@@ -24,8 +24,9 @@ from typing import Any
 
 import pytest
 
+from rwkvflow.execute.cluster.connection import Certificates, connect
 from rwkvflow.execute.cluster.elsewhere import Elsewhere
-from rwkvflow.execute.cluster.fitness import Need, WantedWorker
+from rwkvflow.execute.cluster.fitness import Executor, Need, WantedWorker
 from rwkvflow.execute.local import LocalExecutor
 from rwkvflow.store.collect import verify
 from rwkvflow.store.remote import Remote
@@ -82,26 +83,17 @@ DIARY = Diary()
 @pytest.fixture(scope="module")
 def crew() -> Iterator[Any]:
     import dask
-    import distributed
 
     from rwkvflow.execute.cluster.dask import DaskCrew
 
     # Workers are forks of a process that has imported everything: one that was killed is back in a moment.
     options = {"distributed.worker.multiprocessing-method": "forkserver", "distributed.scheduler.worker-ttl": LOST}
     with dask.config.set(options):
-        cluster = distributed.LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.INFO,
-        )
-    client = distributed.Client(cluster, set_as_default=False)
+        client, close = connect(Executor("own", workers=2), Certificates(), cores=2)
     wanted = WantedWorker(SAID.version, SAID.code, SAID.platform, SAID.sandbox)
     with DaskCrew(
         client, wanted, topic=TOPIC, greet=faulty_worker.greet, greeting="{}", carry_out=faulty_worker.carry_out,
-        close=cluster.close,
+        close=close,
     ) as made:  # fmt: skip
         logging.getLogger("distributed").addHandler(DIARY)
         yield made
@@ -157,6 +149,16 @@ def carry_out(crew: Any, kind: Kind, point: int, folder: Path) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "clock jumps back"])  # which lasts LOST
 def test_a_worker_that_fails_costs_nothing_but_time(crew: Any, kind: Kind, tmp_path: Path) -> None:
     assert check(crew, kind, random.Random(kind).randrange(1, 10), tmp_path / "t"), "it came"
+
+
+@pytest.mark.soak
+def test_one_that_is_killed_again_and_again_comes_back_each_time(crew: Any, tmp_path: Path) -> None:
+    """Dask looks after 15 s whether one that was lost is back; for longer than that one of two is killed, mostly."""
+    end = time.monotonic() + 40
+    count = 0
+    while time.monotonic() < end or count < 4:
+        count += check(crew, "killed", 1, tmp_path / str(count))
+    two_are_there(crew)
 
 
 @pytest.mark.soak

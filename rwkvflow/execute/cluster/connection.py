@@ -53,18 +53,7 @@ def connect(executor: Executor, certificates: Certificates, cores: int) -> tuple
     security = None
     try:
         if executor.kind == "own":
-            workers = executor.workers or min(2, cores)
-            with _deaf():
-                cluster = distributed.LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=max(1, cores // workers),
-                    host="127.0.0.1",
-                    memory_limit=0,
-                    dashboard_address="127.0.0.1:0",
-                    silence_logs=logging.CRITICAL,
-                    security=Security.temporary(),  # other users of this machine must not be able to connect
-                )
-            return distributed.Client(cluster, set_as_default=False), cluster.close
+            return _own(executor.workers or min(2, cores), cores)
         if executor.address.startswith("tls://"):
             given = {
                 "tls_ca_file": certificates.ca,
@@ -83,6 +72,30 @@ def connect(executor: Executor, certificates: Certificates, cores: int) -> tuple
             raise EnvironmentMissing(words, remedy="see that connections to 127.0.0.1 are allowed") from error
         words, remedy = why(executor.address, security, error)
         raise EnvironmentMissing(f"the scheduler at {executor.address}: {words}", remedy=remedy) from error
+
+
+def _own(workers: int, cores: int) -> tuple[Client, Callable[[], object]]:
+    import dask
+    import distributed
+    from distributed.security import Security
+
+    with contextlib.ExitStack() as stack:
+        # Of a worker that was lost Dask asks after 15 s whether it is back, and if not ends its nanny. One that is lost
+        # again in this time is not, just then, though its nanny is starting it: nobody would start it any more.
+        stack.enter_context(dask.config.set({"distributed.deploy.lost-worker-timeout": "1 week"}))
+        with _deaf():
+            cluster = distributed.LocalCluster(
+                n_workers=workers,
+                threads_per_worker=max(1, cores // workers),
+                host="127.0.0.1",
+                memory_limit=0,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+                security=Security.temporary(),  # other users of this machine must not be able to connect
+            )
+        stack.callback(cluster.close)
+        client = distributed.Client(cluster, set_as_default=False)
+        return client, stack.pop_all().close
 
 
 def _no_package(name: str) -> UsageError:

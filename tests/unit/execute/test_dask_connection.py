@@ -97,3 +97,51 @@ def test_a_cluster_that_cannot_be_started_here_is_no_schedulers_fault(monkeypatc
     monkeypatch.setattr(distributed, "LocalCluster", fail)
     with pytest.raises(EnvironmentMissing, match="no cluster can be started on this machine: OSError: no port"):
         connect(Executor("own"), Certificates(), 2)
+
+
+def test_a_nanny_of_ones_own_cluster_is_kept_while_it_starts_a_worker_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask ends the nanny of a worker that is lost twice within its lost-worker-timeout; see test_faults_dask.py."""
+    import dask
+
+    name = "distributed.deploy.lost-worker-timeout"
+    before, seen, closed = dask.config.get(name), list[str](), list[str]()
+
+    class FakeCluster:
+        def __init__(self, **options: object) -> None:
+            seen.append(dask.config.get(name))
+
+        def close(self) -> None:
+            closed.append(dask.config.get(name))
+
+    def client(cluster: FakeCluster, **options: object) -> str:
+        seen.append(dask.config.get(name))
+        return "a client"
+
+    monkeypatch.setattr(distributed, "LocalCluster", FakeCluster)
+    monkeypatch.setattr(distributed, "Client", client)
+    found, close = connect(Executor("own", workers=2), Certificates(), 2)
+    assert found == "a client"
+    assert dask.config.get(name) == "1 week", "as long as it runs: Dask looks whenever a worker is lost"
+    close()
+    assert (seen, closed) == (["1 week"] * 2, ["1 week"])
+    assert dask.config.get(name) == before, "somebody else's Dask in this process has its own again"
+
+
+def test_what_was_started_of_a_cluster_is_ended_where_no_client_comes_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+
+    class FakeCluster:
+        def __init__(self, **options: object) -> None:
+            pass
+
+        def close(self) -> None:
+            closed.append(True)
+
+    def client(cluster: FakeCluster, **options: object) -> str:
+        raise OSError("no sockets left")
+
+    monkeypatch.setattr(distributed, "LocalCluster", FakeCluster)
+    monkeypatch.setattr(distributed, "Client", client)
+    with pytest.raises(EnvironmentMissing, match="no cluster can be started on this machine: OSError: no sockets left"):
+        connect(Executor("own", workers=2), Certificates(), 2)
+    assert closed == [True]
