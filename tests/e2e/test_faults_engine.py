@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -19,7 +20,9 @@ from rwkvflow.base.errors import MachineFailed
 from rwkvflow.documents.lock import LockedBase
 from rwkvflow.plan.step import StepLimits
 from rwkvflow.sandbox.base import Command
-from rwkvflow.sandbox.docker import DockerSandbox, reference
+from rwkvflow.sandbox.docker import TAG_LABEL, DockerSandbox, reference
+from tests.e2e.cli import ROOT, Project, project
+from tests.e2e.conftest import CACHE
 from tests.helpers.private_engine import PrivateEngine, private_engine, problem
 from tests.helpers.small_environment import small_environment
 
@@ -67,6 +70,55 @@ def test_two_engines_give_an_image_the_same_id(
     assert kept == {"User": "65534:65534", "Cmd": ["python3"], "WorkingDir": "/job", "Entrypoint": None}
     assert one["Config"]["Labels"]["org.rwkvflow.tag"] == "1d" * 32
     assert str(tmp_path) not in json.dumps([one["Config"], other["Config"]]), "no name of this machine's folders"
+
+
+def demo(folder: Path, store: Path) -> Project:
+    """The demo, in a folder of its own."""
+    shutil.copytree(ROOT / "recipes" / "demo", folder / "recipes" / "demo")
+    shutil.copy(ROOT / "recipes" / "demo.yaml", folder / "recipes")
+    return Project(folder, store)
+
+
+def seeded(folder: Path, kept: tuple[str, ...]) -> Path:
+    """A store that has of the tests' store what steps with these names made."""
+    made = project(folder / "seed", folder / "store", seed=CACHE / "docker-store")
+    for path in (made.store / "index").rglob("*.json"):
+        if not str(json.loads(path.read_text()).get("step", "")).startswith(kept):
+            path.unlink()
+    return made.store
+
+
+def demos_image(made: Project, client: Any, address: str) -> dict[str, Any]:
+    """Build the demo's image by the engine there; what that engine says of it."""
+    argv = ["image", "build", "recipes/demo.yaml", "--locked", "--sandbox", "docker"]
+    done = made(*argv, env={"DOCKER_HOST": address})
+    assert done.code == 0, done.err
+    (image,) = client.images.list(name="rwkvflow/worker")
+    return dict(image.attrs)
+
+
+@pytest.mark.soak
+def test_the_demos_own_image_is_made_twice_without_a_cache_and_has_the_same_id(
+    client: Any, base: LockedBase, private: PrivateEngine, tmp_path: Path
+) -> None:
+    """With what an earlier run made, and with nothing but what was downloaded; by an engine that kept no layer."""
+    other, made = private.client(), {}
+    usual = demo(tmp_path / "usual", CACHE / "docker-store")
+    done = usual("image", "build", "recipes/demo.yaml", "--sandbox", "docker")
+    assert done.code == 0, done.err
+    for name, kept in (("a", ("wheels/", "fetch/", "engine/")), ("elsewhere/b", ("wheels/", "fetch/"))):
+        mine = demo(tmp_path / name, seeded(tmp_path / name, kept))
+        shutil.copy(usual.folder / "recipes" / "demo.lock.yaml", mine.folder / "recipes")
+        made[name] = demos_image(mine, other, private.address)
+        for image in other.images.list(filters={"label": TAG_LABEL}):
+            other.images.remove(image.id, force=True)
+        other.images.prune({"dangling": True})
+        left = {image.id for image in other.images.list(all=True)}
+        assert left == {other.images.get(base.reference).id}, "no layer from which the next one could be taken"
+    one, two = made.values()
+    assert one["RootFS"] == two["RootFS"], "the bytes of all layers"
+    assert one["Id"] == two["Id"]
+    assert len(one["RootFS"]["Layers"]) > 3
 
 
 def layers_of(engine: Any, name: str, folder: Path) -> list[list[tuple[Any, ...]]]:
