@@ -8,6 +8,8 @@ namespace rwkvflow {
 
 namespace {
 
+constexpr uint32_t kLine = 16;  // floats
+
 uint32_t round_up(uint32_t n) { return (n + kSlice - 1) / kSlice * kSlice; }
 
 Activations take_activations(Arena *arena, uint32_t tokens, uint32_t columns, bool quantized) {
@@ -28,7 +30,8 @@ Activations take_activations(Arena *arena, uint32_t tokens, uint32_t columns, bo
 void lay_out(const Model *model, Arena *arena, Workspace *w) {
     const uint32_t t = w->tokens;
     const bool q = model->quantized;
-    w->ld = round_up(model->n_att > model->n_embd ? model->n_att : model->n_embd);
+    // An odd number of cache lines: the same columns of all tokens would share a few sets of the caches otherwise.
+    w->ld = round_up(model->n_att > model->n_embd ? model->n_att : model->n_embd) + kLine;
     w->state = arena->take<float>(model->state_len);
     w->x = arena->take<float>(mul_sat(t, w->ld));
     w->normed = arena->take<float>(mul_sat(t, w->ld));
@@ -94,7 +97,7 @@ void head(const Part &part) {
         part.k->moments(x, model->n_embd, block->layer_norm_eps, &mean, &scale);
         part.k->normalize(x + c.begin, mean, scale, model->ln_out_w + c.begin, model->ln_out_b + c.begin,
                           in.f + static_cast<size_t>(wanted) * in.stride + c.begin, c.size());
-        if (is_quantized(model->head.type)) part.k->quantize(&in, wanted, all, c.begin, c.end);
+        if (is_quantized(model->head.type)) part.k->quantize(&in, wanted, wanted + 1, all, c.begin, c.end);
         to[wanted++] = block->logits[t];
     }
     if (wanted == 0) return;  // for every thread
@@ -182,9 +185,9 @@ Part::Range Part::share(uint32_t n) const {
 
 uint32_t Part::head_unit() const { return lcm(model->head_size, kSlice); }
 
-void Part::norm(const float *w, const float *b, Range c) const {
+void Part::norm(const float *w, const float *b, Range tokens, Range c) const {
     if (c.size() == 0) return;
-    for (uint32_t t = 0; t < count; ++t) {
+    for (uint32_t t = tokens.begin; t < tokens.end; ++t) {
         const float *x = row(work->x, t);
         float mean, scale;
         k->moments(x, model->n_embd, block->layer_norm_eps, &mean, &scale);
@@ -192,8 +195,8 @@ void Part::norm(const float *w, const float *b, Range c) const {
     }
 }
 
-void Part::shift(const Activations &to, const float *mix, const float *more, uint32_t at, Range c) const {
-    for (uint32_t t = 0; t < count; ++t) {
+void Part::shift(const Activations &to, const float *mix, const float *more, uint32_t at, Range tokens, Range c) const {
+    for (uint32_t t = tokens.begin; t < tokens.end; ++t) {
         const float *before = t == 0 || block->begins[t] ? in(t) + at : row(work->normed, t - 1);
         k->shift(row(work->normed, t) + c.begin, before + c.begin, mix + c.begin,
                  more == nullptr ? nullptr : more + static_cast<size_t>(t) * work->ld + c.begin,
@@ -207,18 +210,18 @@ void Part::keep_last(uint32_t at, Range c) const {
             memcpy(out(t) + at + c.begin, row(work->normed, t) + c.begin, c.size() * sizeof(float));
 }
 
-void Part::ready(const Activations &x, const Matrix &for_matrix, Range c) const {
-    if (block->squares != nullptr) gather(x, for_matrix, c);
+void Part::ready(const Activations &x, const Matrix &for_matrix, Range tokens, Range c) const {
+    if (block->squares != nullptr) gather(x, for_matrix, tokens, c);
     if (!is_quantized(for_matrix.type) || c.size() == 0) return;
-    for (uint32_t t = 0; t < count; ++t) k->quantize(&x, t, count, c.begin, c.end);
+    k->quantize(&x, tokens.begin, tokens.end, count, c.begin, c.end);
 }
 
-void Part::gather(const Activations &x, const Matrix &for_matrix, Range c) const {
+void Part::gather(const Activations &x, const Matrix &for_matrix, Range tokens, Range c) const {
     double *sums = block->squares + gathered_columns(*layer) * number;
     for (const Gathered &each : kGathered) {
         const Matrix &matrix = layer->*each.matrix;
         if (matrix.data != nullptr && matrix.data == for_matrix.data) {
-            for (uint32_t t = 0; t < count; ++t) {
+            for (uint32_t t = tokens.begin; t < tokens.end; ++t) {
                 const float *in = x.f + static_cast<size_t>(t) * x.stride;
                 for (uint32_t i = c.begin; i < c.end; ++i)
                     sums[i] += static_cast<double>(in[i]) * static_cast<double>(in[i]);
@@ -261,13 +264,14 @@ void channel_mix(const Part &part) {
     const bool gated = l.ffn_r.data != nullptr;
 
     const Part::Range c = part.share(model->n_embd);
-    part.norm(l.ln2_w, l.ln2_b, c);
-    part.shift(work->in[0], l.ffn_mix_k, nullptr, at, c);
-    part.ready(work->in[0], l.ffn_k, c);
-    if (gated) {
-        part.shift(work->in[1], l.ffn_mix_r, nullptr, at, c);
-        part.ready(work->in[1], l.ffn_r, c);
-    }
+    part.each_tokens([&](Part::Range t) {
+        part.norm(l.ln2_w, l.ln2_b, t, c);
+        part.shift(work->in[0], l.ffn_mix_k, nullptr, at, t, c);
+        part.ready(work->in[0], l.ffn_k, t, c);
+        if (!gated) return;
+        part.shift(work->in[1], l.ffn_mix_r, nullptr, at, t, c);
+        part.ready(work->in[1], l.ffn_r, t, c);
+    });
     part.keep_last(at, c);
     part.barrier();
 

@@ -17,6 +17,7 @@ namespace rwkvflow {
 
 inline constexpr uint32_t kMaxBlock = kMostTokens;  // tokens evaluated together
 inline constexpr uint32_t kHeadRows = 128;  // logits that a thread works on together, where there are several tokens'
+inline constexpr uint32_t kNear = 128;      // columns that a thread works on for all tokens before it goes on to others
 inline constexpr uint32_t kInputs = 7;      // Activations that the time mix needs at most
 inline constexpr uint32_t kLow = 6;         // and those inside low-rank pairs
 
@@ -87,24 +88,30 @@ struct Part {
     };
     // This thread's share of n columns, cut between blocks of kSlice: possibly empty.
     Range share(uint32_t n) const;
-    // body(range) for pieces of n columns, cut between units of them, until other threads have begun all that is left.
+    // body(range) for pieces of so many units, until other threads have begun all that is left. A unit is some columns:
+    // of several tokens few at a time, so that what one step has written is near when the next one reads it.
+    template <typename Body>
+    void each_units(uint32_t units, uint32_t columns, Body body) const {
+        const uint32_t near = count == 1 ? units : columns < kNear ? kNear / columns : 1;
+        for (Pieces p = {block->pool, index, ++*turn, units}; pool_take(&p);)
+            for (uint32_t i = p.begin; i < p.end; i += near) body(Range{i, p.end - i < near ? p.end : i + near});
+    }
+    // The same for n columns, cut between units of them.
     template <typename Body>
     void each_piece(uint32_t n, uint32_t unit, Body body) const {
-        for (Pieces p = {block->pool, index, ++*turn, units_of(n, unit)}; pool_take(&p);)
-            body(Range{cut(p.begin, unit, n), cut(p.end, unit, n)});
+        each_units(units_of(n, unit), unit, [&](Range p) { body(Range{cut(p.begin, unit, n), cut(p.end, unit, n)}); });
     }
-    // The same for the A columns, cut between heads and between blocks of kSlice.
+    // For the A columns, cut between heads and between blocks of kSlice.
     template <typename Body>
     void each_heads(Body body) const {
         each_piece(model->n_att, head_unit(), body);
     }
-    // The same for the rows of some matrices, as if they were one: body(which, range of its rows). An absent matrix has
-    // none.
+    // For the rows of some matrices, as if they were one: body(which, range of its rows). An absent matrix has none.
     template <uint32_t N, typename Body>
     void each_row(const Matrix *const (&matrices)[N], Body body) const {
         uint32_t all = 0;
         for (const Matrix *m : matrices) all += units_of(m->rows, kSlice);
-        each_piece(all, 1, [&](Range p) {
+        each_units(all, kSlice, [&](Range p) {
             uint32_t first = 0;
             for (uint32_t i = 0; i < N && first < p.end; ++i) {
                 const uint32_t rows = matrices[i]->rows, units = units_of(rows, kSlice);
@@ -127,17 +134,26 @@ struct Part {
     float *out(uint32_t t) const { return block->states_out[t] + state_at; }
     float *row(float *base, uint32_t t) const { return base + static_cast<size_t>(t) * work->ld; }
 
-    // normed = layer norm of x for the columns of `c`, with the weights given.
-    void norm(const float *w, const float *b, Range c) const;
+    // body(tokens) for a few tokens at a time, in order: so what one step has written for them is near when the next
+    // one reads it.
+    template <typename Body>
+    void each_tokens(Body body) const {
+        for (uint32_t t = 0; t < count; t += kTokenUnit)
+            body(Range{t, count - t < kTokenUnit ? count : t + kTokenUnit});
+    }
+    Range all_tokens() const { return {0, count}; }
+    // normed = layer norm of x for the columns of `c` of those tokens, with the weights given.
+    void norm(const float *w, const float *b, Range tokens, Range c) const;
     // Token shift for the columns of c. What was before the first token of a sequence is in its state, at `at` floats
     // of the layer's; keep_last puts there what comes before the next, in each state that is kept.
-    void shift(const Activations &to, const float *mix, const float *more, uint32_t at, Range c) const;
+    void shift(const Activations &to, const float *mix, const float *more, uint32_t at, Range tokens, Range c) const;
     void keep_last(uint32_t at, Range c) const;
     // Makes columns of c, which are complete, ready for a matrix of this type.
-    void ready(const Activations &x, const Matrix &for_matrix, Range c) const;
+    void ready(const Activations &x, const Matrix &for_matrix, Range tokens, Range c) const;
+    void ready(const Activations &x, const Matrix &for_matrix, Range c) const { ready(x, for_matrix, all_tokens(), c); }
     void matmul(const Matrix &w, const Activations &x, float *y, uint32_t ldy, Range rows) const;
     // Adds the squares of those columns to the sums of that matrix, where it is one of gather.h's.
-    void gather(const Activations &x, const Matrix &for_matrix, Range c) const;
+    void gather(const Activations &x, const Matrix &for_matrix, Range tokens, Range c) const;
     // The columns of `c` of work->more times the layer's gain.
     void regain(Range c) const;
     void tanh(const Activations &x, Range c) const;

@@ -31,9 +31,11 @@ void time_mix_v6(const Part &p) {
     const Activations &decayed = w->low[5];  // 0 to 4: the parts of the mix
 
     const Part::Range c = p.share(p.model->n_embd);
-    p.norm(l.ln1_w, l.ln1_b, c);
-    p.shift(w->in[5], l.mix_x, nullptr, 0, c);
-    p.ready(w->in[5], l.mix1, c);
+    p.each_tokens([&](Part::Range t) {
+        p.norm(l.ln1_w, l.ln1_b, t, c);
+        p.shift(w->in[5], l.mix_x, nullptr, 0, t, c);
+        p.ready(w->in[5], l.mix1, t, c);
+    });
     p.barrier();
 
     Matrix parts[5];
@@ -54,7 +56,7 @@ void time_mix_v6(const Part &p) {
     p.each_piece(p.model->n_embd, kSlice, [&](Part::Range d) {
         for (uint32_t i = 0; i < 5; ++i) {
             p.matmul(l.mix2[i], w->low[i], w->more, w->ld, d);
-            p.shift(w->in[i], l.mix[i], w->more, 0, d);
+            p.shift(w->in[i], l.mix[i], w->more, 0, p.all_tokens(), d);
             p.ready(w->in[i], *matrices[i], d);
         }
         p.keep_last(0, d);

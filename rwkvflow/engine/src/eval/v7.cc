@@ -58,12 +58,26 @@ void heads7(const Part &p, Part::Range a) {
     // A head at a time: its state stays in the nearest cache for all tokens.
     for (uint32_t i = a.begin; i < a.end; i += n) {
         const size_t at = heads_at + static_cast<size_t>(i) * n;
+        for (uint32_t t = 0; t < p.count; ++t)
+            p.k->prepare7(p.row(w->k, t) + i, p.row(w->a, t) + i, l.k_k + i, l.k_a + i, p.row(w->kk, t) + i,
+                          p.row(w->b, t) + i, n);
         for (uint32_t t = 0; t < p.count; ++t) {
-            const float *r = p.row(w->r, t) + i, *v = p.row(w->v, t) + i;
-            float *key = p.row(w->k, t) + i, *kk = p.row(w->kk, t) + i, *b = p.row(w->b, t) + i;
+            const float *r = p.row(w->r, t) + i, *key = p.row(w->k, t) + i, *v = p.row(w->v, t) + i;
             float *att = w->att.f + static_cast<size_t>(t) * w->att.stride + i;
-            p.k->prepare7(key, p.row(w->a, t) + i, l.k_k + i, l.k_a + i, kk, b, n);
-            p.k->wkv7(r, p.row(w->w, t) + i, key, v, kk, b, p.in(t) + at, p.out(t) + at, att, n);
+            const bool goes_on = t + 1 < p.count && !p.block->begins[t + 1];
+            const Head7 head = {.r = r,
+                                .w = p.row(w->w, t) + i,
+                                .k = key,
+                                .v = v,
+                                .kk = p.row(w->kk, t) + i,
+                                .b = p.row(w->b, t) + i,
+                                .in = p.in(t) + at,
+                                .state = p.out(t) + at,
+                                .out = att,
+                                .fresh = t == 0 || p.block->begins[t],
+                                .next = goes_on ? p.row(w->kk, t + 1) + i : nullptr,
+                                .next_out = att + w->att.stride};
+            p.k->wkv7(&head, n);
             float mean, scale;
             p.k->moments(att, n, p.block->group_norm_eps, &mean, &scale);
             p.k->normalize(att, mean, scale, l.ln_x_w + i, l.ln_x_b + i, att, n);
@@ -82,14 +96,16 @@ void time_mix_v7(const Part &p) {
     enum { kR, kW, kK, kV, kA, kG };  // the order of x_rwkvag
 
     const Part::Range c = p.share(p.model->n_embd);
-    p.norm(l.ln1_w, l.ln1_b, c);
     const Matrix *const matrices[] = {&l.r, &l.w1, &l.k, &l.v, &l.a1, &l.g1};
-    for (int i = 0; i < 6; ++i) {
-        p.shift(w->in[i], l.mix[i], nullptr, 0, c);
-        p.ready(w->in[i], *matrices[i], c);
-    }
-    // Values and their low-rank pair share an input; both types are served.
-    if (p.number > 0) p.ready(w->in[kV], l.v1, c);
+    p.each_tokens([&](Part::Range t) {
+        p.norm(l.ln1_w, l.ln1_b, t, c);
+        for (int i = 0; i < 6; ++i) {
+            p.shift(w->in[i], l.mix[i], nullptr, 0, t, c);
+            p.ready(w->in[i], *matrices[i], t, c);
+        }
+        // Values and their low-rank pair share an input; both types are served.
+        if (p.number > 0) p.ready(w->in[kV], l.v1, t, c);
+    });
     p.keep_last(0, c);
     p.barrier();
 

@@ -63,6 +63,17 @@ constexpr uint64_t scratch_bytes(uint64_t cols) {
 // four bits, where that takes less.
 enum Products { kFloats, kBytes, kSmallBytes };
 
+// A head of version 7, and one token; all of n floats, states of n * n. State[j][i]: j of the key, i of the value. With
+// c[i] = sum_j S[j][i] * kk[j]: S[j][i] = S[j][i] * w[j] + c[i] * b[j] + v[i] * k[j]; out[i] = sum_j S[j][i] * r[j].
+// The c of the token that goes on from this state is worked out with it, so that a state is read once a token.
+struct Head7 {
+    const float *r, *w, *k, *v, *kk, *b, *in;
+    float *state, *out;
+    bool fresh;         // whether nobody has worked c out; else it is in `out`
+    const float *next;  // kk of the token that goes on from `state`, or null
+    float *next_out;    // where c of that token goes
+};
+
 struct Kernels {
     const char *name;
 
@@ -71,8 +82,8 @@ struct Kernels {
     // aligned, scratch_bytes() of it.
     void (*matmul)(const Matrix *w, const Activations *x, uint32_t tokens, uint32_t row0, uint32_t row1, float *y,
                    uint32_t ldy, void *scratch);
-    // Makes the 8-bit form of token t of `tokens` from f for columns [c0, c1), both multiples of kSlice.
-    void (*quantize)(const Activations *x, uint32_t t, uint32_t tokens, uint32_t c0, uint32_t c1);
+    // Makes the 8-bit form of the tokens [t0, t1) of `tokens` from f for columns [c0, c1), both multiples of kSlice.
+    void (*quantize)(const Activations *x, uint32_t t0, uint32_t t1, uint32_t tokens, uint32_t c0, uint32_t c1);
 
     // mean and 1 / sqrt(variance + eps) of n floats.
     void (*moments)(const float *x, uint32_t n, float eps, float *mean, float *scale);
@@ -101,10 +112,8 @@ struct Kernels {
     void (*prepare7)(float *k, const float *a, const float *k_k, const float *k_a, float *kk, float *b, uint32_t n);
     // x += (first - x) * mix
     void (*lerp)(float *x, const float *first, const float *mix, uint32_t n);
-    // Version 7, one head. State[j][i]: j of the key, i of the value. With c[i] = sum_j S[j][i] * kk[j]:
-    // S[j][i] = S[j][i] * w[j] + c[i] * b[j] + v[i] * k[j]; out[i] = sum_j S[j][i] * r[j].
-    void (*wkv7)(const float *r, const float *w, const float *k, const float *v, const float *kk, const float *b,
-                 const float *in, float *state, float *out, uint32_t n);
+    // Version 7, one head and token.
+    void (*wkv7)(const Head7 *head, uint32_t n);
     // Version 7, one head: out += v * sum_i r[i] * k[i] * r_k[i]
     void (*bonus7)(const float *r, const float *k, const float *r_k, const float *v, float *out, uint32_t n);
 

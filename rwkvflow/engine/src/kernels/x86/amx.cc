@@ -267,9 +267,9 @@ void RWKV_AMX(matmul)(const Matrix *w, const Activations *x, uint32_t tokens, ui
     matmul_quantized({w, x, tokens, row0, row1, y, ldy, scratch});
 }
 
-void RWKV_AMX(quantize)(const Activations *x, uint32_t t, uint32_t tokens, uint32_t c0, uint32_t c1) {
-    if (tokens <= kFew) kKernelsAvx512.quantize(x, t, tokens, c0, c1);
-    else quantize(x, t, tokens, c0, c1);
+void RWKV_AMX(quantize)(const Activations *x, uint32_t t0, uint32_t t1, uint32_t tokens, uint32_t c0, uint32_t c1) {
+    if (tokens <= kFew) kKernelsAvx512.quantize(x, t0, t1, tokens, c0, c1);
+    else quantize(x, t0, t1, tokens, c0, c1);
 }
 
 }  // namespace rwkvflow

@@ -15,11 +15,13 @@
 #define RWKV_HAS_QUANTIZE
 #define RWKV_HAS_SIX
 #define RWKV_HAS_SUM4
+#define RWKV_HAS_IN_REGISTER
 #define RWKV_QUANTIZED_KERNELS "kernels/x86/avx512_blocks.inc"
 #define RWKV_FLOAT_CHAINS 12
 #define RWKV_TILE_ROWS 4
 #define RWKV_TILE_TOKENS 6
 #define RWKV_SHORT_ROWS 192  // columns
+#define RWKV_STATE_PARTS 4
 #include "kernels/x86/half.h"
 
 namespace rwkvflow {
@@ -32,6 +34,13 @@ inline V16 load_half16(const uint8_t *at) {
 inline V16 fused(V16 a, V16 b, V16 c) {
     return reinterpret_cast<V16>(
         _mm512_fmadd_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b), reinterpret_cast<__m512>(c)));
+}
+
+// A number in all lanes that is used often: the compiler would load it again for each use, and there are no more loads
+// than products a cycle.
+inline V16 in_register(V16 x) {
+    __asm__("" : "+v"(x));
+    return x;
 }
 
 // Quarters of two registers side by side and added, twice; then the same within quarters.
