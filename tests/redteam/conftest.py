@@ -82,6 +82,11 @@ class Arena:
         """Whether strangers' code is kept in here: in a container, or behind all walls."""
         return self.sandbox.name == "docker" or walls().whole
 
+    @property
+    def kept_from_modes(self) -> bool:
+        """Whether it cannot reach modes, times and processes either: Landlock knows of none of them."""
+        return self.sandbox.name == "docker" or (walls().namespaces and walls().readonly)
+
     def run(
         self,
         program: str,
@@ -124,7 +129,8 @@ class Arena:
     def untouched(self) -> None:
         """Nothing of the user's, and nothing of another recipe's, has changed."""
         assert self.canary.read_text() == CANARY
-        assert self.canary.stat().st_mode & 0o777 == 0o600
+        if self.kept_from_modes:
+            assert self.canary.stat().st_mode & 0o777 == 0o600
         path = self.store.path(self.precious)
         assert path is not None
         assert path.read_text() == "a checkpoint of another recipe"
