@@ -200,7 +200,7 @@ class DaskCrew:
         without: frozenset[str],
         heard: queue.SimpleQueue[Any],
     ) -> tuple[object, str]:
-        future, given, nobody = None, 0.0, 0.0
+        future, given, nobody, missed = None, 0.0, 0.0, 0.0
         while True:
             if cancel.is_set():
                 self._stop(future, heard)
@@ -213,7 +213,7 @@ class DaskCrew:
                     if address not in without and not lacks(worker, need)
                 }
                 if able:
-                    future, given, nobody = self._submit(message, need, able), now, 0.0
+                    future, given, nobody, missed = self._submit(message, need, able), now, 0.0, 0.0
                     future.add_done_callback(lambda _: heard.put(None))
                 else:
                     nobody = nobody or now
@@ -231,9 +231,14 @@ class DaskCrew:
                 if found is not None:
                     return found
                 future = None
-            elif now - given > UNPLACED_S and not self._is_placed(future.key, now):
-                self._client.cancel([future], force=True)
-                future = None
+            elif now - given > UNPLACED_S:
+                if self._is_placed(future.key, now):
+                    missed = 0.0
+                elif not missed:
+                    missed = now  # it may have ended this moment, and the word of that be on its way
+                elif now - missed > 2 * LOOK_S:
+                    self._client.cancel([future], force=True)
+                    future = None
 
     def _expected(self, need: Need, now: float) -> bool:
         """Whether one who can do it may be there in a moment: started again, or about to say what it is."""

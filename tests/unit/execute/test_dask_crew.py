@@ -285,6 +285,29 @@ def test_a_task_that_no_worker_has_is_given_out_anew(monkeypatch: pytest.MonkeyP
     assert client.cancelled == [client.given[0]["key"]]
 
 
+def test_a_task_that_has_just_ended_is_not_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler lists it no more, and the word that it is done is on its way: hours of work may be in it."""
+    monkeypatch.setattr(dask, "UNPLACED_S", 0.1)
+    monkeypatch.setattr(dask, "LOOK_S", 0.3)
+
+    class Ended(FakeClient):
+        def processing(self) -> dict[str, list[str]]:
+            if self.placed:
+                threading.Timer(0.2, lambda: future.end("finished", "answer")).start()
+            self.placed.clear()
+            return {}
+
+    def task(client: FakeClient, given: FakeFuture) -> None:
+        nonlocal future
+        future = given
+        client.placed.add(given.key)
+
+    future = FakeFuture("")
+    client = Ended({"tcp://one": WORKER.to_text()}, task)
+    assert perform(crew(client)) == ("answer", "tcp://one")
+    assert (len(client.given), client.cancelled) == (1, [])
+
+
 def test_a_task_that_is_being_done_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dask, "UNPLACED_S", 0.1)
     monkeypatch.setattr(dask, "LOOK_S", 0.05)
