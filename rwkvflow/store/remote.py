@@ -13,7 +13,6 @@ recorded. Trouble with the remote never ends a run; it goes on without.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import threading
 import time
@@ -32,10 +31,9 @@ from rwkvflow.store.keys import TIME, StoreSigner, is_signed
 from rwkvflow.store.leases import TTL_S, Leases
 from rwkvflow.store.record import Output, Record, Wanted, digest_hex, parse_record, record_json
 from rwkvflow.store.store import Store
-from rwkvflow.store.tree_archive import ArchiveError, pack, unpack
+from rwkvflow.store.tree_archive import FULL, ArchiveError, pack, unpack
 from rwkvflow.store.trust import Trust, TrustedKey
 
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 T = TypeVar("T")
 Tell = Callable[[str], None]
 MISSING_FOR_S = 5.0  # how long an absent record is taken to stay absent

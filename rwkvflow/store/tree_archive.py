@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tarfile
 from pathlib import Path, PurePosixPath
 
 from rwkvflow.base.hashing import SKIPPED, walk
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
 class ArchiveError(ValueError):
@@ -36,31 +39,48 @@ def pack(folder: Path, target: Path) -> None:
 
 
 def unpack(archive_path: Path, folder: Path, most_bytes: int) -> None:
-    """Unpack below a new folder, which nothing may leave. Raises ArchiveError for all that `pack` does not write."""
+    """Unpack below a new folder, which nothing may leave. Raises ArchiveError for all that `pack` does not write.
+
+    Raises OSError where the disk here is full, which says nothing about the archive.
+    """
     folder.mkdir()
-    left = most_bytes
-    links: list[tuple[Path, str]] = []
     try:
         with tarfile.open(archive_path, "r:") as archive:
-            for member in archive:
-                path = folder / _inside(member.name)
-                if member.issym():
-                    links.append((path, member.linkname))
-                    continue
-                if not member.isreg():
-                    raise ArchiveError(f"{member.name}: neither a file nor a link")
-                left -= member.size
-                if left < 0:
-                    raise ArchiveError(f"it unpacks to more than {most_bytes} bytes")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                source = archive.extractfile(member)
-                assert source is not None  # noqa: S101 - a regular file has contents
-                with path.open("xb") as file:
-                    shutil.copyfileobj(source, file, 1 << 20)
-                path.chmod(0o755 if member.mode & 0o100 else 0o644)
-    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
-        raise error if isinstance(error, ArchiveError) else ArchiveError(str(error)) from error
-    for path, to in links:  # last, so that nothing is written through one
+            links = _files(archive, folder, most_bytes)
+        _links(links, folder)  # last, so that nothing is written through one
+    except ArchiveError:
+        raise
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        raise ArchiveError(str(error)) from error  # RuntimeError: links that lead in a circle
+
+
+def _files(archive: tarfile.TarFile, folder: Path, most_bytes: int) -> list[tuple[Path, str]]:
+    """Write the files; the links and where they lead."""
+    left = most_bytes
+    links: list[tuple[Path, str]] = []
+    for member in archive:
+        path = folder / _inside(member.name)
+        if member.issym():
+            links.append((path, member.linkname))
+            continue
+        if not member.isreg():
+            raise ArchiveError(f"{member.name}: neither a file nor a link")
+        left -= member.size
+        if left < 0:
+            raise ArchiveError(f"it unpacks to more than {most_bytes} bytes")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        source = archive.extractfile(member)
+        assert source is not None  # noqa: S101 - a regular file has contents
+        with path.open("xb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+        path.chmod(0o755 if member.mode & 0o100 else 0o644)
+    return links
+
+
+def _links(links: list[tuple[Path, str]], folder: Path) -> None:
+    for path, to in links:
         place = path.relative_to(folder).parent
         _inside((place / to).as_posix() if not to.startswith("/") else to, dots=True)
         path.parent.mkdir(parents=True, exist_ok=True)

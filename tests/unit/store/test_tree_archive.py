@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import tarfile
@@ -119,3 +120,40 @@ def test_truncated(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(whole[:3000])
     with pytest.raises(ArchiveError):
         unpack(tmp_path / "a.tar", tmp_path / "again", 6000)
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        [("c", "")],
+        [("c", "x" * 5000)],
+        [("c" * 300, "a")],
+        [("a/b", "x")],
+        [("c", "d"), ("d", "c")],
+        [("c", "\0")],
+    ],
+    ids=["to nothing", "a long place", "a long name", "below a file", "in a circle", "a character that no place has"],
+)
+def test_a_link_that_the_system_refuses_is_the_archives_fault(tmp_path: Path, links: list[tuple[str, str]]) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("a"), io.BytesIO())
+        for name, to in links:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, to
+            archive.addfile(member)
+    with contextlib.suppress(ArchiveError):  # some systems allow some of them
+        unpack(tmp_path / "x.tar", tmp_path / "out", 1 << 20)
+        assert [name for name, _ in links] in (["c"], ["c", "d"])
+
+
+def test_a_full_disk_is_not_the_archives_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "a").write_text("a")
+    pack(tmp_path / "tree", tmp_path / "x.tar")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("rwkvflow.store.tree_archive.shutil.copyfileobj", full)
+    with pytest.raises(OSError, match="No space left"):
+        unpack(tmp_path / "x.tar", tmp_path / "out", 1 << 20)
