@@ -289,6 +289,7 @@ def test_a_task_that_has_just_ended_is_not_done_again(monkeypatch: pytest.Monkey
     """The scheduler lists it no more, and the word that it is done is on its way: hours of work may be in it."""
     monkeypatch.setattr(dask, "UNPLACED_S", 0.1)
     monkeypatch.setattr(dask, "LOOK_S", 0.3)
+    future = FakeFuture("")
 
     class Ended(FakeClient):
         def processing(self) -> dict[str, list[str]]:
@@ -302,7 +303,6 @@ def test_a_task_that_has_just_ended_is_not_done_again(monkeypatch: pytest.Monkey
         future = given
         client.placed.add(given.key)
 
-    future = FakeFuture("")
     client = Ended({"tcp://one": WORKER.to_text()}, task)
     assert perform(crew(client)) == ("answer", "tcp://one")
     assert (len(client.given), client.cancelled) == (1, [])
