@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import struct
 import tarfile
 import tempfile
@@ -310,10 +311,18 @@ def _faster_rwkv(path: Path) -> None:
         artifact.float32(name)
 
 
-def _packed(path: Path) -> object:
-    from rwkvflow.worker.read.packed.packed_file import read_packed_index
+def _packed(path: Path) -> None:
+    from rwkvflow.worker.read.packed.packed_file import read_packed_open
+    from rwkvflow.worker.read.packed.packed_source import author_tensors
+    from rwkvflow.worker.read.rawfile import RawFile
 
-    return read_packed_index(path)
+    file = RawFile(path)
+    try:
+        for tensor in author_tensors(file, read_packed_open(file)).values():
+            if math.prod(tensor.shape) <= 1 << 16:
+                tensor.rows(0, None)
+    finally:
+        file.close()
 
 
 def _prefab_seeds(folder: Path) -> list[bytes]:
@@ -639,8 +648,8 @@ READERS = {
         at("x.prefab", _prefab),
     ),
     "packed": Reader(
-        "what a .prefab and a .fr hold, described",
-        ("worker/read/packed/packed_file", "worker/read/packed/values"),
+        "what a .prefab and a .fr hold, described, and by the author's names",
+        ("worker/read/packed/packed_file", "worker/read/packed/packed_source", "worker/read/packed/values"),
         lambda folder: [*_prefab_seeds(folder), *_fr_seeds(folder)],
         at("x", _packed),
     ),

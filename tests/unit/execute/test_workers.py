@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
@@ -10,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from rwkvflow.base.errors import (
     EnvironmentMissing,
@@ -98,7 +101,14 @@ class Worker(threading.Thread):
 
 
 @pytest.fixture(params=["file", "memory"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    # fsspec's memory gives all who open a file one object, with one position: two who read at once get parts of it.
+    shared = MemoryFileSystem._open
+
+    def own(self: MemoryFileSystem, path: str, mode: str = "rb", **options: Any) -> Any:
+        return io.BytesIO(self.cat_file(path)) if mode == "rb" else shared(self, path, mode, **options)
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", own)
     return f"file://{tmp_path}/remote" if request.param == "file" else f"memory://{uuid.uuid4().hex}"
 
 
