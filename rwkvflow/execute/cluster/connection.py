@@ -212,6 +212,11 @@ def why(address: str, security: Any, error: BaseException) -> tuple[str, str]:
                 f"it does not take your certificate, --tls-cert {cert}",
                 "take one that the cluster's own authority signed",
             )
+        if "EOF occurred" in said:  # where the connection is gone before the alert has been read
+            return (
+                f"it hangs up: it does not take your certificate, --tls-cert {cert}, or does not speak TLS",
+                "take one that the cluster's own authority signed, and see that it was started with --protocol tls",
+            )
     elif not any(word in said for word in ("ConnectionRefused", "Timed out")) and "CommClosed" in said:
         return "it hangs up, as one does that speaks TLS", "--executor dask=tls://…, with certificates"
     if not _resolves(address):  # which Dask tries again until its time is over

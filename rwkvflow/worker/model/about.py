@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rwkvflow.worker.requests import AboutParams
 
 _SIZE = re.compile(r"[-_.]([0-9]+(?:[.][0-9]+)?[kmbt])(?=[-_.]|$)", re.IGNORECASE)
-_UNITS = ((10**12, "T"), (10**9, "B"), (10**6, "M"))
+_UNITS = ((1e-12, "T"), (1e-9, "B"), (1e-6, "M"), (1e-3, "K"))
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def about_of(params: AboutParams | None) -> About | None:
 
 def size_label(weights: int) -> str:
     """A number of weights as llama.cpp's converter writes it, in two digits or more: 191M, 1.5B."""
-    size, unit = next(((size, unit) for size, unit in _UNITS if weights > size), (10**3, "K"))
-    scaled = weights / size
+    # Times a float that is not quite a thousandth, as there: 3550 is 3.6K, and 3.5K where it is divided.
+    part, unit = next(((part, unit) for part, unit in _UNITS if weights > round(1 / part)), _UNITS[-1])
+    scaled = weights * part
     digits = max(2 - len(str(round(scaled)).lstrip("0")), 0)
     return f"{scaled:.{digits}f}{unit}"

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from rwkvflow.base.errors import EnvironmentMissing, RwkvflowError, UsageError
 from rwkvflow.cli import cli
-from rwkvflow.execute.cluster.connection import Certificates, check_asked, connect
+from rwkvflow.execute.cluster.connection import Certificates, check_asked, connect, why
 from rwkvflow.execute.cluster.fitness import Executor, parse_executor
 from tests.helpers.hosts import certificates
 
@@ -145,3 +145,15 @@ def test_what_was_started_of_a_cluster_is_ended_where_no_client_comes_about(monk
     with pytest.raises(EnvironmentMissing, match="no cluster can be started on this machine: OSError: no sockets left"):
         connect(Executor("own", workers=2), Certificates(), 2)
     assert closed == [True]
+
+
+def test_who_hangs_up_in_the_middle_may_not_take_the_certificate(files: dict[str, Path]) -> None:
+    """The alert that says so may be lost with the connection."""
+    security = distributed.security.Security(
+        tls_ca_file=str(files["ca"]), tls_client_cert=str(files["cert"]), tls_client_key=str(files["key"])
+    )
+    error = OSError("Timed out")
+    error.__cause__ = OSError("EOF occurred in violation of protocol (_ssl.c:2393)")
+    problem, remedy = why("tls://127.0.0.1:1", security, error)
+    assert f"it does not take your certificate, --tls-cert {files['cert']}, or does not speak TLS" in problem
+    assert "--protocol tls" in remedy

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rwkvflow.worker.errors import WorkerError
@@ -327,6 +327,9 @@ def test_a_dtype_that_is_the_files_own_is_not_encoded() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.integers(1000, 5 * 10**12))
+@example(3550)
+@example(10**9)
+@example(10**12 + 1)
 def test_a_size_is_written_as_llama_cpp_writes_it(weights: int) -> None:
     assert size_label(weights) == gguf.size_label(weights, 0, 0, 0)
 
