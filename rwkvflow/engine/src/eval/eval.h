@@ -17,7 +17,7 @@ namespace rwkvflow {
 
 inline constexpr uint32_t kMaxBlock = kMostTokens;  // tokens evaluated together
 inline constexpr uint32_t kHeadRows = 128;  // logits that a thread works on together, where there are several tokens'
-inline constexpr uint32_t kNear = 128;      // columns that a thread works on for all tokens before it goes on to others
+inline constexpr uint32_t kNear = 512;      // columns that a thread works on for all tokens before it goes on to others
 inline constexpr uint32_t kInputs = 7;      // Activations that the time mix needs at most
 inline constexpr uint32_t kLow = 6;         // and those inside low-rank pairs
 
