@@ -38,6 +38,11 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def takes_nothing(error: BaseException) -> bool:
+    """Whether a disk here is full, or cannot be written to: no fault of what was to be written."""
+    return is_full(error) or (isinstance(error, OSError) and error.errno == errno.EROFS)
+
+
 def no_space(what: str) -> StoreError:
     """A full disk of the store, in words."""
     return StoreError(

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rwkvflow.base.errors import RwkvflowError, StoreError, UsageError
+from rwkvflow.base.files import takes_nothing
 from rwkvflow.base.hashing import file_digest, text_digest, tree_digest
 from rwkvflow.store.address import of_folder, open_url, redacted
 from rwkvflow.store.conditional import create, protocols
@@ -31,7 +32,7 @@ from rwkvflow.store.keys import TIME, StoreSigner, is_signed
 from rwkvflow.store.leases import TTL_S, Leases
 from rwkvflow.store.record import Output, Record, Wanted, digest_hex, parse_record, record_json
 from rwkvflow.store.store import Store
-from rwkvflow.store.tree_archive import FULL, ArchiveError, pack, unpack
+from rwkvflow.store.tree_archive import ArchiveError, pack, unpack
 from rwkvflow.store.trust import Trust, TrustedKey
 
 T = TypeVar("T")
@@ -341,7 +342,7 @@ class Remote:
         except (Damaged, RwkvflowError):
             raise
         except Exception as error:  # each kind of file system has errors of its own
-            if kind == "reading" and isinstance(error, OSError) and error.errno in FULL:
+            if kind == "reading" and takes_nothing(error):
                 self.no_room = self._words(error)  # here, as nothing is written there
             with self._guard:
                 self._troubles[kind] += 1

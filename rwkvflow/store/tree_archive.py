@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import tarfile
 from pathlib import Path, PurePosixPath
 
+from rwkvflow.base.files import takes_nothing
 from rwkvflow.base.hashing import SKIPPED, walk
-
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 
 
 class ArchiveError(ValueError):
@@ -48,10 +46,8 @@ def unpack(archive_path: Path, folder: Path, most_bytes: int) -> None:
         with tarfile.open(archive_path, "r:") as archive:
             links = _files(archive, folder, most_bytes)
         _links(links, folder)  # last, so that nothing is written through one
-    except ArchiveError:
-        raise
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, ArchiveError) or takes_nothing(error):
             raise
         raise ArchiveError(str(error)) from error  # RuntimeError: links that lead in a circle
 

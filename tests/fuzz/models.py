@@ -316,13 +316,10 @@ def _packed(path: Path) -> None:
     from rwkvflow.worker.read.packed.packed_source import author_tensors
     from rwkvflow.worker.read.rawfile import RawFile
 
-    file = RawFile(path)
-    try:
+    with RawFile(path) as file:
         for tensor in author_tensors(file, read_packed_open(file)).values():
             if math.prod(tensor.shape) <= 1 << 16:
                 tensor.rows(0, None)
-    finally:
-        file.close()
 
 
 def _prefab_seeds(folder: Path) -> list[bytes]:

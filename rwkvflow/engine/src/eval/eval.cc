@@ -232,6 +232,18 @@ void Part::gather(const Activations &x, const Matrix &for_matrix, Range tokens, 
     }
 }
 
+void Part::inputs(const float *w, const float *b, const float *const *mix, const Matrix *const *matrices, uint32_t n,
+                  uint32_t at, Range c) const {
+    each_tokens([&](Range t) {
+        norm(w, b, t, c);
+        for (uint32_t i = 0; i < n; ++i) {
+            shift(work->in[i], mix[i], nullptr, at, t, c);
+            ready(work->in[i], *matrices[i], t, c);
+        }
+    });
+    keep_last(at, c);
+}
+
 void Part::matmul(const Matrix &w, const Activations &x, float *y, uint32_t ldy, Range rows) const {
     if (rows.size() != 0) k->matmul(&w, &x, count, rows.begin, rows.end, y, ldy, scratch());
 }
@@ -264,18 +276,11 @@ void channel_mix(const Part &part) {
     const bool gated = l.ffn_r.data != nullptr;
 
     const Part::Range c = part.share(model->n_embd);
-    part.each_tokens([&](Part::Range t) {
-        part.norm(l.ln2_w, l.ln2_b, t, c);
-        part.shift(work->in[0], l.ffn_mix_k, nullptr, at, t, c);
-        part.ready(work->in[0], l.ffn_k, t, c);
-        if (!gated) return;
-        part.shift(work->in[1], l.ffn_mix_r, nullptr, at, t, c);
-        part.ready(work->in[1], l.ffn_r, t, c);
-    });
-    part.keep_last(at, c);
+    const float *const mix[] = {l.ffn_mix_k, l.ffn_mix_r};
+    const Matrix *const matrices[] = {&l.ffn_k, &l.ffn_r};
+    part.inputs(l.ln2_w, l.ln2_b, mix, matrices, gated ? 2 : 1, at, c);
     part.barrier();
 
-    const Matrix *const matrices[] = {&l.ffn_k, &l.ffn_r};
     part.each_row(matrices, [&](uint32_t i, Part::Range f) {
         if (i == 1) return part.matmul(l.ffn_r, work->in[1], work->r, work->ld, f);
         part.matmul(l.ffn_k, work->in[0], work->ffn.f, work->ffn.stride, f);

@@ -151,6 +151,10 @@ struct Part {
     // Makes columns of c, which are complete, ready for a matrix of this type.
     void ready(const Activations &x, const Matrix &for_matrix, Range tokens, Range c) const;
     void ready(const Activations &x, const Matrix &for_matrix, Range c) const { ready(x, for_matrix, all_tokens(), c); }
+    // Inputs of the first `n` matrices for the columns of c, from x: layer norm, token shift with the mix of each, and
+    // ready for it.
+    void inputs(const float *w, const float *b, const float *const *mix, const Matrix *const *matrices, uint32_t n,
+                uint32_t at, Range c) const;
     void matmul(const Matrix &w, const Activations &x, float *y, uint32_t ldy, Range rows) const;
     // Adds the squares of those columns to the sums of that matrix, where it is one of gather.h's.
     void gather(const Activations &x, const Matrix &for_matrix, Range tokens, Range c) const;

@@ -23,14 +23,7 @@ void time_mix_v4(const Part &p) {
     const Matrix *const matrices[] = {&l.k, &l.v, &l.r};
 
     const Part::Range c = p.share(p.model->n_embd);
-    p.each_tokens([&](Part::Range t) {
-        p.norm(l.ln1_w, l.ln1_b, t, c);
-        for (int i = 0; i < 3; ++i) {
-            p.shift(w->in[i], l.mix[i], nullptr, 0, t, c);
-            p.ready(w->in[i], *matrices[i], t, c);
-        }
-    });
-    p.keep_last(0, c);
+    p.inputs(l.ln1_w, l.ln1_b, l.mix, matrices, 3, 0, c);
     p.barrier();
 
     float *const to[] = {w->k, w->v, w->r};

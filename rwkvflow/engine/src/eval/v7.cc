@@ -97,16 +97,9 @@ void time_mix_v7(const Part &p) {
 
     const Part::Range c = p.share(p.model->n_embd);
     const Matrix *const matrices[] = {&l.r, &l.w1, &l.k, &l.v, &l.a1, &l.g1};
-    p.each_tokens([&](Part::Range t) {
-        p.norm(l.ln1_w, l.ln1_b, t, c);
-        for (int i = 0; i < 6; ++i) {
-            p.shift(w->in[i], l.mix[i], nullptr, 0, t, c);
-            p.ready(w->in[i], *matrices[i], t, c);
-        }
-        // Values and their low-rank pair share an input; both types are served.
-        if (p.number > 0) p.ready(w->in[kV], l.v1, t, c);
-    });
-    p.keep_last(0, c);
+    p.inputs(l.ln1_w, l.ln1_b, l.mix, matrices, 6, 0, c);
+    // Values and their low-rank pair share an input; both types are served.
+    if (p.number > 0) p.ready(w->in[kV], l.v1, c);
     p.barrier();
 
     // Low-rank pairs, then the rest.
