@@ -38,8 +38,8 @@ SHOWN = 20  # tensors that `compare` lists without --all
 def inspect(file: str, as_json: bool, tensors: bool, prompts: bool) -> None:
     """Describe a model file, or one on the hub or the web without downloading it.
 
-    No code in it is run. Of a .pth, .safetensors or .gguf that is elsewhere (hf://owner/name/file or an address) the
-    header is read, in ranges.
+    No code in it is run. Of a .pth, .safetensors, .gguf, .bin or .prefab that is elsewhere (hf://owner/name/file or an
+    address) the headers are read, in ranges.
     """
     from rwkvflow.display.inspect import describe_lines
     from rwkvflow.documents.sources import is_remote

@@ -1,8 +1,9 @@
 """What a checkpoint elsewhere is, from its header: a few ranges of it, before all of it is downloaded.
 
 The names and shapes of a .safetensors stand at its beginning, those of a GGUF behind what it says of itself, those of a
-.pth in a record that the directory at its end points to. Where a server gives no ranges, or the file is of another
-kind, nothing is said here: whoever converts it looks at it again.
+.pth in a record that the directory at its end points to, those of a .bin and .prefab before the data of each tensor.
+Where a server gives no ranges, or the file is of another kind, nothing is said here: whoever converts it looks at it
+again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from rwkvflow.worker.model.tensorinfo import TensorInfo
 
 BLOCK: Final = 1 << 18  # bytes of the least range that is asked for
+STEP: Final = 1 << 14  # the same where headers stand between the data
 MOST: Final = 96 << 20  # bytes of all ranges of a file
 CONFIG: Final = "config.json"
 SUFFIXES: Final = (".pth", ".pt", ".bin", ".safetensors")
@@ -63,12 +65,18 @@ class _Ranges(io.RawIOBase):
     def __init__(self, url: str, authorize: Authorize, connection: Connection) -> None:
         self._url, self._authorize, self._connection = url, authorize, connection
         self._blocks: dict[int, bytes] = {}
+        self._block = BLOCK
         self._at = 0
         self.size = 0
         self._blocks[0] = self._get(0, BLOCK)
 
+    def in_steps(self) -> None:
+        """From now on asks for ranges of STEP bytes: only headers are read of what they stand in."""
+        first, self._block = self._blocks[0], STEP
+        self._blocks = {at // STEP: first[at : at + STEP] for at in range(0, len(first), STEP)}
+
     def _get(self, start: int, count: int) -> bytes:
-        if BLOCK * len(self._blocks) > MOST:
+        if self._block * len(self._blocks) > MOST:
             raise _UnreadableError
         headers = {"Range": f"bytes={start}-{start + count - 1}"}
         with self._connection.request("GET", self._url, headers, self._authorize) as (response, _):
@@ -104,9 +112,9 @@ class _Ranges(io.RawIOBase):
         wanted = left if size < 0 else min(size, left)
         out = bytearray()
         while len(out) < wanted:
-            number, skip = divmod(self._at + len(out), BLOCK)
+            number, skip = divmod(self._at + len(out), self._block)
             if number not in self._blocks:
-                self._blocks[number] = self._get(number * BLOCK, BLOCK)
+                self._blocks[number] = self._get(number * self._block, self._block)
             out += self._blocks[number][skip : skip + wanted - len(out)]
         self._at += len(out)
         return bytes(out)
@@ -213,7 +221,9 @@ def describe_source(text: str, connection: Connection | None = None) -> dict[str
     Raises UsageError where that does not say it: a file of another kind or a broken one, or a server that gives no
     ranges. Raises FetchError where there is no such file, or it may not be read.
     """
-    from rwkvflow.worker.read.inspect import described
+    from rwkvflow.worker.read.inspect import GGUF, described, described_open, is_for_a_runtime
+    from rwkvflow.worker.read.packed.packed_file import HEAD
+    from rwkvflow.worker.read.shards import Joined
 
     try:
         source = parse_source(text)
@@ -224,7 +234,7 @@ def describe_source(text: str, connection: Connection | None = None) -> dict[str
     begun = set_begun(text, source.name)
     names = begun.names if begun else ("",)
     kind, size = "", 0
-    ggufs: list[_Ranges] = []
+    files: list[_RangesFile] = []
     shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
     with connection or Connection(Policy(attempts=2, connect_s=10.0, stall_s=30.0), None) as opened:
         for name in names:
@@ -233,18 +243,23 @@ def describe_source(text: str, connection: Connection | None = None) -> dict[str
             with _told(where, remote, whole=begun is None):
                 file = _Ranges(remote.url, remote.authorize, opened)
                 size += file.size
-                if file.read(4) == b"GGUF":
-                    ggufs.append(file)
+                if is_for_a_runtime(head := file.read(HEAD)):
+                    if head[: len(GGUF)] != GGUF:
+                        file.in_steps()
+                    files.append(_RangesFile(name or source.name, file))
                     continue
                 kind, more = _shapes(file)
             if again := next((tensor for tensor in more if tensor in shapes), None):
                 raise UsageError(f"{where}: tensor {again!a} is in a part before it, too: no parts of one model")
             shapes |= more
         listed = {"files": list(names)} if begun else {}
-        if not ggufs:
+        if not files:
             return {"file": text, **listed, "bytes": size, **described(kind, _tensors(shapes), {})}
         with _told(text, remote, whole=begun is None):
-            return {"file": text, **listed, "bytes": size, **_described_gguf(text, names, ggufs)}
+            if len(files) < len(names):
+                raise WorkerError("some of its parts are files of a runtime, and some are not")
+            body = described_open(files[0] if begun is None else Joined.of(files[0].path, files))
+        return {"file": text, **listed, "bytes": size, **body}
 
 
 @contextmanager
@@ -257,7 +272,7 @@ def _told(where: str, remote: RemoteSource, *, whole: bool) -> Iterator[None]:
             refusal = _refusal(remote, error)
             message = refusal.message if whole else f"{where}: {refusal.message}"
             raise FetchError(message, remedy=refusal.remedy) from None
-        why = "none of .pth, .safetensors and .gguf, or its server gives no ranges of it"
+        why = "none of .pth, .safetensors, .gguf, .bin and .prefab, or its server gives no ranges of it"
         raise UsageError(f"{where}: {why}", remedy="download it, and inspect the file") from error
     except WorkerError as error:
         raise UsageError(f"{where}: {error}") from error
@@ -281,17 +296,6 @@ class _RangesFile(RawFile):
         if len(data) < len(buffer):
             raise _UnreadableError
         buffer[:] = data
-
-
-def _described_gguf(text: str, names: Sequence[str], found: Sequence[_Ranges]) -> dict[str, Any]:
-    from rwkvflow.worker.read.gguf_file import read_open
-    from rwkvflow.worker.read.inspect import described_gguf
-    from rwkvflow.worker.read.shards import Joined
-
-    if len(found) < len(names):
-        raise WorkerError("some of its parts are GGUF files, and some are not")
-    files = [_RangesFile(name or text.rpartition("/")[2], ranges) for name, ranges in zip(names, found, strict=True)]
-    return described_gguf(read_open(files[0] if len(files) == 1 else Joined.of(files[0].path, files)))
 
 
 def _refusal(remote: RemoteSource, error: _UnreadableError) -> FetchError:

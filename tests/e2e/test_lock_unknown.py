@@ -92,17 +92,17 @@ def test_a_checkpoint_elsewhere_is_described_by_its_header(net: StandIn, tmp_pat
     same = ("bytes", "format", "architecture", "problem", "parameters", "types", "tensors")
     assert {key: there[key] for key in same} == {key: here[key] for key in same}
     assert all(request.headers.get("range") for request in net.requests() if request.method == "GET")
-    with pytest.raises(UsageError, match=r"none of \.pth, \.safetensors and \.gguf"):
+    with pytest.raises(UsageError, match=r"none of \.pth, \.safetensors, \.gguf, \.bin and \.prefab"):
         header.describe_source("hf://owner/model/notes.pth")
     with pytest.raises(FetchError, match="absent"):
         header.describe_source("hf://owner/model/absent.pth")
 
 
-def gguf(path: Path) -> bytes:
-    """A large one, with tensors of zeros."""
+def laid_out(path: Path, form: str) -> bytes:
+    """A large file of this format, with tensors of zeros."""
     shapes = checkpoints.shapes("7", width=64, vocab=LARGE // 128)
     tensors = {name: TensorInfo(name, "bf16", shape) for name, shape in shapes.items()}
-    layout = FORMATS["gguf-f16"].layout(architecture_of(tensors), tensors)  # type: ignore[attr-defined]
+    layout = FORMATS[form].layout(architecture_of(tensors), tensors)  # type: ignore[attr-defined]
     content = bytearray(layout.size)
     for at, data in layout.literals:
         content[at : at + len(data)] = data
@@ -111,7 +111,7 @@ def gguf(path: Path) -> bytes:
 
 
 def test_a_gguf_elsewhere_is_described_by_what_stands_before_its_data(net: StandIn, tmp_path: Path) -> None:
-    data = gguf(tmp_path / "m.gguf")
+    data = laid_out(tmp_path / "m.gguf", "gguf-f16")
     flipped = data[:8] + b"\xff" * 8 + data[16:]
     net.hub.create("owner/model").commit(
         {"m.gguf": data, "short.gguf": data[:-9], "odd.gguf": flipped, "a.gguf": b"GG"}
@@ -131,6 +131,26 @@ def test_a_gguf_elsewhere_is_described_by_what_stands_before_its_data(net: Stand
     run = CliRunner().invoke(cli, ["inspect", "hf://owner/model/m.gguf"])
     assert run.exit_code == 0, run.exception
     assert "rwkv7" in run.output
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("ggml-f16", ".bin"), ("prefab-f16", ".prefab")])
+def test_a_file_whose_headers_stand_between_its_data_is_described(
+    net: StandIn, tmp_path: Path, form: str, suffix: str
+) -> None:
+    data = laid_out(tmp_path / f"m{suffix}", form)
+    net.hub.create("owner/model").commit({f"m{suffix}": data, f"short{suffix}": data[:-9], f"odd{suffix}": data[:90]})
+    here, there = describe(tmp_path / f"m{suffix}"), header.describe_source(f"hf://owner/model/m{suffix}")
+    assert there == {**here, "file": f"hf://owner/model/m{suffix}"}
+    asked = {request.headers.get("range", "") for request in net.requests() if request.method == "GET"}
+    spans = [text.removeprefix("bytes=").split("-") for text in asked]
+    assert sum(int(last) - int(first) + 1 for first, last in spans) < len(data) / 2
+    for name in ("short", "odd"):
+        with pytest.raises(UsageError, match="cut short") as caught:
+            header.describe_source(f"hf://owner/model/{name}{suffix}")
+        assert f"hf://owner/model/{name}{suffix}" in caught.value.message
+    run = CliRunner().invoke(cli, ["inspect", f"hf://owner/model/m{suffix}"])
+    assert run.exit_code == 0, run.exception
+    assert "RWKV version 7" in run.output
 
 
 def test_what_wraps_a_model_is_off_its_names_elsewhere_too(net: StandIn, tmp_path: Path) -> None:

@@ -14,15 +14,14 @@ from rwkvflow.worker.model.architecture import architecture_of
 from rwkvflow.worker.model.strangers import refuse_unknown
 from rwkvflow.worker.model.tensorinfo import TensorInfo
 from rwkvflow.worker.model.versions import HYBRIDS
-from rwkvflow.worker.read import ggml_source
-from rwkvflow.worker.read.ggml_file import read_ggml_index
-from rwkvflow.worker.read.gguf_file import GgufIndex, read_gguf_index
+from rwkvflow.worker.read import ggml_file, ggml_source, gguf_file
 from rwkvflow.worker.read.graph import ncnn_file, onnx_file
-from rwkvflow.worker.read.packed.packed_file import HEAD, kind_of, read_packed_index
+from rwkvflow.worker.read.packed.packed_file import HEAD, PackedIndex, kind_of, read_packed_open
 from rwkvflow.worker.read.rawfile import RawFile
 from rwkvflow.worker.read.shards import Joined, open_model
 
 MOST_CONFIG = 1 << 16  # bytes of a .config
+GGML, GGUF = b"fmgg", b"GGUF"  # what these files begin with
 _VERSION = re.compile(r"rwkv([0-9])")  # general.architecture of a GGUF; of a hybrid it is another
 
 
@@ -48,17 +47,25 @@ def describe(path: Path | str) -> dict[str, Any]:
     if (graph := _graph(Path(path))) is not None:
         return graph
     with open_model(path) as file:
-        head, size, name = file.bytes_at(0, min(file.size, HEAD)), file.size, file.name
+        size, name = file.size, file.name
         parts = [part.name for part in file.parts] if isinstance(file, Joined) else []
-    if head[:4] == b"fmgg":
-        body = _ggml(path)
-    elif head[:4] == b"GGUF":
-        body = described_gguf(read_gguf_index(path))
-    elif kind_of(head):
-        body = _packed(path)
-    else:
-        body = _checkpoint(path)
-    return {"file": name, **({"files": parts} if parts else {}), "bytes": size, **body}
+        body = described_open(file) if is_for_a_runtime(file.bytes_at(0, min(size, HEAD))) else None
+    return {"file": name, **({"files": parts} if parts else {}), "bytes": size, **(body or _checkpoint(path))}
+
+
+def is_for_a_runtime(head: bytes) -> bool:
+    """Whether a file that begins so is one that `described_open` knows."""
+    return head[:4] in (GGML, GGUF) or kind_of(head) is not None
+
+
+def described_open(file: RawFile) -> dict[str, Any]:
+    """The keys of `describe` but file, files and bytes, for a `.bin`, GGUF, `.prefab` or `.fr`. Raises WorkerError."""
+    head = file.bytes_at(0, min(file.size, HEAD))
+    if head[:4] == GGML:
+        return _ggml(ggml_file.read_open(file))
+    if head[:4] == GGUF:
+        return _gguf(gguf_file.read_open(file))
+    return _packed(read_packed_open(file))
 
 
 def _graph(path: Path) -> dict[str, Any] | None:
@@ -137,8 +144,7 @@ def described(kind: str, tensors: Mapping[str, TensorInfo], metadata: Mapping[st
     }
 
 
-def _ggml(path: Path | str) -> dict[str, Any]:
-    index = read_ggml_index(path)
+def _ggml(index: ggml_file.GgmlIndex) -> dict[str, Any]:
     architecture = {
         "version": ggml_source.version_of({name: tensor.shape for name, tensor in index.tensors.items()}),
         "n_vocab": index.n_vocab,
@@ -155,8 +161,7 @@ def _ggml(path: Path | str) -> dict[str, Any]:
     }
 
 
-def described_gguf(index: GgufIndex) -> dict[str, Any]:
-    """The keys of `describe` but file, files and bytes, for a GGUF with this index."""
+def _gguf(index: gguf_file.GgufIndex) -> dict[str, Any]:
     kind = index.metadata.get("general.architecture")
     prefix = f"{kind}."
     version = _VERSION.fullmatch(str(kind))
@@ -174,8 +179,7 @@ def described_gguf(index: GgufIndex) -> dict[str, Any]:
     }
 
 
-def _packed(path: Path | str) -> dict[str, Any]:
-    index = read_packed_index(path)
+def _packed(index: PackedIndex) -> dict[str, Any]:
     return {
         "format": index.kind,
         "architecture": index.architecture,
