@@ -80,7 +80,7 @@ static void measure(const Kernels *k, const char *name, int32_t type, uint32_t c
     const Matrix matrix = {data, bytes, kRows, cols, type};
     const double one = seconds(k, matrix, x, 1, y, scratch), many = seconds(k, matrix, x, kTokens, y, scratch);
     const double products = static_cast<double>(kRows) * cols;
-    printf("%-8s %-5s %6.1f GB/s %7.1f G/s %8.1f G/s %5.0f%%\n", k->name, name,
+    printf("%-8s %-7s %6.1f GB/s %7.1f G/s %8.1f G/s %5.0f%%\n", k->name, name,
            static_cast<double>(bytes * kRows) / one * 1e-9, products / one * 1e-9, products * kTokens / many * 1e-9,
            100 * products * kTokens / many / most);
     void *const allocated[] = {data, w, x.f, x.q, x.d, x.s, x.n, y, scratch};
@@ -95,20 +95,21 @@ int main(int argc, char **argv) {
     const struct {
         const char *name;
         int32_t type;
-    } types[] = {{"F32", kF32},   {"F16", kF16},   {"Q8_0", kQ8_0}, {"Q5_1", kQ5_1}, {"Q5_0", kQ5_0},
-                 {"Q4_1", kQ4_1}, {"Q4_0", kQ4_0}, {"Q6_K", kQ6_K}, {"Q5_K", kQ5_K}, {"Q4_K", kQ4_K}};
-    printf("%-8s %-5s %11s %11s %12s %6s\n", "kernels", "type", "one token", "", "128 tokens", "share");
+        Products products;
+    } types[] = {{"F32", kF32, kFloats},       {"F16", kF16, kFloats},       {"Q8_0", kQ8_0, kBytes},
+                 {"Q5_1", kQ5_1, kSmallBytes}, {"Q5_0", kQ5_0, kSmallBytes}, {"Q4_1", kQ4_1, kSmallBytes},
+                 {"Q4_0", kQ4_0, kSmallBytes}, {"Q6_K", kQ6_K, kBytes},      {"Q5_K", kQ5_K, kSmallBytes},
+                 {"Q4_K", kQ4_K, kSmallBytes}, {"Q3_K", kQ3_K, kBytes},      {"Q2_K", kQ2_K, kBytes},
+                 {"IQ4_XS", kIQ4_XS, kBytes},  {"IQ4_NL", kIQ4_NL, kBytes},  {"IQ3_S", kIQ3_S, kBytes},
+                 {"IQ3_XXS", kIQ3_XXS, kBytes}};
+    printf("%-8s %-7s %11s %11s %12s %6s\n", "kernels", "type", "one token", "", "128 tokens", "share");
     for (size_t s = 0; s < count; ++s) {
         bool wanted = argc <= 2;
         for (int i = 2; i < argc; ++i) wanted |= strcmp(argv[i], sets[s].name) == 0;
         if (!wanted || !sets[s].runs()) continue;
         const double rates[] = {most(sets[s].table, kFloats), most(sets[s].table, kBytes),
                                 most(sets[s].table, kSmallBytes)};
-        for (const auto &each : types) {
-            const bool floats = each.type == kF32 || each.type == kF16,
-                       bytes = each.type == kQ8_0 || each.type == kQ6_K;
-            measure(sets[s].table, each.name, each.type, cols, rates[floats ? kFloats : bytes ? kBytes : kSmallBytes]);
-        }
+        for (const auto &each : types) measure(sets[s].table, each.name, each.type, cols, rates[each.products]);
     }
     return 0;
 }

@@ -124,6 +124,14 @@ def with_sanitizers(config: pytest.Config, which: str = "address,undefined") -> 
     return built(config, which.replace(",", "-"), make) / "c_api"
 
 
+def with_compiler(compiler: str, build: Path, *options: str) -> Path:
+    """A folder with librwkv.so and rwkv-check (kernel_check.cc) below `build`, as users of that compiler build it."""
+    cmake = shutil.which("cmake") or str(toolchain.prepare("zig", None, build / "tools").cmake)
+    options = (f"-DCMAKE_CXX_COMPILER={compiler}", "-DRWKV_TOOL=OFF", *_generator(), *options)
+    _cmake(cmake, list(options), build / "out", None)
+    return build / "out"
+
+
 def sanitized(build: Path, compiler: str, which: str) -> Path:
     """The folder with a librwkv.so that checks itself, below `build`."""
     cmake = shutil.which("cmake") or str(toolchain.prepare("zig", None, build / "tools").cmake)

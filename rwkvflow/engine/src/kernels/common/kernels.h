@@ -52,7 +52,7 @@ inline constexpr uint32_t kMostTokens = 128;  // that a matrix is multiplied wit
 
 // Memory that matmul needs for itself, for matrices of up to that many columns: some rows in another form. Floats are
 // worked on by parts of kFloatPart columns where there are more than kFloatWhole, and the sums of parts wait there.
-inline constexpr uint32_t kQuantizedRows = 16, kFloatRows = 64, kFloatPart = 512, kFloatWhole = 1024;
+inline constexpr uint32_t kQuantizedRows = 18, kFloatRows = 64, kFloatPart = 512, kFloatWhole = 1024;
 constexpr uint64_t scratch_bytes(uint64_t cols) {
     const uint64_t floats = kFloatRows * (kFloatWhole * 4 + kMostTokens * 64);
     const uint64_t quantized = kQuantizedRows * (cols + kGroupColumns) * 4;

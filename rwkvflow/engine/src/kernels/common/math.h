@@ -1,80 +1,51 @@
-// Vectors of 16 floats, in the compilers' own portable notation (GCC and Clang), and elementary functions on them.
+// Elementary functions of vectors of 16 floats.
 //
 // The functions use additions, multiplications, divisions and bits only, in a fixed order, so that they give the same
 // bits on every processor. Polynomials are least-maximum fits of our own: exp is within 1.1 units in the last place,
 // tanh within 1.5, the logistic function within 2.5 (tests/engine measures it).
 #pragma once
 
-#include <stdint.h>
-#include <string.h>
+#include "kernels/common/vectors.h"
 
 namespace rwkvflow {
 namespace {
 
-typedef float V16 __attribute__((vector_size(64)));
-typedef uint32_t U16 __attribute__((vector_size(64)));
-typedef float V8 __attribute__((vector_size(32)));
-typedef int32_t I8 __attribute__((vector_size(32)));
-
-// All lanes written out: adding to zeros would be an addition, for the sake of the sign of a zero.
-inline V16 splat(float v) { return V16{v, v, v, v, v, v, v, v, v, v, v, v, v, v, v, v}; }
-inline U16 splat_bits(uint32_t value) { return U16{} + value; }
-inline U16 as_bits(V16 value) { return reinterpret_cast<U16>(value); }
-inline V16 as_float(U16 value) { return reinterpret_cast<V16>(value); }
-
-inline V16 load16(const void *at) {
-    V16 out;
-    memcpy(&out, at, sizeof out);
-    return out;
-}
 // The first m of 16, zeros behind them.
 inline V16 load_some(const float *at, uint32_t m) {
-    V16 out = {};
-    if (m == 16) {
-        memcpy(&out, at, sizeof out);
-    } else {
-        float some[16] = {};
-        for (uint32_t i = 0; i < m; ++i) some[i] = at[i];
-        memcpy(&out, some, sizeof out);
-    }
-    return out;
+    if (m == 16) return load16(at);
+    float some[16] = {};
+    for (uint32_t i = 0; i < m; ++i) some[i] = at[i];
+    return load16(some);
 }
 inline void store_some(float *at, V16 value, uint32_t m) {
-    if (m == 16) {
-        memcpy(at, &value, sizeof value);
-    } else {
-        float some[16];
-        memcpy(some, &value, sizeof some);
-        for (uint32_t i = 0; i < m; ++i) at[i] = some[i];
-    }
+    if (m == 16) return store(at, value);
+    float some[16];
+    store(some, value);
+    for (uint32_t i = 0; i < m; ++i) at[i] = some[i];
 }
 inline V16 keep_some(V16 value, uint32_t m) {
     if (m == 16) return value;
     float some[16];
-    memcpy(some, &value, sizeof some);
+    store(some, value);
     return load_some(some, m);
 }
 
 // Sums of lanes, always by halves: i with i + 8, then i + 4, ...
-inline float sum_lanes8(V8 v) {
+template <typename Eight>
+inline float sum_lanes8(const Eight &v) {
     const float a = v[0] + v[4], b = v[1] + v[5], c = v[2] + v[6], d = v[3] + v[7];
     return (a + c) + (b + d);
 }
-inline float sum_lanes16(V16 v) {
-    V8 low, high;
-    memcpy(&low, &v, sizeof low);
-    memcpy(&high, reinterpret_cast<const char *>(&v) + sizeof low, sizeof high);
-    return sum_lanes8(low + high);
-}
+inline float sum_lanes16(V16 v) { return sum_lanes8(sum_of_halves(v)); }
 
-inline V16 maximum(V16 a, V16 b) { return a > b ? a : b; }
+inline V16 maximum(V16 a, V16 b) { return select(a > b, a, b); }
 inline V16 absolute(V16 v) { return as_float(as_bits(v) & 0x7fffffffu); }
 inline float square_root(float v) { return __builtin_sqrtf(v); }
 
 inline V16 exponential(V16 x) {
     // Beyond these the result is 0 or infinity anyway; a NaN passes both comparisons unchanged.
-    x = x < -105.0f ? splat(-105.0f) : x;
-    x = x > 90.0f ? splat(90.0f) : x;
+    x = select(x < -105.0f, splat(-105.0f), x);
+    x = select(x > 90.0f, splat(90.0f), x);
     // x = n * ln 2 + r; ln 2 in two parts, the first short enough for n times it to be exact.
     const V16 round = splat(12582912.0f);  // 1.5 * 2^23
     const V16 shifted = x * 1.44269504f + round;
@@ -107,7 +78,7 @@ inline V16 tangent(V16 x) {
     p = p * y + -0.3333328068256378f;
     const V16 near = x + x * y * p;
     const V16 signed_far = as_float(as_bits(far) | (as_bits(x) & 0x80000000u));
-    return size < 0.625f ? near : signed_far;
+    return select(size < 0.625f, near, signed_far);
 }
 
 }  // namespace

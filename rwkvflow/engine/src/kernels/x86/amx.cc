@@ -263,8 +263,16 @@ uint64_t amx_most_products(Products kind, uint32_t rounds) {
 
 void RWKV_AMX(matmul)(const Matrix *w, const Activations *x, uint32_t tokens, uint32_t row0, uint32_t row1, float *y,
                       uint32_t ldy, void *scratch) {
-    if (tokens <= kFew || !has_tiles(w->type)) return kKernelsAvx512.matmul(w, x, tokens, row0, row1, y, ldy, scratch);
-    matmul_quantized({w, x, tokens, row0, row1, y, ldy, scratch});
+    const bool floats = w->type == kF32 || w->type == kF16 || w->type == kBF16;
+    if (tokens <= kFew || floats) return kKernelsAvx512.matmul(w, x, tokens, row0, row1, y, ldy, scratch);
+    if (has_tiles(w->type)) return matmul_quantized({w, x, tokens, row0, row1, y, ldy, scratch});
+    // Of many tokens the others would read what AVX-512's own quantize makes; few they make bytes of themselves.
+    for (uint32_t t = 0; t < tokens; t += kFew) {
+        Activations some = *x;
+        some.f += static_cast<size_t>(t) * x->stride;
+        kKernelsAvx512.matmul(w, &some, tokens - t < kFew ? tokens - t : kFew, row0, row1,
+                              y + static_cast<size_t>(t) * ldy, ldy, scratch);
+    }
 }
 
 void RWKV_AMX(quantize)(const Activations *x, uint32_t t0, uint32_t t1, uint32_t tokens, uint32_t c0, uint32_t c1) {

@@ -14,6 +14,8 @@
 #define RWKV_HAS_FUSED
 #define RWKV_HAS_QUANTIZE
 #define RWKV_HAS_SIX
+#define RWKV_HAS_OTHERS
+#define RWKV_HAS_UNPACK
 #define RWKV_HAS_SUM4
 #define RWKV_HAS_IN_REGISTER
 #define RWKV_QUANTIZED_KERNELS "kernels/x86/avx512_blocks.inc"
@@ -23,6 +25,7 @@
 #define RWKV_SHORT_ROWS 192  // columns
 #define RWKV_STATE_PARTS 4
 #include "kernels/x86/half.h"
+#include "kernels/x86/unpack.h"
 
 namespace rwkvflow {
 namespace {
