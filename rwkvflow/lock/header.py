@@ -244,7 +244,7 @@ def describe_source(text: str, connection: Connection | None = None) -> dict[str
                 file = _Ranges(remote.url, remote.authorize, opened)
                 size += file.size
                 if is_for_a_runtime(head := file.read(HEAD)):
-                    if head[: len(GGUF)] != GGUF:
+                    if not head.startswith(GGUF):
                         file.in_steps()
                     files.append(_RangesFile(name or source.name, file))
                     continue

@@ -134,11 +134,8 @@ def with_compiler(compiler: str, build: Path, *options: str) -> Path:
 
 def sanitized(build: Path, compiler: str, which: str) -> Path:
     """The folder with a librwkv.so that checks itself, below `build`."""
-    cmake = shutil.which("cmake") or str(toolchain.prepare("zig", None, build / "tools").cmake)
-    options = [f"-DCMAKE_CXX_COMPILER={compiler}", f"-DRWKV_SANITIZE={which}", "-DCMAKE_BUILD_TYPE=None"]
-    options += ["-DCMAKE_CXX_FLAGS=-O1", "-DRWKV_TOOL=OFF", *_generator()]
-    _cmake(cmake, options, build / "out", None)
-    return build / "out"
+    flags = ("-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1")
+    return with_compiler(compiler, build, f"-DRWKV_SANITIZE={which}", *flags)
 
 
 def _generator() -> list[str]:

@@ -43,7 +43,7 @@ typedef Vector<float, 64>::Type V16;
 typedef Vector<uint32_t, 64>::Type U16;
 typedef Vector<double, 64>::Type D8;
 typedef Vector<uint64_t, 64>::Type L8;
-// Of these only kernels make use that have such a register, or in memory.
+// Half as wide, and one vector for every compiler.
 typedef float V8 __attribute__((vector_size(32)));
 typedef int32_t I8 __attribute__((vector_size(32)));
 

@@ -15,7 +15,6 @@
 #define RWKV_HAS_QUANTIZE
 #define RWKV_HAS_SIX
 #define RWKV_HAS_OTHERS
-#define RWKV_HAS_UNPACK
 #define RWKV_HAS_SUM4
 #define RWKV_HAS_IN_REGISTER
 #define RWKV_QUANTIZED_KERNELS "kernels/x86/avx512_blocks.inc"
