@@ -105,7 +105,8 @@ def remove(path: Path) -> None:
         path.chmod(stat.S_IRWXU)
         top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:  # a file, a link, or nothing
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):  # nor anything that could hold it
+            path.unlink(missing_ok=True)
         return
     try:
         with contextlib.suppress(OSError):

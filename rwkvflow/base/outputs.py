@@ -35,6 +35,7 @@ def check_output(target: Path, sources: Iterable[Path], *, force: bool, remedy: 
     """Raises UsageError unless a command that reads `sources` (files or folders) may write `target`."""
     refuse_name(target)
     refuse_sources(target, sources)
+    refuse_place(target)
     if not is_there(target):
         return
     if not force:
@@ -61,6 +62,22 @@ def refuse_name(target: Path) -> None:
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 raise UsageError(f"{target}: {error.strerror}", remedy="choose a shorter name") from error
+
+
+def refuse_place(target: Path) -> None:
+    """Raises UsageError where nothing can be written to `target`, before there is something to write.
+
+    Folders on the way may still be missing; the one that is there has to be one, and has to take files.
+    """
+    for folder in target.absolute().parents:
+        if is_there(folder):
+            break
+    else:
+        raise UsageError(f"{target}: there is no {target.absolute().anchor}", remedy="name another place")
+    if not _is_folder(folder):
+        raise UsageError(f"{target}: {folder} is no folder", remedy="name another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{target}: {folder} cannot be written to", remedy="name another place, or change its mode")
 
 
 def _is_folder(path: Path) -> bool:

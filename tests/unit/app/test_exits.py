@@ -222,16 +222,27 @@ def test_a_code_page_that_was_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch)
     assert written.getvalue() == b"\\u6a21\xe9\n"
 
 
-def test_a_place_that_the_system_refuses_is_said(tmp_path: Path) -> None:
-    """As Windows refuses con.gguf, and drives that are not there."""
+def test_a_place_that_cannot_be_is_refused_before_librwkv_is_built(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     target = tmp_path / "file" / "new" / "m.gguf"
     words = [sys.executable, "-m", "rwkvflow", "convert", str(DEMO), str(target), "--format", "gguf-f16", "--no-check"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == UsageError.exit_code
+    assert done.stderr.startswith(f"error: {target}: {tmp_path / 'file'} is no folder")
+    assert "building" not in done.stderr
+
+
+def test_a_place_that_the_system_refuses_is_said(tmp_path: Path) -> None:
+    """As Windows refuses con.gguf."""
+    code = (
+        "import errno, sys; from rwkvflow.app import convert; from rwkvflow.__main__ import main\n"
+        "def refuse(*_): raise OSError(errno.ENOTDIR, 'Not a directory', 'con.gguf')\n"
+        "convert.find_library = refuse; main()"
+    )
+    words = ["convert", str(DEMO), str(tmp_path / "m.gguf"), "--format", "gguf-f16", "--no-check"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: ")
-    assert "Not a directory" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr == "error: con.gguf: Not a directory\n"
 
 
 def test_what_another_program_has_open_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from rwkvflow.base.errors import UsageError
+from rwkvflow.base.files import remove
 from rwkvflow.base.outputs import check_output, mark, put, write_text
 from rwkvflow.cli import cli
 from tests.helpers import checkpoints
@@ -114,9 +116,27 @@ def test_a_name_that_no_file_can_have_is_refused_before_the_work(name: str, mode
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["x" * 251 + ".bin", "new/deep/m.bin", "in/m.pth/m.bin"])
-def test_whatever_else_a_place_may_be_its_name_is_none_of_that(name: str, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["x" * 251 + ".bin", "new/deep/m.bin"])
+def test_folders_on_the_way_may_be_missing(name: str, tmp_path: Path) -> None:
     check_output(tmp_path / name, (), force=False)
+
+
+@pytest.mark.parametrize("name", ["in/m.pth/m.bin", "in/m.pth/new/m.bin", "gone/m.bin"])
+@pytest.mark.parametrize("force", [False, True])
+def test_no_file_is_written_below_what_is_no_folder(name: str, force: bool, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    before = tree(tmp_path)
+    with pytest.raises(UsageError, match="is no folder") as caught:
+        check_output(tmp_path / name, (), force=force)
+    assert str(tmp_path / name) in caught.value.message
+    remove(tmp_path / name)  # what would have been there is not, which is no fault
+    assert tree(tmp_path) == before
+
+
+def test_a_folder_that_takes_no_files_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)  # root may write everywhere
+    with pytest.raises(UsageError, match="cannot be written to"):
+        check_output(tmp_path / "new/m.bin", (), force=False)
 
 
 def test_a_folder_of_the_users_is_never_replaced(tmp_path: Path) -> None:
