@@ -16,6 +16,10 @@
 
 #include "kernels/common/sets.h"
 
+// A function that is optimized by itself: as part of all those around it, it would be again in each of them, which took
+// more than half of the time of a build.
+#define RWKV_ONCE __attribute__((noinline))
+
 namespace rwkvflow {
 
 inline constexpr uint32_t kSlice = 32;  // columns are shared out in units of this; also the length of a quantized block

@@ -36,7 +36,7 @@
 namespace rwkvflow {
 namespace {
 
-enum : uint32_t { kLanes = 16, kTile = 8, kStarts = 0, kPanels = 2 };
+enum : uint32_t { kLanes = 16, kTile = 8, kStarts = 0, kPanels = 2, kWide = 1, kSigned = 1 };
 typedef V16 Lanes;
 typedef int32_t LaneInts __attribute__((vector_size(64)));
 
@@ -167,8 +167,8 @@ inline void add_block(const BlockSums<TYPE> &whole, const Panel panels[kPanels],
 
 // What is worked out for tokens that are not there is dropped.
 template <int TYPE>
-inline void tile_product(const Panel panels[kPanels], const Tile &in, float *y, size_t ldy, uint32_t rows,
-                         uint32_t tokens) {
+RWKV_ONCE void tile_product(const Panel panels[kPanels], const Tile &in, float *y, size_t ldy, uint32_t rows,
+                            uint32_t tokens) {
     const size_t blocks = panels[0].blocks;
     BlockSums<TYPE> even, odd;  // of the two sets of tiles
     Lanes waiting[4][kSumCount];
