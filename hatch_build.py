@@ -1,8 +1,8 @@
 """Hatch's hooks: the version, a librwkv that was built before, and links of the README that lead somewhere from PyPI.
 
-RWKVFLOW_WHEEL_LIBRARY names the folder that the engine's build made (lib/ and build.json), RWKVFLOW_WHEEL_TAG the
-platform tag, such as manylinux_2_17_x86_64. Without them the wheel is a pure one, and so is every editable install:
-librwkv is then built on first use. scripts/build_wheels.py sets both.
+RWKVFLOW_WHEEL_LIBRARY names the folder that the engine's build made, with toolchain.json beside its files, and
+RWKVFLOW_WHEEL_TAG the platform tag, such as manylinux_2_17_x86_64. Without them the wheel is a pure one, and so is
+every editable install: librwkv is then built on first use. scripts/build_wheels.py sets both.
 
 The version is that of the tag: v1.2.0 gives 1.2.0. A commit without one is no release and says which it is; a source
 package says what it was made from.
@@ -52,7 +52,7 @@ def shipped_recipes(folder: Path) -> list[Path]:
 
 
 class LibraryHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Adds the library, its build.json and the platform's tag."""
+    """Adds the engine and the platform's tag."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatch before it builds a wheel; `version` is "editable" for an editable install."""
@@ -68,10 +68,12 @@ class LibraryHook(BuildHookInterface):  # type: ignore[type-arg]
             return
         folder, tag = Path(named), os.environ.get("RWKVFLOW_WHEEL_TAG")
         libraries = [path for path in sorted((folder / "lib").iterdir()) if path.suffix in (".so", ".dylib", ".dll")]
-        if len(libraries) != 1 or not (folder / "build.json").is_file() or not tag:
+        facts = [folder / name for name in ("build.json", "toolchain.json")]
+        if len(libraries) != 1 or not all(path.is_file() for path in facts) or not tag:
             raise ValueError(f"{folder} is not one built engine, or RWKVFLOW_WHEEL_TAG is not set")
-        build_data["force_include"][str(libraries[0])] = f"{PLACE}/lib/{libraries[0].name}"
-        build_data["force_include"][str(folder / "build.json")] = f"{PLACE}/build.json"
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                build_data["force_include"][str(path)] = f"{PLACE}/{path.relative_to(folder).as_posix()}"
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{tag}"
 

@@ -18,13 +18,15 @@ import struct
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from rwkvflow.stages import engine as engine_stage  # noqa: E402 - the checkout's own
+from rwkvflow.execute.engine_of_wheel import TOOLCHAIN  # noqa: E402 - the checkout's own
+from rwkvflow.stages import engine as engine_stage  # noqa: E402
 from rwkvflow.worker.build import elf  # noqa: E402
 from rwkvflow.worker.build.toolchain import host_platform  # noqa: E402
 from rwkvflow.worker.protocol import parse  # noqa: E402
@@ -50,7 +52,7 @@ LC_BUILD_VERSION, LC_VERSION_MIN_MACOSX, LC_LOAD_DYLIB = 0x32, 0x24, 0xC
 
 
 def build_engine(target: str, work: Path) -> Path:
-    """What the build-engine task makes of the checkout's engine for a target: lib/, bin/, build.json."""
+    """What the build-engine task makes of the checkout's engine for a target, and toolchain.json: what built it."""
     (work / "in").mkdir(parents=True)
     (work / "in" / "source").symlink_to(ROOT / "rwkvflow" / "engine")
     params: dict[str, Any] = {
@@ -75,7 +77,10 @@ def build_engine(target: str, work: Path) -> Path:
     failed = [message for line in done.stdout.splitlines() if (message := parse(line)) and "failed" in message]
     if done.returncode or failed:
         raise SystemExit(f"{target}: {failed or done.stdout[-2000:] + done.stderr[-2000:]}")
-    return work / "out" / "engine"
+    engine = work / "out" / "engine"
+    versions = {name: metadata.version(name) for name in ("cmake", "ninja", "ziglang")}
+    (engine / TOOLCHAIN).write_text(json.dumps(versions), encoding="utf-8")
+    return engine
 
 
 def fitting_tag(tag: str, library: Path) -> str:

@@ -61,21 +61,13 @@ def find_library(named: Path | None = None, store: Path | None = None, emit: Lis
 
 
 def in_wheel(folder: Path | None = None) -> Path | None:
-    """The librwkv that came with the wheel of rwkvflow; None where there is none, or none of these sources.
+    """The librwkv that came with the wheel of rwkvflow; None where there is none, or none of these sources."""
+    from rwkvflow.execute.engine_of_wheel import FACTS, FOLDER, engine_of_wheel
 
-    A wheel may stand on another machine than it is for (a shared folder), and sources may have been changed in place:
-    build.json says for which platform and of what it was built.
-    """
-    from rwkvflow.worker.build.toolchain import host_platform
-    from rwkvflow.worker.tasks.build_engine import request_digest
-
-    folder = folder or PACKAGE / "_shipped" / "engine"
-    facts = read_json(folder / "build.json")
-    library = folder / "lib" / NAMES.get(sys.platform, "librwkv.so")
-    if facts is None or not library.is_file() or facts.get("platform") != host_platform():
-        return None
-    request = {**_request(), "target": facts.get("target")}  # a wheel for musl has another target
-    return library if facts.get("request") == request_digest(request, PACKAGE / "engine") else None
+    folder = folder or FOLDER
+    target = (read_json(folder / FACTS) or {}).get("target")  # a wheel for musl has another one
+    files = engine_of_wheel({**_request(), "target": target}, folder) or {}
+    return files.get(f"lib/{NAMES.get(sys.platform, 'librwkv.so')}")
 
 
 def in_store(root: Path) -> Path | None:

@@ -54,6 +54,7 @@ class Request:
     trust: tuple[str, ...] = ()  # public keys whose records in the remote store count
     store_key: Path | None = None  # private key that signs what is sent to it
     allow_outside: bool = False
+    wheels_engine: bool = True  # on the host, librwkv of the wheel is taken where it is what would be built
 
 
 @dataclass(frozen=True)
@@ -306,7 +307,7 @@ def _execute(
     emit(RunStarted(str(prepared.request.recipe), prepared.sandbox.name, prepared.why_sandbox, len(plan)))
     executor = LocalExecutor(
         store,
-        only_in(stages, actions(store, prepared.sandbox)),
+        only_in(stages, actions(store, prepared.sandbox, wheels_engine=_takes_the_wheels(prepared))),
         probes(store, prepared.sandbox),
         emit,
         run=run_id(prepared.request.recipe),
@@ -322,6 +323,10 @@ def _execute(
     skipped = sum(outcome.status in ("skipped", "cancelled") for outcome in outcomes.values())
     emit(RunFinished(count["done"], count["cached"], count["failed"], skipped, finished.seconds, finished.published))
     return finished
+
+
+def _takes_the_wheels(prepared: Prepared) -> bool:
+    return prepared.request.wheels_engine and prepared.sandbox.name == "host"
 
 
 def _finish(outcomes: Mapping[str, Outcome], seconds: float) -> Finished:

@@ -119,7 +119,9 @@ def _prepare(
         platform=chosen.platform,
         artifacts=tuple(expand(recipe)),
     )
-    request = pipeline.Request(place, workflow=workflow, sandbox=sandbox, store=root, locked=True, publish=False)
+    request = pipeline.Request(
+        place, workflow=workflow, sandbox=sandbox, store=root, locked=True, publish=False, wheels_engine=False
+    )
     if problems := changed_files(lock, place.parent, pipeline.open_store(request), emit):
         raise UsageError(
             "files that the release was made from are not here:" + "".join(f"\n  {problem}" for problem in problems),

@@ -13,6 +13,7 @@ from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.documents.lock import LockedBase, LockedPackage, LockedWheel
 from rwkvflow.execute.base import Action, Job, Made, Probe, Product, Work
 from rwkvflow.execute.commands import Commands
+from rwkvflow.execute.engine_of_wheel import same_engine
 from rwkvflow.execute.publishing import publish_actions, publish_probes
 from rwkvflow.execute.smoke import in_two, is_smoke
 from rwkvflow.execute.sources import check_unchanged
@@ -30,17 +31,23 @@ from rwkvflow.worker.formats.outside import FormatPackage
 Results = Mapping[str, "Made | RwkvflowError"]
 
 
-def actions(store: Store, sandbox: Sandbox) -> dict[str, Action]:
-    """All actions of the default executor."""
+def actions(store: Store, sandbox: Sandbox, *, wheels_engine: bool = False) -> dict[str, Action]:
+    """All actions of the default executor; `wheels_engine`: what rwkvflow's wheel brings is not built once more."""
     runner = Commands(sandbox, store)
     environments = _Environments(sandbox)
+
+    def in_sandbox(jobs: Sequence[Job], work: Work) -> Results:
+        if wheels_engine and len(jobs) == 1 and (files := same_engine(jobs[0].step)):
+            return {jobs[0].step.id: _taken(files, jobs[0], work)}
+        return in_two(runner, jobs, work) if is_smoke(jobs) else runner(jobs, work)
+
     return {
         "fetch": lambda jobs, work: {job.step.id: _fetch(store, job, work) for job in jobs},
         "git": lambda jobs, work: {job.step.id: _git(job, work) for job in jobs},
         "source-package": lambda jobs, work: {job.step.id: _source_package(job, work) for job in jobs},
         "wheels": lambda jobs, work: {job.step.id: _wheels(store, job, work) for job in jobs},
         "environment": environments,
-        "sandbox": lambda jobs, work: in_two(runner, jobs, work) if is_smoke(jobs) else runner(jobs, work),
+        "sandbox": in_sandbox,
         **publish_actions(store),
     }
 
@@ -163,6 +170,17 @@ def _wheels(store: Store, job: Job, work: Work) -> Made:
     for wheel in wheels:
         (target / wheel.filename).hardlink_to(cache / wheel.filename)
     return Made({"wheels": Product(target)})
+
+
+def _taken(files: Mapping[str, Path], job: Job, work: Work) -> Made:
+    """The engine's files as a build leaves them."""
+    job.log("engine: the wheel of rwkvflow has it, made of the same sources by the same compiler")
+    target = work.folder / "engine"
+    for name, path in files.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / name)
+        (target / name).chmod(0o755 if "/" in name else 0o644)  # a library or a tool; or what is said of them
+    return Made({"engine": Product(target)}, {"from": "the wheel of rwkvflow"})
 
 
 # ---- environments ----------------------------------------------------------------------------------------------

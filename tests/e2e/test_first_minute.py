@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from rwkvflow.base.hashing import tree_digest
 from rwkvflow.worker.read.gguf_file import read_gguf_index
 from tests.e2e import first_minute
-from tests.e2e.cli import ROOT
+from tests.e2e.cli import ROOT, project
 from tests.e2e.conftest import NAME
 from tests.engine import librwkv
 
@@ -27,6 +29,24 @@ def test_the_wheels_library_is_that_of_a_build_from_source(wheel: Path, request:
         shipped = archive.read(f"rwkvflow/_shipped/engine/lib/{NAME}")
     built = (librwkv.with_zig(request.config) / NAME).read_bytes()
     assert hashlib.sha256(shipped).hexdigest() == hashlib.sha256(built).hexdigest()
+
+
+def test_the_host_takes_the_wheels_engine_which_is_that_of_a_build(wheel: Path, tmp_path: Path) -> None:
+    """The same digest of all files, so whoever has the release made again by a build gets the same bytes."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            archive.extract(name, tmp_path / "site")
+    made: dict[str, str] = {}
+    for name, code in (("taken", tmp_path / "site"), ("built", ROOT)):
+        small = project(tmp_path / name, tmp_path / "stores" / name)
+        if made:
+            shutil.copytree(tmp_path / "stores/taken/downloads", small.store / "downloads")
+        words = ("engine", "build", "recipe.yaml", "--sandbox", "host", "--print-path")
+        done = small(*words, env={"PYTHONPATH": str(code)})
+        assert done.code == 0, done.err
+        assert ("from the wheel of rwkvflow" in done.err) == (name == "taken"), done.err
+        made[name] = tree_digest(Path(done.out.strip()))
+    assert made["taken"] == made["built"]
 
 
 @pytest.mark.soak

@@ -13,6 +13,7 @@ import pytest
 from rwkvflow.app import library, pipeline
 from rwkvflow.base.errors import EnvironmentMissing, StepFailed, UsageError
 from rwkvflow.base.events import Event, Notice, StepFinished
+from rwkvflow.base.hashing import text_digest
 from rwkvflow.base.shipped import PACKAGE
 from rwkvflow.engine.binding import NAMES
 from rwkvflow.stages.engine import plain_request
@@ -155,8 +156,9 @@ def test_the_wheels_library_is_taken_where_it_is_of_these_sources(tmp_path: Path
 
     def write(target: str, **facts: Any) -> None:
         wanted = request_digest({**request, "target": target}, PACKAGE / "engine")
-        text = json.dumps({"request": wanted, "target": target, "platform": host_platform(), **facts})
-        (folder / "build.json").write_text(text)
+        files = {f"lib/{NAME}": text_digest(library.OURS)}
+        all_facts = {"request": wanted, "target": target, "platform": host_platform(), "files": files, **facts}
+        (folder / "build.json").write_text(json.dumps(all_facts))
 
     assert library.in_wheel(folder) is None
     for target in (request["target"], "x86_64-linux-musl"):  # a wheel for musl says so
@@ -166,6 +168,11 @@ def test_the_wheels_library_is_taken_where_it_is_of_these_sources(tmp_path: Path
     assert library.in_wheel(folder) is None
     write(request["target"], request="sha256:" + "0" * 64)
     assert library.in_wheel(folder) is None
+    for names in (["../escaped"], [f"/lib/{NAME}"], []):
+        write(request["target"], files=dict.fromkeys(names, text_digest(library.OURS)))
+        assert library.in_wheel(folder) is None
     write(request["target"])
+    (folder / "lib" / NAME).write_bytes(library.OURS + b"changed")
+    assert library.in_wheel(folder) is None
     (folder / "lib" / NAME).unlink()
     assert library.in_wheel(folder) is None
