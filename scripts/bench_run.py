@@ -1,6 +1,7 @@
 """Measures a whole `rwkvflow run`, step by step: from nothing but wheels, and once engines and environments are there.
 
     python scripts/bench_run.py --folder SCRATCH [--width 1024] [--layers 24] [--sandbox host] [FORMATS ...]
+                                [--code FOLDER]
 
 The model is a random one of version 7 (0.45 B parameters, bf16, unless a size is given), in a store of its own below
 SCRATCH, which keeps the wheels that were downloaded. The run is timed twice: first with nothing else in the store, then
@@ -59,13 +60,13 @@ def forget(store: Path) -> None:
             path.unlink()
 
 
-def run(folder: Path, store: Path, sandbox: str) -> list[dict[str, Any]]:
+def run(folder: Path, store: Path, sandbox: str, code: Path) -> list[dict[str, Any]]:
     """The events of one run, which has to succeed."""
     shutil.rmtree(folder / "out", ignore_errors=True)
     done = subprocess.run(
         [sys.executable, "-m", "rwkvflow", "run", "recipe.yaml", "--sandbox", sandbox, "--json"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "RWKVFLOW_STORE": str(store)},
+        env={**os.environ, "PYTHONPATH": str(code), "RWKVFLOW_STORE": str(store)},
         stdout=subprocess.PIPE,
         text=True,
         check=False,
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--sandbox", default="host")
+    parser.add_argument("--code", type=Path, default=ROOT, help="where rwkvflow/ is, such as an unpacked wheel")
     given = parser.parse_args()
     folder, store = given.folder.resolve() / "project", given.folder.resolve() / "store"
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,9 +125,9 @@ def main() -> None:
     for path in store.glob("*"):
         if path.name != "downloads":
             remove(path)
-    show("from nothing but wheels", run(folder, store, given.sandbox))
+    show("from nothing but wheels", run(folder, store, given.sandbox, given.code.resolve()))
     forget(store)
-    show("with engines and environments there", run(folder, store, given.sandbox))
+    show("with engines and environments there", run(folder, store, given.sandbox, given.code.resolve()))
 
 
 if __name__ == "__main__":
