@@ -30,11 +30,11 @@ PARSES = re.compile(
     r"model_validate|iter_unpack|literal_eval|np\.load\(|\bread_json\(|configparser|pickle\.loads"
 )
 _OUR_FILES = """
-app/bench app/engine_diff app/library base/files base/outputs engine/measure execute/actions
-execute/engine_of_wheel execute/publishing lock/pins net/partial publish/places release/artifacts release/provenance/sbom sandbox/host sandbox/isolation/launch
-sandbox/isolation/walls store/collect store/store worker/__main__ worker/formats/web_rwkv/run worker/smoke/domains
-worker/tasks/assign worker/tasks/build_engine worker/tasks/consume worker/tasks/given worker/tasks/smoke
-worker/tasks/stored display/report_data
+app/bench app/engine_diff app/library base/files base/outputs engine/measure execute/actions execute/engine_of_wheel
+execute/publishing lock/pins net/partial publish/places release/artifacts release/provenance/sbom sandbox/host
+sandbox/isolation/launch sandbox/isolation/walls store/collect store/store worker/__main__ worker/formats/web_rwkv/run
+worker/smoke/domains worker/tasks/assign worker/tasks/build_engine worker/tasks/consume worker/tasks/given
+worker/tasks/smoke worker/tasks/stored display/report_data
 """
 EXEMPT = {
     **dict.fromkeys(_OUR_FILES.split(), "reads what rwkvflow wrote itself"),
