@@ -20,7 +20,6 @@ import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -55,14 +54,7 @@ def build_engine(target: str, work: Path) -> Path:
     """What the build-engine task makes of the checkout's engine for a target, and toolchain.json: what built it."""
     (work / "in").mkdir(parents=True)
     (work / "in" / "source").symlink_to(ROOT / "rwkvflow" / "engine")
-    params: dict[str, Any] = {
-        "toolchain": "zig",
-        "target": target,
-        "cmake": {},
-        "patches": [],
-        "library": None,
-        "folder": ".",
-    }
+    params = {**engine_stage.plain_request(host_platform()), "target": target}
     job = {"id": "engine", "params": {}, "outputs": {"engine": "out/engine"}}
     request = {"task": "build-engine", "params": params, "jobs": [job]}
     (work / "in" / "request.json").write_text(json.dumps(request), encoding="utf-8")
